@@ -1,0 +1,79 @@
+#include "cpu.h"
+
+#include <atomic>
+
+namespace fastckpt {
+
+namespace {
+
+// The compiler's own check also asks the operating system whether it saves the wide registers.
+#if defined(__x86_64__)
+bool DetectAvx2() { return __builtin_cpu_supports("avx2") != 0; }
+bool DetectAvx512() { return __builtin_cpu_supports("avx512f") != 0; }
+bool DetectPclmul() {
+  return __builtin_cpu_supports("pclmul") != 0 && __builtin_cpu_supports("sse4.1") != 0;
+}
+bool DetectVpclmul512() {
+  return DetectAvx512() && DetectPclmul() && __builtin_cpu_supports("vpclmulqdq") != 0;
+}
+#else
+bool DetectAvx2() { return false; }
+bool DetectAvx512() { return false; }
+bool DetectPclmul() { return false; }
+bool DetectVpclmul512() { return false; }
+#endif
+
+SimdLevel BestLevel() {
+  if (SimdLevelSupported(SimdLevel::kAvx512)) return SimdLevel::kAvx512;
+  if (SimdLevelSupported(SimdLevel::kAvx2)) return SimdLevel::kAvx2;
+  return SimdLevel::kPortable;
+}
+
+std::atomic<SimdLevel>& Level() {
+  static std::atomic<SimdLevel> level{BestLevel()};
+  return level;
+}
+
+}  // namespace
+
+const char* SimdLevelName(SimdLevel level) {
+  switch (level) {
+    case SimdLevel::kAvx512:
+      return "avx512";
+    case SimdLevel::kAvx2:
+      return "avx2";
+    case SimdLevel::kPortable:
+      break;
+  }
+  return "portable";
+}
+
+bool SimdLevelSupported(SimdLevel level) {
+  static const bool avx2 = DetectAvx2();
+  static const bool avx512 = DetectAvx512();
+  switch (level) {
+    case SimdLevel::kAvx512:
+      return avx512;
+    case SimdLevel::kAvx2:
+      return avx2;
+    case SimdLevel::kPortable:
+      break;
+  }
+  return true;
+}
+
+SimdLevel CurrentSimdLevel() { return Level().load(std::memory_order_relaxed); }
+
+void SetSimdLevel(SimdLevel level) { Level().store(level, std::memory_order_relaxed); }
+
+bool HasPclmul() {
+  static const bool has = DetectPclmul();
+  return has;
+}
+
+bool HasVpclmul512() {
+  static const bool has = DetectVpclmul512();
+  return has;
+}
+
+}  // namespace fastckpt

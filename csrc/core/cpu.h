@@ -1,0 +1,27 @@
+// Which instruction sets this machine has, and which of them the kernels use.
+
+#ifndef FASTCKPT_CORE_CPU_H_
+#define FASTCKPT_CORE_CPU_H_
+
+namespace fastckpt {
+
+// In rising order of speed; the best one that the machine supports is used unless told otherwise.
+enum class SimdLevel { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+inline constexpr SimdLevel kSimdLevels[] = {SimdLevel::kPortable, SimdLevel::kAvx2,
+                                            SimdLevel::kAvx512};
+
+const char* SimdLevelName(SimdLevel level);
+bool SimdLevelSupported(SimdLevel level);
+
+SimdLevel CurrentSimdLevel();
+// The level must be supported. For tests and benchmarks: all levels give the same results.
+void SetSimdLevel(SimdLevel level);
+
+// Carry-less multiplication, for CRC-32. These come apart from the vector levels, so they are asked
+// for one by one: the 128-bit form, and the form on 512-bit registers.
+bool HasPclmul();
+bool HasVpclmul512();
+
+}  // namespace fastckpt
+
+#endif  // FASTCKPT_CORE_CPU_H_

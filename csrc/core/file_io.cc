@@ -1,0 +1,133 @@
+#include "file_io.h"
+
+#include <fcntl.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
+
+#include "bytes.h"
+
+namespace fastckpt {
+
+namespace {
+
+// Linux moves at most 2^31 - 4096 bytes per call, macOS fails above 2^31 - 1.
+constexpr size_t kMaxCall = size_t{1} << 30;
+
+}  // namespace
+
+IoResult ReadAt(int fd, uint8_t* to, size_t size, uint64_t offset) {
+  IoResult result;
+  while (result.done < size) {
+    const ssize_t got = pread(fd, to + result.done, std::min(size - result.done, kMaxCall),
+                              static_cast<off_t>(offset + result.done));
+    if (got > 0) {
+      result.done += static_cast<size_t>(got);
+    } else if (got == 0) {
+      break;
+    } else if (errno != EINTR) {
+      result.error = errno;
+      break;
+    }
+  }
+  return result;
+}
+
+IoResult WriteAt(int fd, const uint8_t* from, size_t size, uint64_t offset) {
+  IoResult result;
+  while (result.done < size) {
+    const ssize_t put = pwrite(fd, from + result.done, std::min(size - result.done, kMaxCall),
+                               static_cast<off_t>(offset + result.done));
+    if (put > 0) {
+      result.done += static_cast<size_t>(put);
+    } else if (put == 0) {
+      result.error = EIO;  // no progress and no reason given: going on would loop for ever
+      break;
+    } else if (errno != EINTR) {
+      result.error = errno;
+      break;
+    }
+  }
+  return result;
+}
+
+bool ConcernsPlace(int error) {
+  return error != EBADF && error != EINVAL && error != EISDIR && error != ESPIPE &&
+         error != ENXIO && error != EFAULT && error != EOVERFLOW;
+}
+
+IoResult ReadCachedAt(int fd, uint8_t* to, size_t size, uint64_t offset) {
+  IoResult result;
+#if defined(RWF_NOWAIT)
+  while (result.done < size) {
+    iovec vector;
+    vector.iov_base = to + result.done;
+    vector.iov_len = std::min(size - result.done, kMaxCall);
+    const ssize_t got =
+        preadv2(fd, &vector, 1, static_cast<off_t>(offset + result.done), RWF_NOWAIT);
+    if (got > 0) {
+      result.done += static_cast<size_t>(got);
+    } else if (got == 0) {
+      break;
+    } else if (errno != EINTR) {
+      result.error = errno == EINVAL || errno == ENOSYS ? EOPNOTSUPP : errno;
+      break;
+    }
+  }
+#else
+  (void)fd, (void)to, (void)size, (void)offset;
+  result.error = EOPNOTSUPP;
+#endif
+  return result;
+}
+
+IoResult ReadDirectAt(int fd, uint8_t* to, size_t size, uint64_t offset) {
+  IoResult result;
+  while (result.done < size) {
+    const ssize_t got = pread(fd, to + result.done, std::min(size - result.done, kMaxCall),
+                              static_cast<off_t>(offset + result.done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) result.error = errno;
+    if (got <= 0) break;
+    result.done += static_cast<size_t>(got);
+    // A count that is no multiple of 4096 is the end of the file; the next read would be unaligned.
+    if (!IsAligned(static_cast<uint64_t>(got), kAlignment)) break;
+  }
+  return result;
+}
+
+Residency QueryResidency(int fd, uint64_t offset, size_t size) {
+#if defined(__linux__)
+  // cachestat(2), Linux 6.5. The number is the same on every architecture; older headers lack it.
+#if defined(SYS_cachestat)
+  constexpr long kCachestat = SYS_cachestat;
+#else
+  constexpr long kCachestat = 451;
+#endif
+  struct Range {
+    uint64_t offset, size;
+  } range = {offset, size};
+  struct Counts {
+    uint64_t cached, dirty, writeback, evicted, recently_evicted;
+  } counts = {};
+  if (size == 0 || AddOverflows(offset, size)) return Residency::kUnknown;
+  if (syscall(kCachestat, fd, &range, &counts, 0) != 0) return Residency::kUnknown;
+  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t first = offset / page;
+  const uint64_t last = (offset + size - 1) / page;
+  if (counts.cached == 0) return Residency::kNone;
+  return counts.cached > last - first ? Residency::kAll : Residency::kSome;
+#else
+  (void)fd, (void)offset, (void)size;
+  return Residency::kUnknown;
+#endif
+}
+
+}  // namespace fastckpt

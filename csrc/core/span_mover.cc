@@ -1,0 +1,155 @@
+#include "span_mover.h"
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "bytes.h"
+#include "constants.h"
+#include "crc32.h"
+#include "hash.h"
+#include "populate.h"
+
+namespace fastckpt {
+
+namespace {
+
+uint8_t* ToPointer(uint64_t address) {
+  return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address));
+}
+
+}  // namespace
+
+SpanMover::SpanMover(Transfer* transfer)
+    : transfer_(transfer),
+      request_(transfer->request()),
+      direct_((request_.source_fd >= 0 && request_.source_direct_fd >= 0) ||
+              (request_.sink_fd >= 0 && request_.sink_direct_fd >= 0)),
+      reader_(request_.source_fd, request_.source_direct_fd, transfer->source_direct_works(),
+              transfer),
+      writer_(request_.sink_fd, request_.sink_direct_fd, transfer->sink_direct_works()) {}
+
+void SpanMover::Move(size_t extent, uint64_t offset, size_t size) {
+  extent_ = &request_.extents[extent];
+  extent_number_ = extent;
+  offset_ = offset;
+  size_ = size;
+  crc_ = 0;
+  whole_ = true;
+  if (request_.source_fd >= 0) {
+    MoveFromFile();
+  } else {
+    MoveFromMemory();
+  }
+  if (request_.crcs != nullptr) FinishCrc();
+}
+
+void SpanMover::MoveFromFile() {
+  const uint64_t source = extent_->source + offset_;
+  if (request_.sink_fd == TransferRequest::kMemory) {
+    landing_ = ToPointer(extent_->sink + offset_);
+    step_begin_ = 0;
+    reader_.Read(source, landing_, size_, this);
+    return;
+  }
+  // Through scratch memory, in steps: pieces that stay in the cache, or for direct I/O the whole
+  // span, because the disk wants large requests.
+  const size_t step = direct_ ? size_ : std::min(size_, kPiece);
+  if (size_ == 0) return;
+  if (!scratch_.Reserve(step + kAlignment)) return transfer_->Fail(Status::NoMemory());
+  // Landing at the same place within 4 KiB as in the file lets direct reads do without a copy.
+  landing_ = scratch_.data() + source % kAlignment;
+  for (size_t at = 0; at < size_ && !transfer_->cancelled(); at += step) {
+    step_begin_ = at;
+    run_begin_ = run_end_ = 0;
+    reader_.Read(source + at, landing_, std::min(step, size_ - at), this);
+    WriteRun();
+  }
+}
+
+void SpanMover::MoveFromMemory() {
+  step_begin_ = 0;
+  if (!request_.populate) return MovePieces(0, size_);
+  for (size_t at = 0; at < size_ && !transfer_->cancelled(); at += kPopulateStep)
+    MoveMapped(at, std::min(at + kPopulateStep, size_));
+}
+
+// Moves a part of mapped memory that may turn out not to be there.
+void SpanMover::MoveMapped(size_t begin, size_t end) {
+  const uint64_t source = extent_->source + offset_;
+  if (PopulateForRead(source + begin, end - begin) == 0) return MovePieces(begin, end);
+  for (size_t at = begin; at < end; at += kLeafSize) {
+    const size_t leaf_end = std::min(at + kLeafSize, end);
+    const int error = PopulateForRead(source + at, leaf_end - at);
+    if (error == 0) {
+      MovePieces(at, leaf_end);
+    } else {
+      OnFault(at, leaf_end, error);
+    }
+  }
+}
+
+void SpanMover::MovePieces(size_t begin, size_t end) {
+  const uint8_t* const source = ToPointer(extent_->source + offset_);
+  uint8_t* const sink = ToPointer(extent_->sink + offset_);
+  for (size_t at = begin; at < end && !transfer_->cancelled(); at += kPiece) {
+    const size_t size = std::min(kPiece, end - at);
+    if (request_.sink_fd == TransferRequest::kMemory) {
+      // Hashed is the copy, so that the digests are those of the bytes that arrived.
+      std::memcpy(sink + at, source + at, size);
+      Digest(sink + at, at, size);
+      continue;
+    }
+    Digest(source + at, at, size);
+    if (request_.sink_fd >= 0 && !direct_ && !Write(source + at, at, size)) return;
+  }
+  if (request_.sink_fd >= 0 && direct_ && end > begin && !transfer_->cancelled())
+    Write(source + begin, begin, end - begin);
+}
+
+void SpanMover::OnData(size_t begin, size_t end) {
+  Digest(landing_ + begin, step_begin_ + begin, end - begin);
+  if (begin != run_end_) {  // a fault lies between
+    WriteRun();
+    run_begin_ = begin;
+  }
+  run_end_ = end;
+}
+
+void SpanMover::OnFault(size_t begin, size_t end, int error) {
+  const uint64_t at = offset_ + step_begin_ + begin;
+  faults_.push_back({extent_number_, at, end - begin, error});
+  whole_ = false;
+  if (request_.leaves == nullptr) return;
+  uint64_t* const leaves = request_.leaves + extent_->first_leaf;
+  std::fill(leaves + at / kLeafSize, leaves + LeafCount(at + (end - begin)), uint64_t{0});
+}
+
+void SpanMover::Digest(const uint8_t* data, size_t begin, size_t size) {
+  if (request_.leaves != nullptr)
+    HashLeaves(data, size, request_.leaves + extent_->first_leaf + (offset_ + begin) / kLeafSize);
+  if (request_.crcs != nullptr && whole_) crc_ = Crc32(crc_, data, size);
+}
+
+void SpanMover::FinishCrc() {
+  if (size_ == extent_->size) {
+    request_.crcs[extent_number_] = whole_ ? crc_ : 0;
+  } else {
+    crcs_.push_back({extent_number_, offset_, size_, crc_, whole_});
+  }
+}
+
+// Writes what the reader has brought since the last fault.
+void SpanMover::WriteRun() {
+  if (request_.sink_fd < 0 || run_end_ == run_begin_ || transfer_->cancelled()) return;
+  Write(landing_ + run_begin_, step_begin_ + run_begin_, run_end_ - run_begin_);
+  run_begin_ = run_end_;
+}
+
+bool SpanMover::Write(const uint8_t* from, size_t begin, size_t size) {
+  const Status status = writer_.Write(from, size, extent_->sink + offset_ + begin);
+  if (!status.ok()) transfer_->Fail(status);
+  return status.ok();
+}
+
+}  // namespace fastckpt

@@ -1,0 +1,471 @@
+// fastckpt._core: the only place where the core meets Python.
+//
+// Written against the limited C API, so that one build serves Python 3.11 and all later ones. Every
+// function takes buffers and integers, drops the GIL while it works, and turns a Status into an
+// exception. The calling thread does not work itself on anything long: it waits for the workers and
+// looks at Python's signals every few milliseconds, so that Ctrl-C is heard.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstring>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "../core/bytes.h"
+#include "../core/constants.h"
+#include "../core/cpu.h"
+#include "../core/crc32.h"
+#include "../core/hash.h"
+#include "../core/scan.h"
+#include "../core/transfer.h"
+#include "../core/workers.h"
+
+namespace {
+
+using fastckpt::Status;
+
+// Below this many bytes, starting threads costs more than it gains.
+constexpr uint64_t kInlineBytes = 512 * 1024;
+// Below this many bytes, so does dropping the GIL.
+constexpr Py_ssize_t kHoldGilBytes = 32 * 1024;
+// How long Ctrl-C and the progress callback may have to wait.
+constexpr std::chrono::milliseconds kPollInterval(20);
+constexpr long kMaxThreads = 1024;
+
+// A contiguous buffer, released at the end of the scope.
+class Buffer {
+ public:
+  Buffer() = default;
+  ~Buffer() {
+    if (held_) PyBuffer_Release(&view_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  // False with a Python exception set.
+  bool Get(PyObject* object, int flags) {
+    held_ = PyObject_GetBuffer(object, &view_, flags) == 0;
+    return held_;
+  }
+  // As Get(); also checks that the buffer is an array of items of this size.
+  bool GetArray(PyObject* object, int flags, size_t item, const char* name) {
+    if (!Get(object, flags)) return false;
+    if (size() % item == 0) return true;
+    PyErr_Format(PyExc_ValueError, "%s: %zd bytes are no multiple of %zd", name, view_.len,
+                 static_cast<Py_ssize_t>(item));
+    return false;
+  }
+  bool IsAligned(size_t unit, const char* name) const {
+    if (size() == 0 || fastckpt::IsAligned(fastckpt::AddressOf(view_.buf), unit)) return true;
+    PyErr_Format(PyExc_ValueError, "%s: must be aligned to %zd bytes", name,
+                 static_cast<Py_ssize_t>(unit));
+    return false;
+  }
+
+  uint8_t* data() const { return static_cast<uint8_t*>(view_.buf); }
+  size_t size() const { return static_cast<size_t>(view_.len); }
+
+ private:
+  Py_buffer view_ = {};
+  bool held_ = false;
+};
+
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) {}
+  ~WithoutGil() { PyEval_RestoreThread(state_); }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+ private:
+  PyThreadState* state_;
+};
+
+// Sets the exception for a status that is not ok. Returns null for the caller to return.
+PyObject* Raise(const Status& status) {
+  const unsigned long long where = status.where();
+  switch (status.code()) {
+    case Status::Code::kNoMemory:
+      return PyErr_NoMemory();
+    case Status::Code::kInvalidArgument:
+      return PyErr_Format(PyExc_ValueError, "%s (extent %llu)", status.message(), where);
+    case Status::Code::kIoError:
+    case Status::Code::kThreadError:
+    case Status::Code::kOk:
+      break;
+  }
+  std::string text = std::strerror(status.error());
+  text += std::string(" (") + status.message();
+  if (status.code() == Status::Code::kIoError)
+    text += " at file offset " + std::to_string(where);
+  text += ")";
+  PyObject* arguments = Py_BuildValue("(is)", status.error(), text.c_str());
+  if (arguments != nullptr) {
+    PyErr_SetObject(PyExc_OSError, arguments);
+    Py_DECREF(arguments);
+  }
+  return nullptr;
+}
+
+bool ReportProgress(PyObject* progress, const fastckpt::Job& job) {
+  if (progress == Py_None) return true;
+  PyObject* result =
+      PyObject_CallFunction(progress, "K", static_cast<unsigned long long>(job.progress()));
+  Py_XDECREF(result);
+  return result != nullptr;
+}
+
+// Runs a job to its end. False with a Python exception set when it was interrupted, when `progress`
+// raised, or when no thread could be had; no thread is left in any case.
+bool RunJob(fastckpt::Job* job, long threads, uint64_t bytes, PyObject* progress) {
+  if (bytes <= kInlineBytes) {
+    WithoutGil without_gil;
+    job->Work();
+  } else {
+    fastckpt::Workers workers;
+    const Status status = workers.Start(job, static_cast<int>(threads));
+    if (!status.ok()) {
+      Raise(status);
+      return false;
+    }
+    for (bool ended = false; !ended;) {
+      {
+        WithoutGil without_gil;
+        ended = workers.WaitFor(kPollInterval);
+      }
+      if (ended) break;
+      if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, *job)) {
+        job->Cancel();
+        WithoutGil without_gil;
+        workers.Join();
+        return false;
+      }
+    }
+    WithoutGil without_gil;
+    workers.Join();
+  }
+  return job->cancelled() || ReportProgress(progress, *job);
+}
+
+bool CheckThreads(long threads) {
+  if (threads >= 1 && threads <= kMaxThreads) return true;
+  PyErr_Format(PyExc_ValueError, "threads must be between 1 and %ld, not %ld", kMaxThreads,
+               threads);
+  return false;
+}
+
+// No more threads than there are blocks to share out.
+long UsefulThreads(long threads, uint64_t bytes) {
+  const uint64_t blocks = bytes / fastckpt::kChunkSize + 1;
+  return blocks < static_cast<uint64_t>(threads) ? static_cast<long>(blocks) : threads;
+}
+
+// --- which instructions run --------------------------------------------------------------------
+
+PyObject* SimdLevel(PyObject*, PyObject*) {
+  return PyUnicode_FromString(fastckpt::SimdLevelName(fastckpt::CurrentSimdLevel()));
+}
+
+PyObject* SimdLevels(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  if (names == nullptr) return nullptr;
+  for (const fastckpt::SimdLevel level : fastckpt::kSimdLevels) {
+    if (!fastckpt::SimdLevelSupported(level)) continue;
+    PyObject* name = PyUnicode_FromString(fastckpt::SimdLevelName(level));
+    const bool failed = name == nullptr || PyList_Append(names, name) != 0;
+    Py_XDECREF(name);
+    if (failed) {
+      Py_DECREF(names);
+      return nullptr;
+    }
+  }
+  PyObject* result = PyList_AsTuple(names);
+  Py_DECREF(names);
+  return result;
+}
+
+PyObject* SetSimdLevel(PyObject*, PyObject* arguments) {
+  const char* name = nullptr;
+  if (!PyArg_ParseTuple(arguments, "s", &name)) return nullptr;
+  for (const fastckpt::SimdLevel level : fastckpt::kSimdLevels) {
+    if (std::strcmp(name, fastckpt::SimdLevelName(level)) != 0) continue;
+    if (!fastckpt::SimdLevelSupported(level))
+      return PyErr_Format(PyExc_ValueError, "this machine does not support %s", name);
+    fastckpt::SetSimdLevel(level);
+    Py_RETURN_NONE;
+  }
+  return PyErr_Format(PyExc_ValueError, "unknown SIMD level: %s", name);
+}
+
+// --- buffers -----------------------------------------------------------------------------------
+
+PyObject* Address(PyObject*, PyObject* object) {
+  Buffer buffer;
+  if (!buffer.Get(object, PyBUF_SIMPLE)) return nullptr;
+  return PyLong_FromUnsignedLongLong(fastckpt::AddressOf(buffer.data()));
+}
+
+PyObject* LeafDigests(PyObject*, PyObject* arguments, PyObject* keywords) {
+  static const char* names[] = {"buffer", "threads", nullptr};
+  PyObject* object = nullptr;
+  long threads = 1;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|l", const_cast<char**>(names), &object,
+                                   &threads) ||
+      !CheckThreads(threads))
+    return nullptr;
+  Buffer buffer;
+  if (!buffer.Get(object, PyBUF_SIMPLE)) return nullptr;
+  // Zero or more digests of 8 bytes for 16 KiB of data each: far below the largest Py_ssize_t.
+  const size_t count = static_cast<size_t>(fastckpt::LeafCount(buffer.size()));
+  std::vector<uint64_t> leaves;
+  try {
+    leaves.resize(count);
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
+  if (static_cast<Py_ssize_t>(buffer.size()) < kHoldGilBytes) {
+    fastckpt::HashLeaves(buffer.data(), buffer.size(), leaves.data());
+  } else {
+    const fastckpt::Extent extent = {fastckpt::AddressOf(buffer.data()), 0, buffer.size(), 0};
+    fastckpt::TransferRequest request;
+    request.extents = &extent;
+    request.extent_count = 1;
+    request.leaves = leaves.data();
+    request.leaf_count = count;
+    fastckpt::Transfer transfer(request);
+    if (!RunJob(&transfer, UsefulThreads(threads, extent.size), extent.size, Py_None))
+      return nullptr;
+    std::vector<fastckpt::ReadFault> faults;
+    const Status status = transfer.Finish(&faults);
+    if (!status.ok()) return Raise(status);
+  }
+  return PyBytes_FromStringAndSize(reinterpret_cast<const char*>(leaves.data()),
+                                   static_cast<Py_ssize_t>(count * sizeof leaves[0]));
+}
+
+PyObject* Crc32(PyObject*, PyObject* arguments, PyObject* keywords) {
+  static const char* names[] = {"buffer", "value", nullptr};
+  PyObject* object = nullptr;
+  unsigned int value = 0;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "O|I", const_cast<char**>(names), &object,
+                                   &value))
+    return nullptr;
+  Buffer buffer;
+  if (!buffer.Get(object, PyBUF_SIMPLE)) return nullptr;
+  if (static_cast<Py_ssize_t>(buffer.size()) < kHoldGilBytes) {
+    value = fastckpt::Crc32(value, buffer.data(), buffer.size());
+  } else {
+    WithoutGil without_gil;
+    value = fastckpt::Crc32(value, buffer.data(), buffer.size());
+  }
+  return PyLong_FromUnsignedLong(value);
+}
+
+PyObject* Crc32Combine(PyObject*, PyObject* arguments) {
+  unsigned int a = 0;
+  unsigned int b = 0;
+  PyObject* size = nullptr;
+  if (!PyArg_ParseTuple(arguments, "IIO", &a, &b, &size)) return nullptr;
+  const unsigned long long size_b = PyLong_AsUnsignedLongLong(size);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  return PyLong_FromUnsignedLong(fastckpt::Crc32Combine(a, b, size_b));
+}
+
+// --- jobs --------------------------------------------------------------------------------------
+
+PyObject* FaultList(const std::vector<fastckpt::ReadFault>& faults) {
+  PyObject* list = PyList_New(0);
+  for (const fastckpt::ReadFault& fault : faults) {
+    if (list == nullptr) break;
+    PyObject* row = Py_BuildValue("(KKKi)", static_cast<unsigned long long>(fault.extent),
+                                  static_cast<unsigned long long>(fault.offset),
+                                  static_cast<unsigned long long>(fault.size), fault.error);
+    if (row == nullptr || PyList_Append(list, row) != 0) Py_CLEAR(list);
+    Py_XDECREF(row);
+  }
+  return list;
+}
+
+PyObject* TransferExtents(PyObject*, PyObject* arguments, PyObject* keywords) {
+  static const char* names[] = {"source_fd", "sink_fd",          "extents",        "leaves",
+                                "crcs",      "threads",          "source_direct_fd",
+                                "sink_direct_fd", "populate",    "progress",       nullptr};
+  fastckpt::TransferRequest request;
+  PyObject* extents_object = nullptr;
+  PyObject* leaves_object = nullptr;
+  PyObject* crcs_object = nullptr;
+  long threads = 0;  // required: 0 is refused below
+  int populate = 0;
+  PyObject* progress = Py_None;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iiOOO|$liipO", const_cast<char**>(names),
+                                   &request.source_fd, &request.sink_fd, &extents_object,
+                                   &leaves_object, &crcs_object, &threads,
+                                   &request.source_direct_fd, &request.sink_direct_fd, &populate,
+                                   &progress) ||
+      !CheckThreads(threads))
+    return nullptr;
+  request.populate = populate != 0;
+
+  Buffer extents;
+  Buffer leaves;
+  Buffer crcs;
+  if (!extents.GetArray(extents_object, PyBUF_SIMPLE, sizeof(fastckpt::Extent), "extents") ||
+      !extents.IsAligned(alignof(fastckpt::Extent), "extents"))
+    return nullptr;
+  request.extents = reinterpret_cast<const fastckpt::Extent*>(extents.data());
+  request.extent_count = extents.size() / sizeof(fastckpt::Extent);
+  if (leaves_object != Py_None) {
+    if (!leaves.GetArray(leaves_object, PyBUF_WRITABLE, sizeof(uint64_t), "leaves") ||
+        !leaves.IsAligned(alignof(uint64_t), "leaves"))
+      return nullptr;
+    static uint64_t no_leaf = 0;  // an empty buffer may have no address; "hash nothing" must differ
+    request.leaves =
+        leaves.size() != 0 ? reinterpret_cast<uint64_t*>(leaves.data()) : &no_leaf;
+    request.leaf_count = leaves.size() / sizeof(uint64_t);
+  }
+  if (crcs_object != Py_None) {
+    if (!crcs.GetArray(crcs_object, PyBUF_WRITABLE, sizeof(uint32_t), "crcs") ||
+        !crcs.IsAligned(alignof(uint32_t), "crcs"))
+      return nullptr;
+    if (crcs.size() / sizeof(uint32_t) != request.extent_count)
+      return PyErr_Format(PyExc_ValueError, "crcs: %zd for %zd extents",
+                          static_cast<Py_ssize_t>(crcs.size() / sizeof(uint32_t)),
+                          static_cast<Py_ssize_t>(request.extent_count));
+    request.crcs = reinterpret_cast<uint32_t*>(crcs.data());
+  }
+
+  uint64_t total = 0;
+  Status status = request.Check(&total);
+  if (!status.ok()) return Raise(status);
+  fastckpt::Transfer transfer(request);
+  if (!RunJob(&transfer, UsefulThreads(threads, total), total, progress)) return nullptr;
+  std::vector<fastckpt::ReadFault> faults;
+  status = transfer.Finish(&faults);
+  if (!status.ok()) return Raise(status);
+  return FaultList(faults);
+}
+
+PyObject* FindBlocks(PyObject*, PyObject* arguments, PyObject* keywords) {
+  static const char* names[] = {"fd", "magic", "start", "stop", "threads", nullptr};
+  int fd = -1;
+  PyObject* start_object = nullptr;
+  PyObject* stop_object = nullptr;
+  long threads = 1;
+  const char* magic = nullptr;
+  Py_ssize_t magic_size = 0;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iy#OO|$l", const_cast<char**>(names), &fd,
+                                   &magic, &magic_size, &start_object, &stop_object, &threads) ||
+      !CheckThreads(threads))
+    return nullptr;
+  if (magic_size != static_cast<Py_ssize_t>(fastckpt::kMagicSize))
+    return PyErr_Format(PyExc_ValueError, "magic: %zd bytes, not 8", magic_size);
+  const unsigned long long start = PyLong_AsUnsignedLongLong(start_object);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+  const unsigned long long stop = PyLong_AsUnsignedLongLong(stop_object);
+  if (PyErr_Occurred() != nullptr) return nullptr;
+
+  fastckpt::BlockScan scan(fd, reinterpret_cast<const uint8_t*>(magic), start, stop);
+  const uint64_t bytes = stop > start ? stop - start : 0;
+  if (!RunJob(&scan, UsefulThreads(threads, bytes), bytes, Py_None)) return nullptr;
+  std::vector<uint64_t> offsets;
+  const Status status = scan.Finish(&offsets);
+  if (!status.ok()) return Raise(status);
+  PyObject* list = PyList_New(0);
+  for (const uint64_t offset : offsets) {
+    if (list == nullptr) break;
+    PyObject* number = PyLong_FromUnsignedLongLong(offset);
+    if (number == nullptr || PyList_Append(list, number) != 0) Py_CLEAR(list);
+    Py_XDECREF(number);
+  }
+  return list;
+}
+
+// --- the module --------------------------------------------------------------------------------
+
+// By way of a plain function pointer, which tells the compiler that the type is meant to change.
+PyCFunction WithKeywords(PyCFunctionWithKeywords function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
+
+PyMethodDef methods[] = {
+    {"simd_level", SimdLevel, METH_NOARGS,
+     PyDoc_STR("simd_level()\n--\n\nThe instruction set the kernels use now.")},
+    {"simd_levels", SimdLevels, METH_NOARGS,
+     PyDoc_STR("simd_levels()\n--\n\nThe instruction sets this machine can run.")},
+    {"set_simd_level", SetSimdLevel, METH_VARARGS,
+     PyDoc_STR("set_simd_level(name, /)\n--\n\nUse another instruction set.")},
+    {"address", Address, METH_O,
+     PyDoc_STR("address(buffer, /)\n--\n\nThe address of a contiguous buffer.")},
+    {"leaf_digests", WithKeywords(LeafDigests),
+     METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("leaf_digests(buffer, threads=1)\n--\n\nThe leaf digests of a buffer.")},
+    {"crc32", WithKeywords(Crc32),
+     METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("crc32(buffer, value=0)\n--\n\nThe CRC-32 of a buffer, as zlib has it.")},
+    {"crc32_combine", Crc32Combine, METH_VARARGS,
+     PyDoc_STR("crc32_combine(a, b, size_b, /)\n--\n\nThe CRC-32 of two parts put together.")},
+    {"transfer", WithKeywords(TransferExtents),
+     METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("transfer(source_fd, sink_fd, extents, leaves, crcs, *, threads, "
+               "source_direct_fd=-1, sink_direct_fd=-1, populate=False, progress=None)\n--\n\n"
+               "Move extents from source to sink and hash them on the way.")},
+    {"find_blocks", WithKeywords(FindBlocks),
+     METH_VARARGS | METH_KEYWORDS,
+     PyDoc_STR("find_blocks(fd, magic, start, stop, *, threads=1)\n--\n\n"
+               "The offsets at which a block's magic stands.")},
+    {nullptr, nullptr, 0, nullptr}};
+
+bool AddMagic(PyObject* module, const char* name, const char* magic) {
+  PyObject* value = PyBytes_FromStringAndSize(magic, fastckpt::kMagicSize);
+  const bool added = value != nullptr && PyModule_AddObjectRef(module, name, value) == 0;
+  Py_XDECREF(value);
+  return added;
+}
+
+int AddConstants(PyObject* module) {
+  const struct {
+    const char* name;
+    size_t value;
+  } numbers[] = {{"LEAF_SIZE", fastckpt::kLeafSize},
+                 {"CHUNK_SIZE", fastckpt::kChunkSize},
+                 {"ALIGNMENT", fastckpt::kAlignment},
+                 {"PACK_ALIGNMENT", fastckpt::kPackAlignment},
+                 {"DIGEST_SIZE", fastckpt::kDigestSize},
+                 {"LEAF_DIGEST_SIZE", fastckpt::kLeafDigestSize},
+                 {"MAGIC_SIZE", fastckpt::kMagicSize},
+                 {"FORMAT_VERSION", fastckpt::kFormatVersion}};
+  for (const auto& number : numbers)
+    if (PyModule_AddIntConstant(module, number.name, static_cast<long>(number.value)) != 0)
+      return -1;
+  const bool added = AddMagic(module, "MAGIC_SUPERBLOCK", fastckpt::kMagicSuperblock) &&
+                     AddMagic(module, "MAGIC_MANIFEST", fastckpt::kMagicManifest) &&
+                     AddMagic(module, "MAGIC_RECORD", fastckpt::kMagicRecord) &&
+                     AddMagic(module, "MAGIC_INDEX", fastckpt::kMagicIndex) &&
+                     AddMagic(module, "MAGIC_FOOTER", fastckpt::kMagicFooter) &&
+                     AddMagic(module, "MAGIC_SOURCE", fastckpt::kMagicSource);
+  return added ? 0 : -1;
+}
+
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(AddConstants)},
+#if defined(Py_mod_gil)
+                            {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+                            {0, nullptr}};
+
+PyModuleDef definition = {PyModuleDef_HEAD_INIT,
+                          "fastckpt._core",
+                          PyDoc_STR("Hashing and moving of bytes, in threads, without the GIL."),
+                          0,
+                          methods,
+                          slots,
+                          nullptr,
+                          nullptr,
+                          nullptr};
+
+}  // namespace
+
+PyMODINIT_FUNC PyInit__core() { return PyModuleDef_Init(&definition); }

@@ -1,0 +1,123 @@
+"""The native core: hashing and moving of bytes, in threads, without the GIL.
+
+Sizes, offsets and addresses are in bytes. A *buffer* is any contiguous object
+with the buffer protocol; read-only ones will do unless stated otherwise.
+"""
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+from typing_extensions import Buffer
+
+SimdLevel = Literal["portable", "avx2", "avx512"]
+
+LEAF_SIZE: Final[int]
+CHUNK_SIZE: Final[int]
+ALIGNMENT: Final[int]
+PACK_ALIGNMENT: Final[int]
+DIGEST_SIZE: Final[int]
+LEAF_DIGEST_SIZE: Final[int]
+MAGIC_SIZE: Final[int]
+FORMAT_VERSION: Final[int]
+MAGIC_SUPERBLOCK: Final[bytes]
+MAGIC_MANIFEST: Final[bytes]
+MAGIC_RECORD: Final[bytes]
+MAGIC_INDEX: Final[bytes]
+MAGIC_FOOTER: Final[bytes]
+MAGIC_SOURCE: Final[bytes]
+
+def simd_level() -> SimdLevel:
+    """The instruction set the kernels use now: the best one this machine has, unless set otherwise."""
+
+def simd_levels() -> tuple[SimdLevel, ...]:
+    """The instruction sets this machine can run, slowest first. All give the same results."""
+
+def set_simd_level(name: str, /) -> None:
+    """Use another instruction set, in all threads. For tests and benchmarks.
+
+    Raises:
+        ValueError: The level is unknown, or this machine does not have it.
+    """
+
+def address(buffer: Buffer, /) -> int:
+    """The address of a buffer's first byte (0 is possible for an empty one)."""
+
+def leaf_digests(buffer: Buffer, threads: int = 1) -> bytes:
+    """XXH3-64 (seed 0) of every 16 KiB of a buffer, 8 bytes little-endian each.
+
+    A shorter last leaf is hashed as if zero-padded; an empty buffer has none.
+
+    Raises:
+        ValueError: ``threads`` is not in 1..1024.
+        KeyboardInterrupt: Ctrl-C, within 0.2 s.
+    """
+
+def crc32(buffer: Buffer, value: int = 0) -> int:
+    """CRC-32 as zlib and zip have it; ``value`` is the CRC of what came before."""
+
+def crc32_combine(a: int, b: int, size_b: int, /) -> int:
+    """The CRC-32 of A followed by B, from the CRCs of both and the size of B."""
+
+def transfer(
+    source_fd: int,
+    sink_fd: int,
+    extents: Buffer,
+    leaves: Buffer | None,
+    crcs: Buffer | None,
+    *,
+    threads: int,
+    source_direct_fd: int = -1,
+    sink_direct_fd: int = -1,
+    populate: bool = False,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[int, int, int, int]]:
+    """Move extents from a source to a sink, hashing them on the way.
+
+    Every piece is read, hashed and written by one thread while it lies in the
+    cache. Source and sink extents must not overlap each other in memory.
+
+    Args:
+        source_fd: A file, or -1: memory.
+        sink_fd: A file, -1: memory, or -2: none (only hash).
+        extents: Rows of four native u64: source, sink, size, first leaf. Source
+            and sink are file offsets or addresses. Memory given by address is
+            trusted: it must exist and stay for the length of the call.
+        leaves: Writable, u64 each; leaf ``k`` of an extent has its digest in
+            ``leaves[first_leaf + k]``. None: no leaf is hashed.
+        crcs: Writable, one u32 per extent: its CRC-32, or 0 when it has a fault.
+        threads: Threads at work, 1..1024; fewer where there is too little to
+            share out. As many as cores for the page cache and for memory; for
+            direct I/O some more (4 at least), so that the disk has requests
+            waiting while others are being hashed.
+        source_direct_fd: The source opened with O_DIRECT. What the page cache
+            holds is taken from there, all else is read past it.
+        sink_direct_fd: The sink opened with O_DIRECT. Whole 4 KiB units at
+            aligned offsets are written past the page cache, the rest through
+            ``sink_fd``. Nothing outside the extents is ever written.
+        populate: The source is a mapped file: ask for its pages before touching
+            them, so that a cut file or a bad sector is a fault and not SIGBUS.
+        progress: Called every 20 ms with the bytes done, and once at the end.
+
+    Returns:
+        What could not be read, in order: ``(extent, offset in it, size, errno)``,
+        errno 0 for the end of the file. Faults are kept as small as a leaf. The
+        digests of the leaves they touch are 0; a memory sink holds undefined
+        bytes there, a file sink is not written there.
+
+    Raises:
+        OSError: A write failed; the file offset is in the message.
+        ValueError: An extent does not fit its source, sink or ``leaves``.
+        MemoryError: No scratch memory (at most three times 8 MiB a thread).
+        KeyboardInterrupt: Ctrl-C, within 0.2 s. So for any exception that a
+            signal handler or ``progress`` raises; no thread is left running.
+    """
+
+def find_blocks(fd: int, magic: bytes, start: int, stop: int, *, threads: int = 1) -> list[int]:
+    """Offsets in ``[start, stop)``, multiples of 4096, at which the 8 bytes of ``magic`` stand.
+
+    Ends at the end of the file; parts that cannot be read are passed over.
+
+    Raises:
+        OSError: The file cannot be read at all (a closed descriptor, a directory).
+        ValueError: ``magic`` has not 8 bytes, or ``threads`` is not in 1..1024.
+    """

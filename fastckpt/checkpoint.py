@@ -1,0 +1,159 @@
+"""`fastckpt.open`: a checkpoint file as a lazy, read-only mapping from name to tensor."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
+from fastckpt.io.transfer import thread_count
+from fastckpt.layout.entries import Entry, check_entry
+from fastckpt.layout.tree import decode_tree
+from fastckpt.reader import read_span
+from fastckpt.tensor.rebuild import build_tensors, resolve_tree
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """What a tensor is, without its bytes: name, dtype (torch's name), shape, stride in elements, size in bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    nbytes: int
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, entry: Entry) -> TensorInfo:
+        """The description of an entry."""
+        return cls(entry.name, entry.dtype, entry.shape, entry.stride, entry.nbytes, bool(entry.flags & 1))
+
+
+class Checkpoint(Mapping[str, torch.Tensor]):
+    """An open checkpoint: ``ck[name]`` reads and verifies just that tensor.
+
+    Tensors are in file order. Each access reads again; nothing is cached. It is
+    a context manager, and safe to use from several threads.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self._threads = thread_count(threads)
+        self._file = CheckpointFile(path)
+        try:
+            self._names = {name: index for index, name in enumerate(self._file.entry_names)}
+        except BaseException:
+            self._file.source.close()
+            raise
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Tensors that were read stay valid."""
+        self._file.source.close()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __repr__(self) -> str:
+        return f"<fastckpt.Checkpoint {self._file.path!r}: {len(self)} tensors>"
+
+    @property
+    def root(self) -> str:
+        """The root digest in hex: equal for files that hold equal state."""
+        return self._file.footer.root.hex()
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        """What was given to ``save`` as metadata."""
+        return self._file.manifest.metadata
+
+    def _entry(self, name: str) -> Entry:
+        index = self._names.get(name)
+        if index is None:
+            close = difflib.get_close_matches(name, list(self._names), 3)
+            raise TensorNotFoundError(
+                f"there is no tensor {name!r}",
+                path=self._file.path,
+                expected=", ".join(close) if close else None,
+                next_step=f"fastckpt inspect {shlex.quote(self._file.path)}",
+            )
+        entry = self._file.manifest.entries[index]
+        try:
+            check_entry(entry, [place.nbytes for place in self._file.manifest.storages])
+        except FastckptError as error:
+            error.path = self._file.path
+            raise
+        return entry
+
+    def info(self, name: str) -> TensorInfo:
+        """What a tensor is. Raises TensorNotFoundError if there is none of this name."""
+        return TensorInfo.of(self._entry(name))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._read(self._entry(name))
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """``ck[name][start:stop]``, reading and verifying only the leaves (16 KiB) these rows touch.
+
+        Args:
+            name: Flat name of a tensor with at least one dimension.
+            start: First row; negative counts from the end, as in a slice.
+            stop: First row not wanted.
+
+        Raises:
+            UsageError: The tensor has no rows.
+            DamagedError: A leaf that was read is damaged.
+        """
+        entry = self._entry(name)
+        if not entry.shape:
+            raise UsageError("a tensor without dimensions has no rows", path=self._file.path, tensor=name)
+        begin, end, _ = slice(start, stop).indices(entry.shape[0])
+        return self._read(
+            entry._replace(
+                shape=(max(end - begin, 0), *entry.shape[1:]),
+                storage_offset=entry.storage_offset + begin * entry.stride[0],
+            )
+        )
+
+    def _read(self, entry: Entry) -> torch.Tensor:
+        start, end = entry.span
+        memory = read_span(self._file, entry.storage, start, end, threads=self._threads)
+        moved = entry._replace(storage=0, storage_offset=0)
+        return build_tensors([moved], lambda _: memory, torch.device("cpu"))[0]
+
+    def tree(self) -> Any:
+        """The nesting of the state, with a `TensorInfo` in the place of every tensor."""
+        manifest = self._file.manifest
+        tree = decode_tree(manifest.tree, len(manifest.entries))
+        return resolve_tree(tree, lambda ref: TensorInfo.of(manifest.entries[ref.entry]))
+
+
+def open(path: str | os.PathLike[str], *, threads: int | None = None) -> Checkpoint:
+    """Open a ``.fckpt`` file without reading any tensor.
+
+    Raises:
+        NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
+    """
+    return Checkpoint(path, threads=threads)

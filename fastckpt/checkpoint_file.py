@@ -1,0 +1,253 @@
+"""An open ``.fckpt`` file: its frame, manifest and records, found and checked.
+
+Nothing here reads payloads. Where one copy of the metadata is damaged and
+another proves itself by the footer's digests, the other one is used.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from types import TracebackType
+
+from fastckpt.constants import (
+    FOOTER_SIZE,
+    MAGIC_RECORD,
+    MAGIC_SUPERBLOCK,
+    SECTION_INDEX,
+    SECTION_MANIFEST,
+    SECTION_MANIFEST_COPY,
+    SUPERBLOCK_SIZE,
+)
+from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
+from fastckpt.io.source import Source
+from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.frame import (
+    Footer,
+    Section,
+    decode_footer,
+    decode_index,
+    decode_superblock,
+    root_digest,
+)
+from fastckpt.layout.manifest import Manifest, decode_manifest
+from fastckpt.layout.records import Record, decode_record_header
+
+
+class CheckpointFile:
+    """A checkpoint file opened for reading; a context manager.
+
+    Opening reads the superblock and the footer only.
+
+    Raises:
+        NotACheckpointError: It is not a ``.fckpt`` file.
+        UnsupportedVersionError: It needs a newer fastckpt.
+        DamagedError: It has no whole footer: a save that was cut short, or
+            damage there. It may be salvageable; it is not loadable.
+        CheckpointIOError: It cannot be opened or read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.source = Source(path)
+        try:
+            self.path = self.source.path
+            self.footer = self._read_footer()
+        except BaseException:
+            self.source.close()
+            raise
+
+    def __enter__(self) -> CheckpointFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.source.close()
+
+    def _located(self, error: FastckptError, offset: int) -> FastckptError:
+        """Say where in which file, and what to do about damage."""
+        error.path = self.path
+        if error.offset is None:
+            error.offset = offset
+        if isinstance(error, DamagedError) and error.next_step is None:
+            error.next_step = f"fastckpt salvage {shlex.quote(self.path)}"
+        return error
+
+    def _read_footer(self) -> Footer:
+        size = self.source.size
+        head = self.source.read(0, min(size, SUPERBLOCK_SIZE))
+        if size < SUPERBLOCK_SIZE + FOOTER_SIZE and head[: len(MAGIC_SUPERBLOCK)] != MAGIC_SUPERBLOCK:
+            raise NotACheckpointError("this is not a .fckpt file", path=self.path, actual=bytes(head[:8]))
+        offset = max(size - FOOTER_SIZE, 0)
+        try:
+            footer = decode_footer(self.source.read(offset, size - offset), file_size=size)
+        except DamagedError as error:
+            # Is it a cut checkpoint, or no checkpoint at all? The superblock tells.
+            decode_failure = self._head_failure(head)
+            if decode_failure is not None:
+                raise self._located(decode_failure, 0) from None
+            error.message = f"the save was cut short or the end is damaged: {error.message}"
+            raise self._located(error, offset) from None
+        except FastckptError as error:
+            raise self._located(error, offset) from None
+        # A damaged superblock costs nothing as long as the footer is whole.
+        failure = self._head_failure(head)
+        if failure is not None and not isinstance(failure, DamagedError | NotACheckpointError):
+            raise self._located(failure, 0)
+        return footer
+
+    @staticmethod
+    def _head_failure(head: bytes) -> FastckptError | None:
+        try:
+            decode_superblock(head)
+        except FastckptError as error:
+            return error
+        return None
+
+    def _section(self, section: Section) -> bytes:
+        block = self.source.read(*section.extent)
+        if block[-len(section.digest) :] != section.digest:
+            raise DamagedError(
+                f"the section of kind {section.kind} is not the one the footer names",
+                expected=section.digest.hex(),
+                actual=block[-len(section.digest) :].hex(),
+            )
+        return block
+
+    def required_section(self, kind: int) -> Section:
+        """The section of this kind. Raises DamagedError if the footer names none."""
+        section = self.footer.section(kind)
+        if section is None:
+            raise self._located(DamagedError(f"there is no section of kind {kind}"), 0)
+        return section
+
+    def read_section(self, kind: int) -> bytes:
+        """The sealed block of a section, compared with the digest in the footer (not yet unsealed)."""
+        section = self.required_section(kind)
+        try:
+            return self._section(section)
+        except FastckptError as error:
+            raise self._located(error, section.extent.offset) from None
+
+    def _first_whole(self, *attempts: Callable[[], object]) -> object:
+        """The first attempt that succeeds; the first failure if none does."""
+        failure: DamagedError | None = None
+        for attempt in attempts:
+            try:
+                return attempt()
+            except DamagedError as error:
+                failure = failure or error
+        assert failure is not None
+        raise self._located(failure, 0)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The manifest, from the copy at the end or, if that is damaged, the one at the start."""
+
+        def attempt(kind: int) -> Callable[[], Manifest]:
+            return lambda: self._decode_manifest(self.required_section(kind))
+
+        result = self._first_whole(attempt(SECTION_MANIFEST_COPY), attempt(SECTION_MANIFEST))
+        assert isinstance(result, Manifest)
+        return result
+
+    def _decode_manifest(self, section: Section) -> Manifest:
+        try:
+            manifest = decode_manifest(self._section(section))
+            if manifest.record_count != self.footer.record_count:
+                raise DamagedError(
+                    "manifest and footer disagree in the number of records",
+                    expected=self.footer.record_count,
+                    actual=manifest.record_count,
+                )
+        except FastckptError as error:
+            raise self._located(error, section.extent.offset) from None
+        return manifest
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """All records, from the index or, if that is damaged, from the headers in place.
+
+        Raises:
+            DamagedError: Neither is whole: the root digest proves which.
+        """
+        result = self._first_whole(self._records_from_index, self._records_in_place)
+        assert isinstance(result, list)
+        return result
+
+    def _records_from_index(self) -> list[Record]:
+        section = self.required_section(SECTION_INDEX)
+        try:
+            headers = decode_index(self._section(section))
+            return self._proven([self._decode_header(block, offset) for offset, block in headers])
+        except FastckptError as error:
+            raise self._located(error, section.extent.offset) from None
+
+    def _records_in_place(self) -> list[Record]:
+        records: list[Record] = []
+        offset = self.required_section(SECTION_MANIFEST).extent.end
+        for _ in range(self.footer.record_count):
+            prologue = self.source.read(offset, PROLOGUE_SIZE)
+            size = read_prologue(prologue, MAGIC_RECORD, what="record header", limit=self.source.size - offset)
+            records.append(self._decode_header(self.source.read(offset, size), offset))
+            offset = records[-1].end
+        return self._proven(records)
+
+    def _decode_header(self, block: bytes | memoryview, offset: int) -> Record:
+        record = decode_record_header(block, limit=self.source.size)
+        if record.header.offset != offset:
+            raise DamagedError(
+                f"record {record.number} is not where it belongs", expected=record.header.offset, actual=offset
+            )
+        return record
+
+    def _proven(self, records: list[Record]) -> list[Record]:
+        """Raise DamagedError unless these are exactly the records of the footer's root digest."""
+        root = root_digest(self.required_section(SECTION_MANIFEST_COPY).digest, [record.digest for record in records])
+        if len(records) != self.footer.record_count or root != self.footer.root:
+            raise DamagedError(
+                "the record headers do not match the root digest", expected=self.footer.root.hex(), actual=root.hex()
+            )
+        return records
+
+    @cached_property
+    def entry_names(self) -> list[str]:
+        """The flat names of all entries, in tree order."""
+        return self.manifest.entries.names()
+
+    def check_consistency(self) -> None:
+        """Check that manifest and records describe the same storages and entries.
+
+        Raises:
+            DamagedError: They do not; names the first difference.
+        """
+        manifest = self.manifest
+        try:
+            manifest.check_entries()
+            _check_storages(manifest, self.records)
+        except FastckptError as error:
+            raise self._located(error, self.required_section(SECTION_MANIFEST).extent.offset) from None
+
+
+def _check_storages(manifest: Manifest, records: list[Record]) -> None:
+    seen = 0
+    for number, record in enumerate(records):
+        if record.number != number or record.manifest_digest != manifest.digest:
+            raise DamagedError(f"record {number} belongs to another manifest or place")
+        for storage, offset, nbytes in record.storages:
+            if storage >= len(manifest.storages) or manifest.storages[storage] != (nbytes, offset, number):
+                raise DamagedError(f"record {number} and the manifest disagree about storage {storage}")
+            seen += 1
+    if seen != len(manifest.storages):
+        raise DamagedError("the records do not hold every storage", expected=len(manifest.storages), actual=seen)
+
+
+def entries_by_storage(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
+    """Entries grouped by their storage, in order."""
+    groups: dict[int, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.storage, []).append(entry)
+    return groups

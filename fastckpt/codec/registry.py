@@ -1,0 +1,60 @@
+"""Codec names and ids, and what each can do.
+
+A codec encodes one chunk at a time. It is looked up by its id when reading
+and by a spec such as ``"zstd:9"`` when writing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from fastckpt.codec.zstd import ZstdCodec
+from fastckpt.constants import CODEC_NONE, CODEC_ZSTD
+from fastckpt.errors import UnsupportedVersionError, UsageError
+
+Buffer = bytes | bytearray | memoryview
+
+
+class Codec(Protocol):
+    """What a codec offers. Instances are used from several threads at once."""
+
+    def encode(self, raw: Buffer) -> bytes | None:
+        """The stored bytes, or None when they would not be fewer than the raw ones."""
+
+    def decode(self, stored: Buffer, raw_size: int) -> bytes:
+        """The raw bytes, exactly ``raw_size`` of them. Raises DamagedError otherwise."""
+
+
+_DECODERS: Final[dict[int, Callable[[], Codec]]] = {CODEC_ZSTD: ZstdCodec}
+_NAMES: Final[dict[int, str]] = {CODEC_NONE: "none", CODEC_ZSTD: "zstd"}
+
+
+def codec_name(codec_id: int) -> str:
+    """The name of a codec id, for messages."""
+    return _NAMES.get(codec_id, f"codec {codec_id}")
+
+
+def codec_for_reading(codec_id: int) -> Codec:
+    """The decoder of a codec id other than CODEC_NONE.
+
+    Raises:
+        UnsupportedVersionError: Unknown id.
+    """
+    if codec_id not in _DECODERS:
+        raise UnsupportedVersionError(f"unknown codec {codec_id}", next_step="pip install --upgrade fastckpt")
+    return _DECODERS[codec_id]()
+
+
+def codec_for_writing(spec: str) -> tuple[int, Codec | None]:
+    """Id and encoder for ``"none"``, ``"zstd"`` or ``"zstd:LEVEL"`` (1 to 22; default 3).
+
+    Raises:
+        UsageError: Unknown codec or level.
+    """
+    name, _, level = spec.partition(":")
+    if spec == "none":
+        return CODEC_NONE, None
+    if name == "zstd" and (not level or (level.isdecimal() and 1 <= int(level) <= 22)) and spec != "zstd:":
+        return CODEC_ZSTD, ZstdCodec(int(level or ZstdCodec.DEFAULT_LEVEL))
+    raise UsageError(f"unknown codec {spec!r}", expected='"none", "zstd" or "zstd:1" to "zstd:22"')

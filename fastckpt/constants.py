@@ -1,0 +1,115 @@
+"""Every number the format fixes, once.
+
+``SPEC.md`` states them, ``csrc/core/constants.h`` repeats those the native
+core needs, and a test compares the three. Sizes and offsets are in bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- sizes ------------------------------------------------------------------
+
+LEAF_SIZE: Final[int] = 16 * 1024
+"""Raw bytes under one leaf digest; a shorter last leaf is zero-padded."""
+CHUNK_SIZE: Final[int] = 1024 * 1024
+"""Raw bytes of one chunk: the unit of encoding, parallel I/O and parity."""
+LEAVES_PER_CHUNK: Final[int] = CHUNK_SIZE // LEAF_SIZE
+ALIGNMENT: Final[int] = 4096
+"""Every block and every payload starts at a multiple of this."""
+PACK_ALIGNMENT: Final[int] = 64
+"""Alignment of a storage inside a pack record."""
+PACK_THRESHOLD: Final[int] = 256 * 1024
+"""A storage smaller than this goes into a pack, others get their own record."""
+PACK_LIMIT: Final[int] = 8 * 1024 * 1024
+"""A pack is closed before its raw size would exceed this."""
+PACK_MAX_STORAGES: Final[int] = 8192
+"""A pack is closed when it holds this many storages."""
+DIGEST_SIZE: Final[int] = 16
+"""Size of an XXH3-128 digest in canonical (big-endian) form."""
+LEAF_DIGEST_SIZE: Final[int] = 8
+"""Size of an XXH3-64 leaf digest, stored as a little-endian u64."""
+
+# --- identification ---------------------------------------------------------
+
+FORMAT_VERSION: Final[int] = 1
+MAGIC_SIZE: Final[int] = 8
+MAGIC_SUPERBLOCK: Final[bytes] = b"\x89FCKPT\r\n"
+MAGIC_MANIFEST: Final[bytes] = b"FCKPTMAN"
+MAGIC_RECORD: Final[bytes] = b"FCKPTREC"
+MAGIC_INDEX: Final[bytes] = b"FCKPTIDX"
+MAGIC_FOOTER: Final[bytes] = b"FCKPTEND"
+MAGIC_SOURCE: Final[bytes] = b"FCKPTSRC"
+FILE_SUFFIX: Final[str] = ".fckpt"
+
+# --- flags ------------------------------------------------------------------
+
+KNOWN_MUST_UNDERSTAND_FLAGS: Final[int] = 0
+"""Must-understand bits this version knows; any other bit means: reject."""
+KNOWN_MAY_IGNORE_FLAGS: Final[int] = 0
+"""May-ignore bits this version gives a meaning to; others are ignored."""
+
+# --- sealed blocks: fixed parts ---------------------------------------------
+
+SEAL_HEAD_SIZE: Final[int] = 16
+"""Magic and block size, at the start of every sealed block."""
+SUPERBLOCK_SIZE: Final[int] = 4096
+MANIFEST_FIXED_SIZE: Final[int] = 96
+RECORD_FIXED_SIZE: Final[int] = 96
+INDEX_FIXED_SIZE: Final[int] = 32
+FOOTER_SIZE: Final[int] = 4096
+FOOTER_FIXED_SIZE: Final[int] = 80
+
+# --- table rows -------------------------------------------------------------
+
+STORAGE_ROW_SIZE: Final[int] = 24
+"""A row of the storage table, in the manifest and in a record header."""
+ENTRY_TABLE_HEAD_SIZE: Final[int] = 24
+ENTRY_ROW_SIZE: Final[int] = 24
+CHUNK_ROW_SIZE: Final[int] = 24
+INDEX_ROW_SIZE: Final[int] = 16
+SECTION_ROW_SIZE: Final[int] = 40
+
+# --- codecs (chunk table) ---------------------------------------------------
+
+CODEC_NONE: Final[int] = 0
+CODEC_ZSTD: Final[int] = 1
+"""One zstd frame per chunk."""
+CODEC_RESERVED: Final[int] = 2
+"""Reserved for a future codec; a reader of version 1 rejects it."""
+
+# --- sections (footer) ------------------------------------------------------
+
+SECTION_MANIFEST: Final[int] = 1
+SECTION_INDEX: Final[int] = 2
+SECTION_MANIFEST_COPY: Final[int] = 3
+SECTION_SOURCE: Final[int] = 4
+"""What a byte-exact conversion back to the foreign file needs."""
+SECTION_PARITY: Final[int] = 5
+"""Reserved."""
+SECTION_SHARD_SET: Final[int] = 6
+"""Reserved."""
+SECTION_FLAG_MUST_UNDERSTAND: Final[int] = 1
+
+# --- entry flags ------------------------------------------------------------
+
+ENTRY_FLAG_REQUIRES_GRAD: Final[int] = 1
+ENTRY_FLAG_PARAMETER: Final[int] = 2
+ENTRY_FLAG_CONJ: Final[int] = 4
+ENTRY_FLAG_NEG: Final[int] = 8
+ENTRY_FLAGS_KNOWN: Final[int] = ENTRY_FLAG_REQUIRES_GRAD | ENTRY_FLAG_PARAMETER | ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG
+
+# --- limits -----------------------------------------------------------------
+
+MAX_SECTIONS: Final[int] = (FOOTER_SIZE - FOOTER_FIXED_SIZE - DIGEST_SIZE) // SECTION_ROW_SIZE
+"""Section rows that fit the footer."""
+MAX_NDIM: Final[int] = 64
+"""Dimensions of one tensor; torch's own limit."""
+MAX_TREE_DEPTH: Final[int] = 128
+"""Nesting of containers in the manifest's tree; bounds a reader's recursion."""
+MAX_INT_KEY_SIZE: Final[int] = 256
+"""Bytes of an int that is a dict key; flat names hold its decimal form."""
+MAX_FILE_SIZE: Final[int] = 2**63 - 1
+"""Offsets must fit a signed 64-bit file position."""
+MAX_LITERAL_SIZE: Final[int] = 256 * 1024 * 1024
+"""Bytes of a foreign file outside its storages that a source section may keep."""

@@ -1,0 +1,122 @@
+"""Storages of a ``.fckpt`` written into another file, verified on the way.
+
+Whatever the other file's format is, it is literals (its headers) and whole
+storages at given offsets. Large records stream from file to file; packs pass
+through memory one at a time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from fastckpt import _core
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.conversion.source_section import Segment
+from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.memory import allocate
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
+from fastckpt.layout.records import Record
+from fastckpt.payload import Reading, Target, raise_damage, read_chunk, read_targets
+
+Literals = Iterable[tuple[int, bytes]]
+"""``(offset in the written file, bytes)`` of what is not tensor data."""
+
+
+def export_file(
+    file: CheckpointFile,
+    destination: str | os.PathLike[str],
+    *,
+    size: int,
+    literals: Literals,
+    segments: Sequence[Segment],
+    durable: bool,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    """Write ``size`` bytes to ``destination``: ``literals``, and the storages of ``segments``.
+
+    Raises:
+        DamagedError: A storage is damaged; nothing is committed.
+        OutOfSpaceError, CheckpointIOError: The destination is untouched.
+    """
+    by_record: dict[int, list[Segment]] = {}
+    for segment in segments:
+        by_record.setdefault(file.manifest.storages[segment.storage].record, []).append(segment)
+    with Commit(destination, durable=durable, reserve=size) as sink:
+        sink.preallocate(size)
+        for offset, data in literals:
+            sink.write(offset, data)
+        targets = []
+        done = 0
+        for number, group in sorted(by_record.items()):
+            record = file.records[number]
+            if len(record.storages) == 1 and len(group) == 1:
+                targets.append(Target(record, 0, record.raw_size, group[0].offset))
+            else:
+                _export_pack(file, record, group, sink, threads=threads)
+                done += record.raw_size
+        report = None if progress is None else lambda count: progress(done + count)
+        reading = Reading(threads, progress=report, sink=sink.fd, sink_direct=sink.direct_fd)
+        try:
+            raise_damage(file.source, read_targets(file.source, targets, reading))
+        except FastckptError:
+            raise
+        except OSError as error:
+            raise translate_os_error(error, destination) from error
+        if not file.source.unchanged():
+            raise DamagedError("the file changed while it was read", path=file.path, next_step="convert it again")
+        sink.finish(size)
+
+
+def _export_pack(
+    file: CheckpointFile, record: Record, segments: Sequence[Segment], sink: Commit, *, threads: int
+) -> None:
+    pack = allocate(record.raw_size)
+    base = _core.address(pack)
+    target = Target(record, 0, record.raw_size, base)
+    raise_damage(file.source, read_targets(file.source, [target], Reading(threads)))
+    places = file.manifest.storages
+    moves = [Move(base + places[s.storage].offset, s.offset, s.size) for s in segments]
+    try:
+        transfer(moves, source=MEMORY, sink=sink.fd, threads=threads, leaves=False)
+    except OSError as error:
+        raise translate_os_error(error, sink.path) from error
+
+
+def confirm_export(
+    file: CheckpointFile, destination: str | os.PathLike[str], *, literals: Literals, segments: Sequence[Segment]
+) -> None:
+    """Read a written file back from disk and compare every byte with what it was made of.
+
+    Raises:
+        DamagedError: They differ.
+    """
+    with Source(destination) as written:
+        # What is still in the page cache would prove nothing about the disk.
+        os.posix_fadvise(written.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        for offset, data in literals:
+            _require_equal(written, offset, data)
+        for segment in segments:
+            place = file.manifest.storages[segment.storage]
+            record = file.records[place.record]
+            at = segment.offset
+            for chunk in range(len(record.chunks)):
+                raw = record.chunk_raw(chunk)
+                begin, end = max(raw.offset, place.offset), min(raw.end, place.offset + place.nbytes)
+                if begin < end:
+                    data = read_chunk(file.source, record, chunk)[begin - raw.offset : end - raw.offset]
+                    _require_equal(written, at, data)
+                    at += len(data)
+
+
+def _require_equal(written: Source, offset: int, data: bytes) -> None:
+    if written.read(offset, len(data)) != data:
+        raise DamagedError(
+            "what was read back from disk is not what was written",
+            path=written.path,
+            offset=offset,
+            next_step="check the disk; the source was kept",
+        )

@@ -1,0 +1,130 @@
+"""The source section: what is needed to give back a foreign file byte for byte.
+
+A foreign file is storages and what lies between them (zip headers, the pickle,
+a JSON header). The section keeps where each storage stood and, compressed, all
+the bytes in between: the literals.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from fastckpt.codec.zstd import ZstdCodec
+from fastckpt.constants import CODEC_NONE, CODEC_ZSTD, MAGIC_SOURCE, MAX_LITERAL_SIZE
+from fastckpt.errors import DamagedError, UnsupportedStateError, UnsupportedVersionError
+from fastckpt.io.source import Source
+from fastckpt.layout.blocks import require_zero, seal, unseal
+
+_HEAD: Final = struct.Struct("<IIQQQQ")
+_ROW: Final = struct.Struct("<QQQ")
+
+KIND_CODES: Final = {"torch-zip": 1, "torch-legacy": 2, "safetensors": 3}
+KIND_NAMES: Final = {code: kind for kind, code in KIND_CODES.items()}
+
+
+class Segment(NamedTuple):
+    """``size`` bytes of a storage (its whole length), at ``offset`` of the foreign file."""
+
+    offset: int
+    storage: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A foreign file taken apart.
+
+    Attributes:
+        kind: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
+        size: Its length in bytes.
+        segments: Where its storages stand, by offset; none is empty, none overlap.
+        literals: All other bytes, in order.
+    """
+
+    kind: str
+    size: int
+    segments: Sequence[Segment]
+    literals: bytes
+
+    def literal_ranges(self) -> Iterator[tuple[int, bytes]]:
+        """``(offset in the foreign file, bytes)`` of each literal."""
+        taken = 0
+        for start, end in _gaps(self.segments, self.size):
+            yield start, self.literals[taken : taken + end - start]
+            taken += end - start
+
+
+def _gaps(segments: Sequence[Segment], size: int) -> Iterator[tuple[int, int]]:
+    at = 0
+    for segment in segments:
+        if segment.offset > at:
+            yield at, segment.offset
+        at = segment.offset + segment.size
+    if size > at:
+        yield at, size
+
+
+def read_source_file(source: Source, kind: str, segments: Sequence[Segment]) -> SourceFile:
+    """Take a foreign file apart; its storages are not read.
+
+    Raises:
+        UnsupportedStateError: There is more between the storages than can be kept.
+    """
+    ordered = sorted(segment for segment in segments if segment.size)
+    total = source.size - sum(segment.size for segment in ordered)
+    if total > MAX_LITERAL_SIZE:
+        raise UnsupportedStateError(
+            f"{total} bytes of this file are not tensor data, more than can be kept for an exact way back",
+            path=source.path,
+            expected=f"at most {MAX_LITERAL_SIZE}",
+            actual=total,
+            next_step="convert with --no-exact to keep the state without the container",
+        )
+    literals = b"".join(source.read(start, end - start) for start, end in _gaps(ordered, source.size))
+    return SourceFile(kind, source.size, ordered, literals)
+
+
+def encode_source_section(file: SourceFile) -> bytes:
+    """The sealed source section."""
+    compressed = ZstdCodec().encode(file.literals)
+    codec, stored = (CODEC_NONE, file.literals) if compressed is None else (CODEC_ZSTD, compressed)
+    head = _HEAD.pack(KIND_CODES[file.kind], codec, file.size, len(file.segments), len(file.literals), len(stored))
+    return seal(MAGIC_SOURCE, head, b"".join(_ROW.pack(*segment) for segment in file.segments), stored)
+
+
+def decode_source_section(block: bytes, storage_sizes: Sequence[int]) -> SourceFile:
+    """Decode a sealed source section.
+
+    Raises:
+        DamagedError: Its digest does not match, or what it says cannot be.
+        UnsupportedVersionError: It describes a kind of file or uses a codec of a later version.
+    """
+    body = unseal(block, MAGIC_SOURCE, what="source section")
+    kind, codec, size, count, literal_size, stored_size = _HEAD.unpack_from(body)
+    if kind not in KIND_NAMES or codec not in (CODEC_NONE, CODEC_ZSTD):
+        raise UnsupportedVersionError(
+            f"the source section has kind {kind} and codec {codec}", next_step="pip install --upgrade fastckpt"
+        )
+    rows_end = _HEAD.size + count * _ROW.size
+    if rows_end + stored_size > len(body) or literal_size > MAX_LITERAL_SIZE:
+        raise DamagedError(
+            "the source section reaches beyond its end", expected=len(body), actual=rows_end + stored_size
+        )
+    segments = [Segment(*row) for row in _ROW.iter_unpack(body[_HEAD.size : rows_end])]
+    at = 0
+    for segment in segments:
+        known = segment.storage < len(storage_sizes) and segment.size == storage_sizes[segment.storage]
+        if segment.offset < at or not known:
+            raise DamagedError(f"the source section puts storage {segment.storage} where it cannot be")
+        at = segment.offset + segment.size
+    if at > size or literal_size != size - sum(segment.size for segment in segments):
+        raise DamagedError("the source section does not add up to the size of its file", expected=size)
+    require_zero(body[rows_end + stored_size :], what="padding of the source section")
+    stored = bytes(body[rows_end : rows_end + stored_size])
+    literals = stored if codec == CODEC_NONE else ZstdCodec().decode(stored, literal_size)
+    if len(literals) != literal_size:
+        raise DamagedError("the literals have the wrong size", expected=literal_size, actual=len(literals))
+    return SourceFile(KIND_NAMES[kind], size, segments, literals)

@@ -1,0 +1,97 @@
+"""Encoding the payload of one record, chunk by chunk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import xxhash
+
+from fastckpt import _core
+from fastckpt.codec.registry import Codec
+from fastckpt.constants import CHUNK_SIZE, CODEC_NONE
+from fastckpt.errors import CheckpointIOError
+from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
+from fastckpt.layout.records import Chunk, count_chunks, raw_chunk_digest
+from fastckpt.workers import map_in_order
+
+
+class EncodedPayload(NamedTuple):
+    """What encoding a record's raw bytes gave: its chunk table, leaf digests and CRC-32 (0 if not asked for)."""
+
+    chunks: list[Chunk]
+    leaves: bytes
+    crc: int
+
+
+class _EncodedChunk(NamedTuple):
+    codec: int
+    stored: bytes | bytearray
+    digest: int
+    leaves: bytes
+    crc: int
+    raw_size: int
+
+
+def read_exactly(source: int, origin: int, size: int) -> bytearray:
+    """``size`` bytes from an offset in a file, or, with ``source`` MEMORY, from an address."""
+    raw = bytearray(size)
+    moved = transfer([Move(origin, _core.address(raw), size)], source=source, sink=MEMORY, threads=1, leaves=False)
+    for fault in moved.faults:
+        reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
+        raise CheckpointIOError(
+            f"cannot read the source: {reason}", errno=fault.errno or None, offset=origin + fault.offset
+        )
+    return raw
+
+
+def encode_payload(
+    source: int,
+    origin: int,
+    raw_size: int,
+    *,
+    codec_id: int,
+    codec: Codec,
+    write: Callable[[int, bytes | bytearray], None],
+    threads: int,
+    want_crc: bool,
+    progress: Progress | None,
+) -> EncodedPayload:
+    """Encode ``raw_size`` bytes and hand the stored bytes to ``write(offset in payload, data)`` in order.
+
+    Args:
+        source: File descriptor the raw bytes come from, or MEMORY.
+        origin: Where they begin there.
+        raw_size: How many.
+        codec_id: Id of ``codec``.
+        codec: Encodes one chunk; a chunk that does not shrink is stored as it is.
+        write: Takes the stored bytes.
+        threads: Worker threads.
+        want_crc: Whether the CRC-32 of the raw bytes is wanted.
+        progress: Called with the raw bytes done so far.
+    """
+
+    def encode(chunk: int) -> _EncodedChunk:
+        size = min(CHUNK_SIZE, raw_size - chunk * CHUNK_SIZE)
+        raw = read_exactly(source, origin + chunk * CHUNK_SIZE, size)
+        leaves = _core.leaf_digests(raw)
+        crc = _core.crc32(raw) if want_crc else 0
+        frame = codec.encode(raw)
+        if frame is None:
+            return _EncodedChunk(CODEC_NONE, raw, raw_chunk_digest(leaves), leaves, crc, size)
+        return _EncodedChunk(codec_id, frame, xxhash.xxh3_64_intdigest(frame), leaves, crc, size)
+
+    chunks: list[Chunk] = []
+    leaves = bytearray()
+    crc = at = done = 0
+    for encoded in map_in_order(encode, range(count_chunks(raw_size)), threads=threads):
+        write(at, encoded.stored)
+        chunks.append(Chunk(at, len(encoded.stored), encoded.codec, encoded.digest))
+        leaves += encoded.leaves
+        crc = _core.crc32_combine(crc, encoded.crc, encoded.raw_size) if want_crc else 0
+        at += len(encoded.stored)
+        done += encoded.raw_size
+        if progress is not None:
+            progress(done)
+    return EncodedPayload(chunks, bytes(leaves), crc)

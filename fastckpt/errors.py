@@ -1,0 +1,153 @@
+"""Every error fastckpt raises: what happened, where, and what to do next.
+
+Each class carries the exit code the command line ends with. The message is
+built from the same fields a program can read: file, byte offset, tensor,
+chunk, what was expected and what was found, and the next step.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import ClassVar
+
+__all__ = [
+    "CheckpointIOError",
+    "DamagedError",
+    "FastckptError",
+    "MismatchError",
+    "NotACheckpointError",
+    "OutOfSpaceError",
+    "TensorNotFoundError",
+    "UnsupportedStateError",
+    "UnsupportedVersionError",
+    "UsageError",
+]
+
+
+class FastckptError(Exception):
+    """Base class. ``str(error)`` is one paragraph a person can act on.
+
+    Args:
+        message: What happened, without the place.
+        path: The file it happened in.
+        offset: Byte offset in that file.
+        tensor: Flat name of the first tensor concerned.
+        chunk: Chunk number inside the record.
+        expected: What should have been there.
+        actual: What was there.
+        next_step: The next command to run or thing to do.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        offset: int | None = None,
+        tensor: str | None = None,
+        chunk: int | None = None,
+        expected: object = None,
+        actual: object = None,
+        next_step: str | None = None,
+    ) -> None:
+        self.message = message
+        self.path = os.fspath(path) if path is not None else None
+        self.offset = offset
+        self.tensor = tensor
+        self.chunk = chunk
+        self.expected = expected
+        self.actual = actual
+        self.next_step = next_step
+        super().__init__(message)
+
+    def __str__(self) -> str:
+        place = [self.path] if self.path is not None else []
+        if self.offset is not None:
+            place.append(f"byte {self.offset}")
+        if self.tensor is not None:
+            place.append(f"tensor {self.tensor!r}")
+        if self.chunk is not None:
+            place.append(f"chunk {self.chunk}")
+        text = f"{', '.join(place)}: {self.message}" if place else self.message
+        if self.expected is not None or self.actual is not None:
+            text += f" (expected {self.expected}, found {self.actual})"
+        if self.next_step is not None:
+            text += f". Next: {self.next_step}"
+        return text
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only fields survive pickling between worker processes.
+        return (_rebuild, (type(self), self.message, self.__dict__.copy()))
+
+
+def _rebuild(cls: type[FastckptError], message: str, fields: dict[str, object]) -> FastckptError:
+    error = cls.__new__(cls)
+    Exception.__init__(error, message)
+    error.__dict__.update(fields)
+    return error
+
+
+class NotACheckpointError(FastckptError):
+    """The file is not a checkpoint of any kind fastckpt reads."""
+
+    exit_code = 4
+
+
+class UnsupportedVersionError(FastckptError):
+    """A checkpoint, but one that needs a newer fastckpt (version, flag, codec or section)."""
+
+    exit_code = 4
+
+
+class DamagedError(FastckptError):
+    """Bytes are missing or not what was written. Nothing of what was read may be used."""
+
+    exit_code = 2
+
+
+class MismatchError(FastckptError):
+    """The checkpoint and the destination disagree in names, shapes or dtypes, or a key is missing."""
+
+    exit_code = 2
+
+
+class TensorNotFoundError(MismatchError, KeyError):
+    """The checkpoint has no tensor of this name."""
+
+    __str__ = FastckptError.__str__
+
+
+class UnsupportedStateError(FastckptError, TypeError):
+    """The state holds an object that a checkpoint cannot store, or a file names a foreign class."""
+
+    exit_code = 2
+
+
+class CheckpointIOError(FastckptError, OSError):
+    """The operating system refused: permission, missing file, read or write error.
+
+    ``errno`` is set when the system gave one. The destination is untouched.
+    """
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, errno: int | None = None, **place: object) -> None:
+        FastckptError.__init__(self, message, **place)  # type: ignore[arg-type]
+        self.errno = errno
+        self.filename = self.path
+
+    __str__ = FastckptError.__str__
+
+
+class OutOfSpaceError(CheckpointIOError):
+    """The file system is full (or a quota or size limit is reached). The old file is untouched."""
+
+    exit_code = 5
+
+
+class UsageError(FastckptError, ValueError):
+    """An argument is wrong: unknown codec, bad thread count, unknown suffix."""
+
+    exit_code = 64

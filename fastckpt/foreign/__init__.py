@@ -1,0 +1,66 @@
+"""Checkpoints in other formats: their structure, read without torch and without executing anything.
+
+`open_foreign` reads what a ``.pt`` or ``.safetensors`` file holds and where
+its bytes lie. Storages themselves are not read; their CRC-32, where the
+format has one, is for the caller to check while it streams them.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.foreign.model import ForeignFile, ForeignStorage, Opaque
+from fastckpt.foreign.safetensors_file import open_safetensors
+from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
+from fastckpt.foreign.source import Source
+from fastckpt.foreign.torch_legacy import open_torch_legacy
+from fastckpt.foreign.torch_zip import open_torch_zip
+
+__all__ = ["ForeignFile", "ForeignStorage", "Opaque", "open_foreign", "sniff"]
+
+_END_OF_ZIP = b"PK\x05\x06"
+_END_OF_ZIP_SIZE = 22
+
+
+def open_foreign(path: str | os.PathLike[str]) -> ForeignFile:
+    """Read the structure of a torch or safetensors file, whatever its suffix.
+
+    Raises:
+        NotACheckpointError: Neither of them; the message says what it is instead.
+        DamagedError: The file is cut or damaged; the next step is to salvage it.
+        UnsupportedStateError: A whole file with something fastckpt cannot read.
+        CheckpointIOError: The system could not open or read it.
+    """
+    text_path = os.fspath(path)
+    try:
+        with Source(text_path) as source:
+            return _open(source)
+    except FastckptError as error:
+        if error.path is None:
+            error.path = text_path
+        if isinstance(error, DamagedError) and error.next_step is None:
+            error.next_step = f"fastckpt salvage {shlex.quote(text_path)}"
+        raise
+
+
+def _open(source: Source) -> ForeignFile:
+    head = source.read(0, min(HEAD_SIZE, source.size), what="beginning of the file")
+    kind = sniff(head)
+    if kind == "torch-zip":
+        return open_torch_zip(source)
+    if kind == "torch-legacy":
+        return open_torch_legacy(source)
+    if kind == "safetensors":
+        return open_safetensors(source)
+    if kind is None and _ends_as_zip(source):
+        # Records in another order, as after repacking, or a file whose beginning is destroyed.
+        return open_torch_zip(source)
+    raise not_a_checkpoint(head, path=source.path, size=source.size)
+
+
+def _ends_as_zip(source: Source) -> bool:
+    if source.size < _END_OF_ZIP_SIZE:
+        return False
+    return source.read(source.size - _END_OF_ZIP_SIZE, 4, what="end of the file") == _END_OF_ZIP

@@ -1,0 +1,144 @@
+"""What a file is, told from its first bytes."""
+
+from __future__ import annotations
+
+import struct
+from typing import Final
+
+from fastckpt.constants import MAGIC_SUPERBLOCK
+from fastckpt.errors import NotACheckpointError
+
+__all__ = ["HEAD_SIZE", "not_a_checkpoint", "sniff"]
+
+HEAD_SIZE: Final = 4096
+"""Bytes from the beginning of a file that `sniff` wants to see."""
+
+ZIP_LOCAL_MAGIC: Final = b"PK\x03\x04"
+SAFETENSORS_MAX_HEADER: Final = 100_000_000
+"""The limit the safetensors library itself sets for the JSON header, in bytes."""
+
+LEGACY_MAGIC: Final = 0x1950A86A20F9469CFC6C
+"""The first object in a file torch wrote before version 1.6."""
+_LEGACY_MAGIC_BINARY: Final = LEGACY_MAGIC.to_bytes(10, "little")
+_LEGACY_MAGIC_TEXT: Final = str(LEGACY_MAGIC).encode()
+
+# The records torch writes at the top of its archive, TorchScript included.
+_TORCH_RECORDS: Final = frozenset(
+    (b"data.pkl", b"constants.pkl", b"version", b"byteorder", b".format_version", b".storage_alignment")
+)
+_TORCH_FOLDERS: Final = frozenset((b"data", b".data", b"code", b"constants", b"tensors"))
+
+# What people have in place of a checkpoint: the beginning, what it is, what to do.
+_OTHERS: Final = (
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "this is a git-lfs pointer: the few lines that stand in for a large file that was not downloaded",
+        "run `git lfs pull` in its repository",
+    ),
+    (b"\x1f\x8b", "this is a gzip file", "decompress it with gunzip first"),
+    (b"\x28\xb5\x2f\xfd", "this is a zstd file", "decompress it with `zstd -d` first"),
+    (b"\xfd7zXZ\x00", "this is an xz file", "decompress it with unxz first"),
+    (b"BZh", "this is a bzip2 file", "decompress it with bunzip2 first"),
+    (b"\x93NUMPY", "this is a numpy array (.npy)", "load it with numpy.load"),
+    (b"\x89HDF\r\n\x1a\n", "this is an HDF5 file, as Keras writes", "load it with the library that wrote it"),
+    (b"GGUF", "this is a GGUF file, as llama.cpp reads", "find the checkpoint it was converted from"),
+    (MAGIC_SUPERBLOCK, "this is a fastckpt file", "open it with fastckpt.open or fastckpt.load"),
+)
+_TORCH_TAR_MEMBERS: Final = (b"sys_info", b"pickle", b"storages", b"tensors")
+
+
+def sniff(head: bytes) -> str | None:
+    """The kind of checkpoint that begins with ``head``, the first 4096 bytes of a file.
+
+    Returns:
+        ``fckpt``, ``torch-zip``, ``torch-legacy``, ``safetensors``, ``tar`` or
+        None. Only the beginning was looked at, so the file can still be cut
+        or damaged.
+    """
+    if head.startswith(MAGIC_SUPERBLOCK):
+        return "fckpt"
+    if head.startswith(ZIP_LOCAL_MAGIC):
+        return "torch-zip" if _is_torch_record(_first_name(head)) else None
+    if head[:1] == b"\x80" and _LEGACY_MAGIC_BINARY in head[:32]:
+        return "torch-legacy"
+    if head[:1] in (b"L", b"I") and head[1:].startswith(_LEGACY_MAGIC_TEXT):
+        return "torch-legacy"
+    if head[257:262] == b"ustar":
+        return "tar"
+    if len(head) >= 9 and struct.unpack_from("<Q", head)[0] <= SAFETENSORS_MAX_HEADER and head[8:9] == b"{":
+        return "safetensors"
+    return None
+
+
+def not_a_checkpoint(head: bytes, *, path: str, size: int) -> NotACheckpointError:
+    """The error for a file that `sniff` does not know or that is no checkpoint: what it is and what to do."""
+    if size == 0:
+        return NotACheckpointError(
+            "the file is empty", path=path, next_step="the save or the download never wrote a byte; take another copy"
+        )
+    for magic, text, next_step in _OTHERS:
+        if head.startswith(magic):
+            return NotACheckpointError(text, path=path, next_step=next_step)
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return NotACheckpointError(
+            "this is an HTML page, often what a download link gives instead of the file",
+            path=path,
+            next_step="open it in a browser, and download the file itself",
+        )
+    if head.startswith(ZIP_LOCAL_MAGIC):
+        return _other_zip(_first_name(head), path)
+    if head[257:262] == b"ustar":
+        if head[:100].rstrip(b"\0") in _TORCH_TAR_MEMBERS:
+            return NotACheckpointError(
+                "this is a tar checkpoint of torch < 0.4, which fastckpt does not read",
+                path=path,
+                next_step="if you trust it, load it with torch.load(path, weights_only=False) and save it again",
+            )
+        return NotACheckpointError("this is a tar archive", path=path, next_step="unpack it, then name a file in it")
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return NotACheckpointError(
+            "this is a plain pickle, not written by torch.save",
+            path=path,
+            next_step="if you trust it, load it with pickle and save its state with torch.save or fastckpt.save",
+        )
+    if head.lstrip()[:1] == b"{":
+        return NotACheckpointError(
+            "this is JSON text, such as metadata or the index of a sharded checkpoint",
+            path=path,
+            next_step="name the .pt or .safetensors file that goes with it",
+        )
+    if not any(head):
+        return NotACheckpointError(
+            f"the first {len(head)} bytes are zero: the file was never written, or its beginning is lost",
+            path=path,
+            next_step="take another copy",
+        )
+    return NotACheckpointError(
+        "neither a .pt, .safetensors nor .fckpt file",
+        path=path,
+        actual=f"a file that begins with {head[:8].hex(' ')}",
+    )
+
+
+def _first_name(head: bytes) -> bytes:
+    """The name in the zip local header that ``head`` begins with."""
+    if len(head) < 30:
+        return b""
+    (name_size,) = struct.unpack_from("<H", head, 26)
+    return head[30 : 30 + name_size]
+
+
+def _is_torch_record(name: bytes) -> bool:
+    """Whether torch would write a record of this name as the first of an archive."""
+    _, slash, inner = name.partition(b"/")
+    return bool(slash) and (inner in _TORCH_RECORDS or inner.partition(b"/")[0] in _TORCH_FOLDERS)
+
+
+def _other_zip(name: bytes, path: str) -> NotACheckpointError:
+    if name.endswith(b".npy"):
+        return NotACheckpointError("this is a numpy archive (.npz)", path=path, next_step="load it with numpy.load")
+    return NotACheckpointError(
+        "this is a zip archive, but torch did not write it",
+        path=path,
+        next_step="unpack it, then name the checkpoint file in it",
+    )

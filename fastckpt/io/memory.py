@@ -1,0 +1,62 @@
+"""Fresh memory for loads, in huge pages.
+
+Filling fresh 4 KiB pages is several times slower than the copy itself, because
+each page is a fault. Anonymous memory aligned to 2 MiB and advised as huge
+takes one fault per 2 MiB.
+"""
+
+from __future__ import annotations
+
+import mmap
+from typing import Final
+
+from fastckpt import _core
+from fastckpt.constants import ALIGNMENT
+from fastckpt.layout.blocks import align
+
+HUGE_PAGE: Final = 2 * 1024 * 1024
+"""Size in bytes of a huge page on x86-64 and, with 4 KiB base pages, on aarch64."""
+
+ARENA_SIZE: Final = 64 * 1024 * 1024
+"""Regions smaller than this share one mapping of about this size: a process may
+have only some 65,000 mappings (vm.max_map_count), a checkpoint more storages."""
+
+
+def allocate(size: int) -> memoryview:
+    """``size`` writable zero bytes, at an address that is a multiple of 4 KiB.
+
+    From 2 MiB on they are huge pages where the system grants them. The memory
+    is returned when nothing refers to the view or to tensors on it any more.
+    """
+    if size < HUGE_PAGE:
+        return memoryview(mmap.mmap(-1, max(size, 1)))[:size]
+    region = mmap.mmap(-1, size + HUGE_PAGE)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        try:
+            region.madvise(mmap.MADV_HUGEPAGE)
+        except OSError:
+            pass  # A kernel without huge pages: ordinary pages serve as well.
+    start = -_core.address(region) % HUGE_PAGE
+    return memoryview(region)[start : start + size]
+
+
+def allocate_regions(sizes: list[int]) -> list[memoryview]:
+    """A writable region of each size (in bytes), each aligned to 4 KiB.
+
+    Neighbours share a mapping until it has ARENA_SIZE bytes, so that one
+    tensor that stays alive holds at most that much more memory than its own.
+    """
+    regions: list[memoryview] = []
+    start = 0
+    while start < len(sizes):
+        end, total = start, 0
+        while end < len(sizes) and (end == start or total + sizes[end] <= ARENA_SIZE):
+            total += align(sizes[end], ALIGNMENT)
+            end += 1
+        arena = allocate(total)
+        offset = 0
+        for size in sizes[start:end]:
+            regions.append(arena[offset : offset + size])
+            offset += align(size, ALIGNMENT)
+        start = end
+    return regions

@@ -1,0 +1,70 @@
+"""What the operating system refused, said in words a person can act on."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+from fastckpt.errors import CheckpointIOError, OutOfSpaceError
+
+_OUT_OF_SPACE: Final[dict[int, tuple[str, str]]] = {
+    errno.ENOSPC: ("the file system is full", "free some space there, or save to another file system"),
+    errno.EDQUOT: ("the disk quota is used up", "remove files you no longer need, or save to another file system"),
+    errno.EFBIG: (
+        "the file would be larger than is allowed here",
+        "raise the limit (ulimit -f), or save to a file system that takes larger files",
+    ),
+}
+
+_NEXT_STEP: Final[dict[int, str]] = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path: a part of it that should be a directory is a file",
+    errno.EISDIR: "name a file, not a directory",
+    errno.EACCES: "check the permissions of the file and of its directory (ls -ld)",
+    errno.EPERM: "check the permissions and attributes of the file and of its directory (ls -ld, lsattr)",
+    errno.EROFS: "save to a file system that is not mounted read-only",
+    errno.EIO: "the storage device failed: look at the kernel log (dmesg), and keep other copies safe",
+    errno.ESTALE: "the network file system lost the file: check the mount, then try again",
+    errno.EBUSY: "the path is in use by the system, as a mount point is: save under another name",
+    errno.ELOOP: "remove the circle of symbolic links",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.ENFILE: "close some programs: the system has no open files left",
+    errno.ENOMEM: "free some memory, or raise the limit on address space (ulimit -v)",
+}
+
+
+def translate_os_error(
+    error: OSError,
+    path: str | os.PathLike[str] | None,
+    offset: int | None = None,
+    *,
+    doing: str | None = None,
+    next_step: str | None = None,
+) -> CheckpointIOError:
+    """The typed error for an OSError; an error that is typed already comes back as it is.
+
+    Args:
+        error: What the system said. Its errno is kept.
+        path: The file it is about.
+        offset: Byte offset in that file.
+        doing: What was being done, as in "cannot <doing>".
+        next_step: Takes the place of the usual advice for this errno.
+
+    Returns:
+        OutOfSpaceError for ENOSPC, EDQUOT and EFBIG, else CheckpointIOError.
+    """
+    if isinstance(error, CheckpointIOError):
+        return error
+    code = error.errno
+    kind: type[CheckpointIOError] = CheckpointIOError
+    if code is None:
+        reason, advice = str(error) or type(error).__name__, None
+    elif code in _OUT_OF_SPACE:
+        kind = OutOfSpaceError
+        reason, advice = _OUT_OF_SPACE[code]
+    else:
+        reason, advice = os.strerror(code), _NEXT_STEP.get(code)
+    message = f"cannot {doing}: {reason}" if doing else reason
+    return kind(message, errno=code, path=path, offset=offset, next_step=next_step or advice)

@@ -1,0 +1,193 @@
+"""A file opened for reading: exact reads, bounded before memory is taken."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import sys
+from types import TracebackType
+from typing import Final
+
+from fastckpt.errors import DamagedError, NotACheckpointError
+from fastckpt.io.direct import open_direct
+from fastckpt.io.os_errors import translate_os_error
+
+_MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+"""Maps a file larger than memory writable: pages are only paid for when written.
+The mmap module names it from Python 3.11 on."""
+
+
+class Source:
+    """A regular file, open for reading; a context manager.
+
+    Attributes:
+        path: The path as given.
+        fd: The file descriptor, -1 once closed.
+        size: Length in bytes when it was opened. Every read is bounded by it.
+
+    Raises:
+        NotACheckpointError: It is empty, a directory, a pipe or a device.
+        CheckpointIOError: It is missing or may not be read; ``errno`` says which.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fsdecode(path)
+        self.fd = -1
+        self._direct_fd: int | None = None
+        try:
+            # Without O_NONBLOCK, opening a pipe waits for a writer.
+            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            self._opened = os.fstat(self.fd)
+        except OSError as error:
+            self.close()
+            if error.errno == errno.ENXIO:  # A socket.
+                raise NotACheckpointError("this is not a regular file", path=self.path) from None
+            raise translate_os_error(error, self.path, doing="open the file") from error
+        self.size = self._opened.st_size
+        try:
+            self._check_kind()
+        except NotACheckpointError:
+            self.close()
+            raise
+
+    def _check_kind(self) -> None:
+        if stat.S_ISDIR(self._opened.st_mode):
+            raise NotACheckpointError(
+                "this is a directory, not a checkpoint file",
+                path=self.path,
+                next_step=f"name a file in it; a nanochat directory is taken by fastckpt convert {self.path} DST",
+            )
+        if not stat.S_ISREG(self._opened.st_mode):
+            raise NotACheckpointError("this is not a regular file", path=self.path)
+        if self.size == 0:
+            raise NotACheckpointError(
+                "the file is empty (0 bytes): the save never began to write",
+                path=self.path,
+                next_step="use an older checkpoint, or another copy of this one",
+            )
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the descriptors; maps made from them stay valid. Closing twice does nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+        direct, self._direct_fd = self._direct_fd, -1
+        if direct is not None and direct >= 0:
+            os.close(direct)
+
+    @property
+    def direct_fd(self) -> int:
+        """The file opened with O_DIRECT (reads aligned to 4096 bytes), or -1 where that does not work."""
+        if self._direct_fd is None:
+            self._direct_fd = open_direct(self.fd, os.O_RDONLY)
+        return self._direct_fd
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly ``size`` bytes from ``offset``.
+
+        Raises:
+            DamagedError: They do not lie inside the file, or it became shorter.
+            CheckpointIOError: The system could not read them.
+        """
+        self._check_bounds(offset, size)
+        data = self._read_some(offset, size)
+        if len(data) == size:
+            return data
+        # A short read is legal (one stops at 2 GiB): take the rest bit by bit.
+        parts, done = [data], len(data)
+        while done < size:
+            parts.append(self._read_some(offset + done, size - done))
+            done += len(parts[-1])
+        return b"".join(parts)
+
+    def read_into(self, offset: int, destination: memoryview) -> None:
+        """Fill ``destination`` with the bytes from ``offset``. Raises what `read` raises."""
+        self._check_bounds(offset, destination.nbytes)
+        if destination.nbytes == 0:
+            return
+        rest = destination.cast("B")
+        while rest.nbytes:
+            try:
+                count = os.preadv(self.fd, [rest], offset)
+            except OSError as error:
+                raise translate_os_error(error, self.path, offset, doing="read") from error
+            if count == 0:
+                raise self._cut_short(offset)
+            offset += count
+            rest = rest[count:]
+
+    def _read_some(self, offset: int, size: int) -> bytes:
+        try:
+            data = os.pread(self.fd, size, offset)
+        except OSError as error:
+            raise translate_os_error(error, self.path, offset, doing="read") from error
+        if not data and size:
+            raise self._cut_short(offset)
+        return data
+
+    def _check_bounds(self, offset: int, size: int) -> None:
+        if offset < 0 or size < 0 or offset + size > self.size:
+            raise DamagedError(
+                f"{size} bytes should lie here, beyond the end of the file",
+                path=self.path,
+                offset=offset,
+                expected=f"{offset + size} bytes",
+                actual=f"{self.size} bytes",
+            )
+
+    def _cut_short(self, end: int) -> DamagedError:
+        return DamagedError(
+            "the file became shorter while it was open",
+            path=self.path,
+            offset=end,
+            expected=f"{self.size} bytes",
+            actual=f"{end} bytes",
+        )
+
+    def map(self, *, private_writable: bool = False) -> mmap.mmap:
+        """The whole file as memory; it stays mapped until the last reference is gone.
+
+        Args:
+            private_writable: Let the memory be written to. What is written
+                stays in this process; the file never changes.
+
+        Raises:
+            DamagedError: The file became shorter since it was opened.
+            CheckpointIOError: The system cannot map it.
+        """
+        if private_writable:
+            flags, protection = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+        else:
+            flags, protection = mmap.MAP_SHARED, mmap.PROT_READ
+        try:
+            return mmap.mmap(self.fd, self.size, flags=flags, prot=protection)
+        except OSError as error:
+            raise translate_os_error(error, self.path, doing="map the file into memory") from error
+        except ValueError as error:
+            # The module's own check: the file is shorter than the map would be.
+            raise self._cut_short(os.fstat(self.fd).st_size) from error
+
+    def unchanged(self) -> bool:
+        """Whether nothing wrote to the file or cut it since it was opened.
+
+        A file that was *replaced* (by a rename, as fastckpt saves) counts as
+        unchanged: this descriptor still reads the old one, whole.
+
+        Raises:
+            CheckpointIOError: The system cannot say.
+        """
+        try:
+            now = os.fstat(self.fd)
+        except OSError as error:
+            raise translate_os_error(error, self.path, doing="look at the file") from error
+        return (now.st_size, now.st_mtime_ns) == (self._opened.st_size, self._opened.st_mtime_ns)

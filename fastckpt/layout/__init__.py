@@ -1,0 +1,1 @@
+"""Bytes <-> records. Pure: no file is opened here and torch is not known."""

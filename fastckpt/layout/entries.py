@@ -1,0 +1,191 @@
+"""Entries: what a named tensor is, and the table of them.
+
+The same table stands in the manifest (all entries) and in each record's
+header (those whose storage the record holds), so that either one can name
+every tensor. It is stored in columns: fixed rows, then all shapes and
+strides, then all names.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import Final, NamedTuple
+
+from fastckpt.constants import MAX_NDIM
+from fastckpt.errors import DamagedError, UnsupportedVersionError
+from fastckpt.layout.dtypes import BY_CODE, BY_NAME
+
+_HEAD: Final = struct.Struct("<QQQ")
+_ROW: Final = struct.Struct("<IBBBBQII")
+_KNOWN_FLAGS: Final = 0x0F
+
+
+class Entry(NamedTuple):
+    """A named tensor.
+
+    Attributes:
+        name: Flat name.
+        dtype: torch's name of the element type.
+        shape: Extents.
+        stride: Steps in elements, one per dimension.
+        storage: Number of the storage it lies in.
+        storage_offset: Where it begins in that storage, in elements.
+        flags: ENTRY_FLAG_* bits: requires_grad, parameter, conj, neg.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage: int
+    storage_offset: int
+    flags: int = 0
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return BY_NAME[self.dtype].itemsize
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for extent in self.shape:
+            count *= extent
+        return count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements (numel x itemsize), whatever part of the storage they span."""
+        return self.numel * self.itemsize
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """First byte and first byte after the tensor, inside its storage; equal when it is empty."""
+        start = self.storage_offset
+        if 0 in self.shape:
+            return start * self.itemsize, start * self.itemsize
+        last = start + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
+        return start * self.itemsize, (last + 1) * self.itemsize
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether the elements lie one after the other in row-major order."""
+        return 0 in self.shape or all(
+            n == 1 or s == c for n, s, c in zip(self.shape, self.stride, contiguous_stride(self.shape), strict=True)
+        )
+
+
+def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+    """Row-major strides in elements, as torch computes them (an extent of 0 counts as 1)."""
+    return tuple(accumulate((max(n, 1) for n in reversed(shape[1:])), int.__mul__, initial=1))[::-1] if shape else ()
+
+
+class EntryTable(Sequence[Entry]):
+    """The entries of a manifest or record header, decoded row by row when asked for.
+
+    Decoding 200,000 entries eagerly would cost more than reading the file;
+    names alone come from one slice each.
+    """
+
+    def __init__(self, raw: memoryview | bytes) -> None:
+        """Take the table's bytes apart. Raises DamagedError when the sizes in it do not add up."""
+        view = memoryview(raw)
+        if len(view) < _HEAD.size:
+            raise DamagedError(f"an entry table of {len(view)} bytes is too short")
+        count, dims_count, names_size = _HEAD.unpack_from(view)
+        if _HEAD.size + count * _ROW.size + dims_count * 8 + names_size != len(view):
+            raise DamagedError("the sizes inside an entry table do not add up to its size", actual=len(view))
+        dims_at = _HEAD.size + count * _ROW.size
+        names_at = dims_at + dims_count * 8
+        self._rows = list(_ROW.iter_unpack(view[_HEAD.size : dims_at]))
+        self._dims = view[dims_at:names_at].cast("Q") if dims_count else ()
+        self._names = bytes(view[names_at:])
+        self._dims_at = list(accumulate((2 * row[2] for row in self._rows), initial=0))
+        names_end = list(accumulate((row[6] for row in self._rows), initial=0))
+        self._names_at = names_end
+        if self._dims_at[-1] != dims_count or names_end[-1] != names_size:
+            raise DamagedError("the rows of an entry table do not add up to its columns")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def names(self) -> list[str]:
+        """All flat names in order. Raises DamagedError if one is not UTF-8 or stands twice."""
+        ends = self._names_at
+        raw = self._names
+        try:
+            if raw.isascii():
+                text = raw.decode("ascii")
+                names = [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+            else:
+                names = [raw[a:b].decode("utf-8") for a, b in zip(ends, ends[1:], strict=False)]
+        except UnicodeDecodeError as error:
+            raise DamagedError(f"a tensor name is not UTF-8 ({error.reason})") from None
+        if len(set(names)) != len(names):
+            raise DamagedError("two tensors have the same name")
+        return names
+
+    def __getitem__(self, index: int) -> Entry:  # type: ignore[override]
+        storage, code, ndim, flags, zero, offset, _, zero2 = self._rows[index]
+        if index < 0:
+            index += len(self._rows)
+        raw_name = self._names[self._names_at[index] : self._names_at[index + 1]]
+        try:
+            name = raw_name.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DamagedError(f"a tensor name is not UTF-8 ({error.reason})", actual=raw_name[:80]) from None
+        if code not in BY_CODE:
+            raise UnsupportedVersionError(f"unknown dtype code {code}", tensor=name, next_step="upgrade fastckpt")
+        if flags & ~_KNOWN_FLAGS or zero or zero2:
+            raise UnsupportedVersionError(f"unknown entry flags {flags:#x}", tensor=name, next_step="upgrade fastckpt")
+        if ndim > MAX_NDIM:
+            raise DamagedError(
+                "a tensor has too many dimensions", tensor=name, expected=f"at most {MAX_NDIM}", actual=ndim
+            )
+        at = self._dims_at[index]
+        dims = tuple(self._dims[at : at + 2 * ndim])
+        return Entry(name, BY_CODE[code].name, dims[:ndim], dims[ndim:], storage, offset, flags)
+
+    def storages(self) -> list[int]:
+        """The storage number of every entry, in order."""
+        return [row[0] for row in self._rows]
+
+
+def encode_entry_table(entries: Iterable[Entry]) -> bytes:
+    """The bytes of a table with these entries. Sizes are the caller's: see SPEC.md, limits."""
+    rows = bytearray()
+    dims: list[int] = []
+    names = []
+    count = 0
+    for name, dtype, shape, stride, storage, offset, flags in entries:
+        raw = name.encode("utf-8")
+        rows += _ROW.pack(storage, BY_NAME[dtype].code, len(shape), flags, 0, offset, len(raw), 0)
+        dims += shape
+        dims += stride
+        names.append(raw)
+        count += 1
+    blob = b"".join(names)
+    return b"".join((_HEAD.pack(count, len(dims), len(blob)), rows, struct.pack(f"<{len(dims)}Q", *dims), blob))
+
+
+def check_entry(entry: Entry, storage_sizes: Sequence[int]) -> None:
+    """Raise DamagedError unless the entry lies inside its storage."""
+    if entry.storage >= len(storage_sizes):
+        raise DamagedError(f"storage {entry.storage} of {len(storage_sizes)}", tensor=entry.name)
+    if len(entry.shape) != len(entry.stride):
+        raise DamagedError("shape and stride differ in length", tensor=entry.name)
+    if any(number >> 63 for number in (*entry.shape, *entry.stride, entry.storage_offset)):
+        raise DamagedError("an extent, stride or offset does not fit 63 bits", tensor=entry.name)
+    if 0 in entry.shape:
+        return  # It reaches no byte, wherever it begins: t[3:, 2:] of 3 x 4 elements begins at 14.
+    end = entry.span[1]
+    if end > storage_sizes[entry.storage]:
+        raise DamagedError(
+            "a tensor reaches beyond its storage",
+            tensor=entry.name,
+            expected=f"at most {storage_sizes[entry.storage]} bytes",
+            actual=end,
+        )

@@ -1,0 +1,343 @@
+"""Reading payloads: raw bytes of records into memory, every leaf verified.
+
+Records stored as they are take the native path, many at once: read and hash
+in one pass, or hash where they are mapped. Encoded chunks are read, decoded
+and hashed one by one on Python threads (the codecs release the GIL). Both end
+in the same comparison of leaf digests and the same list of bad ranges.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import xxhash
+
+from fastckpt import _core
+from fastckpt.codec.registry import codec_for_reading
+from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, LEAF_SIZE, LEAVES_PER_CHUNK
+from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.findings import Finding, Kind
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
+from fastckpt.layout.records import Record, raw_chunk_digest
+from fastckpt.workers import map_in_order
+
+
+class Target(NamedTuple):
+    """Raw bytes ``[start, start + size)`` of a record, wanted somewhere.
+
+    ``start`` is a multiple of LEAF_SIZE; the range ends on one too or at the
+    record's end. ``place`` is a memory address, or an offset in the file that
+    `Reading.sink` names; with None the bytes are only verified.
+    """
+
+    record: Record
+    start: int
+    size: int
+    place: int | None
+
+
+class BadRange(NamedTuple):
+    """Leaves ``[leaf, leaf + count)`` of a record that are not as written.
+
+    ``errno`` is the system's error if they could not be read at all. ``whole``
+    says that the chunk is bad as a whole (it did not decode).
+    """
+
+    record: Record
+    leaf: int
+    count: int
+    kind: Kind
+    errno: int = 0
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How to read.
+
+    Attributes:
+        threads: Worker threads.
+        verify: Whether digests are compared.
+        progress: Told of the bytes done so far.
+        mapped_at: The address at which the whole file is mapped, if it is.
+        sink: MEMORY, or the file descriptor that the raw bytes are written to.
+        sink_direct: The same file opened with O_DIRECT, or -1.
+    """
+
+    threads: int
+    verify: bool = True
+    progress: Progress | None = None
+    mapped_at: int | None = None
+    sink: int = MEMORY
+    sink_direct: int = -1
+
+
+def read_targets(source: Source, targets: Sequence[Target], reading: Reading) -> list[BadRange]:
+    """Read and verify ``targets``; returns everything that is not as written.
+
+    The bytes of a bad range may have been written to memory all the same:
+    the caller must not hand them out.
+
+    Raises:
+        UnsupportedVersionError: A chunk has an unknown codec.
+        KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+    """
+    raw = [target for target in targets if target.record.is_raw and target.size]
+    encoded = [target for target in targets if not target.record.is_raw and target.size]
+    bad = []
+    done = 0
+    for group in (
+        [t for t in raw if t.place is not None],
+        [t for t in raw if t.place is None],
+    ):
+        if group:
+            bad += _read_raw(source, group, reading, _shifted(reading.progress, done))
+            done += sum(target.size for target in group)
+    if encoded:
+        bad += _read_encoded(source, encoded, reading, _shifted(reading.progress, done))
+    return sorted(bad, key=lambda b: (b.record.number, b.leaf))
+
+
+def _shifted(progress: Progress | None, done: int) -> Progress | None:
+    return None if progress is None else lambda count: progress(done + count)
+
+
+def _read_raw(source: Source, targets: Sequence[Target], reading: Reading, progress: Progress | None) -> list[BadRange]:
+    only_verify = targets[0].place is None
+    mapped = reading.mapped_at is not None and only_verify
+    origin = reading.mapped_at if mapped and reading.mapped_at is not None else 0
+    moved = transfer(
+        (Move(origin + t.record.payload.offset + t.start, t.place or 0, t.size) for t in targets),
+        source=MEMORY if mapped else source.fd,
+        source_direct=-1 if mapped else source.direct_fd,
+        sink=NOWHERE if only_verify else reading.sink,
+        sink_direct=-1 if only_verify else reading.sink_direct,
+        threads=reading.threads,
+        leaves=reading.verify,
+        mapped=mapped,
+        progress=progress,
+    )
+    bad = []
+    unreadable: dict[int, set[int]] = {}
+    for fault in moved.faults:
+        target = targets[fault.move]
+        first = (target.start + fault.offset) // LEAF_SIZE
+        count = -(-(target.start + fault.offset + fault.size) // LEAF_SIZE) - first
+        kind = Kind.UNREADABLE if fault.errno else Kind.MISSING
+        bad += [BadRange(target.record, leaf, run, kind, fault.errno) for leaf, run in _by_chunk(first, count)]
+        unreadable.setdefault(fault.move, set()).update(range(first, first + count))
+    if reading.verify:
+        at = 0
+        for number, target in enumerate(targets):
+            first = target.start // LEAF_SIZE
+            count = -(-target.size // LEAF_SIZE)
+            actual = moved.leaves[at * 8 : (at + count) * 8]
+            expected = target.record.leaves[first * 8 : (first + count) * 8]
+            skip = unreadable.get(number, set())
+            bad += [
+                BadRange(target.record, first + leaf, run, kind)
+                for leaf, run, kind in differing_runs(actual, expected)
+                if first + leaf not in skip
+            ]
+            at += count
+    return bad
+
+
+def _by_chunk(first: int, count: int) -> Iterator[tuple[int, int]]:
+    """Cut the leaves ``[first, first + count)`` where chunks meet."""
+    while count:
+        run = min(count, LEAVES_PER_CHUNK - first % LEAVES_PER_CHUNK)
+        yield first, run
+        first, count = first + run, count - run
+
+
+_ZERO_LEAF = _core.leaf_digests(bytes(LEAF_SIZE))
+
+
+def differing_runs(actual: memoryview, expected: memoryview) -> Iterator[tuple[int, int, Kind]]:
+    """``(first leaf, leaves, kind)`` of every run of differing leaf digests inside one chunk.
+
+    A run of leaves that read as zeros was torn, others are rotted. Runs do not
+    cross multiples of LEAVES_PER_CHUNK counted from the start.
+    """
+    if actual == expected:
+        return
+    step = LEAVES_PER_CHUNK * 8
+    for chunk in range(0, len(actual), step):
+        if actual[chunk : chunk + step] == expected[chunk : chunk + step]:
+            continue
+        run, kind = 0, Kind.ROTTED
+        for at in range(chunk, min(chunk + step, len(actual)), 8):
+            digest = actual[at : at + 8]
+            differs = digest != expected[at : at + 8]
+            found = Kind.TORN if digest == _ZERO_LEAF else Kind.ROTTED
+            if run and (not differs or found is not kind):
+                yield at // 8 - run, run, kind
+                run = 0
+            if differs:
+                run, kind = run + 1, found
+        if run:
+            yield min(chunk + step, len(actual)) // 8 - run, run, kind
+
+
+class _Piece(NamedTuple):
+    """The part of one encoded chunk that a target wants."""
+
+    target: Target
+    chunk: int
+    start: int
+    end: int
+
+
+def _pieces(target: Target) -> Iterator[_Piece]:
+    stop = target.start + target.size
+    for chunk in range(target.start // CHUNK_SIZE, -(-stop // CHUNK_SIZE)):
+        raw = target.record.chunk_raw(chunk)
+        yield _Piece(target, chunk, max(raw.offset, target.start), min(raw.end, stop))
+
+
+def _read_encoded(
+    source: Source, targets: Sequence[Target], reading: Reading, progress: Progress | None
+) -> list[BadRange]:
+    pieces = [piece for target in targets for piece in _pieces(target)]
+    bad: list[BadRange] = []
+    done = 0
+    results = map_in_order(lambda piece: _read_piece(source, piece, reading), pieces, threads=reading.threads)
+    for piece, found in zip(pieces, results, strict=True):
+        bad += found
+        done += piece.end - piece.start
+        if progress is not None:
+            progress(done)
+    return bad
+
+
+def _read_piece(source: Source, piece: _Piece, reading: Reading) -> list[BadRange]:
+    record, chunk = piece.target.record, piece.chunk
+    first = chunk * LEAVES_PER_CHUNK
+    leaves = record.chunk_leaves(chunk)
+
+    def all_bad(kind: Kind, errno: int = 0) -> list[BadRange]:
+        return [BadRange(record, first, len(leaves) // 8, kind, errno, whole=True)]
+
+    try:
+        raw = read_chunk(source, record, chunk, verify=reading.verify)
+    except CheckpointIOError as error:
+        return all_bad(Kind.UNREADABLE, error.errno or 0)
+    except DamagedError:
+        cut = record.chunk_extent(chunk).end > source.size
+        return all_bad(Kind.MISSING if cut else Kind.ROTTED)
+    if piece.target.place is not None:
+        begin = piece.start - chunk * CHUNK_SIZE
+        part = memoryview(raw)[begin : begin + piece.end - piece.start]
+        place = piece.target.place + piece.start - piece.target.start
+        move = Move(_core.address(part), place, len(part))
+        transfer([move], source=MEMORY, sink=reading.sink, threads=1, leaves=False)
+    if not reading.verify:
+        return []
+    actual = memoryview(_core.leaf_digests(raw))
+    return [BadRange(record, first + leaf, run, kind) for leaf, run, kind in differing_runs(actual, leaves)]
+
+
+def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = True) -> bytes:
+    """The raw bytes of one chunk, decoded; its stored digest is checked, its leaves are not.
+
+    Raises:
+        DamagedError: The stored bytes are missing, changed, or do not decode.
+        UnsupportedVersionError: Unknown codec.
+        CheckpointIOError: They cannot be read.
+    """
+    row = record.chunks[chunk]
+    extent = record.chunk_extent(chunk)
+    stored = source.read(*extent)
+    if row.codec == CODEC_NONE:
+        return stored
+    codec = codec_for_reading(row.codec)
+    if verify:
+        digest = xxhash.xxh3_64_intdigest(stored)
+        if digest != row.stored_digest:
+            raise DamagedError(
+                "the stored bytes of a chunk are damaged",
+                path=source.path,
+                offset=extent.offset,
+                chunk=chunk,
+                expected=f"{row.stored_digest:016x}",
+                actual=f"{digest:016x}",
+            )
+    return codec.decode(stored, record.chunk_raw(chunk).size)
+
+
+def check_chunk_digests(record: Record) -> list[int]:
+    """Chunks stored as they are whose digest contradicts the leaf digests beside it."""
+    return [
+        number
+        for number, row in enumerate(record.chunks)
+        if row.codec == CODEC_NONE and row.stored_digest != raw_chunk_digest(record.chunk_leaves(number))
+    ]
+
+
+def tensors_in(record: Record, start: int, end: int) -> list[str]:
+    """Flat names of the tensors that have bytes in ``[start, end)`` of a record's raw bytes."""
+    hit = {s.storage: s.offset for s in record.storages if s.offset < end and start < s.offset + s.nbytes}
+    names = []
+    for entry in record.entries:
+        if entry.storage in hit:
+            first, last = entry.span
+            if first + hit[entry.storage] < end and start < last + hit[entry.storage]:
+                names.append(entry.name)
+    return names
+
+
+def finding_of(bad: BadRange) -> Finding:
+    """The finding a bad range amounts to: which tensors, which chunk, which bytes of the file."""
+    record = bad.record
+    chunk = bad.leaf // LEAVES_PER_CHUNK
+    start = bad.leaf * LEAF_SIZE
+    end = min((bad.leaf + bad.count) * LEAF_SIZE, record.raw_size)
+    if bad.whole or not record.is_raw:
+        offset, size = record.chunk_extent(chunk)
+    else:
+        offset, size = record.payload.offset + start, end - start
+    tensors = tuple(tensors_in(record, start, end))
+    shown = ", ".join(tensors[:3]) + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
+    what = {
+        Kind.TORN: "was never written (reads as zeros)",
+        Kind.ROTTED: "is not what was written",
+        Kind.MISSING: "is missing: the file ends before it",
+        Kind.UNREADABLE: f"cannot be read (error {bad.errno})",
+    }[bad.kind]
+    leaves = f"leaf {bad.leaf}" if bad.count == 1 else f"leaves {bad.leaf} to {bad.leaf + bad.count - 1}"
+    message = f"record {record.number}, chunk {chunk}, {leaves} {what}: {shown or 'padding between tensors'}"
+    return Finding(
+        bad.kind,
+        message,
+        offset,
+        size,
+        record=record.number,
+        chunk=chunk,
+        leaf=bad.leaf,
+        leaves=bad.count,
+        tensors=tensors,
+        loss=bool(tensors),
+    )
+
+
+def raise_damage(source: Source, bad: Sequence[BadRange]) -> None:
+    """Raise DamagedError that names the first bad tensor and how many there are; nothing if ``bad`` is empty."""
+    if not bad:
+        return
+    findings = [finding_of(item) for item in bad]
+    first = next((f for f in findings if f.tensors), findings[0])
+    names = list(dict.fromkeys(name for f in findings for name in f.tensors))
+    total = f"; {len(names)} tensors are damaged: {', '.join(names[:8])}" if len(names) > 1 else ""
+    raise DamagedError(
+        f"{first.message}{total}",
+        path=source.path,
+        offset=first.offset,
+        tensor=first.tensors[0] if first.tensors else None,
+        chunk=first.chunk,
+        next_step=f"fastckpt salvage {shlex.quote(source.path)}",
+    )

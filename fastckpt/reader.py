@@ -1,0 +1,185 @@
+"""`fastckpt.load`: a checkpoint file becomes the state it was saved from."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import shlex
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from fastckpt import _core
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.constants import LEAF_SIZE
+from fastckpt.errors import DamagedError, FastckptError, TensorNotFoundError
+from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+from fastckpt.io.memory import allocate, allocate_regions
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.layout.blocks import align
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.manifest import StoragePlace
+from fastckpt.layout.records import Record
+from fastckpt.payload import Reading, Target, raise_damage, read_targets
+from fastckpt.tensor.rebuild import build_tensors, named, unflatten
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    mmap: bool = False,
+    verify: bool = True,
+    keys: str | Iterable[str] | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Any:
+    """Load the state saved in ``path``, every byte verified.
+
+    Args:
+        path: A ``.fckpt`` file; also a ``.pt`` (its CRCs are checked, nothing
+            in it is executed) or a ``.safetensors`` file.
+        device: Where the tensors shall be.
+        mmap: Map the file instead of reading it. The tensors are writable but
+            private: what is written to them never reaches the file. Encoded
+            records cannot be mapped and are read.
+        verify: Compare every leaf digest (or CRC). With False, damage goes unnoticed.
+        keys: Flat names or globs; only these tensors are read, and the result
+            is a flat dict from name to tensor, in file order.
+        threads: Worker threads; None takes one per CPU.
+        progress: Called now and then with the bytes done so far.
+
+    Returns:
+        The state: types, order, aliases, views and strides as they were.
+
+    Raises:
+        DamagedError: A byte is missing or wrong; names the tensors. Nothing is returned.
+        NotACheckpointError, UnsupportedVersionError, CheckpointIOError
+        TensorNotFoundError: A key matches no tensor.
+        KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+    """
+    if is_foreign(path):
+        from fastckpt.conversion.load import load_foreign
+
+        return load_foreign(path, device=device, verify=verify, keys=keys, threads=threads, progress=progress)
+    target = torch.device(device)
+    with CheckpointFile(path) as file:
+        file.check_consistency()
+        entries = list(file.manifest.entries)
+        wanted = entries if keys is None else select(entries, keys, file.path)
+        reading = Reading(thread_count(threads), verify=verify, progress=progress)
+        memory = read_storages(file, wanted, reading, mapped=mmap)
+        try:
+            tensors = build_tensors(wanted, memory.__getitem__, target)
+            return unflatten(file.manifest.tree, tensors) if keys is None else named(wanted, tensors)
+        except FastckptError as error:
+            error.path = error.path or file.path
+            raise
+
+
+def is_foreign(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is a checkpoint of another format. Raises CheckpointIOError if it cannot be read."""
+    with Source(path) as source:
+        head = source.read(0, min(source.size, HEAD_SIZE))
+    return sniff(head) not in (None, "fckpt")
+
+
+def select(entries: Sequence[Entry], keys: str | Iterable[str], path: str) -> list[Entry]:
+    """The entries that a key names or a glob matches, in file order.
+
+    Raises:
+        TensorNotFoundError: A key matches nothing; the closest names are shown.
+    """
+    patterns = [keys] if isinstance(keys, str) else list(keys)
+    by_name = {entry.name: entry for entry in entries}
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = {pattern} if pattern in by_name else set(fnmatch.filter(by_name, pattern))
+        if not matched:
+            import difflib
+
+            close = difflib.get_close_matches(pattern, list(by_name), 3)
+            raise TensorNotFoundError(
+                f"no tensor is called or matches {pattern!r}",
+                path=path,
+                expected=f"one of {', '.join(close or list(by_name)[:3])}"
+                if by_name
+                else "a name; there are no tensors",
+                actual=pattern,
+                next_step=f"fastckpt inspect {shlex.quote(path)}",
+            )
+        chosen |= matched
+    return [entry for entry in entries if entry.name in chosen]
+
+
+def read_storages(
+    file: CheckpointFile, entries: Sequence[Entry], reading: Reading, *, mapped: bool
+) -> dict[int, memoryview]:
+    """The verified bytes of every storage that an entry lies in, by storage number."""
+    places = file.manifest.storages
+    wanted = sorted({entry.storage for entry in entries})
+    by_record: dict[int, list[int]] = {}
+    for storage in wanted:
+        by_record.setdefault(places[storage].record, []).append(storage)
+    records = [file.records[number] for number in sorted(by_record)]
+    regions: dict[int, memoryview] = {}
+    targets: list[Target] = []
+    if mapped:
+        whole = memoryview(file.source.map(private_writable=True))
+        reading = Reading(reading.threads, reading.verify, reading.progress, _core.address(whole))
+        for record in records:
+            if record.is_raw:
+                regions[record.number] = whole[record.payload.offset : record.payload.end]
+                if reading.verify:
+                    targets += _targets(record, [places[s] for s in by_record[record.number]], None)
+    fresh = [record for record in records if record.number not in regions]
+    for record, region in zip(fresh, allocate_regions([record.raw_size for record in fresh]), strict=True):
+        regions[record.number] = region
+        if record.raw_size:
+            targets += _targets(record, [places[s] for s in by_record[record.number]], _core.address(region))
+    raise_damage(file.source, read_targets(file.source, targets, reading))
+    if not file.source.unchanged():
+        raise DamagedError("the file changed while it was read", path=file.path, next_step="load it again")
+    return {
+        storage: regions[places[storage].record][
+            places[storage].offset : places[storage].offset + places[storage].nbytes
+        ]
+        for storage in wanted
+    }
+
+
+def _targets(record: Record, places: Sequence[StoragePlace], address: int | None) -> list[Target]:
+    """The leaf-aligned runs of a record that cover these places; ``address`` is where raw byte 0 goes."""
+    if len(places) == len(record.storages):
+        return [Target(record, 0, record.raw_size, address)]
+    targets: list[Target] = []
+    for place in sorted(places, key=lambda p: p.offset):
+        if not place.nbytes:
+            continue
+        start = place.offset // LEAF_SIZE * LEAF_SIZE
+        end = min(align(place.offset + place.nbytes, LEAF_SIZE), record.raw_size)
+        if targets and start <= targets[-1].start + targets[-1].size:
+            start = targets.pop().start
+        targets.append(Target(record, start, end - start, None if address is None else address + start))
+    return targets
+
+
+def read_span(file: CheckpointFile, storage: int, start: int, end: int, *, threads: int) -> memoryview:
+    """The verified bytes ``[start, end)`` of a storage, reading no more leaves than they touch.
+
+    Raises:
+        DamagedError: A leaf among them is not as written.
+    """
+    place = file.manifest.storages[storage]
+    record = file.records[place.record]
+    first = (place.offset + start) // LEAF_SIZE * LEAF_SIZE
+    last = min(align(place.offset + end, LEAF_SIZE), record.raw_size)
+    if start == end:
+        return memoryview(bytearray())
+    region = allocate(last - first)
+    target = Target(record, first, last - first, _core.address(region))
+    raise_damage(file.source, read_targets(file.source, [target], Reading(threads)))
+    skip = place.offset + start - first
+    return region[skip : skip + end - start]

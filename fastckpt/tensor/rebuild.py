@@ -1,0 +1,118 @@
+"""Tensors from bytes in memory, and the state from its tensors."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from fastckpt.constants import (
+    ENTRY_FLAG_CONJ,
+    ENTRY_FLAG_NEG,
+    ENTRY_FLAG_PARAMETER,
+    ENTRY_FLAG_REQUIRES_GRAD,
+)
+from fastckpt.layout.entries import Entry, contiguous_stride
+from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef, decode_tree
+from fastckpt.tensor.dtypes import torch_dtype
+
+
+def storage_tensor(memory: memoryview, device: torch.device) -> torch.Tensor:
+    """A uint8 tensor with a storage of its own over ``memory``, or over a copy of it on ``device``."""
+    if not len(memory):
+        return torch.empty(0, dtype=torch.uint8, device=device)
+    tensor = torch.frombuffer(memory, dtype=torch.uint8)
+    return tensor if device.type == "cpu" else tensor.to(device)
+
+
+def build_tensors(
+    entries: Sequence[Entry], memory_of: Callable[[int], memoryview], device: torch.device
+) -> list[torch.Tensor]:
+    """The tensor of every entry. Entries on one storage share it again.
+
+    Args:
+        entries: What to build.
+        memory_of: The bytes of a storage, by its number; writable.
+        device: Where the tensors shall be.
+    """
+    uses: dict[int, int] = {}
+    for entry in entries:
+        uses[entry.storage] = uses.get(entry.storage, 0) + 1
+    shared: dict[int, torch.UntypedStorage] = {}
+    tensors = []
+    on_cpu = device.type == "cpu"
+    for entry in entries:
+        _, dtype_name, shape, stride, number, offset, flags = entry
+        dtype = torch_dtype(dtype_name)
+        memory = memory_of(number)
+        if (
+            on_cpu
+            and uses[number] == 1
+            and offset == 0
+            and len(memory)
+            and stride == contiguous_stride(shape)
+            and entry.nbytes == len(memory)
+        ):
+            # The common case, without building the storage first: same result, half the time.
+            tensor = torch.frombuffer(memory, dtype=dtype)
+            if len(shape) != 1:
+                tensor = tensor.view(shape)
+        else:
+            storage = shared.get(number)
+            if storage is None:
+                storage = shared[number] = storage_tensor(memory, device).untyped_storage()
+            tensor = torch.empty(0, dtype=dtype, device=device).set_(storage, offset, shape, stride)
+        tensors.append(_with_flags(tensor, flags) if flags else tensor)
+    return tensors
+
+
+def _with_flags(tensor: torch.Tensor, flags: int) -> torch.Tensor:
+    if flags & ENTRY_FLAG_CONJ:
+        tensor = tensor.conj()
+    if flags & ENTRY_FLAG_NEG:
+        tensor = torch._neg_view(tensor)
+    requires_grad = bool(flags & ENTRY_FLAG_REQUIRES_GRAD)
+    if flags & ENTRY_FLAG_PARAMETER:
+        return torch.nn.Parameter(tensor, requires_grad=requires_grad)
+    return tensor.requires_grad_(requires_grad)
+
+
+def _resolve_small(ref: object) -> object:
+    if type(ref) is DTypeRef:
+        return torch_dtype(ref.name)
+    if type(ref) is SizeRef:
+        return torch.Size(ref.shape)
+    if type(ref) is DeviceRef:
+        return torch.device(ref.name)
+    return ref
+
+
+def unflatten(tree: bytes, tensors: Sequence[torch.Tensor]) -> Any:
+    """The state whose encoded tree this is, with ``tensors`` in the place of their entries."""
+    return resolve_tree(decode_tree(tree, len(tensors)), lambda ref: tensors[ref.entry])
+
+
+def resolve_tree(tree: object, tensor_of: Callable[[TensorRef], object]) -> Any:
+    """The state of a decoded tree: references become tensors and torch's own small objects."""
+    if type(tree) is TensorRef:
+        return tensor_of(tree)
+    if isinstance(tree, dict):
+        items = {key: resolve_tree(item, tensor_of) for key, item in tree.items()}
+        if type(tree) is dict:
+            return items
+        result: OrderedDict[Any, Any] = OrderedDict(items)
+        if type(tree) is AttributedDict:
+            vars(result).update(resolve_tree(tree.attributes, tensor_of))
+        return result
+    if type(tree) is list:
+        return [resolve_tree(item, tensor_of) for item in tree]
+    if type(tree) is tuple:
+        return tuple([resolve_tree(item, tensor_of) for item in tree])
+    return _resolve_small(tree)
+
+
+def named(entries: Iterable[Entry], tensors: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors by flat name."""
+    return {entry.name: tensor for entry, tensor in zip(entries, tensors, strict=True)}

@@ -1,0 +1,186 @@
+"""`fastckpt.verify`: is every byte of a file still what was written?
+
+Damage is data here: it is collected as findings and never raised. All copies
+of the metadata are checked, not only those a load would use, and every byte
+of the file is accounted for: block, payload or zero padding.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from fastckpt import _core
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.constants import (
+    FOOTER_SIZE,
+    MAGIC_INDEX,
+    MAGIC_MANIFEST,
+    MAGIC_SUPERBLOCK,
+    SECTION_INDEX,
+    SECTION_MANIFEST,
+    SECTION_MANIFEST_COPY,
+    SUPERBLOCK_SIZE,
+)
+from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
+from fastckpt.findings import Finding, Kind, Report, conclude
+from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+from fastckpt.io.residency import is_warm
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.layout.blocks import Extent, unseal
+from fastckpt.layout.frame import Section, decode_superblock
+from fastckpt.layout.records import Record, decode_record_header
+from fastckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
+from fastckpt.remains import find_remains
+
+_SECTION_NAMES = {SECTION_MANIFEST: "manifest", SECTION_INDEX: "index", SECTION_MANIFEST_COPY: "manifest copy"}
+_SECTION_MAGICS = {
+    SECTION_MANIFEST: MAGIC_MANIFEST,
+    SECTION_INDEX: MAGIC_INDEX,
+    SECTION_MANIFEST_COPY: MAGIC_MANIFEST,
+}
+
+
+def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None) -> Report:
+    """Check every byte of a checkpoint file. Damage is reported, never raised.
+
+    Args:
+        path: A ``.fckpt`` file; also a ``.pt`` (CRCs) or ``.safetensors`` (which has no checksum).
+        threads: Worker threads; None takes one per CPU.
+        progress: Called now and then with the bytes done so far.
+
+    Returns:
+        The report; ``report.ok`` says whether the file is intact.
+
+    Raises:
+        NotACheckpointError, UnsupportedVersionError: It is not something that can be verified.
+        CheckpointIOError: It cannot be opened.
+    """
+    with Source(path) as source:
+        kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
+    if kind not in (None, "fckpt"):
+        from fastckpt.foreign.verify import verify_foreign
+
+        return verify_foreign(path, threads=thread_count(threads), progress=progress)
+    try:
+        file = CheckpointFile(path)
+    except DamagedError as error:
+        return find_remains(path, error, threads=thread_count(threads), progress=progress)
+    with file:
+        return _Verification(file, thread_count(threads), progress).run()
+
+
+class _Verification:
+    """The checks on one file, in file order; each adds to the report."""
+
+    def __init__(self, file: CheckpointFile, threads: int, progress: Progress | None) -> None:
+        self.file = file
+        self.threads = threads
+        self.progress = progress
+        self.report = Report(file.path, "fckpt", file.source.size, root=file.footer.root.hex())
+
+    def run(self) -> Report:
+        report = self.report
+        self.check_superblock()
+        for section in self.file.footer.sections:
+            self.check_section(section)
+        try:
+            self.file.check_consistency()
+            records = self.file.records
+        except DamagedError as error:
+            self.add(error, 0, self.file.source.size, loss=True)
+        else:
+            self.check_headers(records)
+            self.check_layout(records)
+            self.check_payloads(records)
+            report.verified = report.size
+        report.findings.sort(key=lambda finding: (finding.offset, finding.size))
+        conclude(report)
+        return report
+
+    def add(self, error: FastckptError, offset: int, size: int, *, loss: bool, record: int | None = None) -> None:
+        where = error.offset if error.offset is not None else offset
+        kind = Kind.TORN if error.actual == "zeros" else Kind.ROTTED
+        message = error.message
+        if error.expected is not None:
+            message += f" (expected {error.expected}, found {error.actual})"
+        self.report.findings.append(Finding(kind, message, where, size, record=record, loss=loss))
+
+    def check_superblock(self) -> None:
+        try:
+            superblock = decode_superblock(self.file.source.read(0, SUPERBLOCK_SIZE))
+            section = self.file.required_section(SECTION_MANIFEST)
+            if superblock.manifest != section.extent or superblock.manifest_digest != section.digest:
+                raise DamagedError("superblock and footer disagree about the manifest")
+        except (DamagedError, NotACheckpointError) as error:
+            magic = self.file.source.read(0, len(MAGIC_SUPERBLOCK))
+            torn = not any(magic)
+            error.actual = "zeros" if torn else error.actual
+            self.add(error, 0, SUPERBLOCK_SIZE, loss=False)
+
+    def check_section(self, section: Section) -> None:
+        """Every section the footer names must be the sealed block it was; nothing is lost with a copy."""
+        name = _SECTION_NAMES.get(section.kind, f"section of kind {section.kind}")
+        try:
+            block = self.file.source.read(*section.extent)
+            unseal(block, _SECTION_MAGICS.get(section.kind, block[:8]), what=name)
+            if block[-len(section.digest) :] != section.digest:
+                raise DamagedError(f"the {name} is not the one the footer names")
+        except DamagedError as error:
+            self.add(error, section.extent.offset, section.extent.size, loss=False)
+
+    def check_headers(self, records: list[Record]) -> None:
+        """The header in place must be the one in the index; and its digests must agree with each other."""
+        for record in records:
+            try:
+                block = self.file.source.read(*record.header)
+                in_place = decode_record_header(block, limit=self.file.source.size)
+                if in_place.digest != record.digest:
+                    raise DamagedError(f"the header of record {record.number} differs from its mirror in the index")
+            except DamagedError as error:
+                self.add(error, record.header.offset, record.header.size, loss=False, record=record.number)
+            for chunk in check_chunk_digests(record):
+                extent = record.chunk_extent(chunk)
+                message = f"record {record.number}: the digest of chunk {chunk} contradicts its leaf digests"
+                self.report.findings.append(
+                    Finding(Kind.INCONSISTENT, message, *extent, record=record.number, chunk=chunk, loss=False)
+                )
+
+    def check_layout(self, records: list[Record]) -> None:
+        """Blocks and payloads must cover the file without hole or overlap; padding must be zero."""
+        sections = sorted(section.extent for section in self.file.footer.sections)
+        ranges = [Extent(0, SUPERBLOCK_SIZE), *sections, Extent(self.file.source.size - FOOTER_SIZE, FOOTER_SIZE)]
+        ranges += [Extent(record.header.offset, record.end - record.header.offset) for record in records]
+        at = 0
+        for extent in sorted(ranges):
+            if extent.offset != at:
+                what = "overlap" if extent.offset < at else "do not follow one another"
+                message = f"blocks {what} at byte {min(at, extent.offset)}"
+                begin, end = sorted((at, extent.offset))
+                self.report.findings.append(Finding(Kind.INCONSISTENT, message, begin, end - begin, loss=False))
+            at = max(at, extent.end)
+        for record in records:
+            padding = Extent(record.payload.end, record.end - record.payload.end)
+            if padding.size and any(self.file.source.read(*padding)):
+                message = f"the padding after record {record.number} is not zero"
+                self.report.findings.append(Finding(Kind.ROTTED, message, *padding, record=record.number, loss=False))
+
+    def check_payloads(self, records: list[Record]) -> None:
+        targets = [Target(record, 0, record.raw_size, None) for record in records]
+        self.report.findings += verify_payloads(self.file, targets, threads=self.threads, progress=self.progress)
+
+
+def verify_payloads(
+    file: CheckpointFile, targets: list[Target], *, threads: int, progress: Progress | None
+) -> Iterator[Finding]:
+    """Findings for every bad leaf in the payloads of ``targets``.
+
+    A file in the page cache is hashed where it is mapped; a cold one is read
+    past the cache, which is faster than faulting it in.
+    """
+    mapped = memoryview(file.source.map(private_writable=False)) if is_warm(file.source) else None
+    address = _core.address(mapped) if mapped is not None else None
+    bad = read_targets(file.source, targets, Reading(threads, progress=progress, mapped_at=address))
+    del mapped
+    return (finding_of(item) for item in bad)

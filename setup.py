@@ -1,0 +1,44 @@
+"""Builds the native core. Everything else about the package stands in pyproject.toml."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+
+LIMITED_API = "0x030B0000"
+"""Python 3.11: the first whose limited API has the buffer protocol."""
+
+use_limited_api = (
+    platform.python_implementation() == "CPython"
+    and sys.version_info >= (3, 11)
+    and not sysconfig.get_config_var("Py_GIL_DISABLED")
+)
+
+
+class Abi3Wheel(bdist_wheel):
+    """Tags the wheel for 3.11 and later when it was built against the limited API."""
+
+    def finalize_options(self) -> None:
+        if use_limited_api:
+            self.py_limited_api = "cp311"
+        super().finalize_options()
+
+
+core = Extension(
+    "fastckpt._core",
+    sources=[*sorted(str(path) for path in Path("csrc/core").glob("*.cc")), "csrc/python/module.cc"],
+    depends=sorted(str(path) for path in Path("csrc/core").glob("*.h")),
+    language="c++",
+    define_macros=[("Py_LIMITED_API", LIMITED_API)] if use_limited_api else [],
+    py_limited_api=use_limited_api,
+    # No -march: the instruction sets beyond the baseline are chosen at run time, per function.
+    extra_compile_args=["-std=c++17", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],
+    extra_link_args=["-pthread"],
+)
+
+setup(ext_modules=[core], cmdclass={"bdist_wheel": Abi3Wheel})

@@ -1,0 +1,36 @@
+"""Fixtures of the crash laboratory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from crash_lab import CrashLab, compile_shim
+
+OpenLab = Callable[[str], CrashLab]
+
+
+@pytest.fixture(scope="session")
+def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_shim(tmp_path_factory.mktemp("shim"))
+
+
+@pytest.fixture(scope="module")
+def open_lab(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenLab]:
+    """A laboratory for a script of this directory, opened once per module."""
+    labs: dict[str, CrashLab] = {}
+    with ExitStack() as stack:
+
+        def open_lab(script: str) -> CrashLab:
+            if script not in labs:
+                path = Path(__file__).parent / script
+                labs[script] = stack.enter_context(CrashLab(path, tmp_path_factory.mktemp("crash"), shim))
+            return labs[script]
+
+        yield open_lab

@@ -1,0 +1,63 @@
+"""`fastckpt.save`, killed, failed and interrupted at each of its calls."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+from crash_lab import Action, CrashLab
+
+import fastckpt
+
+
+@pytest.fixture
+def lab(open_lab) -> CrashLab:  # type: ignore[no-untyped-def]
+    return open_lab("save_state.py")
+
+
+def check_loads(lab: CrashLab) -> None:
+    """What is at the target is a checkpoint of one of the two versions."""
+    state = fastckpt.load(lab.target)
+    assert state["step"] in (1, 2)
+    assert float(state["model"]["wte"][0]) == state["step"]
+
+
+@pytest.mark.parametrize("action", [Action.KILL, Action.TEAR])
+def test_killed_at_every_call(lab: CrashLab, action: Action) -> None:
+    for outcome in lab.at_every_call(action):
+        assert outcome.how == "killed"
+        lab.check_after_kill()
+    check_loads(lab)
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+def test_each_call_fails_once(lab: CrashLab, error: int) -> None:
+    for outcome in lab.at_every_call(Action.FAIL, error=error):
+        lab.check_after_error(outcome)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", [errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EINTR, errno.EINVAL, errno.ESTALE])
+def test_each_call_fails_once_with_rarer_errors(lab: CrashLab, error: int) -> None:
+    for outcome in lab.at_every_call(Action.FAIL, error=error):
+        lab.check_after_error(outcome)
+
+
+def test_the_file_system_stays_full(lab: CrashLab) -> None:
+    for outcome in lab.at_every_call(Action.FAIL_FROM, error=errno.ENOSPC):
+        lab.check_after_error(outcome)
+
+
+def test_interrupted_at_every_call(lab: CrashLab) -> None:
+    for outcome in lab.at_every_call(Action.INTERRUPT):
+        # An interrupt in the last instants may come when the save is done.
+        assert outcome.how in ("KeyboardInterrupt", "saved"), outcome
+        assert lab.target.read_bytes() in (lab.old, lab.new)
+        assert not lab.temp_files(), outcome
+
+
+def test_short_writes_lose_nothing(lab: CrashLab) -> None:
+    lab.reset()
+    assert lab.save(action=Action.SHORT).how == "saved"
+    assert lab.target.read_bytes() == lab.new
+    check_loads(lab)

@@ -1,0 +1,258 @@
+"""Entry tables: every tensor description comes back; impossible ones are refused."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastckpt.constants import ENTRY_FLAGS_KNOWN, MAX_NDIM
+from fastckpt.errors import DamagedError, FastckptError, UnsupportedVersionError
+from fastckpt.layout.dtypes import BY_CODE, BY_NAME
+from fastckpt.layout.entries import Entry, EntryTable, check_entry, contiguous_stride, encode_entry_table
+
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.integers(0, 2**64 - 1)
+
+
+@st.composite
+def entries(draw: st.DrawFn, name: str) -> Entry:
+    ndim = draw(st.integers(0, 5) | st.just(MAX_NDIM))
+    dims = st.lists(U64, min_size=ndim, max_size=ndim).map(tuple)
+    return Entry(
+        name,
+        draw(st.sampled_from(sorted(BY_NAME))),
+        draw(dims),
+        draw(dims),
+        draw(U32),
+        draw(U64),
+        draw(st.integers(0, ENTRY_FLAGS_KNOWN)),
+    )
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> list[Entry]:
+    texts = st.text(st.characters(exclude_categories=("Cs",)), max_size=10)
+    return [draw(entries(name)) for name in draw(st.lists(texts, unique=True, max_size=6))]
+
+
+def table_of(*found: Entry) -> bytes:
+    return encode_entry_table(found)
+
+
+def use(table: EntryTable) -> list[Entry]:
+    """Everything a reader does with a table."""
+    table.names()
+    table.storages()
+    decoded = list(table)
+    for entry in decoded:
+        check_entry(entry, [2**40] * 8)
+    return decoded
+
+
+@given(tables())
+def test_round_trip(written: list[Entry]) -> None:
+    table = EntryTable(encode_entry_table(written))
+    assert len(table) == len(written)
+    assert list(table) == written
+    assert table.names() == [entry.name for entry in written]
+    assert table.storages() == [entry.storage for entry in written]
+    for index in range(len(written)):
+        assert table[index - len(written)] == written[index]
+
+
+@given(tables())
+def test_round_trip_through_a_view_that_is_not_aligned(written: list[Entry]) -> None:
+    raw = encode_entry_table(written)
+    assert list(EntryTable(memoryview(b"x" + raw)[1:])) == written
+
+
+@given(tables(), st.data())
+def test_damage_raises_only_our_errors(written: list[Entry], data: st.DataObject) -> None:
+    raw = bytearray(encode_entry_table(written))
+    at = data.draw(st.integers(0, len(raw) - 1))
+    raw[at] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(FastckptError):
+        use(EntryTable(bytes(raw)))
+
+
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_raise_only_our_errors(raw: bytes) -> None:
+    with contextlib.suppress(FastckptError):
+        use(EntryTable(raw))
+
+
+@given(tables())
+def test_every_other_length_is_refused(written: list[Entry]) -> None:
+    raw = encode_entry_table(written)
+    for size in range(min(len(raw), 100)):
+        with pytest.raises(DamagedError):
+            EntryTable(raw[:size])
+    with pytest.raises(DamagedError):
+        EntryTable(raw + b"\0")
+
+
+@pytest.mark.parametrize("field", [0, 8, 16])
+@pytest.mark.parametrize("value", [5, 2**32, 2**61, 2**63, 2**64 - 1])
+def test_counts_that_overflow_are_refused(field: int, value: int) -> None:
+    raw = bytearray(table_of(Entry("w", "int8", (4,), (1,), 0, 0)))
+    struct.pack_into("<Q", raw, field, value)
+    with pytest.raises(DamagedError):
+        EntryTable(bytes(raw))
+
+
+def test_counts_that_add_up_by_chance_are_refused() -> None:
+    # One u64 of the dims moved into the names: the sizes add up, the rows do not.
+    raw = bytearray(table_of(Entry("w", "int8", (4,), (1,), 0, 0)))
+    struct.pack_into("<QQ", raw, 8, 1, 9)
+    with pytest.raises(DamagedError, match="do not add up"):
+        EntryTable(bytes(raw))
+
+
+def changed(offset: int, value: int) -> EntryTable:
+    raw = bytearray(table_of(Entry("w", "int8", (4,), (1,), 0, 0)))
+    raw[24 + offset] = value
+    return EntryTable(bytes(raw))
+
+
+@pytest.mark.parametrize("code", sorted(set(range(256)) - set(BY_CODE)))
+def test_unknown_dtypes_are_refused(code: int) -> None:
+    with pytest.raises(UnsupportedVersionError, match="dtype code"):
+        changed(4, code)[0]
+
+
+@pytest.mark.parametrize("flags", [16, 32, 64, 128, 255])
+def test_unknown_flags_are_refused(flags: int) -> None:
+    with pytest.raises(UnsupportedVersionError, match="flags"):
+        changed(6, flags)[0]
+
+
+@pytest.mark.parametrize("offset", [7, 20, 23])
+def test_reserved_fields_are_zero(offset: int) -> None:
+    with pytest.raises(FastckptError):
+        changed(offset, 1)[0]
+
+
+def test_dimensions_are_limited() -> None:
+    most = Entry("w", "int8", (1,) * MAX_NDIM, (1,) * MAX_NDIM, 0, 0)
+    assert EntryTable(table_of(most))[0] == most
+    more = Entry("w", "int8", (1,) * (MAX_NDIM + 1), (1,) * (MAX_NDIM + 1), 0, 0)
+    with pytest.raises(DamagedError, match="too many dimensions"):
+        EntryTable(table_of(more))[0]
+
+
+def test_equal_names_are_refused() -> None:
+    entry = Entry("w", "int8", (), (), 0, 0)
+    with pytest.raises(DamagedError, match="same name"):
+        EntryTable(table_of(entry, entry)).names()
+
+
+def test_names_that_are_not_utf8_are_refused() -> None:
+    raw = bytearray(table_of(Entry("ab", "int8", (), (), 0, 0)))
+    raw[-1] = 0xFF
+    with pytest.raises(DamagedError, match="UTF-8"):
+        EntryTable(bytes(raw)).names()
+    with pytest.raises(DamagedError, match="UTF-8"):
+        EntryTable(bytes(raw))[0]
+
+
+# --- the geometry of one entry ----------------------------------------------------
+
+
+def entry(shape: tuple[int, ...], stride: tuple[int, ...], offset: int = 0, dtype: str = "float32") -> Entry:
+    return Entry("w", dtype, shape, stride, 0, offset)
+
+
+@pytest.mark.parametrize(
+    ("found", "span", "numel", "contiguous"),
+    [
+        (entry((), ()), (0, 4), 1, True),
+        (entry((3, 4), (4, 1)), (0, 48), 12, True),
+        (entry((4, 3), (1, 4)), (0, 48), 12, False),
+        (entry((2,), (3,), 1), (4, 20), 2, False),
+        (entry((5,), (0,)), (0, 4), 5, False),
+        (entry((0, 3), (3, 1)), (0, 0), 0, True),
+        (entry((1, 4), (99, 1)), (0, 16), 4, True),
+        (entry((2,), (1,), 3, "complex128"), (48, 80), 2, True),
+        (entry((2,), (1,), 3, "float4_e2m1fn_x2"), (3, 5), 2, True),
+    ],
+)
+def test_geometry(found: Entry, span: tuple[int, int], numel: int, contiguous: bool) -> None:
+    assert found.span == span
+    assert found.numel == numel
+    assert found.nbytes == numel * found.itemsize
+    assert found.is_contiguous is contiguous
+
+
+@pytest.mark.parametrize(
+    ("shape", "stride"),
+    [((), ()), ((3,), (1,)), ((2, 3), (3, 1)), ((2, 0, 3), (3, 3, 1)), ((5, 1, 2, 7), (14, 14, 7, 1))],
+)
+def test_contiguous_stride(shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
+    assert contiguous_stride(shape) == stride
+
+
+@given(st.lists(st.integers(0, 4), max_size=4), st.lists(st.integers(0, 9), min_size=4, max_size=4), st.integers(0, 9))
+def test_span_is_what_numpy_reaches(shape: list[int], strides: list[int], offset: int) -> None:
+    import numpy as np
+
+    stride = tuple(strides[: len(shape)])
+    found = entry(tuple(shape), stride, offset, "int16")
+    storage = np.arange(200, dtype="int16")
+    view = np.lib.stride_tricks.as_strided(storage[offset:], shape, [2 * s for s in stride])
+    assert view.size == found.numel
+    if view.size:
+        assert found.span == (2 * int(view.min()), 2 * int(view.max()) + 2)
+        check_entry(found, [found.span[1]])
+        with pytest.raises(DamagedError, match="beyond its storage"):
+            check_entry(found, [found.span[1] - 1])
+    else:
+        check_entry(found, [0])
+
+
+def test_an_empty_view_may_begin_behind_its_storage() -> None:
+    # zeros(3, 4)[3:, 2:] has storage_offset 14 in a storage of 12 elements.
+    check_entry(entry((0, 2), (4, 1), 14), [48])
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        entry((2**63,), (1,)),
+        entry((1,), (2**63,)),
+        entry((0,), (1,), 2**63),
+        entry((0, 2**64 - 1), (1, 1)),
+        entry((2**62, 2**62), (2**62, 1)),
+        entry((2,), (2**63 - 1,)),
+        entry((1,), (1,), 2**63 - 1),
+    ],
+)
+def test_numbers_that_overflow_are_refused(found: Entry) -> None:
+    with pytest.raises(DamagedError):
+        check_entry(found, [2**63 - 1])
+
+
+def test_unknown_storages_are_refused() -> None:
+    with pytest.raises(DamagedError, match="storage 0 of 0"):
+        check_entry(entry((), ()), [])
+
+
+def test_shape_and_stride_of_different_length_are_refused() -> None:
+    with pytest.raises(DamagedError, match="differ in length"):
+        check_entry(entry((2, 2), (1,)), [100])
+
+
+def test_dtypes_are_unique() -> None:
+    assert len(BY_CODE) == len(BY_NAME)
+    assert all(BY_CODE[dtype.code] is dtype for dtype in BY_NAME.values())
+    assert 0 not in BY_CODE
+
+
+def test_dtypes_are_those_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    for name, dtype in BY_NAME.items():
+        if hasattr(torch, name):
+            assert getattr(torch, name).itemsize == dtype.itemsize, name
