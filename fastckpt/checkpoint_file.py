@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import cached_property
 from types import TracebackType
 
@@ -218,16 +218,17 @@ class CheckpointFile:
         """The flat names of all entries, in tree order."""
         return self.manifest.entries.names()
 
-    def check_consistency(self) -> None:
-        """Check that manifest and records describe the same storages and entries.
+    def checked_entries(self) -> list[Entry]:
+        """All entries, in tree order, once manifest and records were found to describe the same storages.
 
         Raises:
-            DamagedError: They do not; names the first difference.
+            DamagedError: They do not, or an entry does not lie inside its
+                storage; names the first difference.
         """
         manifest = self.manifest
         try:
-            manifest.check_entries()
             _check_storages(manifest, self.records)
+            return manifest.checked_entries()
         except FastckptError as error:
             raise self._located(error, self.required_section(SECTION_MANIFEST).extent.offset) from None
 
@@ -243,11 +244,3 @@ def _check_storages(manifest: Manifest, records: list[Record]) -> None:
             seen += 1
     if seen != len(manifest.storages):
         raise DamagedError("the records do not hold every storage", expected=len(manifest.storages), actual=seen)
-
-
-def entries_by_storage(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
-    """Entries grouped by their storage, in order."""
-    groups: dict[int, list[Entry]] = {}
-    for entry in entries:
-        groups.setdefault(entry.storage, []).append(entry)
-    return groups

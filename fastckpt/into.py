@@ -54,8 +54,7 @@ def load_into(
         return
     reading = Reading(thread_count(threads), progress=progress)
     with CheckpointFile(path) as file:
-        file.check_consistency()
-        entries = list(file.manifest.entries)
+        entries = file.checked_entries()
         require_match(entries, flat.entries, file.path)
         direct, buffered = [], []
         for entry in entries:

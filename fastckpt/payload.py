@@ -228,8 +228,7 @@ def _read_piece(source: Source, piece: _Piece, reading: Reading) -> list[BadRang
     except CheckpointIOError as error:
         return all_bad(Kind.UNREADABLE, error.errno or 0)
     except DamagedError:
-        cut = record.chunk_extent(chunk).end > source.size
-        return all_bad(Kind.MISSING if cut else Kind.ROTTED)
+        return all_bad(_why_bad(source, *record.chunk_extent(chunk)))
     if piece.target.place is not None:
         begin = piece.start - chunk * CHUNK_SIZE
         part = memoryview(raw)[begin : begin + piece.end - piece.start]
@@ -240,6 +239,13 @@ def _read_piece(source: Source, piece: _Piece, reading: Reading) -> list[BadRang
         return []
     actual = memoryview(_core.leaf_digests(raw))
     return [BadRange(record, first + leaf, run, kind) for leaf, run, kind in differing_runs(actual, leaves)]
+
+
+def _why_bad(source: Source, offset: int, size: int) -> Kind:
+    """Whether stored bytes that are not as written were cut off, never written, or changed."""
+    if offset + size > source.size:
+        return Kind.MISSING
+    return Kind.ROTTED if any(source.read(offset, size)) else Kind.TORN
 
 
 def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = True) -> bytes:

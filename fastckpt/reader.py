@@ -66,8 +66,7 @@ def load(
         return load_foreign(path, device=device, verify=verify, keys=keys, threads=threads, progress=progress)
     target = torch.device(device)
     with CheckpointFile(path) as file:
-        file.check_consistency()
-        entries = list(file.manifest.entries)
+        entries = file.checked_entries()
         wanted = entries if keys is None else select(entries, keys, file.path)
         reading = Reading(thread_count(threads), verify=verify, progress=progress)
         memory = read_storages(file, wanted, reading, mapped=mmap)

@@ -86,7 +86,7 @@ class _Verification:
         for section in self.file.footer.sections:
             self.check_section(section)
         try:
-            self.file.check_consistency()
+            self.file.checked_entries()
             records = self.file.records
         except DamagedError as error:
             self.add(error, 0, self.file.source.size, loss=True)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Final
 
 from fastckpt import _core
-from fastckpt.checkpoint_file import entries_by_storage
 from fastckpt.codec.registry import Codec, codec_for_writing
 from fastckpt.constants import (
     FOOTER_SIZE,
@@ -111,10 +111,13 @@ class _Writer:
         self.crcs = [0] * len(content.storage_sizes)
         self.headers: list[tuple[int, bytes]] = []
         plans, places = plan_records(content.storage_sizes)
-        by_storage = entries_by_storage(content.entries)
+        entries: list[list[Entry]] = [[] for _ in plans]
+        for entry in content.entries:
+            entries[places[entry.storage].record].append(entry)
         self.records = []
-        for number, plan in enumerate(plans):
-            table = encode_entry_table(e for packed in plan.storages for e in by_storage.get(packed.storage, ()))
+        for number, (plan, held) in enumerate(zip(plans, entries, strict=True)):
+            held.sort(key=attrgetter("storage"))
+            table = encode_entry_table(held)
             size = header_size(plan.raw_size, len(plan.storages), len(table))
             self.records.append(_Record(number, plan, table, size))
         self.manifest = encode_manifest(places, content.entries, content.tree, content.metadata_tree, len(plans))

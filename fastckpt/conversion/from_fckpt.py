@@ -78,7 +78,7 @@ def convert_from_fckpt(
         UnsupportedStateError: The format cannot hold this state.
     """
     with CheckpointFile(path) as file:
-        file.check_consistency()
+        file.checked_entries()
         kept = source_file(file) if exact else None
         if kept is not None and (kept.kind in TORCH_KINDS) == (to == "pt"):
             plan = _Plan(kept.size, list(kept.literal_ranges()), list(kept.segments), kept.kind, True)

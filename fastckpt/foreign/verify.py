@@ -61,7 +61,10 @@ def _check_storages(
         storage = foreign.storages[number]
         shown = ", ".join(names.get(number, [storage.key]))
         if position in unreadable:
-            kind, message = Kind.UNREADABLE, f"record {storage.key} cannot be read (error {unreadable[position]}): {shown}"
+            kind, message = (
+                Kind.UNREADABLE,
+                f"record {storage.key} cannot be read (error {unreadable[position]}): {shown}",
+            )
         elif moved.crcs[position] != storage.crc:
             kind = Kind.ROTTED
             message = (

@@ -3,7 +3,9 @@
 A temp file is named ``.NAME.RANDOM.fckpt-tmp`` after its target and stays
 locked (flock) while its writer lives. One that can be locked has no living
 writer, so the next save of the same name removes it. A lock goes away with its
-process, however that ends; no pid, clock or age has to be trusted.
+process, however that ends; no pid, clock or age has to be trusted. Where locks
+are known to one machine only (some network file systems), two machines must
+not save the same name at once: one of them could lose its temp file and fail.
 """
 
 from __future__ import annotations
@@ -94,15 +96,17 @@ def keep_ownership(fd: int, replaced: os.stat_result) -> None:
     Never raises OSError: a save must not fail for want of a permission bit.
     """
     mode = stat.S_IMODE(replaced.st_mode) & 0o777
-    try:
-        os.fchown(fd, replaced.st_uid, replaced.st_gid)
-    except OSError:
-        try:
-            os.fchown(fd, -1, replaced.st_gid)
-        except OSError:
-            # What the old group was allowed is not for another group: give it what others have.
-            mode = mode & ~0o070 | (mode & 0o007) << 3
     with contextlib.suppress(OSError):
+        created = os.fstat(fd)
+        if created.st_uid != replaced.st_uid:
+            with contextlib.suppress(OSError):
+                os.fchown(fd, replaced.st_uid, -1)
+        if created.st_gid != replaced.st_gid:
+            try:
+                os.fchown(fd, -1, replaced.st_gid)
+            except OSError:
+                # What the old group was allowed is not for another group: give it what others have.
+                mode = mode & ~0o070 | (mode & 0o007) << 3
         os.fchmod(fd, mode)
 
 

@@ -8,9 +8,11 @@ strides, then all names.
 
 from __future__ import annotations
 
+import math
 import struct
-from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
 from fastckpt.constants import MAX_NDIM
@@ -51,10 +53,7 @@ class Entry(NamedTuple):
     @property
     def numel(self) -> int:
         """Number of elements."""
-        count = 1
-        for extent in self.shape:
-            count *= extent
-        return count
+        return _geometry(self.shape, self.stride)[0]
 
     @property
     def nbytes(self) -> int:
@@ -64,21 +63,32 @@ class Entry(NamedTuple):
     @property
     def span(self) -> tuple[int, int]:
         """First byte and first byte after the tensor, inside its storage; equal when it is empty."""
-        start = self.storage_offset
-        if 0 in self.shape:
-            return start * self.itemsize, start * self.itemsize
-        last = start + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
-        return start * self.itemsize, (last + 1) * self.itemsize
+        itemsize = self.itemsize
+        start = self.storage_offset * itemsize
+        return start, start + _geometry(self.shape, self.stride)[1] * itemsize
 
     @property
     def is_contiguous(self) -> bool:
         """Whether the elements lie one after the other in row-major order."""
-        return 0 in self.shape or all(
-            n == 1 or s == c for n, s, c in zip(self.shape, self.stride, contiguous_stride(self.shape), strict=True)
-        )
+        return _geometry(self.shape, self.stride)[2]
 
 
-def contiguous_stride(shape: Sequence[int]) -> tuple[int, ...]:
+@lru_cache(maxsize=4096)
+def _geometry(shape: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int, bool]:
+    """Elements, elements from the first to the last in memory, and whether they are contiguous.
+
+    Cached: a checkpoint with many tensors has few different geometries.
+    """
+    numel = math.prod(shape)
+    if not numel:
+        return 0, 0, True
+    reach = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    contiguous = all(n == 1 or s == c for n, s, c in zip(shape, stride, contiguous_stride(shape), strict=True))
+    return numel, reach, contiguous
+
+
+@lru_cache(maxsize=4096)
+def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Row-major strides in elements, as torch computes them (an extent of 0 counts as 1)."""
     return tuple(accumulate((max(n, 1) for n in reversed(shape[1:])), int.__mul__, initial=1))[::-1] if shape else ()
 
@@ -119,9 +129,9 @@ class EntryTable(Sequence[Entry]):
         try:
             if raw.isascii():
                 text = raw.decode("ascii")
-                names = [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+                names = [text[a:b] for a, b in pairwise(ends)]
             else:
-                names = [raw[a:b].decode("utf-8") for a, b in zip(ends, ends[1:], strict=False)]
+                names = [raw[a:b].decode("utf-8") for a, b in pairwise(ends)]
         except UnicodeDecodeError as error:
             raise DamagedError(f"a tensor name is not UTF-8 ({error.reason})") from None
         if len(set(names)) != len(names):
@@ -129,7 +139,6 @@ class EntryTable(Sequence[Entry]):
         return names
 
     def __getitem__(self, index: int) -> Entry:  # type: ignore[override]
-        storage, code, ndim, flags, zero, offset, _, zero2 = self._rows[index]
         if index < 0:
             index += len(self._rows)
         raw_name = self._names[self._names_at[index] : self._names_at[index + 1]]
@@ -137,7 +146,15 @@ class EntryTable(Sequence[Entry]):
             name = raw_name.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DamagedError(f"a tensor name is not UTF-8 ({error.reason})", actual=raw_name[:80]) from None
-        if code not in BY_CODE:
+        return self._entry(index, name)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self._entry, range(len(self._rows)), self.names())
+
+    def _entry(self, index: int, name: str) -> Entry:
+        storage, code, ndim, flags, zero, offset, _, zero2 = self._rows[index]
+        dtype = BY_CODE.get(code)
+        if dtype is None:
             raise UnsupportedVersionError(f"unknown dtype code {code}", tensor=name, next_step="upgrade fastckpt")
         if flags & ~_KNOWN_FLAGS or zero or zero2:
             raise UnsupportedVersionError(f"unknown entry flags {flags:#x}", tensor=name, next_step="upgrade fastckpt")
@@ -146,8 +163,9 @@ class EntryTable(Sequence[Entry]):
                 "a tensor has too many dimensions", tensor=name, expected=f"at most {MAX_NDIM}", actual=ndim
             )
         at = self._dims_at[index]
-        dims = tuple(self._dims[at : at + 2 * ndim])
-        return Entry(name, BY_CODE[code].name, dims[:ndim], dims[ndim:], storage, offset, flags)
+        middle = at + ndim
+        shape, stride = tuple(self._dims[at:middle]), tuple(self._dims[middle : middle + ndim])
+        return Entry(name, dtype.name, shape, stride, storage, offset, flags)
 
     def storages(self) -> list[int]:
         """The storage number of every entry, in order."""
@@ -156,19 +174,26 @@ class EntryTable(Sequence[Entry]):
 
 def encode_entry_table(entries: Iterable[Entry]) -> bytes:
     """The bytes of a table with these entries. Sizes are the caller's: see SPEC.md, limits."""
-    rows = bytearray()
-    dims: list[int] = []
+    rows = []
+    dims = []
     names = []
-    count = 0
     for name, dtype, shape, stride, storage, offset, flags in entries:
         raw = name.encode("utf-8")
-        rows += _ROW.pack(storage, BY_NAME[dtype].code, len(shape), flags, 0, offset, len(raw), 0)
-        dims += shape
-        dims += stride
+        rows.append(_ROW.pack(storage, BY_NAME[dtype].code, len(shape), flags, 0, offset, len(raw), 0))
+        dims.append(_dims_bytes(shape, stride))
         names.append(raw)
-        count += 1
-    blob = b"".join(names)
-    return b"".join((_HEAD.pack(count, len(dims), len(blob)), rows, struct.pack(f"<{len(dims)}Q", *dims), blob))
+    dims_blob, names_blob = b"".join(dims), b"".join(names)
+    return b"".join((_HEAD.pack(len(rows), len(dims_blob) // 8, len(names_blob)), *rows, dims_blob, names_blob))
+
+
+@lru_cache(maxsize=4096)
+def _dims_bytes(shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
+    return struct.pack(f"<{2 * len(shape)}Q", *shape, *stride)
+
+
+@lru_cache(maxsize=4096)
+def _too_wide(dims: tuple[int, ...]) -> bool:
+    return any(number >> 63 for number in dims)
 
 
 def check_entry(entry: Entry, storage_sizes: Sequence[int]) -> None:
@@ -177,7 +202,7 @@ def check_entry(entry: Entry, storage_sizes: Sequence[int]) -> None:
         raise DamagedError(f"storage {entry.storage} of {len(storage_sizes)}", tensor=entry.name)
     if len(entry.shape) != len(entry.stride):
         raise DamagedError("shape and stride differ in length", tensor=entry.name)
-    if any(number >> 63 for number in (*entry.shape, *entry.stride, entry.storage_offset)):
+    if entry.storage_offset >> 63 or _too_wide(entry.shape) or _too_wide(entry.stride):
         raise DamagedError("an extent, stride or offset does not fit 63 bits", tensor=entry.name)
     if 0 in entry.shape:
         return  # It reaches no byte, wherever it begins: t[3:, 2:] of 3 x 4 elements begins at 14.

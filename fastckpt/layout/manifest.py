@@ -58,11 +58,13 @@ class Manifest:
             raise DamagedError("the metadata is not a dict", actual=type(value).__name__)
         return value
 
-    def check_entries(self) -> None:
-        """Raise DamagedError unless every entry lies inside its storage."""
+    def checked_entries(self) -> list[Entry]:
+        """All entries. Raises DamagedError unless each lies inside its storage."""
         sizes = [place.nbytes for place in self.storages]
-        for entry in self.entries:
+        entries = list(self.entries)
+        for entry in entries:
             check_entry(entry, sizes)
+        return entries
 
 
 def encode_manifest(

@@ -21,17 +21,6 @@ class RecordPlan:
     raw_size: int = 0
     storages: list[PackedStorage] = field(default_factory=list)
 
-    def add(self, storage: int, nbytes: int) -> None:
-        """Append a storage at the next free, aligned place."""
-        offset = align(self.raw_size, PACK_ALIGNMENT)
-        self.storages.append(PackedStorage(storage, offset, nbytes))
-        self.raw_size = offset + nbytes
-
-    def has_room(self, nbytes: int) -> bool:
-        """Whether a small storage of ``nbytes`` still fits this pack."""
-        fits = align(self.raw_size, PACK_ALIGNMENT) + nbytes <= PACK_LIMIT
-        return fits and len(self.storages) < PACK_MAX_STORAGES
-
 
 def plan_records(storage_sizes: Sequence[int]) -> tuple[list[RecordPlan], list[StoragePlace]]:
     """Give every storage a place.
@@ -43,19 +32,23 @@ def plan_records(storage_sizes: Sequence[int]) -> tuple[list[RecordPlan], list[S
         The records in file order, and the place of every storage.
     """
     records: list[RecordPlan] = []
-    pack: RecordPlan | None = None
+    pack = -1
     places = []
     for storage, nbytes in enumerate(storage_sizes):
-        if nbytes >= PACK_THRESHOLD:
-            record = RecordPlan()
-            records.append(record)
-            number = len(records) - 1
-        else:
-            if pack is None or not pack.has_room(nbytes):
-                pack = RecordPlan()
-                records.append(pack)
-                pack_number = len(records) - 1
-            record, number = pack, pack_number
-        record.add(storage, nbytes)
-        places.append(StoragePlace(nbytes, record.storages[-1].offset, number))
+        number = pack
+        if nbytes >= PACK_THRESHOLD or pack < 0 or not _fits(records[pack], nbytes):
+            number = len(records)
+            records.append(RecordPlan())
+            if nbytes < PACK_THRESHOLD:
+                pack = number
+        record = records[number]
+        offset = align(record.raw_size, PACK_ALIGNMENT)
+        record.storages.append(PackedStorage(storage, offset, nbytes))
+        record.raw_size = offset + nbytes
+        places.append(StoragePlace(nbytes, offset, number))
     return records, places
+
+
+def _fits(pack: RecordPlan, nbytes: int) -> bool:
+    size = align(pack.raw_size, PACK_ALIGNMENT) + nbytes
+    return size <= PACK_LIMIT and len(pack.storages) < PACK_MAX_STORAGES

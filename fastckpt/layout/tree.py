@@ -78,6 +78,7 @@ TAG_DTYPE: Final = 13
 TAG_SIZE: Final = 14
 TAG_DEVICE: Final = 15
 
+_STR: Final = bytes((TAG_STR,))
 _FLOAT = struct.Struct("<d")
 _COMPLEX = struct.Struct("<dd")
 
@@ -85,6 +86,10 @@ _COMPLEX = struct.Struct("<dd")
 def path_text(path: Path) -> str:
     """How a place inside a state is shown to a person: ``state[0]['exp_avg']``."""
     return "state" + "".join(f"[{key!r}]" for key in path)
+
+
+_PLAIN: Final = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, OrderedDict)
+_STORABLE: Final = frozenset((*_PLAIN, AttributedDict, TensorRef, DTypeRef, SizeRef, DeviceRef))
 
 
 class _Encoder:
@@ -114,6 +119,12 @@ class _Encoder:
     def node(self, value: Any, path: Path) -> None:
         out = self.out
         kind = type(value)
+        if kind not in _STORABLE:
+            resolved = self.resolve(value, path)
+            kind = type(resolved)
+            if kind not in _STORABLE:
+                raise UnsupportedStateError(f"{path_text(path)}: cannot store {kind.__module__}.{kind.__qualname__}")
+            value = resolved
         if kind is TensorRef:
             out.append(TAG_TENSOR)
             self.size(value.entry)
@@ -151,13 +162,8 @@ class _Encoder:
             self.size(len(value.shape))
             for extent in value.shape:
                 self.size(extent)
-        elif kind is DeviceRef:
-            self.text(TAG_DEVICE, value.name, path)
         else:
-            resolved = self.resolve(value, path)
-            if type(resolved) is kind:
-                raise UnsupportedStateError(f"{path_text(path)}: cannot store {kind.__module__}.{kind.__qualname__}")
-            self.node(resolved, path)
+            self.text(TAG_DEVICE, value.name, path)
 
     def container(self, value: Any, kind: type, path: Path) -> None:
         if id(value) in self.open:
@@ -229,18 +235,26 @@ class _Decoder:
         self.at = end
         return piece
 
+    def byte(self) -> int:
+        at = self.at
+        if at >= len(self.raw):
+            raise self.bad("1 bytes wanted, 0 left")
+        self.at = at + 1
+        return self.raw[at]
+
     def size(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self.take(1)[0]
+        value = self.byte()
+        if value < 0x80:
+            return value
+        value &= 0x7F
+        for shift in range(7, 70, 7):
+            byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
                 if value >> 64:
-                    raise self.bad("a length of more than 64 bits")
+                    break
                 return value
-            shift += 7
-            if shift > 63:
-                raise self.bad("a length of more than 64 bits")
+        raise self.bad("a length of more than 64 bits")
 
     def count(self) -> int:
         # Every item takes at least one byte, so a count beyond what is left is a bomb.
@@ -264,7 +278,7 @@ class _Decoder:
     def node(self, depth: int) -> Any:
         if depth > MAX_TREE_DEPTH:
             raise self.bad(f"nested deeper than {MAX_TREE_DEPTH} levels")
-        tag = self.take(1)[0]
+        tag = self.byte()
         if tag == TAG_TENSOR:
             entry = self.size()
             if entry >= self.entry_count:
@@ -295,7 +309,7 @@ class _Decoder:
         if tag == TAG_ORDERED_DICT:
             return self.ordered_dict(depth)
         if tag == TAG_DTYPE:
-            code = self.take(1)[0]
+            code = self.byte()
             if code not in BY_CODE:
                 raise self.bad(f"unknown dtype code {code}")
             return DTypeRef(BY_CODE[code].name)
@@ -307,11 +321,15 @@ class _Decoder:
 
     def pairs(self, into: Any, depth: int) -> Any:
         for _ in range(self.count()):
-            key = self.node(depth + 1)
-            if type(key) is not str and type(key) is not int:
-                raise self.bad(f"a dict key of type {type(key).__name__}")
-            if type(key) is int and key.bit_length() >= 8 * MAX_INT_KEY_SIZE:
-                raise self.bad(f"an int key of more than {MAX_INT_KEY_SIZE} bytes")
+            if self.raw[self.at : self.at + 1] == _STR:
+                self.at += 1
+                key: Any = self.text()
+            else:
+                key = self.node(depth + 1)
+                if type(key) is not int:
+                    raise self.bad(f"a dict key of type {type(key).__name__}")
+                if key.bit_length() >= 8 * MAX_INT_KEY_SIZE:
+                    raise self.bad(f"an int key of more than {MAX_INT_KEY_SIZE} bytes")
             if key in into:
                 raise self.bad(f"the dict key {key!r} twice")
             into[key] = self.node(depth + 1)

@@ -14,6 +14,7 @@ from fastckpt.constants import (
     ENTRY_FLAG_PARAMETER,
     ENTRY_FLAG_REQUIRES_GRAD,
 )
+from fastckpt.errors import UnsupportedStateError
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef, decode_tree
 from fastckpt.tensor.dtypes import torch_dtype
@@ -47,13 +48,14 @@ def build_tensors(
         _, dtype_name, shape, stride, number, offset, flags = entry
         dtype = torch_dtype(dtype_name)
         memory = memory_of(number)
+        nbytes = len(memory)
         if (
             on_cpu
+            and nbytes
             and uses[number] == 1
             and offset == 0
-            and len(memory)
             and stride == contiguous_stride(shape)
-            and entry.nbytes == len(memory)
+            and entry.nbytes == nbytes
         ):
             # The common case, without building the storage first: same result, half the time.
             tensor = torch.frombuffer(memory, dtype=dtype)
@@ -85,7 +87,10 @@ def _resolve_small(ref: object) -> object:
     if type(ref) is SizeRef:
         return torch.Size(ref.shape)
     if type(ref) is DeviceRef:
-        return torch.device(ref.name)
+        try:
+            return torch.device(ref.name)
+        except RuntimeError:
+            raise UnsupportedStateError(f"torch {torch.__version__} knows no device {ref.name!r:.80}") from None
     return ref
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,9 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from crash_lab import CrashLab, compile_shim
-
-OpenLab = Callable[[str], CrashLab]
+from crash_lab import CrashLab, OpenLab, compile_shim
 
 
 @pytest.fixture(scope="session")

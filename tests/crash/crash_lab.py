@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -188,3 +188,7 @@ class CrashLab:
             # Only the directory's fsync comes after the commit point; the message says so then.
             assert found == (self.new if "in place" in outcome.message else self.old)
         assert not self.temp_files(), outcome
+
+
+OpenLab = Callable[[str], CrashLab]
+"""Opens the laboratory of a script in this directory."""

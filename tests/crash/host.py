@@ -27,14 +27,13 @@ def run(save: Save, request: dict[str, Any]) -> dict[str, Any]:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        answer = attempt(save, request)
-        os.write(writer, json.dumps(answer).encode())
+        os.write(writer, json.dumps(attempt(save, request)).encode())
         os._exit(0)
     os.close(writer)
-    answer = b"".join(iter(lambda: os.read(reader, 65536), b""))
+    text = b"".join(iter(lambda: os.read(reader, 65536), b""))
     os.close(reader)
     os.waitpid(child, 0)
-    return json.loads(answer) if answer else {"outcome": "killed", "message": "", "hit": "?"}
+    return json.loads(text) if text else {"outcome": "killed", "message": "", "hit": "?"}
 
 
 def attempt(save: Save, request: dict[str, Any]) -> dict[str, Any]:

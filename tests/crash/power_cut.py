@@ -28,14 +28,14 @@ class Operations(NamedTuple):
         data: Changes of the temp file, each with its place among the calls.
         names: Changes of the directory, likewise.
         file_syncs, directory_syncs: Places among the calls.
-        count: How many calls there were.
+        total: How many calls there were.
     """
 
     data: list[tuple[int, Call]]
     names: list[tuple[int, Call]]
     file_syncs: list[int]
     directory_syncs: list[int]
-    count: int
+    total: int
 
 
 def operations(calls: list[Call], directory: str) -> Operations:
@@ -71,7 +71,7 @@ def states_after_cut(
     """
     log = operations(calls, directory)
     choose = random.Random(seed)
-    for cut in range(log.count + 1):
+    for cut in range(log.total + 1):
         synced = max((place for place in log.file_syncs if place < cut), default=-1)
         names_synced = max((place for place in log.directory_syncs if place < cut), default=-1)
         safe = [call for place, call in log.data if place < synced]
@@ -80,7 +80,7 @@ def states_after_cut(
         unsure = [call for place, call in log.names if names_synced < place < cut]
         for kept_names in range(len(unsure) + 1):
             renamed = any(c.name == "rename" and c.second_path == target for c in sure + unsure[:kept_names])
-            where = f"cut before call {cut} of {log.count}, {kept_names} of {len(unsure)} unsynced names kept"
+            where = f"cut before call {cut} of {log.total}, {kept_names} of {len(unsure)} unsynced names kept"
             if not renamed:
                 yield where, old
                 continue

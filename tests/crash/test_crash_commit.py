@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 
 import pytest
-from crash_lab import Action, CrashLab
+from crash_lab import Action, CrashLab, OpenLab
 
 
 @pytest.fixture
-def lab(open_lab) -> CrashLab:  # type: ignore[no-untyped-def]
+def lab(open_lab: OpenLab) -> CrashLab:
     return open_lab("save_with_commit.py")
 
 

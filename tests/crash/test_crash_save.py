@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 
 import pytest
-from crash_lab import Action, CrashLab
+from crash_lab import Action, CrashLab, OpenLab
 
 import fastckpt
 
 
-@pytest.fixture
-def lab(open_lab) -> CrashLab:  # type: ignore[no-untyped-def]
-    return open_lab("save_state.py")
+@pytest.fixture(params=["save_state.py", "save_compressed.py"])
+def lab(open_lab: OpenLab, request: pytest.FixtureRequest) -> CrashLab:
+    return open_lab(request.param)
 
 
 def check_loads(lab: CrashLab) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from crash_lab import CrashLab
+from crash_lab import CrashLab, OpenLab
 from power_cut import check_written_once, states_after_cut
 
 
@@ -25,12 +25,12 @@ def check_old_or_new(lab: CrashLab, subsets: int) -> None:
     assert last == [lab.new]
 
 
-@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py"])
-def test_power_cut(open_lab, script: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py"])
+def test_power_cut(open_lab: OpenLab, script: str) -> None:
     check_old_or_new(open_lab(script), subsets=3)
 
 
-def test_simulation_finds_what_a_missing_fsync_loses(open_lab) -> None:  # type: ignore[no-untyped-def]
+def test_simulation_finds_what_a_missing_fsync_loses(open_lab: OpenLab) -> None:
     """Without this the tests above would prove nothing."""
     lab = open_lab("save_without_durable.py")
     lost = [where for where, content in outcomes(lab, subsets=3).items() if content not in (lab.old, lab.new)]

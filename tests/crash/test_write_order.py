@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from crash_lab import Call, CrashLab
+from crash_lab import Call, OpenLab
 
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import FOOTER_SIZE, SECTION_INDEX, SECTION_MANIFEST_COPY
@@ -28,9 +28,9 @@ def only(calls: list[Call], name: str, path: Path | str) -> int:
     return found[0]
 
 
-@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py"])
-def test_commit_order(open_lab, script: str) -> None:  # type: ignore[no-untyped-def]
-    lab: CrashLab = open_lab(script)
+@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py"])
+def test_commit_order(open_lab: OpenLab, script: str) -> None:
+    lab = open_lab(script)
     calls = lab.calls()
     [rename] = [place for place, call in enumerate(calls) if call.name == "rename"]
     temp = calls[rename].path
@@ -44,8 +44,9 @@ def test_commit_order(open_lab, script: str) -> None:  # type: ignore[no-untyped
     assert not [call for call in calls if call.path == str(lab.target) and call.name != "close"]
 
 
-def test_proof_is_written_after_what_it_proves(open_lab) -> None:  # type: ignore[no-untyped-def]
-    lab: CrashLab = open_lab("save_state.py")
+@pytest.mark.parametrize("script", ["save_state.py", "save_compressed.py"])
+def test_proof_is_written_after_what_it_proves(open_lab: OpenLab, script: str) -> None:
+    lab = open_lab(script)
     calls = lab.calls()
     headers: list[int] = []
     with CheckpointFile(lab.target) as file:

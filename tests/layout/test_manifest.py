@@ -35,7 +35,7 @@ def example() -> bytes:
 
 def use(manifest: Manifest) -> None:
     """Everything a reader does with a manifest."""
-    manifest.check_entries()
+    manifest.checked_entries()
     manifest.entries.names()
     decode_tree(manifest.tree, len(manifest.entries))
     _ = manifest.metadata
@@ -130,7 +130,7 @@ def test_storages_of_unknown_records_are_refused() -> None:
 
 def test_entries_beyond_their_storage_are_refused() -> None:
     with pytest.raises(DamagedError, match="beyond its storage"):
-        decode_manifest(resealed((96, "Q", 15))).check_entries()
+        decode_manifest(resealed((96, "Q", 15))).checked_entries()
 
 
 def test_metadata_must_be_a_dict_without_tensors() -> None:

@@ -312,7 +312,7 @@ def test_example_decodes() -> None:
     assert superblock.manifest_digest == block_digest(block(SECTION_MANIFEST))
     assert block(SECTION_MANIFEST) == block(SECTION_MANIFEST_COPY)
     manifest = decode_manifest(block(SECTION_MANIFEST_COPY))
-    manifest.check_entries()
+    manifest.checked_entries()
     assert manifest.metadata == {}
     assert decode_tree(manifest.tree, len(manifest.entries)) == {"w": TensorRef(0)}
     ((offset, header),) = decode_index(block(SECTION_INDEX))
@@ -360,6 +360,17 @@ def test_writer_makes_the_same_file(tmp_path: Path) -> None:
     path = tmp_path / "example.fckpt"
     fastckpt.save({"w": torch.tensor(VALUES)}, path)
     assert path.read_bytes() == parse_listing(spec_listing())
+
+
+def test_sizes_that_the_downsides_state(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    import fastckpt
+
+    fastckpt.save({}, tmp_path / "empty.fckpt")
+    assert (tmp_path / "empty.fckpt").stat().st_size == 20 * 1024
+    fastckpt.save({"w": torch.zeros(1)}, tmp_path / "one.fckpt")
+    assert (tmp_path / "one.fckpt").stat().st_size == 32 * 1024
+    assert "An empty state takes 20 KiB, one small tensor 32 KiB" in section("## 19. ")
 
 
 def test_dtype_table() -> None:

@@ -1,0 +1,592 @@
+"""A second reader of ``.fckpt`` files: slow, plain, and written from ``fastckpt/SPEC.md`` alone.
+
+It shares no line with the package, so what both read the same way is what the text says. It holds the whole file in
+memory. ``read`` refuses a file with any damage at all, as a verifier would; ``read(path, strict=False)`` makes do with
+one whole copy of everything, as a reader may; ``recover`` follows the rules of section 16.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy
+import xxhash
+import zstandard
+
+LEAF, CHUNK, PAGE, PACK = 16384, 1048576, 4096, 64
+SUPERBLOCK, MANIFEST, RECORD = b"\x89FCKPT\r\n", b"FCKPTMAN", b"FCKPTREC"
+INDEX, SOURCE, FOOTER = b"FCKPTIDX", b"FCKPTSRC", b"FCKPTEND"
+
+# code: name, size of an element, the numpy type that holds its bits
+DTYPES = {
+    **{1: ("bool", 1, "?"), 2: ("uint8", 1, "u1"), 3: ("int8", 1, "i1"), 4: ("uint16", 2, "<u2")},
+    **{5: ("int16", 2, "<i2"), 6: ("uint32", 4, "<u4"), 7: ("int32", 4, "<i4"), 8: ("uint64", 8, "<u8")},
+    **{9: ("int64", 8, "<i8"), 16: ("float16", 2, "<f2"), 17: ("bfloat16", 2, "<u2"), 18: ("float32", 4, "<f4")},
+    **{19: ("float64", 8, "<f8"), 24: ("complex32", 4, "<u4"), 25: ("complex64", 8, "<c8")},
+    **{26: ("complex128", 16, "<c16"), 32: ("float8_e4m3fn", 1, "u1"), 33: ("float8_e4m3fnuz", 1, "u1")},
+    **{34: ("float8_e5m2", 1, "u1"), 35: ("float8_e5m2fnuz", 1, "u1"), 36: ("float8_e8m0fnu", 1, "u1")},
+    40: ("float4_e2m1fn_x2", 1, "u1"),
+}
+
+
+class Refused(Exception):
+    """The file is not used, and this says why."""
+
+
+class NotACheckpoint(Refused):
+    """It is some other file."""
+
+
+class Unsupported(Refused):
+    """It needs something that version 1 does not know."""
+
+
+class Damaged(Refused):
+    """Its bytes are not what was written, or contradict each other."""
+
+
+@dataclass(eq=False)
+class Tensor:
+    """One entry. Its elements are raw: bfloat16, float8 and complex32 as unsigned integers; conj and neg not applied."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_offset: int
+    storage: int
+    flags: int
+    itemsize: int
+    code: str
+    memory: bytes | None = field(default=None, repr=False)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The bytes of the storage from its first to its last."""
+        if 0 in self.shape:
+            return 0, 0
+        last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.stride))
+        return self.storage_offset * self.itemsize, (self.storage_offset + last + 1) * self.itemsize
+
+    @property
+    def array(self) -> numpy.ndarray:
+        """The elements, as a view of the storage."""
+        assert self.memory is not None
+        if 0 in self.shape:
+            return numpy.empty(self.shape, self.code)
+        begin, end = self.span
+        strides = [stride * self.itemsize if extent > 1 else 0 for extent, stride in zip(self.shape, self.stride)]
+        return numpy.lib.stride_tricks.as_strided(
+            numpy.frombuffer(self.memory[begin:end], self.code), self.shape, strides, writeable=False
+        )
+
+    def described(self) -> tuple[Any, ...]:
+        """All that an entry states."""
+        return self.name, self.dtype, self.shape, self.stride, self.storage_offset, self.storage, self.flags
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """An ordered dict."""
+
+    pairs: dict[Any, Any]
+    attributes: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A dtype (its name), a size (a tuple) or a device (its name)."""
+
+    kind: str
+    value: Any
+
+
+@dataclass
+class Record:
+    """A decoded record header."""
+
+    number: int
+    offset: int
+    payload: int
+    raw_size: int
+    stored_size: int
+    chunks: list[tuple[int, int, int, int]]
+    leaves: tuple[int, ...]
+    storages: list[tuple[int, int, int]]
+    entries: list[Tensor]
+    digest: bytes
+
+    @property
+    def end(self) -> int:
+        """Where the next record starts."""
+        return align(self.payload + self.stored_size, PAGE)
+
+
+@dataclass
+class Manifest:
+    """A decoded manifest; tree and metadata are still encoded."""
+
+    storages: list[tuple[int, int, int]]
+    entries: list[Tensor]
+    record_count: int
+    tree: bytes
+    metadata: bytes
+    digest: bytes
+    size: int
+
+
+@dataclass
+class File:
+    """What a file holds. ``lost`` and ``None`` in place of a tensor: only after ``recover``."""
+
+    state: Any
+    metadata: dict[Any, Any] | None
+    tensors: dict[str, Tensor]
+    root: bytes | None = None
+    records: list[Record] = field(default_factory=list)
+    sections: list[tuple[int, int, int, int, bytes]] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+
+
+T = TypeVar("T")
+
+
+def need(condition: bool, message: str, error: type[Refused] = Damaged) -> None:
+    """Refuses the file unless the condition holds."""
+    if not condition:
+        raise error(message)
+
+
+def align(number: int, to: int) -> int:
+    """The smallest multiple of ``to`` that is not below the number."""
+    return -(-number // to) * to
+
+
+def sealed(data: bytes, at: int, magic: bytes) -> bytes:
+    """The whole sealed block at an offset (section 4)."""
+    need(0 <= at <= len(data) - PAGE, f"{magic!r}: the block at {at} lies outside of the file")
+    found, size = struct.unpack_from("<8sQ", data, at)
+    need(found == magic, f"{magic!r}: another magic at {at}: {found!r}")
+    need(size % PAGE == 0 and PAGE <= size <= len(data) - at, f"{magic!r}: impossible size {size}")
+    block = data[at : at + size]
+    need(xxhash.xxh3_128_digest(block[:-16]) == block[-16:], f"{magic!r}: the block at {at} is not what was written")
+    return block
+
+
+def ends(block: bytes, at: int) -> None:
+    """Checks that the body of a block ends at an offset, and that only zeros fill it up."""
+    need(at <= len(block) - 16 and len(block) == align(at + 16, PAGE), "the block is larger or smaller than its body")
+    need(not any(block[at:-16]), "the block is not filled up with zeros")
+
+
+def features(block: bytes) -> None:
+    """The fields that superblock and footer have in common."""
+    version, reserved, must_understand, _ = struct.unpack_from("<H6sQQ", block, 16)
+    need(version == 1, f"version {version}", Unsupported)
+    need(must_understand == 0, f"must-understand flags {must_understand:#x}", Unsupported)
+    need(not any(reserved), "reserved bytes are not zero")
+
+
+def superblock(data: bytes) -> tuple[int, bytes]:
+    """Size and digest of the manifest, as the superblock states them (section 6)."""
+    block = sealed(data, 0, SUPERBLOCK)
+    need(len(block) == PAGE, "the superblock is not 4096 bytes large")
+    features(block)
+    *sizes, offset, size, digest = struct.unpack_from("<4I2Q16s", block, 40)
+    need(sizes == [LEAF, CHUNK, PAGE, PACK], f"other sizes: {sizes}", Unsupported)
+    need(offset == PAGE, "the manifest is not at 4096")
+    ends(block, 88)
+    return size, digest
+
+
+def footer(data: bytes) -> tuple[int, bytes, list[tuple[int, int, int, int, bytes]]]:
+    """The number of records, the root digest and the sections (sections 12 and 13)."""
+    begin = len(data) - PAGE
+    block = sealed(data, begin, FOOTER)
+    features(block)
+    file_size, records, root, count, reserved = struct.unpack_from("<2Q16s2I", block, 40)
+    need(file_size == len(data) and begin % PAGE == 0, "the file has another size than its footer says")
+    need(count <= 100 and not reserved, "the footer has too many sections, or a reserved field is not zero")
+    ends(block, 80 + 40 * count)
+    rows = [struct.unpack_from("<2I2Q16s", block, 80 + 40 * n) for n in range(count)]
+    for kind, flags, offset, size, _ in rows:
+        need(kind in (1, 2, 3, 4) or not flags & 1, f"section of unknown kind {kind}", Unsupported)
+        need(not (offset % PAGE or size % PAGE) and size >= PAGE and offset + size <= begin, "a section lies outside")
+    kinds = [kind for kind, *_ in rows]
+    need(kinds[:1] == [1] and kinds[-2:] == [2, 3], "manifest, index and manifest copy are not where they belong")
+    need(kinds[1:-2] == sorted(set(kinds[1:-2]) - {1, 2, 3}), "the sections are not in order")
+    return records, root, rows
+
+
+def entry_table(table: bytes, storage_count: int | None) -> list[Tensor]:
+    """The entries of a manifest or of a record header (section 8)."""
+    need(len(table) >= 24, "the entry table is cut off")
+    count, dims_count, names_size = struct.unpack_from("<3Q", table)
+    dims_at = 24 + 24 * count
+    need(len(table) == dims_at + 8 * dims_count + names_size, "the entry table has another size than its parts")
+    rows = [struct.unpack_from("<I4BQ2I", table, 24 + 24 * n) for n in range(count)]
+    need(dims_count == 2 * sum(row[2] for row in rows), "the entries have other dimensions than the table")
+    need(names_size == sum(row[6] for row in rows), "the entries have other names than the table")
+    name_at, entries = dims_at + 8 * dims_count, []
+    for storage, dtype, ndim, flags, reserved, offset, name_size, reserved_too in rows:
+        need(storage_count is None or storage < storage_count, f"storage {storage} does not exist")
+        need(dtype in DTYPES, f"unknown dtype {dtype}", Unsupported)
+        need(ndim <= 64 and flags < 16 and not reserved and not reserved_too, "an entry has reserved bits, or 65 dims")
+        dims = struct.unpack_from(f"<{2 * ndim}Q", table, dims_at)
+        need(max(*dims, offset, 0) < 1 << 63, "an extent, a stride or an offset is too large")
+        try:
+            name = table[name_at : name_at + name_size].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Damaged("a name is not UTF-8") from error
+        dims_at, name_at = dims_at + 16 * ndim, name_at + name_size
+        spec, itemsize, code = DTYPES[dtype]
+        entries.append(Tensor(name, spec, dims[:ndim], dims[ndim:], offset, storage, flags, itemsize, code))
+    need(len({entry.name for entry in entries}) == count, "two entries have the same name")
+    return entries
+
+
+def manifest(block: bytes) -> Manifest:
+    """A whole manifest block (section 7)."""
+    storage_count, entry_count, record_count, *sizes = struct.unpack_from("<7Q", block, 16)
+    need(not any(block[72:96]), "reserved bytes of the manifest are not zero")
+    tables, at = [], 96
+    for size in sizes:
+        begin = align(at, 8)
+        need(begin + size <= len(block) - 16 and not any(block[at:begin]), "a table does not end inside the manifest")
+        tables.append(block[begin : begin + size])
+        at = begin + size
+    ends(block, at)
+    need(sizes[0] == 24 * storage_count, "the storage table has another size than its rows")
+    rows = [struct.unpack_from("<2Q2I", tables[0], 24 * n) for n in range(storage_count)]
+    for *_, record, reserved in rows:
+        need(record < record_count and not reserved, "a storage is in a record that does not exist")
+    entries = entry_table(tables[1], storage_count)
+    need(len(entries) == entry_count, "the manifest has another number of entries than its table")
+    for entry in entries:
+        need(entry.span[1] <= rows[entry.storage][0], f"{entry.name!r} reaches beyond its storage")
+    storages = [(nbytes, offset, record) for nbytes, offset, record, _ in rows]
+    return Manifest(storages, entries, record_count, tables[2], tables[3], block[-16:], len(block))
+
+
+def tree(data: bytes, entries: list[Any]) -> Any:
+    """Decodes a tree (section 9)."""
+    at = 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        need(count <= len(data) - at, "the tree is cut off")
+        at += count
+        return data[at - count : at]
+
+    def leb() -> int:
+        number = 0
+        for shift in range(0, 70, 7):
+            (byte,) = take(1)
+            number |= (byte & 127) << shift
+            if byte < 128:
+                need(number < 1 << 64, "a number in the tree is too large")
+                return number
+        raise Damaged("a number in the tree is too long")
+
+    def text() -> str:
+        try:
+            return take(leb()).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Damaged("a text in the tree is not UTF-8") from error
+
+    def pairs(depth: int) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        count = leb()
+        need(2 * count <= len(data) - at, "the tree is cut off")
+        for _ in range(count):
+            begin = at
+            key = node(depth + 1)
+            need(data[begin] in (3, 6) and key not in result, "a key is neither str nor int, or stands there twice")
+            need(isinstance(key, str) or -(1 << 2047) <= key < 1 << 2047, "an int key is too large")
+            result[key] = node(depth + 1)
+        return result
+
+    def node(depth: int) -> Any:
+        need(depth <= 128, "the tree is too deep")
+        tag = take(1)[0]
+        if tag < 3:
+            return (None, False, True)[tag]
+        if tag == 3:
+            return int.from_bytes(take(leb()), "little", signed=True)
+        if tag == 4:
+            return struct.unpack("<d", take(8))[0]
+        if tag == 5:
+            return complex(*struct.unpack("<2d", take(16)))
+        if tag == 6:
+            return text()
+        if tag == 7:
+            return take(leb())
+        if tag in (8, 9):
+            count = leb()
+            need(count <= len(data) - at, "the tree is cut off")
+            items = [node(depth + 1) for _ in range(count)]
+            return items if tag == 8 else tuple(items)
+        if tag == 10:
+            return pairs(depth)
+        if tag == 11:
+            result, attributes = pairs(depth), node(depth + 1)
+            names = list(attributes) if type(attributes) is dict else []
+            need(attributes is None or type(attributes) is dict, "the attributes are no dict")
+            need(all(isinstance(name, str) for name in names), "the attributes have a name that is no str")
+            return Ordered(result, attributes)
+        if tag == 12:
+            number = leb()
+            need(number < len(entries), f"entry {number} does not exist")
+            return entries[number]
+        if tag == 13:
+            code = take(1)[0]
+            need(code in DTYPES, f"unknown dtype {code}", Unsupported)
+            return Plain("dtype", DTYPES[code][0])
+        if tag == 14:
+            count = leb()
+            need(count <= len(data) - at, "the tree is cut off")
+            return Plain("size", tuple(leb() for _ in range(count)))
+        need(tag == 15, f"unknown tag {tag}", Unsupported)
+        return Plain("device", text())
+
+    root = node(0)
+    need(at == len(data), "something stands behind the tree")
+    return root
+
+
+def record(block: bytes, at: int, manifest_digest: bytes | None, storage_count: int | None) -> Record:
+    """A whole record header that was found, or belongs, at an offset (section 10)."""
+    number, must_understand, offset, *fields, digest = struct.unpack_from("<2I7Q16s", block, 16)
+    raw_size, stored_size, chunk_count, leaf_count, storages, table_size = fields
+    need(offset == at, f"the record header belongs at {offset}, not at {at}")
+    need(manifest_digest in (None, digest), "the record belongs to another manifest")
+    need(must_understand == 0, f"must-understand flags {must_understand:#x} of a record", Unsupported)
+    need(chunk_count == align(raw_size, CHUNK) // CHUNK, "the number of chunks does not fit the size")
+    need(leaf_count == align(raw_size, LEAF) // LEAF, "the number of leaves does not fit the size")
+    leaves_at = 96 + 24 * chunk_count
+    rows_at = leaves_at + 8 * leaf_count
+    table_at = rows_at + 24 * storages
+    ends(block, table_at + table_size)
+    chunks = [struct.unpack_from("<Q2IQ", block, 96 + 24 * n) for n in range(chunk_count)]
+    end = 0
+    for n, (begin, size, codec, stored_digest) in enumerate(chunks):
+        raw = min(CHUNK, raw_size - CHUNK * n)
+        need(begin == end and 1 <= size <= raw, "the chunks do not follow one another")
+        need(codec in (0, 1), f"unknown codec {codec}", Unsupported)
+        need((codec == 0) == (size == raw), "a chunk is not encoded and has another size, or the reverse")
+        part = block[leaves_at : leaves_at + 8 * leaf_count][512 * n : 512 * n + 512]
+        need(codec == 1 or xxhash.xxh3_64_intdigest(part) == stored_digest, "a chunk does not belong to its leaves")
+        end += size
+    need(end == stored_size, "the chunks have another size than the payload")
+    rows = [struct.unpack_from("<3Q", block, rows_at + 24 * n) for n in range(storages)]
+    end = 0
+    for n, (_, begin, size) in enumerate(rows):
+        need(n == 0 or rows[n - 1][0] < rows[n][0], "the storages of a record do not ascend")
+        need(begin == align(end, PACK), "the storages of a record overlap or leave gaps")
+        end = begin + size
+    need(end == raw_size, "the storages do not end where the record does")
+    entries = entry_table(block[table_at : table_at + table_size], storage_count)
+    sizes = {storage: size for storage, _, size in rows}
+    for entry in entries:
+        need(entry.storage in sizes, f"{entry.name!r} is not in this record")
+        need(entry.span[1] <= sizes[entry.storage], f"{entry.name!r} reaches beyond its storage")
+    leaves = struct.unpack_from(f"<{leaf_count}Q", block, leaves_at)
+    sizes_and_rows = (raw_size, stored_size, chunks, leaves, rows, entries)
+    return Record(number, at, at + len(block), *sizes_and_rows, block[-16:])
+
+
+def decode_chunk(stored: bytes, codec: int, digest: int, raw_size: int) -> bytes:
+    """The raw bytes of a chunk, as far as its stored bytes are there."""
+    if codec == 0:
+        return stored
+    need(xxhash.xxh3_64_intdigest(stored) == digest, "an encoded chunk is not what was written")
+    try:
+        parameters = zstandard.get_frame_parameters(stored)
+        need(parameters.content_size == raw_size and not parameters.dict_id, "a chunk has another size")
+        raw = zstandard.ZstdDecompressor().decompress(stored, max_output_size=raw_size, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Damaged("a chunk cannot be decoded") from error
+    need(len(raw) == raw_size, "a chunk has another size")
+    return raw
+
+
+def payload(data: bytes, rec: Record) -> tuple[bytes, list[bool]]:
+    """The raw bytes of a record, and for each leaf whether it is what was written."""
+    raw = b""
+    for n, (begin, size, codec, digest) in enumerate(rec.chunks):
+        length = min(CHUNK, rec.raw_size - CHUNK * n)
+        try:
+            chunk = decode_chunk(data[rec.payload + begin :][:size], codec, digest, length)
+        except Damaged:
+            chunk = b""
+        raw += chunk.ljust(length, b"\0")
+        if len(chunk) < length:  # nothing of it counts that is not there: zeros could pass for the leaf
+            rec.leaves = tuple(
+                leaf if CHUNK * n + len(chunk) >= min(LEAF * (k + 1), rec.raw_size) or k // 64 != n else -1
+                for k, leaf in enumerate(rec.leaves)
+            )
+    whole = [xxhash.xxh3_64_intdigest(raw[LEAF * n :][:LEAF].ljust(LEAF, b"\0")) == d for n, d in enumerate(rec.leaves)]
+    return raw, whole
+
+
+def attach(data: bytes, rec: Record, entries: list[Tensor]) -> None:
+    """Gives every entry of a record whose leaves are whole its memory."""
+    raw, whole = payload(data, rec)
+    memory = {storage: (begin, raw[begin : begin + size]) for storage, begin, size in rec.storages}
+    for entry in entries:
+        if entry.storage in memory:
+            start, content = memory[entry.storage]
+            begin, end = entry.span
+            if all(whole[(start + begin) // LEAF : align(start + end, LEAF) // LEAF]) or begin == end:
+                entry.memory = content
+
+
+def either(strict: bool, *attempts: Callable[[], T]) -> T:
+    """The first attempt that succeeds; if strict, all of them have to, and with the same result."""
+    results: list[T] = []
+    failures: list[Damaged] = []
+    for attempt in attempts:
+        try:
+            results.append(attempt())
+        except Damaged as failure:
+            failures.append(failure)
+    if not results or (strict and failures):
+        raise failures[0]
+    need(not strict or all(result == results[0] for result in results), "two copies differ")
+    return results[0]
+
+
+def read(path: str | Path, strict: bool = True) -> File:
+    """Reads a loadable file (section 15), and if strict one without any damage."""
+    data = Path(path).read_bytes()
+    try:
+        record_count, root, sections = footer(data)
+    except Damaged as error:
+        need(data[:8] == SUPERBLOCK, "neither superblock nor footer", NotACheckpoint)
+        raise Damaged(f"the file has no whole footer: {error}") from error
+    places = {kind: (offset, size, digest) for kind, _, offset, size, digest in sections}
+
+    def section(kind: int, magic: bytes) -> bytes:
+        offset, size, digest = places[kind]
+        block = sealed(data, offset, magic)
+        need(len(block) == size and block[-16:] == digest, f"section {kind} is not the one that the footer names")
+        return block
+
+    def by_index() -> list[bytes]:
+        block = section(2, INDEX)
+        count, reserved = struct.unpack_from("<2Q", block, 16)
+        need(reserved == 0 and 32 + 16 * count <= len(block) - 16, "the rows do not end inside the index")
+        at, headers = 32 + 16 * count, []
+        for n in range(count):
+            _, size = struct.unpack_from("<2Q", block, 32 + 16 * n)
+            headers.append(sealed(block[:-16], at, RECORD))
+            need(len(headers[-1]) == size, "a header in the index has another size than its row")
+            at += size
+        ends(block, at)
+        offsets = [struct.unpack_from("<Q", header, 24) for header in headers]
+        need(offsets == [struct.unpack_from("<Q", block, 32 + 16 * n) for n in range(count)], "rows of the index")
+        return headers
+
+    def by_place() -> list[bytes]:
+        at, headers = PAGE + found.size, []
+        for _ in range(found.record_count):
+            headers.append(sealed(data, at, RECORD))
+            at = record(headers[-1], at, found.digest, None).end
+        return headers
+
+    try:
+        size, digest = superblock(data)
+        need((size, digest) == places[1][1:], "superblock and footer name different manifests")
+    except Damaged:
+        if strict:
+            raise
+    found = manifest(either(strict, lambda: section(3, MANIFEST), lambda: section(1, MANIFEST)))
+    need(places[1] == (PAGE, found.size, found.digest) and places[3][1:] == places[1][1:], "manifests differ")
+    need(record_count == found.record_count, "manifest and footer state different numbers of records")
+    headers = either(strict, by_index, by_place)
+    need(len(headers) == record_count, "manifest and index state different numbers of records")
+    digests = b"".join([found.digest, *(header[-16:] for header in headers)])
+    need(xxhash.xxh3_128_digest(digests) == root, "the root digest is another one")
+
+    at, records, held = PAGE + found.size, [], {}
+    for number, header in enumerate(headers):
+        rec = record(header, at, found.digest, len(found.storages))
+        need(rec.number == number and rec.payload + rec.stored_size <= len(data), "a record is not where it belongs")
+        need(not strict or not any(data[rec.payload + rec.stored_size : rec.end]), "padding is not zero")
+        for storage, begin, size in rec.storages:
+            need(storage not in held, f"storage {storage} is in two records")
+            held[storage] = (size, begin, number)
+        mine = [entry for entry in found.entries if found.storages[entry.storage][2] == number]
+        described = [entry.described() for entry in rec.entries]
+        need([entry.described() for entry in mine] == described, "manifest and record name different entries")
+        at = rec.end
+        records.append(rec)
+    need(held == dict(enumerate(found.storages)), "manifest and records state different storages")
+    for kind, _, offset, size, digest in sections[1:]:
+        need(offset == at, "the sections do not follow one another")
+        at += size
+        need(not strict or xxhash.xxh3_128_digest(data[offset : at - 16]) == data[at - 16 : at] == digest, f"{kind}")
+    need(at == len(data) - PAGE, "something stands before the footer")
+
+    for rec in records:
+        need(not strict or all(payload(data, rec)[1]), "leaves are not what was written")
+        attach(data, rec, found.entries)
+    need(all(entry.memory is not None for entry in found.entries), "leaves of a tensor are not what was written")
+    state, metadata = tree(found.tree, found.entries), tree(found.metadata, [])
+    need(type(metadata) is dict, "the metadata is no dict")
+    return File(state, metadata, {entry.name: entry for entry in found.entries}, root, records, sections)
+
+
+def recover(path: str | Path) -> File:
+    """Finds whatever is whole in a damaged file (section 16)."""
+    data = Path(path).read_bytes()
+
+    def attempt(action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except (Refused, struct.error):
+            return None
+
+    def scan(magic: bytes) -> Iterator[bytes]:
+        """All whole blocks with a magic."""
+        for at in range(0, len(data) - 15, PAGE):
+            block = attempt(lambda at=at: sealed(data, at, magic)) if data[at : at + 8] == magic else None
+            if block:
+                yield block
+
+    at_start = attempt(lambda: sealed(data, PAGE, MANIFEST))
+    named = attempt(lambda: footer(data)[2][0][3:]) or attempt(lambda: superblock(data))
+    size, digest = (len(at_start), at_start[-16:]) if at_start else (named or (0, None))
+    blocks = [at_start] if at_start else [block for block in scan(MANIFEST) if block[-16:] == digest]
+    copies: dict[int, bytes] = {}  # headers in any whole index, by their offset
+    for index in scan(INDEX):
+        at = 32 + 16 * struct.unpack_from("<Q", index, 16)[0]
+        while header := attempt(lambda at=at, index=index: sealed(index, at, RECORD)):
+            copies.setdefault(struct.unpack_from("<Q", header, 24)[0], header)
+            at += len(header)
+
+    at, records = PAGE + size, []
+    while at < len(data):
+        for block in (attempt(lambda: sealed(data, at, RECORD)), copies.get(at)):
+            rec = attempt(lambda block=block: record(block, at, digest, None)) if block else None
+            if rec and block:
+                digest = block[80:96]
+                records.append(rec)
+                break
+        at = rec.end if rec else at + PAGE
+    if not blocks and digest:
+        blocks = [block for block in scan(MANIFEST) if block[-16:] == digest]
+    found = attempt(lambda: manifest(blocks[0])) if blocks else None
+
+    entries = found.entries if found else [entry for rec in records for entry in rec.entries]
+    for rec in records:
+        attach(data, rec, entries)
+    whole = {entry.name: entry for entry in entries if entry.memory is not None}
+    lost = [entry.name for entry in entries if entry.memory is None]
+    need(bool(records) or data[:8] == SUPERBLOCK, "nothing to recover", NotACheckpoint)
+    state = tree(found.tree, [entry if entry.memory is not None else None for entry in entries]) if found else None
+    return File(state, tree(found.metadata, []) if found else None, whole, None, records, [], lost)
