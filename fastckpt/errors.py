@@ -85,7 +85,8 @@ class FastckptError(Exception):
 def _rebuild(cls: type[FastckptError], message: str, fields: dict[str, object]) -> FastckptError:
     error = cls.__new__(cls)
     Exception.__init__(error, message)
-    error.__dict__.update(fields)
+    for name, value in fields.items():
+        setattr(error, name, value)
     return error
 
 
@@ -128,7 +129,8 @@ class UnsupportedStateError(FastckptError, TypeError):
 class CheckpointIOError(FastckptError, OSError):
     """The operating system refused: permission, missing file, read or write error.
 
-    ``errno`` is set when the system gave one. The destination is untouched.
+    ``errno`` is set when the system gave one. The destination is untouched,
+    unless the message says that the new file is in place.
     """
 
     exit_code = 5
@@ -139,6 +141,11 @@ class CheckpointIOError(FastckptError, OSError):
         self.filename = self.path
 
     __str__ = FastckptError.__str__
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # OSError keeps these two outside of __dict__.
+        fields = {**self.__dict__, "errno": self.errno, "filename": self.filename}
+        return (_rebuild, (type(self), self.message, fields))
 
 
 class OutOfSpaceError(CheckpointIOError):

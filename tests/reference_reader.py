@@ -2,13 +2,13 @@
 
 It shares no line with the package, so what both read the same way is what the text says. It holds the whole file in
 memory. ``read`` refuses a file with any damage at all, as a verifier would; ``read(path, strict=False)`` makes do with
-one whole copy of everything, as a reader may; ``recover`` follows the rules of section 16.
+one whole copy of everything, as a reader may. ``reference_recovery`` follows the rules of section 16.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,42 +16,16 @@ from typing import Any, TypeVar
 import numpy
 import xxhash
 import zstandard
+from reference_tree import DTYPES, Damaged, NotACheckpoint, Unsupported, need, tree
 
 LEAF, CHUNK, PAGE, PACK = 16384, 1048576, 4096, 64
 SUPERBLOCK, MANIFEST, RECORD = b"\x89FCKPT\r\n", b"FCKPTMAN", b"FCKPTREC"
 INDEX, SOURCE, FOOTER = b"FCKPTIDX", b"FCKPTSRC", b"FCKPTEND"
 
-# code: name, size of an element, the numpy type that holds its bits
-DTYPES = {
-    **{1: ("bool", 1, "?"), 2: ("uint8", 1, "u1"), 3: ("int8", 1, "i1"), 4: ("uint16", 2, "<u2")},
-    **{5: ("int16", 2, "<i2"), 6: ("uint32", 4, "<u4"), 7: ("int32", 4, "<i4"), 8: ("uint64", 8, "<u8")},
-    **{9: ("int64", 8, "<i8"), 16: ("float16", 2, "<f2"), 17: ("bfloat16", 2, "<u2"), 18: ("float32", 4, "<f4")},
-    **{19: ("float64", 8, "<f8"), 24: ("complex32", 4, "<u4"), 25: ("complex64", 8, "<c8")},
-    **{26: ("complex128", 16, "<c16"), 32: ("float8_e4m3fn", 1, "u1"), 33: ("float8_e4m3fnuz", 1, "u1")},
-    **{34: ("float8_e5m2", 1, "u1"), 35: ("float8_e5m2fnuz", 1, "u1"), 36: ("float8_e8m0fnu", 1, "u1")},
-    40: ("float4_e2m1fn_x2", 1, "u1"),
-}
-
-
-class Refused(Exception):
-    """The file is not used, and this says why."""
-
-
-class NotACheckpoint(Refused):
-    """It is some other file."""
-
-
-class Unsupported(Refused):
-    """It needs something that version 1 does not know."""
-
-
-class Damaged(Refused):
-    """Its bytes are not what was written, or contradict each other."""
-
 
 @dataclass(eq=False)
 class Tensor:
-    """One entry. Its elements are raw: bfloat16, float8 and complex32 as unsigned integers; conj and neg not applied."""
+    """One entry. Elements are raw: bfloat16, float8 and complex32 are unsigned integers, conj and neg not applied."""
 
     name: str
     dtype: str
@@ -69,7 +43,7 @@ class Tensor:
         """The bytes of the storage from its first to its last."""
         if 0 in self.shape:
             return 0, 0
-        last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.stride))
+        last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.stride, strict=True))
         return self.storage_offset * self.itemsize, (self.storage_offset + last + 1) * self.itemsize
 
     @property
@@ -79,30 +53,14 @@ class Tensor:
         if 0 in self.shape:
             return numpy.empty(self.shape, self.code)
         begin, end = self.span
-        strides = [stride * self.itemsize if extent > 1 else 0 for extent, stride in zip(self.shape, self.stride)]
-        return numpy.lib.stride_tricks.as_strided(
-            numpy.frombuffer(self.memory[begin:end], self.code), self.shape, strides, writeable=False
-        )
+        dims = zip(self.shape, self.stride, strict=True)
+        strides = [stride * self.itemsize if extent > 1 else 0 for extent, stride in dims]
+        elements = numpy.frombuffer(self.memory[begin:end], self.code)
+        return numpy.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
 
     def described(self) -> tuple[Any, ...]:
         """All that an entry states."""
         return self.name, self.dtype, self.shape, self.stride, self.storage_offset, self.storage, self.flags
-
-
-@dataclass(frozen=True)
-class Ordered:
-    """An ordered dict."""
-
-    pairs: dict[Any, Any]
-    attributes: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Plain:
-    """A dtype (its name), a size (a tuple) or a device (its name)."""
-
-    kind: str
-    value: Any
 
 
 @dataclass
@@ -141,7 +99,7 @@ class Manifest:
 
 @dataclass
 class File:
-    """What a file holds. ``lost`` and ``None`` in place of a tensor: only after ``recover``."""
+    """What a file holds. ``lost`` and ``None`` in place of a tensor: only after a recovery."""
 
     state: Any
     metadata: dict[Any, Any] | None
@@ -153,12 +111,6 @@ class File:
 
 
 T = TypeVar("T")
-
-
-def need(condition: bool, message: str, error: type[Refused] = Damaged) -> None:
-    """Refuses the file unless the condition holds."""
-    if not condition:
-        raise error(message)
 
 
 def align(number: int, to: int) -> int:
@@ -272,92 +224,6 @@ def manifest(block: bytes) -> Manifest:
     return Manifest(storages, entries, record_count, tables[2], tables[3], block[-16:], len(block))
 
 
-def tree(data: bytes, entries: list[Any]) -> Any:
-    """Decodes a tree (section 9)."""
-    at = 0
-
-    def take(count: int) -> bytes:
-        nonlocal at
-        need(count <= len(data) - at, "the tree is cut off")
-        at += count
-        return data[at - count : at]
-
-    def leb() -> int:
-        number = 0
-        for shift in range(0, 70, 7):
-            (byte,) = take(1)
-            number |= (byte & 127) << shift
-            if byte < 128:
-                need(number < 1 << 64, "a number in the tree is too large")
-                return number
-        raise Damaged("a number in the tree is too long")
-
-    def text() -> str:
-        try:
-            return take(leb()).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise Damaged("a text in the tree is not UTF-8") from error
-
-    def pairs(depth: int) -> dict[Any, Any]:
-        result: dict[Any, Any] = {}
-        count = leb()
-        need(2 * count <= len(data) - at, "the tree is cut off")
-        for _ in range(count):
-            begin = at
-            key = node(depth + 1)
-            need(data[begin] in (3, 6) and key not in result, "a key is neither str nor int, or stands there twice")
-            need(isinstance(key, str) or -(1 << 2047) <= key < 1 << 2047, "an int key is too large")
-            result[key] = node(depth + 1)
-        return result
-
-    def node(depth: int) -> Any:
-        need(depth <= 128, "the tree is too deep")
-        tag = take(1)[0]
-        if tag < 3:
-            return (None, False, True)[tag]
-        if tag == 3:
-            return int.from_bytes(take(leb()), "little", signed=True)
-        if tag == 4:
-            return struct.unpack("<d", take(8))[0]
-        if tag == 5:
-            return complex(*struct.unpack("<2d", take(16)))
-        if tag == 6:
-            return text()
-        if tag == 7:
-            return take(leb())
-        if tag in (8, 9):
-            count = leb()
-            need(count <= len(data) - at, "the tree is cut off")
-            items = [node(depth + 1) for _ in range(count)]
-            return items if tag == 8 else tuple(items)
-        if tag == 10:
-            return pairs(depth)
-        if tag == 11:
-            result, attributes = pairs(depth), node(depth + 1)
-            names = list(attributes) if type(attributes) is dict else []
-            need(attributes is None or type(attributes) is dict, "the attributes are no dict")
-            need(all(isinstance(name, str) for name in names), "the attributes have a name that is no str")
-            return Ordered(result, attributes)
-        if tag == 12:
-            number = leb()
-            need(number < len(entries), f"entry {number} does not exist")
-            return entries[number]
-        if tag == 13:
-            code = take(1)[0]
-            need(code in DTYPES, f"unknown dtype {code}", Unsupported)
-            return Plain("dtype", DTYPES[code][0])
-        if tag == 14:
-            count = leb()
-            need(count <= len(data) - at, "the tree is cut off")
-            return Plain("size", tuple(leb() for _ in range(count)))
-        need(tag == 15, f"unknown tag {tag}", Unsupported)
-        return Plain("device", text())
-
-    root = node(0)
-    need(at == len(data), "something stands behind the tree")
-    return root
-
-
 def record(block: bytes, at: int, manifest_digest: bytes | None, storage_count: int | None) -> Record:
     """A whole record header that was found, or belongs, at an offset (section 10)."""
     number, must_understand, offset, *fields, digest = struct.unpack_from("<2I7Q16s", block, 16)
@@ -415,21 +281,19 @@ def decode_chunk(stored: bytes, codec: int, digest: int, raw_size: int) -> bytes
 
 
 def payload(data: bytes, rec: Record) -> tuple[bytes, list[bool]]:
-    """The raw bytes of a record, and for each leaf whether it is what was written."""
-    raw = b""
+    """The raw bytes of a record, and for each leaf whether it is there and what was written."""
+    raw, whole = b"", []
     for n, (begin, size, codec, digest) in enumerate(rec.chunks):
         length = min(CHUNK, rec.raw_size - CHUNK * n)
         try:
             chunk = decode_chunk(data[rec.payload + begin :][:size], codec, digest, length)
         except Damaged:
             chunk = b""
+        for at in range(0, length, LEAF):
+            leaf = chunk[at : at + LEAF]
+            hashed = xxhash.xxh3_64_intdigest(leaf.ljust(LEAF, b"\0"))
+            whole.append(len(leaf) == min(LEAF, length - at) and hashed == rec.leaves[len(whole)])
         raw += chunk.ljust(length, b"\0")
-        if len(chunk) < length:  # nothing of it counts that is not there: zeros could pass for the leaf
-            rec.leaves = tuple(
-                leaf if CHUNK * n + len(chunk) >= min(LEAF * (k + 1), rec.raw_size) or k // 64 != n else -1
-                for k, leaf in enumerate(rec.leaves)
-            )
-    whole = [xxhash.xxh3_64_intdigest(raw[LEAF * n :][:LEAF].ljust(LEAF, b"\0")) == d for n, d in enumerate(rec.leaves)]
     return raw, whole
 
 
@@ -539,54 +403,3 @@ def read(path: str | Path, strict: bool = True) -> File:
     state, metadata = tree(found.tree, found.entries), tree(found.metadata, [])
     need(type(metadata) is dict, "the metadata is no dict")
     return File(state, metadata, {entry.name: entry for entry in found.entries}, root, records, sections)
-
-
-def recover(path: str | Path) -> File:
-    """Finds whatever is whole in a damaged file (section 16)."""
-    data = Path(path).read_bytes()
-
-    def attempt(action: Callable[[], T]) -> T | None:
-        try:
-            return action()
-        except (Refused, struct.error):
-            return None
-
-    def scan(magic: bytes) -> Iterator[bytes]:
-        """All whole blocks with a magic."""
-        for at in range(0, len(data) - 15, PAGE):
-            block = attempt(lambda at=at: sealed(data, at, magic)) if data[at : at + 8] == magic else None
-            if block:
-                yield block
-
-    at_start = attempt(lambda: sealed(data, PAGE, MANIFEST))
-    named = attempt(lambda: footer(data)[2][0][3:]) or attempt(lambda: superblock(data))
-    size, digest = (len(at_start), at_start[-16:]) if at_start else (named or (0, None))
-    blocks = [at_start] if at_start else [block for block in scan(MANIFEST) if block[-16:] == digest]
-    copies: dict[int, bytes] = {}  # headers in any whole index, by their offset
-    for index in scan(INDEX):
-        at = 32 + 16 * struct.unpack_from("<Q", index, 16)[0]
-        while header := attempt(lambda at=at, index=index: sealed(index, at, RECORD)):
-            copies.setdefault(struct.unpack_from("<Q", header, 24)[0], header)
-            at += len(header)
-
-    at, records = PAGE + size, []
-    while at < len(data):
-        for block in (attempt(lambda: sealed(data, at, RECORD)), copies.get(at)):
-            rec = attempt(lambda block=block: record(block, at, digest, None)) if block else None
-            if rec and block:
-                digest = block[80:96]
-                records.append(rec)
-                break
-        at = rec.end if rec else at + PAGE
-    if not blocks and digest:
-        blocks = [block for block in scan(MANIFEST) if block[-16:] == digest]
-    found = attempt(lambda: manifest(blocks[0])) if blocks else None
-
-    entries = found.entries if found else [entry for rec in records for entry in rec.entries]
-    for rec in records:
-        attach(data, rec, entries)
-    whole = {entry.name: entry for entry in entries if entry.memory is not None}
-    lost = [entry.name for entry in entries if entry.memory is None]
-    need(bool(records) or data[:8] == SUPERBLOCK, "nothing to recover", NotACheckpoint)
-    state = tree(found.tree, [entry if entry.memory is not None else None for entry in entries]) if found else None
-    return File(state, tree(found.metadata, []) if found else None, whole, None, records, [], lost)

@@ -97,26 +97,37 @@ def confirm_export(
     with Source(destination) as written:
         # What is still in the page cache would prove nothing about the disk.
         os.posix_fadvise(written.fd, 0, 0, os.POSIX_FADV_DONTNEED)
-        for offset, data in literals:
-            _require_equal(written, offset, data)
-        for segment in segments:
-            place = file.manifest.storages[segment.storage]
-            record = file.records[place.record]
-            at = segment.offset
-            for chunk in range(len(record.chunks)):
-                raw = record.chunk_raw(chunk)
-                begin, end = max(raw.offset, place.offset), min(raw.end, place.offset + place.nbytes)
-                if begin < end:
-                    data = read_chunk(file.source, record, chunk)[begin - raw.offset : end - raw.offset]
-                    _require_equal(written, at, data)
-                    at += len(data)
-
-
-def _require_equal(written: Source, offset: int, data: bytes) -> None:
-    if written.read(offset, len(data)) != data:
+        offset = first_difference(file, written, literals=literals, segments=segments)
+    if offset is not None:
         raise DamagedError(
             "what was read back from disk is not what was written",
             path=written.path,
             offset=offset,
             next_step="check the disk; the source was kept",
         )
+
+
+def first_difference(
+    file: CheckpointFile, written: Source, *, literals: Literals, segments: Sequence[Segment]
+) -> int | None:
+    """Offset of a piece of ``written`` that is not as these literals and storages have it; None if all are.
+
+    Raises:
+        DamagedError: A storage of ``file`` is damaged, or ``written`` is too short.
+    """
+    for offset, data in literals:
+        if written.read(offset, len(data)) != data:
+            return offset
+    for segment in segments:
+        place = file.manifest.storages[segment.storage]
+        record = file.records[place.record]
+        at = segment.offset
+        for chunk in range(len(record.chunks)):
+            raw = record.chunk_raw(chunk)
+            begin, end = max(raw.offset, place.offset), min(raw.end, place.offset + place.nbytes)
+            if begin < end:
+                data = read_chunk(file.source, record, chunk)[begin - raw.offset : end - raw.offset]
+                if written.read(at, len(data)) != data:
+                    return at
+                at += len(data)
+    return None

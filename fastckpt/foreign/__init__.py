@@ -14,9 +14,9 @@ from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.foreign.model import ForeignFile, ForeignStorage, Opaque
 from fastckpt.foreign.safetensors_file import open_safetensors
 from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
-from fastckpt.foreign.source import Source
 from fastckpt.foreign.torch_legacy import open_torch_legacy
 from fastckpt.foreign.torch_zip import open_torch_zip
+from fastckpt.io.source import Source
 
 __all__ = ["ForeignFile", "ForeignStorage", "Opaque", "open_foreign", "sniff"]
 

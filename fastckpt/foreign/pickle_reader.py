@@ -20,10 +20,15 @@ from fastckpt.foreign.pickle_input import u32_at
 from fastckpt.foreign.pickle_values import PickleValues
 from fastckpt.layout.tree import AttributedDict
 
-__all__ = ["Budget", "PickleReader", "Semantics"]
+__all__ = ["Budget", "PickleReader", "Semantics", "is_plain_key"]
 
 MAX_KEY: Final = 2**64
 """Magnitude of an int that is used as a dict key; hashing a longer one takes time at every use."""
+
+
+def is_plain_key(key: object) -> bool:
+    """Whether ``key`` may be a dict key as it is."""
+    return type(key) is str or (type(key) is int and -MAX_KEY < key < MAX_KEY)
 
 
 class Budget:
@@ -200,10 +205,9 @@ class PickleReader(PickleValues):
 
     def dict_key(self, key: object) -> object:
         """``key`` if it can stay one; else its placeholder, so that no foreign object is ever hashed."""
-        if type(key) is int and -MAX_KEY < key < MAX_KEY:
+        if is_plain_key(key) or type(key) is Opaque:
             return key
-        name = key.global_name if type(key) is Opaque else type(key).__name__
-        return Opaque(f"dict key of type {name}")
+        return Opaque(type(key).__name__)
 
     def additems(self) -> None:
         self.pop_mark()

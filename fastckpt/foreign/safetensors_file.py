@@ -15,7 +15,7 @@ from fastckpt.constants import MAX_NDIM
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.sniff import SAFETENSORS_MAX_HEADER
-from fastckpt.foreign.source import Source
+from fastckpt.io.source import Source
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.names import flat_names

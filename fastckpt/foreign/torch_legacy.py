@@ -13,9 +13,9 @@ from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.pickle_input import PickleCutError
 from fastckpt.foreign.sniff import LEGACY_MAGIC
-from fastckpt.foreign.source import Source
 from fastckpt.foreign.torch_state import TorchState, missing_storages, read_state
 from fastckpt.foreign.torch_zip import MAX_PICKLE_SIZE
+from fastckpt.io.source import Source
 
 LEGACY_PROTOCOL: Final = 1001
 """torch.serialization.PROTOCOL_VERSION."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any, Final
 
+from fastckpt.errors import UnsupportedStateError
 from fastckpt.foreign.model import Opaque
-from fastckpt.foreign.pickle_reader import Budget
+from fastckpt.foreign.pickle_reader import Budget, is_plain_key
 from fastckpt.foreign.torch_objects import (
     KNOWN_GLOBALS,
     MAX_EXTENT,
@@ -19,6 +20,11 @@ from fastckpt.foreign.torch_objects import (
     with_state,
 )
 from fastckpt.layout.tree import AttributedDict
+
+MAX_GLOBALS: Final = 10_000
+"""Different globals in one pickle; a checkpoint has some tens."""
+MAX_NAME: Final = 1000
+"""Characters of a global's name, its module included."""
 
 # The names a module had when older versions of Python and torch wrote the file.
 _RENAMED_MODULES: Final = MappingProxyType(
@@ -57,6 +63,10 @@ class TorchSemantics:
 
     def _resolve(self, module: str, name: str) -> object:
         global_name = f"{_RENAMED_MODULES.get(module, module)}.{name}"
+        if len(global_name) > MAX_NAME or len(self._globals) >= MAX_GLOBALS:
+            raise UnsupportedStateError(
+                f"the pickle names more than {MAX_GLOBALS} globals, or one with more than {MAX_NAME} characters"
+            )
         known = self._own.get(global_name) or KNOWN_GLOBALS.get(global_name)
         if known is None:
             self.unknown[global_name] = None
@@ -76,9 +86,10 @@ class TorchSemantics:
         if type(instance) is AttributedDict:
             if type(state) is not dict:
                 state = {"state": Opaque("state of an OrderedDict that is not a dict")}
-            attributes = instance.__dict__.setdefault("attributes", {})
             self.budget.spend(len(state))
-            attributes.update(state)
+            if not all(type(name) is str for name in state):
+                raise bad_call("an OrderedDict", "an attribute whose name is not text")
+            instance.__dict__.setdefault("attributes", {}).update(state)
         elif type(instance) is Tensor:
             with_state(instance, state)
         elif type(instance) is not Opaque:
@@ -127,7 +138,7 @@ class TorchSemantics:
             return Opaque("collections.OrderedDict")
         self.budget.spend(len(items))
         for pair in items:
-            if type(pair) not in (list, tuple) or len(pair) != 2 or type(pair[0]) not in (str, int):
+            if type(pair) not in (list, tuple) or len(pair) != 2 or not is_plain_key(pair[0]):
                 return Opaque("collections.OrderedDict")
             result[pair[0]] = pair[1]
         return result

@@ -147,7 +147,7 @@ class _TreeBuilder:
         items: dict[Any, Any] = {} if type(value) is dict else OrderedDict()
         for key, item in value.items():
             if type(key) is Opaque:
-                self.note(path, key.global_name)
+                self.note(path, f"dict key of type {key.global_name}")
             items[key] = self.node(item, (*path, key))
         attributes = vars(value).get("attributes") if type(value) is AttributedDict else None
         if attributes:

@@ -7,9 +7,9 @@ from typing import Final
 
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
-from fastckpt.foreign.source import Source
 from fastckpt.foreign.torch_state import TorchState, missing_storages, read_state
 from fastckpt.foreign.zip_records import Record, read_records
+from fastckpt.io.source import Source
 
 MAX_PICKLE_SIZE: Final = 2**31
 """Bytes of a pickle that is still read; it is held in memory."""

@@ -8,7 +8,8 @@ import zipfile
 from typing import Final, NamedTuple
 
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
-from fastckpt.foreign.source import Source, io_error
+from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.source import Source
 
 # PKWARE APPNOTE 4.3.7: signature, version, flags, method, time, date, CRC, two sizes, name and extra length.
 _LOCAL_HEADER: Final = struct.Struct("<4sHHHHHIIIHH")
@@ -84,7 +85,7 @@ def _read_directory(source: Source) -> tuple[list[zipfile.ZipInfo], int]:
             f"and the directory that a zip archive ends with is not there or not valid ({error})"
         ) from None
     except OSError as error:
-        raise io_error(error, source.path) from error
+        raise translate_os_error(error, source.path, doing="read") from error
 
 
 def _data_offset(source: Source, info: zipfile.ZipInfo) -> int:

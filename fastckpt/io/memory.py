@@ -7,6 +7,7 @@ takes one fault per 2 MiB.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 from typing import Final
 
@@ -32,10 +33,9 @@ def allocate(size: int) -> memoryview:
         return memoryview(mmap.mmap(-1, max(size, 1)))[:size]
     region = mmap.mmap(-1, size + HUGE_PAGE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
-        try:
+        # Where the kernel has no huge pages, ordinary ones serve as well.
+        with contextlib.suppress(OSError):
             region.madvise(mmap.MADV_HUGEPAGE)
-        except OSError:
-            pass  # A kernel without huge pages: ordinary pages serve as well.
     start = -_core.address(region) % HUGE_PAGE
     return memoryview(region)[start : start + size]
 

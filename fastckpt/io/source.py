@@ -92,14 +92,14 @@ class Source:
             self._direct_fd = open_direct(self.fd, os.O_RDONLY)
         return self._direct_fd
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly ``size`` bytes from ``offset``.
+    def read(self, offset: int, size: int, *, what: str = "") -> bytes:
+        """Exactly ``size`` bytes from ``offset``; ``what`` names them in messages.
 
         Raises:
             DamagedError: They do not lie inside the file, or it became shorter.
             CheckpointIOError: The system could not read them.
         """
-        self._check_bounds(offset, size)
+        self._check_bounds(offset, size, what)
         data = self._read_some(offset, size)
         if len(data) == size:
             return data
@@ -135,10 +135,10 @@ class Source:
             raise self._cut_short(offset)
         return data
 
-    def _check_bounds(self, offset: int, size: int) -> None:
+    def _check_bounds(self, offset: int, size: int, what: str = "") -> None:
         if offset < 0 or size < 0 or offset + size > self.size:
             raise DamagedError(
-                f"{size} bytes should lie here, beyond the end of the file",
+                f"the {what or 'wanted part'} ({size} bytes) reaches beyond the end of the file",
                 path=self.path,
                 offset=offset,
                 expected=f"{offset + size} bytes",

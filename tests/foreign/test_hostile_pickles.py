@@ -161,6 +161,9 @@ BOMBS = {
     + b"".join(b"K" + bytes([i]) + b"h\x05" for i in range(250)) * 40 + b"us.",
     "many long names": b"\x80\x02" + LONG_KEY
     + b"".join(b"M" + struct.pack("<H", i) + TENSOR for i in range(5000)) + b"us.",
+    "long global": b"\x80\x04" + text("m" * 100_000) + text("n") + b"\x93.",
+    "many globals": b"\x80\x02" + b"".join(b"cm\nn%d\n0" % i for i in range(20_000)) + b"N.",
+    "attribute that is a number": b"\x80\x02" + HOOKS + b"}K\x01Nsb.",
     "shape of 100000 dimensions": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE + b"K\x00("
     + b"K\x01" * 100_000 + b"tK\x01\x85\x89" + HOOKS + b"tR.",
     "negative shape": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE

@@ -1,0 +1,61 @@
+"""Which checkpoint files the paths on a command line stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from fastckpt.errors import NotACheckpointError
+from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+
+_SUFFIXES: Final = (".fckpt", ".pt", ".pth", ".safetensors")
+
+
+def checkpoint_files(paths: Sequence[str], *, recursive: bool) -> tuple[list[str], bool]:
+    """The files that ``paths`` stand for, and whether it is just one file that was named itself.
+
+    A directory stands for the checkpoint files in it, in order of their names.
+
+    Raises:
+        NotACheckpointError: There is none in a directory.
+    """
+    if len(paths) == 1 and not os.path.isdir(paths[0]):
+        return list(paths), True
+    files: list[str] = []
+    for path in paths:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        found = list(files_in(path, recursive=recursive))
+        if not found:
+            hint = None if recursive else "add -r to look into the directories inside it"
+            raise NotACheckpointError("there is no checkpoint file in this directory", path=path, next_step=hint)
+        files += found
+    return files, False
+
+
+def files_in(directory: str, *, recursive: bool = False) -> Iterator[str]:
+    """The checkpoint files of a directory, by suffix or content; hidden ones are saves in progress."""
+    inner = []
+    for name in sorted(os.listdir(directory)):
+        path = os.path.join(directory, name)
+        if os.path.isdir(path):
+            inner.append(path)
+        elif not name.startswith(".") and os.path.isfile(path) and is_checkpoint_file(path):
+            yield path
+    if recursive:
+        for path in inner:
+            if not os.path.islink(path):
+                yield from files_in(path, recursive=True)
+
+
+def is_checkpoint_file(path: str) -> bool:
+    """Whether a file is a checkpoint by its suffix, or, under another name, by its content."""
+    if path.endswith(_SUFFIXES):
+        return True
+    try:
+        with open(path, "rb") as file:
+            return sniff(file.read(HEAD_SIZE)) not in (None, "tar")
+    except OSError:
+        return False

@@ -1,0 +1,46 @@
+"""A progress bar on stderr, when there is someone to see it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+_WORTH_A_BAR: Final = 64_000_000
+"""Fewer bytes are done before a bar could be read."""
+
+
+@contextmanager
+def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None] | None]:
+    """A callback for the library's ``progress``; None unless stderr is a terminal and the work is long.
+
+    Args:
+        label: What is being done.
+        total: Bytes of all of it. Work on several files may count from 0 for each.
+    """
+    if total < _WORTH_A_BAR or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    shown = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*shown, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        before = last = 0
+
+        def update(done: int) -> None:
+            nonlocal before, last
+            if done < last:
+                before += last
+            last = done
+            bar.update(task, completed=min(before + done, total))
+
+        yield update

@@ -1,0 +1,117 @@
+"""Check every byte of checkpoint files.
+
+A .fckpt file is checked by its digests, a .pt file by its CRCs; a .safetensors
+file has no checksums, so its tensors can be present but never proven. A
+directory stands for all checkpoint files in it. The exit code is that of the
+worst file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterable
+
+from fastckpt.cli.files import checkpoint_files
+from fastckpt.cli.progress import progress_bar
+from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, error_facts, rate_text, size_text
+from fastckpt.errors import FastckptError
+
+_SHOWN_FINDINGS = 50
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``fastckpt verify``."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="a checkpoint file, or a directory with some in it")
+    parser.add_argument("-r", "--recursive", action="store_true", help="also the directories inside a directory")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Verify all paths; returns the highest exit code."""
+    paths, single = checkpoint_files(args.paths, recursive=args.recursive)
+    if single:
+        facts, code = _verify(paths[0], args.threads)
+        out.show(facts, _lines)
+        out.document(facts)
+        return code
+    files = []
+    codes = []
+    for path in paths:
+        try:
+            facts, code = _verify(path, args.threads)
+        except FastckptError as error:
+            if error.exit_code == 64:
+                raise
+            facts, code = {"path": path, "ok": False, "error": error_facts(error), "shown": str(error)}, error.exit_code
+        out.show(facts, lambda facts: _lines(facts, prefix=f"{facts['path']}: "))
+        facts.pop("shown", None)
+        files.append(facts)
+        codes.append(code)
+    summary = {"files": files}
+    out.show(summary, _summary_lines)
+    out.document(summary)
+    return max(codes)
+
+
+def _verify(path: str, threads: int | None) -> tuple[Facts, int]:
+    import os
+
+    from fastckpt.inspection import count_tensors
+    from fastckpt.verification import verify
+
+    total = os.path.getsize(path) if os.path.exists(path) else 0
+    start = time.perf_counter()
+    with progress_bar(f"verifying {os.path.basename(path)}", total) as progress:
+        report = verify(path, threads=threads, progress=progress)
+    seconds = time.perf_counter() - start
+    return {**report.as_dict(), "tensors_total": count_tensors(path), "seconds": seconds}, report.exit_code
+
+
+def _lines(facts: Facts, prefix: str = "") -> Iterable[str | Styled]:
+    if "error" in facts:
+        # The error's own text begins with the path.
+        yield Styled(facts["shown"], "bad")
+        return
+    findings = facts["findings"]
+    for finding in findings[:_SHOWN_FINDINGS]:
+        first, size = finding["offset"], finding["size"]
+        place = f"bytes {first}-{first + size - 1}" if size else f"byte {first}"
+        yield f"{prefix}{finding['kind']}  {place}  {finding['message']}"
+    if len(findings) > _SHOWN_FINDINGS:
+        yield f"{prefix}... and {len(findings) - _SHOWN_FINDINGS} more findings (--json lists all)"
+    text, style = _verdict(facts)
+    yield Styled(prefix + text, style)
+
+
+def _verdict(facts: Facts) -> tuple[str, str]:
+    size, verified, seconds = facts["size"], facts["verified_bytes"], facts["seconds"]
+    speed = f"{duration_text(seconds)} ({rate_text(verified, seconds)})"
+    if facts["ok"]:
+        if not facts["findings"]:
+            what = "every byte verified" if facts["format"] == "fckpt" else "every tensor matches its CRC-32"
+            return f"intact: {size_text(size)}, {what} in {speed}", "good"
+        unproven = sum(finding["size"] for finding in facts["findings"])
+        return f"present: {size_text(size)}, of which {size_text(unproven)} have no checksum to prove them by", "warn"
+    damaged = facts["damaged_tensors"]
+    if not any(finding["loss"] for finding in facts["findings"]):
+        return f"damaged, but no tensor is lost: {count_text(len(facts['findings']), 'finding')}; {_next(facts)}", "warn"
+    if not damaged:
+        return f"damaged: which tensors are lost is not known; {_next(facts)}", "bad"
+    total = f" of {facts['tensors_total']}" if facts["tensors_total"] is not None else ""
+    noun = "tensor" if (facts["tensors_total"] or len(damaged)) == 1 else "tensors"
+    names = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
+    return f"damaged: {len(damaged)}{total} {noun} ({names}); {_next(facts)}", "bad"
+
+
+def _next(facts: Facts) -> str:
+    return f"next: {facts['next']}"
+
+
+def _summary_lines(facts: Facts) -> Iterable[str | Styled]:
+    files = facts["files"]
+    intact = [file for file in files if file["ok"]]
+    size = sum(file.get("size", 0) for file in files)
+    text = f"{count_text(len(files), 'file')}, {size_text(size)}: {len(intact)} intact"
+    bad = len(files) - len(intact)
+    yield Styled(text + (f", {bad} not" if bad else ""), "bad" if bad else "good")

@@ -1,0 +1,192 @@
+"""Do the files of a step belong together? nanochat itself does not ask.
+
+Neither world size nor rank nor step is recorded in a nanochat file. What gives
+them away all the same: the top directory inside a torch zip is the stem of the
+name a file was *saved* under, and stays after a rename; AdamW counts its steps;
+and rank r of W holds ``1/W`` of the rows of lm_head, parameter 0.
+
+**Errors** (the step is not converted): nanochat would load these and train
+wrongly without a word.
+
+1. A file was saved in another role, or for another rank: swapped rank files.
+2. Model, optimizer and meta were saved at different steps: mixed steps.
+3. Rank files differ in the shape of their part of lm_head (two runs with
+   different numbers of GPUs), in their ``param_groups``, or in AdamW's counters.
+   All of these are the same on every rank of one save.
+
+**Notes** (the step is converted): the user may know, and wants the rest.
+
+4. Ranks are missing: W = rows of lm_head / rows of its first moment.
+5. No model, or no meta, or a meta that is not whole.
+6. All files were saved for one other step (the whole set was renamed), or do
+   not tell what they were saved as (``archive``).
+7. AdamW counts another number of steps than the file's, where that is not
+   what fine-tuning from a base optimizer leaves.
+
+A file that is cut, or whose bytes fail their checksum, is not a matter of these
+rules: reading it fails, and with it the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastckpt.errors import CheckpointIOError, MismatchError
+from fastckpt.io.source import Source
+from fastckpt.nanochat.facts import Facts
+from fastckpt.nanochat.names import MODEL, OPTIM, Stem
+from fastckpt.nanochat.steps import list_numbers
+
+_VOCAB_MULTIPLE = 64
+"""nanochat pads the vocabulary to a multiple of this."""
+_MEANT = "if this is meant, convert the files one by one"
+
+
+def check_step(number: int, facts: Sequence[Facts], meta_path: str | None) -> list[str]:
+    """Notes on a step.
+
+    Args:
+        number: The step, as the file names have it.
+        facts: Of its model and of every optimizer rank, by rank.
+        meta_path: Its meta file.
+
+    Raises:
+        MismatchError: Its files do not belong together; names them and what to do.
+        CheckpointIOError: The meta file cannot be read.
+    """
+    meta, notes = _read_meta(number, meta_path)
+    optimizers = [file for file in facts if file.stem.role == OPTIM]
+    model = next((file for file in facts if file.stem.role == MODEL), None)
+    if model is None:
+        notes.append(f"there is no {Stem(MODEL, number)}")
+    _check_ranks(facts)
+    notes += _check_steps(number, facts, meta, meta_path)
+    for other in optimizers[1:]:
+        _check_same_save(optimizers[0], other)
+    if optimizers:
+        notes += _find_missing_ranks(optimizers, _vocabulary(model, meta))
+        notes += _check_counter(number, optimizers[0], meta)
+    return notes
+
+
+def _name(path: str) -> str:
+    return os.path.basename(path)
+
+
+def _read_meta(number: int, path: str | None) -> tuple[dict[str, Any], list[str]]:
+    if path is None:
+        return {}, [f"there is no meta_{number:06d}.json: nanochat needs it to load the model"]
+    try:
+        with open(path, encoding="utf-8") as file:
+            meta = json.load(file)
+    except OSError as error:
+        raise CheckpointIOError(f"cannot read: {error.strerror}", errno=error.errno, path=path) from error
+    except (ValueError, RecursionError):
+        return {}, [f"{_name(path)} is not whole JSON, as an interrupted save leaves it"]
+    return (meta, []) if isinstance(meta, dict) else ({}, [f"{_name(path)} does not hold a dict"])
+
+
+def _check_ranks(facts: Iterable[Facts]) -> None:
+    """Rule 1."""
+    wrong = [file for file in facts if file.saved_as is not None and _place(file.saved_as) != _place(file.stem)]
+    if wrong:
+        raise MismatchError(
+            "; ".join(f"{_name(file.path)} was saved as {file.prefix}" for file in wrong)
+            + ": nanochat would load this and train wrongly without an error",
+            path=os.path.dirname(wrong[0].path),
+            next_step=f"give each file back the name it was saved under; {_MEANT}",
+        )
+
+
+def _place(stem: Stem) -> tuple[str, int]:
+    # The only file of old, without a rank, is that of rank 0.
+    return stem.role, stem.rank or 0
+
+
+def _check_steps(number: int, facts: Iterable[Facts], meta: dict[str, Any], meta_path: str | None) -> list[str]:
+    """Rules 2 and 6."""
+    saved = {_name(file.path): file.saved_as.step for file in facts if file.saved_as is not None}
+    if meta_path is not None and type(meta.get("step")) is int:
+        saved[_name(meta_path)] = meta["step"]
+    steps = set(saved.values())
+    if len(steps) > 1:
+        raise MismatchError(
+            "the files are of different steps: " + ", ".join(f"{name} of step {step}" for name, step in saved.items()),
+            path=os.path.dirname(meta_path) if meta_path else None,
+            next_step=f"put each file back to the others of its step; {_MEANT}",
+        )
+    notes = []
+    if steps and steps != {number}:
+        notes.append(f"all files of this step were saved as step {steps.pop()}")
+    unknown = [file for file in facts if file.saved_as is None and file.prefix]
+    if unknown:
+        shown = ", ".join(f"{_name(file.path)} (saved as {file.prefix!r})" for file in unknown)
+        notes.append(f"not checked for the right step and rank, because these files do not tell: {shown}")
+    return notes
+
+
+def _check_same_save(first: Facts, other: Facts) -> None:
+    """Rule 3."""
+    if first.first_moment != other.first_moment:
+        what = "hold parts of different size, as runs with different numbers of ranks write them"
+        found: tuple[object, object] = (first.first_moment, other.first_moment)
+    elif first.groups != other.groups:
+        what = "differ in their param_groups, which are the same on all ranks of one save"
+        found = (None, None)
+    elif first.counters != other.counters:
+        what = "were saved after different numbers of optimizer steps"
+        found = (_count(first), _count(other))
+    else:
+        return
+    raise MismatchError(
+        f"{_name(first.path)} and {_name(other.path)} {what}",
+        path=os.path.dirname(first.path),
+        expected=found[0],
+        actual=found[1],
+        next_step=f"move the file that is not of this run and step out of the directory; {_MEANT}",
+    )
+
+
+def _count(file: Facts) -> str | None:
+    return list_numbers(int(step) for step in set(file.counters.values())) if file.counters else None
+
+
+def _vocabulary(model: Facts | None, meta: dict[str, Any]) -> int | None:
+    """Rows of the whole lm_head: the model knows best, meta has the number before padding."""
+    if model is not None and model.lm_head:
+        return model.lm_head[0]
+    config = meta.get("model_config")
+    size = config.get("vocab_size") if isinstance(config, dict) else None
+    return -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE if type(size) is int else None
+
+
+def _find_missing_ranks(optimizers: Sequence[Facts], vocabulary: int | None) -> list[str]:
+    """Rule 4."""
+    present = {file.stem.rank or 0 for file in optimizers}
+    moment = optimizers[0].first_moment
+    if not vocabulary or not moment or not moment[0] or vocabulary % moment[0]:
+        world_size = max(present) + 1  # At least.
+    else:
+        world_size = vocabulary // moment[0]
+    missing = sorted(set(range(world_size)) - present)
+    if not missing:
+        return []
+    if [file.stem.rank for file in optimizers] == [None]:
+        why = ": nanochat saved only that of rank 0 until November 2025"
+    else:
+        why = ""
+    plural = "s" if len(missing) > 1 else ""
+    verb = "are" if len(missing) > 1 else "is"
+    return [f"the optimizer file{plural} of rank {list_numbers(missing)} of {world_size} {verb} missing{why}"]
+
+
+def _check_counter(number: int, optimizer: Facts, meta: dict[str, Any]) -> list[str]:
+    """Rule 7. Only base_train keeps the state of a dataloader; fine-tuning goes on counting where it left off."""
+    counts = {int(step) for step in (optimizer.counters or {}).values()}
+    wrong = {count for count in counts if count < number or (count > number and "dataloader_state_dict" in meta)}
+    if not wrong:
+        return []
+    return [f"the optimizer counts {list_numbers(wrong)} steps in the files of step {number}"]

@@ -1,0 +1,60 @@
+"""Where a converted directory may lie without nanochat taking it for a newer model.
+
+`find_largest_model` looks at every subdirectory of ``base_checkpoints`` (and
+the like): the largest number in a name that begins with ``d<number>`` wins,
+whatever follows it, equals are told apart by the order of the listing; without
+such a name the directory changed last wins. A directory ``d12_fckpt`` made
+beside ``d12`` is therefore loaded in its place now and then, and ``d100.fckpt``
+always; neither has a ``model_*.pt`` in it.
+
+So a new directory is refused where that could happen: beside the source, or
+beside the directories of nanochat itself. Restoring ``.pt`` files from
+elsewhere into a tag of nanochat is what a user means it to be, and allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from fastckpt.errors import UsageError
+
+NANOCHAT_PARENTS: Final = frozenset(
+    ("base_checkpoints", "chatsft_checkpoints", "chatrl_checkpoints", "mid_checkpoints", "sft_checkpoints")
+)
+_RANKED: Final = re.compile(r"d(\d+)")  # With re.match, as nanochat does: what follows the number does not matter.
+
+
+def refuse_taken_for_model(source: str, destination: str, *, to: str) -> None:
+    """Raise UsageError if nanochat would count ``destination`` among its models.
+
+    Args:
+        source: The directory that is converted.
+        destination: The other directory that is written.
+        to: The format it will hold.
+    """
+    target = os.path.realpath(destination)
+    parent, name = os.path.split(target)
+    beside = parent == os.path.dirname(os.path.realpath(source))
+    known = os.path.basename(parent) in NANOCHAT_PARENTS
+    if not beside and (not known or to == "pt" or os.path.isdir(target)):
+        return
+    ranked = _RANKED.match(name)
+    if ranked:
+        why = f"nanochat counts every directory whose name begins with {ranked[0]!r} as that model"
+    elif known and not any(_RANKED.match(other) for other in _siblings(parent, name)):
+        why = "without a directory named d<number>, nanochat loads the one that was changed last"
+    else:
+        return
+    raise UsageError(
+        f"nanochat could load this directory in place of {os.path.basename(os.path.realpath(source))}: {why}",
+        path=destination,
+        next_step="convert in place (the files can lie side by side), choose a name that does not begin with "
+        f"d<number>, or a directory outside {parent}",
+    )
+
+
+def _siblings(parent: str, name: str) -> list[str]:
+    with os.scandir(parent) as listing:
+        return [item.name for item in listing if item.is_dir() and item.name != name]

@@ -1,0 +1,100 @@
+"""Does a ``.fckpt`` hold exactly what another file holds? Compared byte by byte, on both sides.
+
+This is how a finished conversion is recognised when a killed run is started
+again, and what a source file must pass before it is deleted.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.conversion.export import first_difference
+from fastckpt.conversion.from_fckpt import TORCH_KINDS, source_file
+from fastckpt.conversion.source_section import Segment
+from fastckpt.errors import UnsupportedStateError
+from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.io.source import Source
+from fastckpt.layout.tree import Path, encode_tree, path_text
+
+
+class Match(NamedTuple):
+    """A pair of files that hold the same.
+
+    Attributes:
+        kind: What the file that is not a ``.fckpt`` is: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
+        exact: Whether the ``.fckpt`` gives that file back byte for byte.
+        encoded: Whether the ``.fckpt`` uses a codec.
+        nbytes: Bytes of tensor data.
+        tensors: How many tensors.
+    """
+
+    kind: str
+    exact: bool
+    encoded: bool
+    nbytes: int
+    tensors: int
+
+
+def match(checkpoint: str, path: str, *, cold: bool = False) -> Match | None:
+    """Compare a ``.fckpt`` with a ``.pt`` or ``.safetensors`` file.
+
+    Args:
+        checkpoint: The ``.fckpt``.
+        path: The other file.
+        cold: Read both from disk, whatever the page cache holds of them.
+
+    Returns:
+        None if they differ in anything but how they are written.
+
+    Raises:
+        DamagedError: One of them is damaged; ``error.path`` says which.
+        NotACheckpointError, UnsupportedVersionError, CheckpointIOError
+    """
+    foreign = open_foreign(path)
+    with CheckpointFile(checkpoint) as file, Source(path) as other:
+        file.check_consistency()
+        if cold:
+            for opened in (file.source, other):
+                os.posix_fadvise(opened.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        kept = source_file(file)
+        exact = kept is not None and kept.kind == foreign.kind and kept.size == other.size
+        if exact:
+            assert kept is not None
+            exact = first_difference(file, other, literals=kept.literal_ranges(), segments=kept.segments) is None
+        if not exact:
+            segments = _same_structure(file, foreign)
+            if segments is None or first_difference(file, other, literals=[], segments=segments) is not None:
+                return None
+        nbytes = sum(place.nbytes for place in file.manifest.storages)
+        encoded = not all(record.is_raw for record in file.records)
+        return Match(foreign.kind, exact, encoded, nbytes, len(foreign.entries))
+
+
+def _same_structure(file: CheckpointFile, foreign: ForeignFile) -> list[Segment] | None:
+    """Where the storages of the checkpoint stand in the other file, if both hold the same tensors and values."""
+    ours, theirs = list(file.manifest.entries), {entry.name: entry for entry in foreign.entries}
+    place_of: dict[int, int] = {}
+    for entry in ours:
+        other = theirs.get(entry.name)
+        if other is None or entry._replace(storage=0) != other._replace(storage=0):
+            return None
+        if place_of.setdefault(entry.storage, other.storage) != other.storage:
+            return None
+    places = file.manifest.storages
+    if len(ours) != len(theirs) or any(places[a].nbytes != foreign.storages[b].nbytes for a, b in place_of.items()):
+        return None
+    # A .safetensors has no nesting and no order of its own; in a .pt these must be the same.
+    if foreign.kind in TORCH_KINDS:
+        try:
+            tree = encode_tree(foreign.tree, _refuse)
+        except UnsupportedStateError:
+            return None
+        if tree != file.manifest.tree or list(theirs) != [entry.name for entry in ours]:
+            return None
+    return [Segment(foreign.storages[b].offset, a, places[a].nbytes) for a, b in place_of.items() if places[a].nbytes]
+
+
+def _refuse(value: object, path: Path) -> object:
+    raise UnsupportedStateError(f"{path_text(path)}: cannot store {type(value).__name__}")

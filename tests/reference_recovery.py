@@ -1,0 +1,85 @@
+"""Recovery from damaged ``.fckpt`` files, written from section 16 of ``SPEC.md`` alone."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from reference_reader import (
+    INDEX,
+    MANIFEST,
+    PAGE,
+    RECORD,
+    SUPERBLOCK,
+    File,
+    Record,
+    attach,
+    footer,
+    manifest,
+    record,
+    sealed,
+    superblock,
+)
+from reference_tree import NotACheckpoint, Refused, need, tree
+
+T = TypeVar("T")
+
+
+def recover(path: str | Path) -> File:
+    """Finds whatever is whole in a damaged file (section 16)."""
+    data = Path(path).read_bytes()
+
+    def attempt(action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except (Refused, struct.error):
+            return None
+
+    def scan(magic: bytes) -> Iterator[bytes]:
+        """All whole blocks with a magic."""
+        for at in range(0, len(data) - 15, PAGE):
+            block = attempt(lambda at=at: sealed(data, at, magic)) if data[at : at + 8] == magic else None
+            if block:
+                yield block
+
+    at_start = attempt(lambda: sealed(data, PAGE, MANIFEST))
+    named = attempt(lambda: footer(data)[2][0][3:]) or attempt(lambda: superblock(data))
+    size, digest = (len(at_start), at_start[-16:]) if at_start else (named or (0, None))
+    blocks = [at_start] if at_start else [block for block in scan(MANIFEST) if block[-16:] == digest]
+    copies: dict[int, bytes] = {}  # headers in any whole index, by their offset
+    for index in scan(INDEX):
+        at = 32 + 16 * struct.unpack_from("<Q", index, 16)[0]
+        while header := attempt(lambda at=at, index=index: sealed(index, at, RECORD)):
+            copies.setdefault(struct.unpack_from("<Q", header, 24)[0], header)
+            at += len(header)
+
+    def record_at(at: int, digest: bytes | None) -> tuple[Record, bytes] | None:
+        """The record header that stands at an offset, or else its copy in an index."""
+        for block in (attempt(lambda: sealed(data, at, RECORD)), copies.get(at)):
+            rec = attempt(lambda block=block: record(block, at, digest, None)) if block else None
+            if rec and block:
+                return rec, block[80:96]
+        return None
+
+    at, records = PAGE + size, []
+    while at < len(data):
+        if accepted := record_at(at, digest):
+            rec, digest = accepted
+            records.append(rec)
+            at = rec.end
+        else:
+            at += PAGE
+    if not blocks and digest:
+        blocks = [block for block in scan(MANIFEST) if block[-16:] == digest]
+    found = attempt(lambda: manifest(blocks[0])) if blocks else None
+
+    entries = found.entries if found else [entry for rec in records for entry in rec.entries]
+    for rec in records:
+        attach(data, rec, entries)
+    whole = {entry.name: entry for entry in entries if entry.memory is not None}
+    lost = [entry.name for entry in entries if entry.memory is None]
+    need(bool(records) or data[:8] == SUPERBLOCK, "nothing to recover", NotACheckpoint)
+    state = tree(found.tree, [entry if entry.memory is not None else None for entry in entries]) if found else None
+    return File(state, tree(found.metadata, []) if found else None, whole, None, records, [], lost)

@@ -1,0 +1,144 @@
+"""The part of the reference reader that decodes trees (``SPEC.md``, section 9), and what it shares with the rest."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+# code: name, size of an element, the numpy type that holds its bits
+# fmt: off
+DTYPES = {
+    1: ("bool", 1, "?"), 2: ("uint8", 1, "u1"), 3: ("int8", 1, "i1"), 4: ("uint16", 2, "<u2"),
+    5: ("int16", 2, "<i2"), 6: ("uint32", 4, "<u4"), 7: ("int32", 4, "<i4"), 8: ("uint64", 8, "<u8"),
+    9: ("int64", 8, "<i8"), 16: ("float16", 2, "<f2"), 17: ("bfloat16", 2, "<u2"), 18: ("float32", 4, "<f4"),
+    19: ("float64", 8, "<f8"), 24: ("complex32", 4, "<u4"), 25: ("complex64", 8, "<c8"),
+    26: ("complex128", 16, "<c16"), 32: ("float8_e4m3fn", 1, "u1"), 33: ("float8_e4m3fnuz", 1, "u1"),
+    34: ("float8_e5m2", 1, "u1"), 35: ("float8_e5m2fnuz", 1, "u1"), 36: ("float8_e8m0fnu", 1, "u1"),
+    40: ("float4_e2m1fn_x2", 1, "u1"),
+}
+# fmt: on
+
+
+class Refused(Exception):
+    """The file is not used, and this says why."""
+
+
+class NotACheckpoint(Refused):
+    """It is some other file."""
+
+
+class Unsupported(Refused):
+    """It needs something that version 1 does not know."""
+
+
+class Damaged(Refused):
+    """Its bytes are not what was written, or contradict each other."""
+
+
+@dataclass(frozen=True)
+class Ordered:
+    """An ordered dict."""
+
+    pairs: dict[Any, Any]
+    attributes: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A dtype (its name), a size (a tuple) or a device (its name)."""
+
+    kind: str
+    value: Any
+
+
+def need(condition: bool, message: str, error: type[Refused] = Damaged) -> None:
+    """Refuses the file unless the condition holds."""
+    if not condition:
+        raise error(message)
+
+
+def tree(data: bytes, entries: list[Any]) -> Any:
+    """Decodes a tree (section 9)."""
+    at = 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        need(count <= len(data) - at, "the tree is cut off")
+        at += count
+        return data[at - count : at]
+
+    def leb() -> int:
+        number = 0
+        for shift in range(0, 70, 7):
+            (byte,) = take(1)
+            number |= (byte & 127) << shift
+            if byte < 128:
+                need(number < 1 << 64, "a number in the tree is too large")
+                return number
+        raise Damaged("a number in the tree is too long")
+
+    def text() -> str:
+        try:
+            return take(leb()).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise Damaged("a text in the tree is not UTF-8") from error
+
+    def pairs(depth: int) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
+        count = leb()
+        need(2 * count <= len(data) - at, "the tree is cut off")
+        for _ in range(count):
+            begin = at
+            key = node(depth + 1)
+            need(data[begin] in (3, 6) and key not in result, "a key is neither str nor int, or stands there twice")
+            need(isinstance(key, str) or -(1 << 2047) <= key < 1 << 2047, "an int key is too large")
+            result[key] = node(depth + 1)
+        return result
+
+    def node(depth: int) -> Any:
+        need(depth <= 128, "the tree is too deep")
+        tag = take(1)[0]
+        if tag < 3:
+            return (None, False, True)[tag]
+        if tag == 3:
+            return int.from_bytes(take(leb()), "little", signed=True)
+        if tag == 4:
+            return struct.unpack("<d", take(8))[0]
+        if tag == 5:
+            return complex(*struct.unpack("<2d", take(16)))
+        if tag == 6:
+            return text()
+        if tag == 7:
+            return take(leb())
+        if tag in (8, 9):
+            count = leb()
+            need(count <= len(data) - at, "the tree is cut off")
+            items = [node(depth + 1) for _ in range(count)]
+            return items if tag == 8 else tuple(items)
+        if tag == 10:
+            return pairs(depth)
+        if tag == 11:
+            result, attributes = pairs(depth), node(depth + 1)
+            names = list(attributes) if type(attributes) is dict else []
+            need(attributes is None or type(attributes) is dict, "the attributes are no dict")
+            need(all(isinstance(name, str) for name in names), "the attributes have a name that is no str")
+            return Ordered(result, attributes)
+        if tag == 12:
+            number = leb()
+            need(number < len(entries), f"entry {number} does not exist")
+            return entries[number]
+        if tag == 13:
+            code = take(1)[0]
+            need(code in DTYPES, f"unknown dtype {code}", Unsupported)
+            return Plain("dtype", DTYPES[code][0])
+        if tag == 14:
+            count = leb()
+            need(count <= len(data) - at, "the tree is cut off")
+            return Plain("size", tuple(leb() for _ in range(count)))
+        need(tag == 15, f"unknown tag {tag}", Unsupported)
+        return Plain("device", text())
+
+    root = node(0)
+    need(at == len(data), "something stands behind the tree")
+    return root
