@@ -22,6 +22,7 @@ from fastckpt.constants import (
     SUPERBLOCK_SIZE,
 )
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
+from fastckpt.foreign.sniff import not_a_checkpoint, sniff
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
 from fastckpt.layout.entries import Entry
@@ -80,13 +81,15 @@ class CheckpointFile:
         size = self.source.size
         head = self.source.read(0, min(size, SUPERBLOCK_SIZE))
         if size < SUPERBLOCK_SIZE + FOOTER_SIZE and head[: len(MAGIC_SUPERBLOCK)] != MAGIC_SUPERBLOCK:
-            raise NotACheckpointError("this is not a .fckpt file", path=self.path, actual=bytes(head[:8]))
+            raise self._not_fckpt(head)
         offset = max(size - FOOTER_SIZE, 0)
         try:
             footer = decode_footer(self.source.read(offset, size - offset), file_size=size)
         except DamagedError as error:
             # Is it a cut checkpoint, or no checkpoint at all? The superblock tells.
             decode_failure = self._head_failure(head)
+            if isinstance(decode_failure, NotACheckpointError):
+                raise self._not_fckpt(head) from None
             if decode_failure is not None:
                 raise self._located(decode_failure, 0) from None
             error.message = f"the save was cut short or the end is damaged: {error.message}"
@@ -98,6 +101,17 @@ class CheckpointFile:
         if failure is not None and not isinstance(failure, DamagedError | NotACheckpointError):
             raise self._located(failure, 0)
         return footer
+
+    def _not_fckpt(self, head: bytes) -> NotACheckpointError:
+        """The error that says what a file is that has neither a superblock nor a footer."""
+        kind = sniff(head)
+        if kind in (None, "tar"):
+            return not_a_checkpoint(head, path=self.path, size=self.source.size)
+        return NotACheckpointError(
+            f"this is a {kind} file, not a .fckpt file",
+            path=self.path,
+            next_step=f"fastckpt convert {shlex.quote(self.path)}",
+        )
 
     @staticmethod
     def _head_failure(head: bytes) -> FastckptError | None:

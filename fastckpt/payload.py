@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 class BadRange(NamedTuple):
-    """Leaves ``[leaf, leaf + count)`` of a record that are not as written.
+    """Leaves ``[leaf, leaf + leaves)`` of a record that are not as written.
 
     ``errno`` is the system's error if they could not be read at all. ``whole``
     says that the chunk is bad as a whole (it did not decode).
@@ -49,7 +49,7 @@ class BadRange(NamedTuple):
 
     record: Record
     leaf: int
-    count: int
+    leaves: int
     kind: Kind
     errno: int = 0
     whole: bool = False
@@ -302,7 +302,7 @@ def finding_of(bad: BadRange) -> Finding:
     record = bad.record
     chunk = bad.leaf // LEAVES_PER_CHUNK
     start = bad.leaf * LEAF_SIZE
-    end = min((bad.leaf + bad.count) * LEAF_SIZE, record.raw_size)
+    end = min((bad.leaf + bad.leaves) * LEAF_SIZE, record.raw_size)
     if bad.whole or not record.is_raw:
         offset, size = record.chunk_extent(chunk)
     else:
@@ -315,7 +315,7 @@ def finding_of(bad: BadRange) -> Finding:
         Kind.MISSING: "is missing: the file ends before it",
         Kind.UNREADABLE: f"cannot be read (error {bad.errno})",
     }[bad.kind]
-    leaves = f"leaf {bad.leaf}" if bad.count == 1 else f"leaves {bad.leaf} to {bad.leaf + bad.count - 1}"
+    leaves = f"leaf {bad.leaf}" if bad.leaves == 1 else f"leaves {bad.leaf} to {bad.leaf + bad.leaves - 1}"
     message = f"record {record.number}, chunk {chunk}, {leaves} {what}: {shown or 'padding between tensors'}"
     return Finding(
         bad.kind,
@@ -325,7 +325,7 @@ def finding_of(bad: BadRange) -> Finding:
         record=record.number,
         chunk=chunk,
         leaf=bad.leaf,
-        leaves=bad.count,
+        leaves=bad.leaves,
         tensors=tensors,
         loss=bool(tensors),
     )

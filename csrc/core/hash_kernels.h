@@ -22,6 +22,7 @@
 
 #include "bytes.h"
 #include "constants.h"
+#include "hash.h"
 
 namespace fastckpt {
 
@@ -29,7 +30,7 @@ namespace fastckpt {
 void HashWholeLeavesPortable(const uint8_t* data, size_t count, uint64_t* digests);
 #if defined(__x86_64__)
 void HashWholeLeavesAvx2(const uint8_t* data, size_t count, uint64_t* digests);
-void HashWholeLeavesAvx512(const uint8_t* data, size_t count, uint64_t* digests);
+void HashWholeLeavesAvx512(const uint8_t* data, size_t count, uint64_t* digests, DataIn where);
 #endif
 
 namespace xxh3 {

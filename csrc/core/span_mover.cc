@@ -97,10 +97,10 @@ void SpanMover::MovePieces(size_t begin, size_t end) {
     if (request_.sink_fd == TransferRequest::kMemory) {
       // Hashed is the copy, so that the digests are those of the bytes that arrived.
       std::memcpy(sink + at, source + at, size);
-      Digest(sink + at, at, size);
+      Digest(sink + at, at, size, DataIn::kCache);
       continue;
     }
-    Digest(source + at, at, size);
+    Digest(source + at, at, size, DataIn::kMemory);
     if (request_.sink_fd >= 0 && !direct_ && !Write(source + at, at, size)) return;
   }
   if (request_.sink_fd >= 0 && direct_ && end > begin && !transfer_->cancelled())
@@ -108,7 +108,7 @@ void SpanMover::MovePieces(size_t begin, size_t end) {
 }
 
 void SpanMover::OnData(size_t begin, size_t end) {
-  Digest(landing_ + begin, step_begin_ + begin, end - begin);
+  Digest(landing_ + begin, step_begin_ + begin, end - begin, DataIn::kCache);
   if (begin != run_end_) {  // a fault lies between
     WriteRun();
     run_begin_ = begin;
@@ -125,9 +125,10 @@ void SpanMover::OnFault(size_t begin, size_t end, int error) {
   std::fill(leaves + at / kLeafSize, leaves + LeafCount(at + (end - begin)), uint64_t{0});
 }
 
-void SpanMover::Digest(const uint8_t* data, size_t begin, size_t size) {
+void SpanMover::Digest(const uint8_t* data, size_t begin, size_t size, DataIn where) {
   if (request_.leaves != nullptr)
-    HashLeaves(data, size, request_.leaves + extent_->first_leaf + (offset_ + begin) / kLeafSize);
+    HashLeaves(data, size, request_.leaves + extent_->first_leaf + (offset_ + begin) / kLeafSize,
+               where);
   if (request_.crcs != nullptr && whole_) crc_ = Crc32(crc_, data, size);
 }
 

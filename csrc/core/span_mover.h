@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "hash.h"
 #include "span_reader.h"
 #include "span_writer.h"
 #include "transfer.h"
@@ -33,7 +34,7 @@ class SpanMover : private SpanObserver {
 
   void OnData(size_t begin, size_t end) override;
   void OnFault(size_t begin, size_t end, int error) override;
-  void Digest(const uint8_t* data, size_t begin, size_t size);
+  void Digest(const uint8_t* data, size_t begin, size_t size, DataIn where);
   void FinishCrc();
   void WriteRun();
   bool Write(const uint8_t* from, size_t begin, size_t size);

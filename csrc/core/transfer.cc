@@ -89,7 +89,7 @@ bool Transfer::Next(WorkItem* item) {
   const uint64_t left = request_.extents[cursor_extent_].size - cursor_offset_;
   item->partial = cursor_offset_ != 0 || left > block_;
   if (item->partial) {
-    item->bytes = std::min(left, block_);
+    item->bytes = std::min(left, block_ - PastBoundary(cursor_offset_));
     cursor_offset_ += item->bytes;
     if (item->bytes == left) {
       ++cursor_extent_;
@@ -105,6 +105,14 @@ bool Transfer::Next(WorkItem* item) {
            request_.extents[cursor_extent_].size <= block_ - item->bytes);
   item->last = cursor_extent_;
   return true;
+}
+
+// How far a block from `offset` on would reach over a boundary of the sink's memory, in whole leaves.
+// Two threads that meet in one fresh huge page would both clear it, and one of them for nothing.
+uint64_t Transfer::PastBoundary(uint64_t offset) const {
+  if (request_.sink_fd != TransferRequest::kMemory) return 0;
+  const uint64_t end = request_.extents[cursor_extent_].sink + offset + block_;
+  return AlignDown(end % block_, kLeafSize);
 }
 
 void Transfer::Fail(const Status& status) {

@@ -92,6 +92,7 @@ class Transfer : public Job {
 
  private:
   bool Next(WorkItem* item);
+  uint64_t PastBoundary(uint64_t offset) const;
   void CombineCrcs();
   void MergeFaults();
 

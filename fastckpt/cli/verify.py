@@ -9,6 +9,7 @@ worst file.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterable
 
@@ -16,6 +17,8 @@ from fastckpt.cli.files import checkpoint_files
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, error_facts, rate_text, size_text
 from fastckpt.errors import FastckptError
+from fastckpt.inspection import count_tensors
+from fastckpt.verification import verify
 
 _SHOWN_FINDINGS = 50
 
@@ -55,11 +58,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _verify(path: str, threads: int | None) -> tuple[Facts, int]:
-    import os
-
-    from fastckpt.inspection import count_tensors
-    from fastckpt.verification import verify
-
     total = os.path.getsize(path) if os.path.exists(path) else 0
     start = time.perf_counter()
     with progress_bar(f"verifying {os.path.basename(path)}", total) as progress:
@@ -95,7 +93,10 @@ def _verdict(facts: Facts) -> tuple[str, str]:
         return f"present: {size_text(size)}, of which {size_text(unproven)} have no checksum to prove them by", "warn"
     damaged = facts["damaged_tensors"]
     if not any(finding["loss"] for finding in facts["findings"]):
-        return f"damaged, but no tensor is lost: {count_text(len(facts['findings']), 'finding')}; {_next(facts)}", "warn"
+        return (
+            f"damaged, but no tensor is lost: {count_text(len(facts['findings']), 'finding')}; {_next(facts)}",
+            "warn",
+        )
     if not damaged:
         return f"damaged: which tensors are lost is not known; {_next(facts)}", "bad"
     total = f" of {facts['tensors_total']}" if facts["tensors_total"] is not None else ""

@@ -46,10 +46,11 @@ class ZstdCodec:
             announced = zstandard.frame_content_size(stored)
             if announced != raw_size:
                 raise DamagedError("a zstd frame announces the wrong size", expected=raw_size, actual=announced)
-            decompressor: zstandard.ZstdDecompressor | None = getattr(self._local, "decompressor", None)
+            decompressor = getattr(self._local, "decompressor", None)
             if decompressor is None:
                 decompressor = zstandard.ZstdDecompressor()
                 self._local.decompressor = decompressor
-            return decompressor.decompress(stored, max_output_size=raw_size, allow_extra_data=False)
+            raw: bytes = decompressor.decompress(stored, max_output_size=raw_size, allow_extra_data=False)
+            return raw
         except zstandard.ZstdError as error:
             raise DamagedError(f"a zstd frame does not decode: {error}") from None

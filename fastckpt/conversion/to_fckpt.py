@@ -24,12 +24,14 @@ class Conversion:
     Attributes:
         source: What was read.
         destination: What was written.
-        format: The destination's format: ``fckpt``, ``torch-zip``, ``torch-legacy`` or ``safetensors``.
+        format: The destination's format: ``fckpt``, ``torch-zip``, ``torch-legacy``, ``safetensors``,
+            or ``meta`` for nanochat's ``meta_*.json``, which is copied as it is.
         nbytes: Bytes of tensor data.
         tensors: How many tensors.
         source_verified: Whether every tensor byte of the source was proven by a checksum of its own.
         exact: Whether converting back gives the source byte for byte (or, back to a foreign
             format, whether the bytes are those of the original file).
+        notes: What the user should know: a file that was there already, a rank that is missing.
     """
 
     source: str
@@ -39,6 +41,7 @@ class Conversion:
     tensors: int
     source_verified: bool
     exact: bool
+    notes: tuple[str, ...] = ()
 
 
 def refuse_unsupported(foreign: ForeignFile) -> None:

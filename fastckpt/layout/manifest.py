@@ -109,7 +109,7 @@ def decode_manifest(block: bytes) -> Manifest:
     storage_table, entry_table, tree, metadata_tree = tables
     if len(storage_table) != storage_count * _STORAGE.size:
         raise DamagedError("the storage table has the wrong size", expected=storage_count * _STORAGE.size)
-    storages = []
+    storages: list[StoragePlace] = []
     for nbytes, offset, record, zero in _STORAGE.iter_unpack(storage_table):
         if record >= record_count or zero:
             raise DamagedError(f"storage {len(storages)} lies in record {record} of {record_count}")

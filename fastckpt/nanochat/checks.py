@@ -35,7 +35,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastckpt.errors import CheckpointIOError, MismatchError
-from fastckpt.io.source import Source
 from fastckpt.nanochat.facts import Facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import list_numbers

@@ -76,7 +76,7 @@ def read_facts(path: str, stem: Stem) -> Facts:
 
             return _facts(path, stem, foreign.prefix, foreign.tree, foreign.entries, read)
     with CheckpointFile(path) as file:
-        file.check_consistency()
+        file.checked_entries()
         entries = list(file.manifest.entries)
         tree = decode_tree(file.manifest.tree, len(entries))
         return _facts(path, stem, _kept_prefix(file), tree, entries, lambda entry: _read_number(file, entry))
@@ -102,9 +102,7 @@ def _read_number(file: CheckpointFile, entry: Entry) -> bytes:
     return read_chunk(file.source, file.records[place.record], chunk)[start : start + entry.itemsize]
 
 
-def _facts(
-    path: str, stem: Stem, prefix: str, tree: Any, entries: Sequence[Entry], read: ReadTensor
-) -> Facts:
+def _facts(path: str, stem: Stem, prefix: str, tree: Any, entries: Sequence[Entry], read: ReadTensor) -> Facts:
     if stem.role != OPTIM:
         shapes = {entry.name.removeprefix("_orig_mod."): entry.shape for entry in entries}
         return Facts(path, stem, prefix, lm_head=shapes.get("lm_head.weight"))

@@ -17,9 +17,7 @@ META: Final = "meta"
 STATE_SUFFIXES: Final = ("pt", "fckpt", "safetensors")
 
 _STEP: Final = r"(?P<step>\d{6}|[1-9]\d{6,17})"
-_STEM: Final = re.compile(
-    rf"(?P<role>{MODEL}|{META}|{OPTIM})_{_STEP}(?:_rank(?P<rank>0|[1-9]\d{{0,8}}))?", re.ASCII
-)
+_STEM: Final = re.compile(rf"(?P<role>{MODEL}|{META}|{OPTIM})_{_STEP}(?:_rank(?P<rank>0|[1-9]\d{{0,8}}))?", re.ASCII)
 
 
 class Stem(NamedTuple):

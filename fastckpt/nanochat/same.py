@@ -13,6 +13,7 @@ from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.conversion.export import first_difference
 from fastckpt.conversion.from_fckpt import TORCH_KINDS, source_file
 from fastckpt.conversion.source_section import Segment
+from fastckpt.conversion.to_fckpt import is_verified
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.io.source import Source
@@ -26,6 +27,7 @@ class Match(NamedTuple):
         kind: What the file that is not a ``.fckpt`` is: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
         exact: Whether the ``.fckpt`` gives that file back byte for byte.
         encoded: Whether the ``.fckpt`` uses a codec.
+        verified: Whether the other file has a checksum for every byte of its tensors.
         nbytes: Bytes of tensor data.
         tensors: How many tensors.
     """
@@ -33,6 +35,7 @@ class Match(NamedTuple):
     kind: str
     exact: bool
     encoded: bool
+    verified: bool
     nbytes: int
     tensors: int
 
@@ -54,7 +57,7 @@ def match(checkpoint: str, path: str, *, cold: bool = False) -> Match | None:
     """
     foreign = open_foreign(path)
     with CheckpointFile(checkpoint) as file, Source(path) as other:
-        file.check_consistency()
+        file.checked_entries()
         if cold:
             for opened in (file.source, other):
                 os.posix_fadvise(opened.fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -69,7 +72,7 @@ def match(checkpoint: str, path: str, *, cold: bool = False) -> Match | None:
                 return None
         nbytes = sum(place.nbytes for place in file.manifest.storages)
         encoded = not all(record.is_raw for record in file.records)
-        return Match(foreign.kind, exact, encoded, nbytes, len(foreign.entries))
+        return Match(foreign.kind, exact, encoded, is_verified(foreign), nbytes, len(foreign.entries))
 
 
 def _same_structure(file: CheckpointFile, foreign: ForeignFile) -> list[Segment] | None:

@@ -10,7 +10,7 @@ import torch
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.layout.dtypes import BY_NAME
 
-_BY_NAME: Final = {
+_BY_NAME: Final[dict[str, torch.dtype]] = {
     name: getattr(torch, name) for name in BY_NAME if isinstance(getattr(torch, name, None), torch.dtype)
 }
 NAMES: Final = MappingProxyType({dtype: name for name, dtype in _BY_NAME.items()})

@@ -59,7 +59,7 @@ def flatten(state: object) -> FlatState:
             storages.append(storage)
         paths.append(path)
         tensors.append(value)
-        rows.append((NAMES[value.dtype], tuple(value.shape), value.stride(), number, value.storage_offset(), flags))
+        rows.append((NAMES[value.dtype], tuple(value.shape), value.stride(), number, int(value.storage_offset()), flags))
         return TensorRef(len(rows) - 1)
 
     tree = encode_tree(state, resolve)
@@ -115,4 +115,4 @@ def _small_object(value: object, path: Path) -> object:
 
 def host_bytes(storage: torch.UntypedStorage) -> torch.UntypedStorage:
     """The storage itself, or its copy in host memory when it lies on another device."""
-    return storage if storage.device.type == "cpu" else storage.cpu()
+    return storage if storage.device.type == "cpu" else storage.cpu()  # type: ignore[no-untyped-call]

@@ -1,0 +1,278 @@
+// Tests of the core alone, without Python: for the sanitizers, and for machines that have none of the
+// Python packages. From the repository's root:
+//
+//   make -C csrc/tests                   build and run
+//   make -C csrc/tests SANITIZE=address,undefined
+//   make -C csrc/tests SANITIZE=thread
+//   make -C csrc/tests clean
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "../core/buffer.h"
+#include "../core/bytes.h"
+#include "../core/constants.h"
+#include "../core/cpu.h"
+#include "../core/crc32.h"
+#include "../core/file_io.h"
+#include "../core/hash.h"
+#include "../core/scan.h"
+#include "../core/transfer.h"
+#include "../core/workers.h"
+
+namespace fastckpt {
+namespace {
+
+int failures = 0;
+
+#define CHECK(condition)                                                       \
+  do {                                                                         \
+    if (!(condition)) {                                                        \
+      std::fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);     \
+      ++failures;                                                              \
+    }                                                                          \
+  } while (false)
+
+std::vector<uint8_t> RandomBytes(size_t size, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<uint8_t> bytes(size);
+  for (uint8_t& byte : bytes) byte = static_cast<uint8_t>(random());
+  return bytes;
+}
+
+// A file that is gone when the test ends.
+class TempFile {
+ public:
+  explicit TempFile(const std::vector<uint8_t>& content) {
+    char path[] = "fastckpt_core_test_XXXXXX";
+    fd_ = mkstemp(path);
+    path_ = path;
+    CHECK(WriteAt(fd_, content.data(), content.size(), 0).error == 0);
+    fsync(fd_);
+    posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);
+    direct_fd_ = open(path, O_RDWR | O_DIRECT);  // -1 where the file system has none
+  }
+  ~TempFile() {
+    if (direct_fd_ >= 0) close(direct_fd_);
+    close(fd_);
+    unlink(path_.c_str());
+  }
+  TempFile(const TempFile&) = delete;
+  TempFile& operator=(const TempFile&) = delete;
+
+  int fd() const { return fd_; }
+  int direct_fd() const { return direct_fd_; }
+
+  std::vector<uint8_t> Read(size_t size) const {
+    std::vector<uint8_t> content(size);
+    CHECK(ReadAt(fd_, content.data(), size, 0).done == size);
+    return content;
+  }
+
+ private:
+  int fd_ = -1;
+  int direct_fd_ = -1;
+  std::string path_;
+};
+
+Status Run(const TransferRequest& request, int threads, std::vector<ReadFault>* faults) {
+  uint64_t total = 0;
+  const Status status = request.Check(&total);
+  if (!status.ok()) return status;
+  Transfer transfer(request);
+  Workers workers;
+  CHECK(workers.Start(&transfer, threads).ok());
+  while (!workers.WaitFor(std::chrono::milliseconds(20))) CHECK(transfer.progress() <= total);
+  workers.Join();
+  const Status end = transfer.Finish(faults);
+  if (end.ok()) CHECK(transfer.progress() == total);
+  return end;
+}
+
+void TestLevelsAgree() {
+  const std::vector<uint8_t> data = RandomBytes(5 * kLeafSize + 777, 1);
+  // XXH3-64 of 16 KiB of zeros, as the reference implementation has it.
+  const std::vector<uint8_t> zeros(kLeafSize);
+  for (const SimdLevel level : kSimdLevels) {
+    if (!SimdLevelSupported(level)) continue;
+    SetSimdLevel(level);
+    uint64_t digest = 0;
+    HashLeaves(zeros.data(), zeros.size(), &digest);
+    CHECK(digest == 0xB7CE04B81707A4D0);
+    CHECK(Crc32(0, reinterpret_cast<const uint8_t*>("123456789"), 9) == 0xCBF43926);
+    for (size_t shift = 0; shift < 65; ++shift) {
+      std::vector<uint64_t> got(6), want(6);
+      HashLeaves(data.data() + shift, data.size() - shift, got.data());
+      HashLeaves(data.data() + shift, data.size() - shift, want.data(), DataIn::kCache);
+      CHECK(got == want);
+      const uint32_t crc = Crc32(0, data.data() + shift, data.size() - shift);
+      SetSimdLevel(SimdLevel::kPortable);
+      HashLeaves(data.data() + shift, data.size() - shift, want.data());
+      CHECK(got == want);
+      CHECK(crc == Crc32(0, data.data() + shift, data.size() - shift));
+      SetSimdLevel(level);
+    }
+  }
+}
+
+void TestCombine() {
+  const std::vector<uint8_t> data = RandomBytes(3000, 2);
+  const uint32_t all = Crc32(0, data.data(), data.size());
+  for (size_t cut = 0; cut <= data.size(); cut += 37)
+    CHECK(Crc32Combine(Crc32(0, data.data(), cut), Crc32(0, data.data() + cut, data.size() - cut),
+                       data.size() - cut) == all);
+}
+
+// Every kind of source and sink, at odd places, between guards.
+void TestTransfers() {
+  const std::vector<uint8_t> data = RandomBytes(20 * 1024 * 1024 + 99, 3);
+  const size_t kGuard = 5000;
+  const std::vector<uint8_t> poison(data.size() + 2 * kGuard, 0xA5);
+  std::vector<uint64_t> want(static_cast<size_t>(LeafCount(data.size())));
+  HashLeaves(data.data(), data.size(), want.data());
+  const uint32_t crc = Crc32(0, data.data(), data.size());
+  const TempFile source(data);
+  for (const bool from_file : {false, true})
+    for (const int to : {0, 1, 2})
+      for (const bool direct : {false, true})
+        for (const size_t shift : {size_t{0}, size_t{904}}) {  // kGuard - 904 = 4096
+          const TempFile sink(poison);
+          std::vector<uint8_t> memory(poison);
+          std::vector<uint64_t> leaves(want.size());
+          uint32_t got_crc = 0;
+          const size_t place = kGuard - shift;
+          Extent extent = {0, 0, data.size(), 0};
+          TransferRequest request;
+          if (from_file) {
+            request.source_fd = source.fd();
+            if (direct) request.source_direct_fd = source.direct_fd();
+          } else {
+            extent.source = AddressOf(data.data());
+          }
+          if (to == 1) {
+            request.sink_fd = TransferRequest::kMemory;
+            extent.sink = AddressOf(memory.data()) + place;
+          } else if (to == 2) {
+            request.sink_fd = sink.fd();
+            if (direct) request.sink_direct_fd = sink.direct_fd();
+            extent.sink = place;
+          }
+          request.extents = &extent;
+          request.extent_count = 1;
+          request.leaves = leaves.data();
+          request.leaf_count = leaves.size();
+          request.crcs = &got_crc;
+          request.populate = true;
+          std::vector<ReadFault> faults;
+          CHECK(Run(request, 3, &faults).ok());
+          CHECK(faults.empty());
+          CHECK(leaves == want);
+          CHECK(got_crc == crc);
+          std::vector<uint8_t> expected(poison);
+          std::copy(data.begin(), data.end(), expected.begin() + static_cast<ptrdiff_t>(place));
+          if (to == 1) CHECK(memory == expected);
+          if (to == 2) CHECK(sink.Read(poison.size()) == expected);
+        }
+}
+
+void TestFaultsAndErrors() {
+  const std::vector<uint8_t> data = RandomBytes(3 * 1024 * 1024 + 5, 4);
+  const TempFile file(data);
+  std::vector<uint64_t> leaves(1024, 1);
+  const Extent extents[] = {{0, 0, 6 * 1024 * 1024, 0}, {100, 0, 0, 0}, {5, 0, 1000, 400}};
+  TransferRequest request;
+  request.source_fd = file.fd();
+  request.source_direct_fd = file.direct_fd();
+  request.extents = extents;
+  request.extent_count = 3;
+  request.leaves = leaves.data();
+  request.leaf_count = leaves.size();
+  std::vector<ReadFault> faults;
+  CHECK(Run(request, 2, &faults).ok());
+  CHECK(faults.size() == 1 && faults[0].offset == data.size() && faults[0].error == 0);
+  CHECK(leaves[191] != 0 && leaves[192] == 0 && leaves[383] == 0 && leaves[384] == 1);
+
+  request.leaf_count = 400;
+  CHECK(Run(request, 2, &faults).code() == Status::Code::kInvalidArgument);
+
+  const int full = open("/dev/full", O_WRONLY);
+  const Extent write = {AddressOf(data.data()), 0, data.size(), 0};
+  TransferRequest save;
+  save.sink_fd = full;
+  save.extents = &write;
+  save.extent_count = 1;
+  if (full >= 0) {
+    const Status status = Run(save, 4, &faults);
+    CHECK(status.code() == Status::Code::kIoError && status.error() == ENOSPC);
+    close(full);
+  }
+}
+
+void TestCancel() {
+  std::vector<uint8_t> data(32 * 1024 * 1024);
+  const std::vector<Extent> extents(500, Extent{AddressOf(data.data()), 0, data.size(), 0});
+  uint32_t crcs[500];
+  TransferRequest request;
+  request.extents = extents.data();
+  request.extent_count = extents.size();
+  request.crcs = crcs;
+  Transfer transfer(request);
+  {
+    Workers workers;
+    CHECK(workers.Start(&transfer, 3).ok());
+    workers.WaitFor(std::chrono::milliseconds(20));
+  }  // cancels and joins
+  CHECK(transfer.cancelled());
+}
+
+void TestScan() {
+  std::vector<uint8_t> data(3 * kChunkSize + 8);
+  const std::vector<uint64_t> places = {0, kAlignment, kChunkSize, 3 * kChunkSize};
+  for (const uint64_t at : places) std::memcpy(data.data() + at, kMagicRecord, kMagicSize);
+  std::memcpy(data.data() + 100, kMagicRecord, kMagicSize);
+  const TempFile file(data);
+  BlockScan scan(file.fd(), reinterpret_cast<const uint8_t*>(kMagicRecord), 0, UINT64_MAX);
+  Workers workers;
+  CHECK(workers.Start(&scan, 3).ok());
+  workers.Join();
+  std::vector<uint64_t> offsets;
+  CHECK(scan.Finish(&offsets).ok());
+  CHECK(offsets == places);
+}
+
+void TestArithmetic() {
+  uint64_t out = 0;
+  CHECK(!AlignUp(UINT64_MAX, 4096, &out) && !AlignUp(UINT64_MAX - 4094, 4096, &out));
+  CHECK(AlignUp(UINT64_MAX - 4095, 4096, &out) && out == UINT64_MAX - 4095);
+  CHECK(AlignUp(0, 4096, &out) && out == 0);
+  CHECK(LeafCount(UINT64_MAX) == (UINT64_MAX >> 14) + 1);
+  CHECK(AddOverflows(UINT64_MAX, 1) && !AddOverflows(UINT64_MAX, 0));
+  AlignedBuffer buffer;
+  CHECK(!buffer.Reserve(SIZE_MAX) && !buffer.Reserve(SIZE_MAX / 2));
+  CHECK(buffer.Reserve(1) && IsAligned(AddressOf(buffer.data()), kAlignment));
+  CHECK(buffer.Reserve(3 * 1024 * 1024) && buffer.size() >= 3 * 1024 * 1024);
+}
+
+}  // namespace
+}  // namespace fastckpt
+
+int main() {
+  fastckpt::TestArithmetic();
+  fastckpt::TestLevelsAgree();
+  fastckpt::TestCombine();
+  fastckpt::TestTransfers();
+  fastckpt::TestFaultsAndErrors();
+  fastckpt::TestCancel();
+  fastckpt::TestScan();
+  std::printf("%s\n", fastckpt::failures == 0 ? "all passed" : "FAILED");
+  return fastckpt::failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,92 @@
+"""Numbered siblings that are alike, on one line: ``transformer.h.{0..11}.attn.c_q.weight``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Generic, TypeVar
+
+Like = TypeVar("Like", bound=Hashable)
+
+
+@dataclass(frozen=True, slots=True)
+class Collapsed(Generic[Like]):
+    """Some names that differ in numbers only.
+
+    Attributes:
+        segments: The name cut at its dots; a run of numbers stands as ``{0..11}``.
+        times: How many names it stands for.
+        like: What they have in common.
+    """
+
+    segments: tuple[str, ...]
+    times: int
+    like: Like
+
+    @property
+    def name(self) -> str:
+        """The segments joined again."""
+        return ".".join(self.segments)
+
+
+def collapse(items: Iterable[tuple[str, Like]]) -> list[Collapsed[Like]]:
+    """Join the names that differ in numbers only and are alike, in order of first appearance.
+
+    Every result stands for exactly the names it spells, so some of them may
+    share a pattern: layers 0 to 3 of one shape, and layer 4 of another.
+    """
+    groups: dict[tuple[tuple[str | None, ...], Like], list[tuple[int, ...]]] = {}
+    for name, like in items:
+        segments = name.split(".")
+        numbers = tuple(int(segment) for segment in segments if _is_number(segment))
+        pattern = tuple(None if _is_number(segment) else segment for segment in segments)
+        groups.setdefault((pattern, like), []).append(numbers)
+    result = []
+    for (pattern, like), rows in groups.items():
+        for runs in _products(rows):
+            texts = iter([numbers_text(run) for run in runs])
+            spelled = tuple([next(texts) if segment is None else segment for segment in pattern])
+            result.append(Collapsed(spelled, math.prod(map(len, runs)), like))
+    return result
+
+
+def _is_number(segment: str) -> bool:
+    return segment.isascii() and segment.isdecimal() and len(segment) < 10 and str(int(segment)) == segment
+
+
+def _products(rows: Sequence[tuple[int, ...]]) -> Iterator[tuple[list[int], ...]]:
+    """Cut a set of rows into products: lists of numbers whose combinations are exactly these rows."""
+    if not rows[0]:
+        yield ()
+        return
+    rests: dict[int, list[tuple[int, ...]]] = {}
+    for first, *rest in rows:
+        rests.setdefault(first, []).append(tuple(rest))
+    alike: dict[tuple[tuple[int, ...], ...], list[int]] = {}
+    for number, rest_rows in rests.items():
+        alike.setdefault(tuple(rest_rows), []).append(number)
+    for shared, numbers in alike.items():
+        for tail in _products(shared):
+            yield (numbers, *tail)
+
+
+def numbers_text(numbers: Iterable[int]) -> str:
+    """``7``, ``{0..11}``, ``{1,3..11}`` (every second one) or ``{0..9,11,27}``."""
+    ordered = sorted(numbers)
+    if len(ordered) == 1:
+        return str(ordered[0])
+    step = ordered[1] - ordered[0]
+    if step > 1 and len(ordered) > 3 and all(b - a == step for a, b in pairwise(ordered)):
+        return f"{{{ordered[0]},{ordered[1]}..{ordered[-1]}}}"
+    runs: list[list[int]] = []
+    for number in ordered:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    texts = []
+    for run in runs:
+        texts += [f"{run[0]}..{run[-1]}"] if len(run) > 2 else [str(number) for number in run]
+    return "{" + ",".join(texts) + "}"

@@ -1,0 +1,70 @@
+"""What fastckpt runs on here: processor, disk and the versions it works with."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+
+import fastckpt
+from fastckpt.cli.render import Facts, columns
+
+_PACKAGES = ("torch", "triton", "zstandard", "xxhash", "safetensors", "isal", "numpy", "rich")
+_HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
+
+
+def engine_facts(path: str | None) -> Facts:
+    """The facts; with a file, also whether it can be read past the page cache."""
+    from fastckpt import _core
+    from fastckpt.io.source import Source
+    from fastckpt.io.transfer import default_threads
+
+    direct = None
+    if path is not None:
+        with Source(path) as source:
+            direct = source.direct_fd >= 0
+    return {
+        "fastckpt": fastckpt.__version__,
+        "format_version": _core.FORMAT_VERSION,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "simd": _core.simd_level(),
+        "simd_available": list(_core.simd_levels()),
+        "cpus": os.cpu_count(),
+        "threads": default_threads(),
+        "huge_pages": _huge_pages(),
+        "o_direct": direct,
+        # Asked of the installer's records: importing torch would take seconds.
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+
+
+def _huge_pages() -> str | None:
+    try:
+        with open(_HUGE_PAGES, encoding="ascii") as file:
+            return file.read().partition("[")[2].partition("]")[0] or None
+    except (OSError, ValueError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def engine_lines(facts: Facts) -> Iterator[str]:
+    """The facts as text."""
+    direct = {None: "not tested: name a file to test where it lies", True: "works", False: "does not work here"}
+    rows = [
+        ["fastckpt", f"{facts['fastckpt']}, format version {facts['format_version']}"],
+        ["python", f"{facts['python']} on {facts['system']}"],
+        ["simd", f"{facts['simd']} (available: {', '.join(facts['simd_available'])})"],
+        ["threads", f"{facts['threads']} of {facts['cpus']} CPUs"],
+        ["huge pages", facts["huge_pages"] or "not known"],
+        ["O_DIRECT", direct[facts["o_direct"]]],
+    ]
+    rows += [[name, version or "not installed"] for name, version in facts["packages"].items()]
+    yield from columns(rows, indent=0)

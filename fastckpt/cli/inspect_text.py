@@ -1,0 +1,189 @@
+"""``fastckpt inspect`` of one file as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastckpt.cli.collapse import collapse
+from fastckpt.cli.nanochat_facts import config_line, nanochat_line
+from fastckpt.cli.optimizer_facts import optimizer_lines
+from fastckpt.cli.render import Facts, Styled, columns, count_text, size_text, value_text
+
+_SHOWN_TENSORS = 60
+_SHOWN_NAMES = 8
+_FORMATS = {
+    "fckpt": ".fckpt",
+    "torch-zip": "torch .pt (zip)",
+    "torch-legacy": "torch .pt (before 1.6)",
+    "safetensors": ".safetensors",
+}
+_CHECKSUMS = {
+    "xxh3": "XXH3 of every 16 KiB; the structure was verified, tensors are by fastckpt verify",
+    "crc32": "CRC-32 of every storage, compared by fastckpt verify, never by torch.load",
+    "crc32 (partly)": "CRC-32 of some storages only",
+    "none": "none: what is in this file cannot be proven",
+}
+
+
+def file_lines(facts: Facts, *, tree: bool, each: bool) -> Iterator[str | Styled]:
+    """The text about one file.
+
+    Args:
+        facts: See `fastckpt.cli.file_facts.file_facts`.
+        tree: All values as a tree, in place of the list of tensors.
+        each: One line for each tensor, and nothing else.
+    """
+    if each:
+        yield from _tensor_lines(facts, collapsed=False)
+        return
+    yield Styled(facts["path"], "bold")
+    yield from columns(list(_summary(facts)))
+    for note in _warnings(facts):
+        yield Styled(f"  {note}", "warn")
+    for optimizer in facts["optimizers"]:
+        yield ""
+        yield from optimizer_lines(optimizer)
+    if tree:
+        yield ""
+        yield from _tree_lines(facts)
+    elif facts["tensors"]:
+        yield ""
+        yield from _tensor_lines(facts, collapsed=True)
+
+
+def _summary(facts: Facts) -> Iterator[list[str]]:
+    totals = facts["totals"]
+    version = f" version {facts['version']}" if facts["version"] is not None else ""
+    saved = f", saved as {facts['saved_as']}" if facts["saved_as"] else ""
+    yield ["format", f"{_FORMATS[facts['format']]}{version}, {size_text(facts['size'])}{saved}"]
+    if facts["root"] is not None:
+        yield ["root digest", facts["root"]]
+    yield ["checksums", _CHECKSUMS[facts["checksums"]]]
+    for name, codec in facts["codecs"].items():
+        ratio = f" as {size_text(codec['stored'])}" if codec["stored"] != codec["raw"] else ""
+        yield ["codec", f"{name}, {size_text(codec['raw'])}{ratio}"]
+    if facts["original"] is not None:
+        kind, size = facts["original"]["format"], facts["original"]["size"]
+        origin = f"{_FORMATS.get(kind, kind)}, {size_text(size)}"
+        yield ["converted", f"from {origin}; can be given back byte for byte"]
+    for key, value in facts["metadata"].items():
+        yield ["metadata", f"{key} = {value_text(value)}"]
+    structure = facts["structure"]
+    attributes = "".join(f", with {name} ({what})" for name, what in structure["attributes"].items())
+    yield ["structure", structure["type"] + attributes]
+    if any(item["type"] != "Tensor" for item in structure["keys"].values()):
+        for name, item in structure["keys"].items():
+            yield ["", f"{name}: {_top_level(name, item, facts)}"]
+    elements = count_text(totals["elements"], "element")
+    if totals["params"]:
+        elements = count_text(totals["params"], "parameter")
+    unique = f" in {totals['storages']} storages" if totals["storages"] != totals["tensors"] else ""
+    yield ["tensors", f"{totals['tensors']:,}{unique}, {elements}, {size_text(totals['storage_nbytes'])}"]
+    for dtype, total in totals["dtypes"].items():
+        count = f"{count_text(total['tensors'], 'tensor')}, {count_text(total['elements'], 'element')}"
+        yield ["", f"{dtype}: {count}, {size_text(total['nbytes'])}"]
+    if facts["locations"]:
+        yield [
+            "saved on",
+            ", ".join(f"{place} ({count_text(n, 'storage')})" for place, n in facts["locations"].items()),
+        ]
+    if facts["nanochat"] is not None:
+        yield ["nanochat", nanochat_line(facts["nanochat"])]
+        config = config_line(facts["nanochat"])
+        if config is not None:
+            yield ["config", config]
+
+
+def _top_level(name: str, item: Facts, facts: Facts) -> str:
+    if item["tensors"]:
+        return f"{item['type']}, {count_text(item['tensors'], 'tensor')}, {size_text(item['nbytes'])}"
+    if name in facts["scalars"]:
+        return value_text(facts["scalars"][name])
+    if item["type"].startswith("list"):
+        return str(item["type"])
+    inner = {key: value for key, value in facts["scalars"].items() if key.startswith(f"{name}.")}
+    values = ", ".join(f"{key[len(name) + 1 :]} {value_text(value, 40)}" for key, value in inner.items())
+    shown = values if len(values) <= 400 else values[:397] + "..."
+    return f"{item['type']}: {shown}" if values else str(item["type"])
+
+
+def _warnings(facts: Facts) -> Iterator[str]:
+    for names in facts["shared_storages"][:_SHOWN_NAMES]:
+        yield f"shared storage: {_some(names)}"
+    rest = len(facts["shared_storages"]) - _SHOWN_NAMES
+    if rest > 0:
+        yield f"shared storage: {rest} more"
+    for item in facts["opaque"][:_SHOWN_NAMES]:
+        yield f"opaque: {item['at']} is a {item['what']}, which was not imported or run"
+    rest = len(facts["opaque"]) - _SHOWN_NAMES
+    if rest > 0:
+        yield f"opaque: {rest} more (--json lists all)"
+    if facts["nanochat"] is not None:
+        yield from facts["nanochat"]["notes"]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+    return ", ".join(names[:_SHOWN_NAMES]) + more
+
+
+def _like(tensor: Facts) -> tuple[str, str, int, str]:
+    """What a tensor has in common with its numbered siblings."""
+    shape = ", ".join(map(str, tensor["shape"])) + ("," if len(tensor["shape"]) == 1 else "")
+    marks = [] if tensor["contiguous"] else [f"stride {tuple(tensor['stride'])}"]
+    marks += ["requires_grad"] if tensor["requires_grad"] else []
+    return f"({shape})", tensor["dtype"], tensor["nbytes"], ", ".join(marks)
+
+
+def _tensor_lines(facts: Facts, *, collapsed: bool) -> Iterator[str]:
+    tensors = [(name, _like(tensor)) for name, tensor in facts["tensors"].items()]
+    rows = []
+    if collapsed:
+        for group in collapse(tensors):
+            shape, dtype, nbytes, marks = group.like
+            times = f"{group.times} x" if group.times > 1 else ""
+            rows.append([group.name, times, shape, dtype, size_text(nbytes * group.times), marks])
+    else:
+        rows = [[name, "", *like[:2], size_text(like[2]), like[3]] for name, like in tensors]
+    limit = _SHOWN_TENSORS if collapsed else len(rows)
+    yield from columns(rows[:limit], right=(1, 4))
+    if len(rows) > limit:
+        yield f"  ... and {len(rows) - limit} more lines (--tree or --keys GLOB shows them)"
+
+
+def _tree_lines(facts: Facts) -> Iterator[str]:
+    leaves: list[tuple[str, Any]] = [(name, _like(tensor)) for name, tensor in facts["tensors"].items()]
+    leaves += [(name, value_text(value)) for name, value in facts["scalars"].items()]
+    root: dict[str, Any] = {}
+    for group in collapse(leaves):
+        node = root
+        for segment in group.segments[:-1]:
+            node = node.setdefault(segment, {})
+            if not isinstance(node, dict):
+                break
+        else:
+            node.setdefault(group.segments[-1], (group.times, group.like))
+            continue
+        root[group.name] = (group.times, group.like)
+    yield from _nodes(root, 1)
+
+
+def _nodes(node: dict[str, Any], depth: int) -> Iterator[str]:
+    rows = []
+    for name, item in node.items():
+        # A chain of only children stands on one line.
+        while isinstance(item, dict) and len(item) == 1:
+            ((inner, item),) = item.items()
+            name = f"{name}.{inner}"
+        rows.append((name, item))
+    width = min(max(len(name) for name, _ in rows), 40)
+    for name, item in rows:
+        if isinstance(item, dict):
+            yield "  " * depth + name
+            yield from _nodes(item, depth + 1)
+            continue
+        count, like = item
+        text = f"= {like}" if isinstance(like, str) else f"{like[0]} {like[1]}  {size_text(like[2] * count)}  {like[3]}"
+        times = f"{count} x " if count > 1 else ""
+        yield f"{'  ' * depth}{name.ljust(width)}  {times}{text}".rstrip()

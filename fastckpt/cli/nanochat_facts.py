@@ -1,0 +1,104 @@
+"""What the name of a nanochat checkpoint file, its tensors and the JSON beside it tell."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any, Final
+
+from fastckpt.cli.optimizer_facts import find_optimizers
+from fastckpt.cli.render import Facts
+from fastckpt.inspection import Inspection
+from fastckpt.layout.tree import TensorRef
+from fastckpt.nanochat.names import META, OPTIM, Stem, parse_name, parse_stem
+
+_LAYER: Final = re.compile(r"(?:^|\.)transformer\.h\.(\d+)\.")
+_MAX_META_SIZE: Final = 16 * 2**20
+_VOCAB_MULTIPLE: Final = 64
+"""The vocabulary is padded to a multiple of this."""
+
+
+def nanochat_facts(inspection: Inspection) -> Facts | None:
+    """The facts about one file; None if nothing about it says nanochat."""
+    directory, name = os.path.split(inspection.path)
+    parsed = parse_name(name)
+    shape = _model_shape(inspection)
+    if parsed is None and shape is None:
+        return None
+    facts: Facts = {"role": None, "step": None, "rank": None, "world_size": None, "meta": None, "notes": []}
+    facts |= shape or {}
+    if parsed is not None:
+        stem = parsed[0]
+        facts |= {"role": stem.role, "step": stem.step, "rank": stem.rank}
+        facts["meta"] = read_meta(os.path.join(directory, f"{Stem(META, stem.step)}.json"))
+        saved = parse_stem(inspection.saved_as or "")
+        if saved is not None and saved != stem:
+            facts["notes"].append(f"this file was saved under the name {saved}: renamed, or swapped?")
+    if facts["role"] == OPTIM and facts["meta"] is not None:
+        facts["world_size"] = _world_size(inspection, facts["meta"].get("model_config"))
+    return facts
+
+
+def _model_shape(inspection: Inspection) -> Facts | None:
+    """Depth, width and vocabulary as the names and shapes of a model's tensors tell them."""
+    layers = {int(match[1]) for entry in inspection.entries if (match := _LAYER.search(entry.name))}
+    if not layers:
+        return None
+    embedding = next((e for e in inspection.entries if e.name.endswith("transformer.wte.weight")), None)
+    sizes = embedding.shape if embedding is not None and len(embedding.shape) == 2 else (None, None)
+    return {"depth": max(layers) + 1, "n_embd": sizes[1], "vocab_size": sizes[0]}
+
+
+def _world_size(inspection: Inspection, model_config: Any) -> int | None:
+    """How many ranks shared the first parameter, lm_head: its rows in all over its rows in this file."""
+    vocab = model_config.get("vocab_size") if isinstance(model_config, dict) else None
+    if type(vocab) is not int or vocab < 1:
+        return None
+    for _, optimizer in find_optimizers(inspection.tree):
+        first = optimizer["state"].get(0)
+        ref = first.get("exp_avg") if isinstance(first, dict) else None
+        if type(ref) is not TensorRef:
+            return None
+        shape = inspection.entries[ref.entry].shape
+        padded = -(-vocab // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        return padded // shape[0] if shape and shape[0] and padded % shape[0] == 0 else None
+    return None
+
+
+def read_meta(path: str) -> Facts | None:
+    """Step, val_bpb and model_config of a ``meta_000500.json``; None if there is none that can be read."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_META_SIZE)
+        # nanochat writes a bare Infinity, which only Python takes for JSON.
+        meta = json.loads(raw.decode("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(meta, dict):
+        return None
+    return {"path": path, **{key: meta.get(key) for key in ("step", "val_bpb", "model_config")}}
+
+
+def nanochat_line(facts: Facts) -> str:
+    """The facts about one file on one line."""
+    parts = []
+    if facts["role"] is not None:
+        rank = f" of rank {facts['rank']}" if facts["rank"] is not None else ""
+        world = f" (of {facts['world_size']} by its shapes)" if facts["world_size"] is not None else ""
+        role = "optimizer" if facts["role"] == OPTIM else "model"
+        parts += [f"{role}{rank}{world}", f"step {facts['step']}"]
+    if facts.get("depth") is not None:
+        parts += [f"depth {facts['depth']}", f"n_embd {facts['n_embd']}", f"vocab {facts['vocab_size']}"]
+    meta = facts["meta"]
+    if meta is not None:
+        parts.append(f"val_bpb {meta['val_bpb']:.4f}" if isinstance(meta["val_bpb"], float) else "val_bpb not known")
+    return ", ".join(parts)
+
+
+def config_line(facts: Facts) -> str | None:
+    """The model_config of the JSON beside the file, on one line."""
+    config = facts["meta"].get("model_config") if facts["meta"] is not None else None
+    if not isinstance(config, dict):
+        return None
+    return ", ".join(f"{key} {value}" for key, value in config.items())

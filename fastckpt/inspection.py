@@ -1,0 +1,216 @@
+"""What a checkpoint file holds, whatever its format: its structure, without its tensors and without torch.
+
+`inspect_file` reads the manifest of a ``.fckpt`` or the pickle or header of a
+foreign file, so it takes the same short time whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.constants import FORMAT_VERSION, SECTION_SOURCE, SUPERBLOCK_SIZE
+from fastckpt.errors import FastckptError, NotACheckpointError
+from fastckpt.foreign import ForeignFile, open_foreign, sniff
+from fastckpt.foreign.sniff import HEAD_SIZE
+from fastckpt.io.source import Source
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.records import Record
+from fastckpt.layout.tree import Path, TensorRef, decode_tree
+
+_SCALAR_FORMATS: Final = {"float32": "<f", "float64": "<d", "int32": "<i", "int64": "<q"}
+
+
+class StorageFacts(NamedTuple):
+    """A storage: its size, and where its raw bytes begin in the file (None if they are encoded)."""
+
+    nbytes: int
+    offset: int | None
+
+
+@dataclass(slots=True)
+class Inspection:
+    """The structure of a checkpoint file.
+
+    Attributes:
+        path: The file.
+        format: ``fckpt``, ``torch-zip``, ``torch-legacy`` or ``safetensors``.
+        size: Bytes of the file.
+        checksums: What its bytes can be proven by: ``xxh3``, ``crc32``, ``crc32 (partly)`` or ``none``.
+        tree: The nesting; its leaves are plain values and the references of `fastckpt.layout.tree`.
+        entries: The tensors; ``TensorRef(i)`` is ``entries[i]``.
+        storages: What they lie in.
+        metadata: The user's metadata.
+        version: Format version of a ``.fckpt``.
+        root: Its root digest in hex.
+        codecs: Raw and stored bytes by codec name.
+        original: Kind and size of the foreign file that it can give back byte for byte.
+        saved_as: The name, without suffix, that a torch zip was saved under.
+        locations: How many storages were on which device when a ``.pt`` was saved.
+        opaque: ``(place, what)`` of everything that is not a tensor or plain value.
+    """
+
+    path: str
+    format: str
+    size: int
+    checksums: str
+    tree: Any
+    entries: list[Entry]
+    storages: list[StorageFacts]
+    metadata: dict[str, Any]
+    version: int | None = None
+    root: str | None = None
+    codecs: dict[str, tuple[int, int]] = field(default_factory=dict)
+    original: tuple[str, int] | None = None
+    saved_as: str | None = None
+    locations: dict[str, int] = field(default_factory=dict)
+    opaque: list[tuple[str, str]] = field(default_factory=list)
+
+    def scalar(self, entry: Entry) -> int | float | None:
+        """The value of a tensor with one number, read from the file and not verified; None if it cannot be told."""
+        offset = self.storages[entry.storage].offset
+        if entry.numel != 1 or entry.dtype not in _SCALAR_FORMATS or offset is None:
+            return None
+        with Source(self.path) as source:
+            raw = source.read(offset + entry.storage_offset * entry.itemsize, entry.itemsize)
+        value: int | float = struct.unpack(_SCALAR_FORMATS[entry.dtype], raw)[0]
+        return value
+
+
+def inspect_file(path: str | os.PathLike[str]) -> Inspection:
+    """Read the structure of a checkpoint file.
+
+    Raises:
+        NotACheckpointError, UnsupportedVersionError, UnsupportedStateError: It cannot be read.
+        DamagedError: Its structure is cut or damaged.
+        CheckpointIOError: The system could not open or read it.
+    """
+    with Source(path) as source:
+        kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
+    if kind not in (None, "fckpt"):
+        return _inspect_foreign(open_foreign(path))
+    try:
+        with CheckpointFile(path) as file:
+            return _inspect_fckpt(file)
+    except NotACheckpointError:
+        # Raises the error that says what it is instead, unless it is an unusual zip.
+        return _inspect_foreign(open_foreign(path))
+
+
+def _inspect_fckpt(file: CheckpointFile) -> Inspection:
+    entries = file.checked_entries()
+    manifest = file.manifest
+    places = manifest.storages
+    raw_from = {record.number: record.payload.offset for record in file.records if record.is_raw}
+    origin = None
+    if file.footer.section(SECTION_SOURCE) is not None:
+        from fastckpt.conversion.from_fckpt import source_file
+
+        try:
+            kept = source_file(file)
+            origin = (kept.kind, kept.size) if kept is not None else None
+        except FastckptError:
+            origin = ("damaged", 0)
+    return Inspection(
+        path=file.path,
+        format="fckpt",
+        size=file.source.size,
+        checksums="xxh3",
+        tree=decode_tree(manifest.tree, len(entries)),
+        entries=entries,
+        storages=[
+            StorageFacts(place.nbytes, raw_from[place.record] + place.offset if place.record in raw_from else None)
+            for place in places
+        ],
+        metadata=manifest.metadata,
+        version=FORMAT_VERSION,
+        root=file.footer.root.hex(),
+        codecs=_codecs(file.records),
+        original=origin,
+    )
+
+
+def _codecs(records: list[Record]) -> dict[str, tuple[int, int]]:
+    from fastckpt.codec.registry import codec_name
+
+    totals: dict[str, tuple[int, int]] = {}
+    for record in records:
+        for number, chunk in enumerate(record.chunks):
+            name = codec_name(chunk.codec)
+            raw, stored = totals.get(name, (0, 0))
+            totals[name] = raw + record.chunk_raw(number).size, stored + chunk.stored_size
+    return totals
+
+
+def _inspect_foreign(foreign: ForeignFile) -> Inspection:
+    filled = [storage for storage in foreign.storages if storage.nbytes]
+    proven = sum(storage.crc is not None for storage in filled)
+    partly = "crc32 (partly)" if proven else "none"
+    return Inspection(
+        path=foreign.path,
+        format=foreign.kind,
+        size=foreign.size,
+        checksums="crc32" if proven == len(filled) and foreign.kind == "torch-zip" else partly,
+        tree=foreign.tree,
+        entries=foreign.entries,
+        storages=[StorageFacts(storage.nbytes, storage.offset) for storage in foreign.storages],
+        metadata=dict(foreign.metadata),
+        saved_as=foreign.prefix or None,
+        locations=foreign.locations,
+        opaque=foreign.opaque,
+    )
+
+
+def count_tensors(path: str | os.PathLike[str]) -> int | None:
+    """How many tensors a file has, also a damaged one; None if that cannot be told."""
+    try:
+        with Source(path) as source:
+            kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
+        if kind not in (None, "fckpt"):
+            return len(open_foreign(path).entries)
+        with CheckpointFile(path) as file:
+            return len(file.manifest.entries)
+    except FastckptError:
+        return _count_in_first_manifest(path)
+
+
+def _count_in_first_manifest(path: str | os.PathLike[str]) -> int | None:
+    from fastckpt.constants import MAGIC_MANIFEST
+    from fastckpt.layout.manifest import decode_manifest
+    from fastckpt.remains import read_block
+
+    try:
+        with Source(path) as source:
+            block = read_block(source, SUPERBLOCK_SIZE, MAGIC_MANIFEST, what="manifest")
+            return len(decode_manifest(block).entries)
+    except FastckptError:
+        return None
+
+
+def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield ``(path, leaf)``: tensor references and plain values; a list or tuple of plain values is one of those."""
+    if isinstance(tree, dict):
+        for key, item in tree.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(tree, list | tuple) and not _is_plain(tree):
+        for index, item in enumerate(tree):
+            yield from leaves(item, (*path, index))
+    else:
+        yield path, tree
+
+
+def _is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a list or tuple holds plain values only."""
+    return not any(
+        type(item) is TensorRef or isinstance(item, dict) or (isinstance(item, list | tuple) and not _is_plain(item))
+        for item in items
+    )
+
+
+def tensors_below(tree: Any) -> list[int]:
+    """Numbers of the entries of all tensors in a part of a tree."""
+    return [leaf.entry for _, leaf in leaves(tree) if type(leaf) is TensorRef]

@@ -1,0 +1,256 @@
+"""Converting a nanochat checkpoint directory, so that nanochat never sees half a step.
+
+nanochat sees a step when there is a ``model_*.pt``. Within a step the optimizer
+ranks are therefore written first, then meta, and the model last, in both
+directions: a model file, ``.pt`` or ``.fckpt``, stands for a whole step. With
+``replace`` the sources go in the opposite order, the model first, and only when
+every file of the step was compared with its source, both read from disk. Files
+appear by rename from names that nanochat does not look at, and no directory is
+made beside its own (see `fastckpt.nanochat.places`).
+
+A killed run is finished by running it again. A file that is already there is
+kept if it holds what its source holds, compared byte by byte, and is whole;
+one that is damaged is converted again. One that is whole but holds something
+else is not ours to lose: it is replaced only if it is a ``.fckpt`` older than
+its source, which training has then saved anew.
+
+A step whose files are damaged or do not belong together is left out; the
+others are converted, and the error comes at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from fastckpt.codec.registry import codec_for_writing
+from fastckpt.conversion import Conversion, Format, convert_file
+from fastckpt.errors import (
+    DamagedError,
+    FastckptError,
+    MismatchError,
+    NotACheckpointError,
+    UnsupportedStateError,
+    UsageError,
+)
+from fastckpt.io.commit import fsync_directory, publish_bytes, translate_os_error
+from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.nanochat.checks import check_step
+from fastckpt.nanochat.direction import choose_format
+from fastckpt.nanochat.existing import ALREADY_THERE, confirm, find_finished, read_small, refuse_overwriting
+from fastckpt.nanochat.facts import read_facts
+from fastckpt.nanochat.names import MODEL, OPTIM, Stem
+from fastckpt.nanochat.places import refuse_taken_for_model
+from fastckpt.nanochat.steps import Step, choose_steps, list_numbers, read_steps
+
+_ABOUT_A_STEP = (DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError)
+"""What is wrong with one step and says nothing about the next; anything else ends the run."""
+
+
+def convert_directory(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    to: Format | None,
+    step: int | None,
+    codec: str,
+    exact: bool,
+    durable: bool,
+    replace: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> list[Conversion]:
+    """Convert every step of a nanochat checkpoint directory, or one of them; see `fastckpt.convert`.
+
+    Args:
+        source: The directory with the ``model_*`` files.
+        destination: The same directory, to have both formats side by side, or another one, made if missing.
+        to: The wanted format. None follows from what the directory holds. ``safetensors``
+            takes the models only: that format cannot hold an optimizer.
+        step: Only this step.
+        codec, exact, durable, threads, progress: As for one file.
+        replace: Delete the files of each step once all of it is converted and compared.
+
+    Returns:
+        Every file in the order it was written, meta files included; the first
+        one of each step carries the notes about the step.
+
+    Raises:
+        UsageError: No such step; several directories; a destination nanochat would take for a model.
+        NotACheckpointError: There is no checkpoint here.
+        MismatchError: Files of a step do not belong together, or would overwrite others.
+        DamagedError, UnsupportedStateError, OutOfSpaceError, CheckpointIOError
+    """
+    source, destination = os.fsdecode(source), os.fsdecode(destination)
+    if to not in (None, "fckpt", "pt", "safetensors"):
+        raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
+    codec_for_writing(codec)
+    count = thread_count(threads)
+    steps = choose_steps(source, step)
+    wanted = to or choose_format(source, steps)
+    if replace and wanted == "safetensors":
+        raise UsageError("a .safetensors does not hold all of a step: its source cannot be deleted", path=source)
+    in_place = os.path.isdir(destination) and os.path.samefile(source, destination)
+    if not in_place:
+        refuse_taken_for_model(source, destination, to=wanted)
+    run = _Run(destination, in_place, wanted, codec, exact, durable or replace, replace, count, progress)
+    with _unchanged_time(source) if in_place else contextlib.nullcontext():
+        return run.convert_steps(steps)
+
+
+def _make_directory(path: str, *, durable: bool) -> None:
+    try:
+        if os.path.isdir(path):
+            return
+        os.makedirs(path)
+        if durable:
+            fsync_directory(os.path.dirname(os.path.abspath(path)))
+    except OSError as error:
+        raise translate_os_error(error, path, doing="make the directory") from error
+
+
+@contextlib.contextmanager
+def _unchanged_time(directory: str) -> Iterator[None]:
+    """Give a directory its time back: among names other than d<number>, nanochat loads the one changed last."""
+    before = os.stat(directory)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # It may be someone else's.
+            os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The wishes of one call."""
+
+    destination: str
+    in_place: bool
+    to: Format
+    codec: str
+    exact: bool
+    durable: bool
+    replace: bool
+    threads: int
+    progress: Progress | None
+
+    def convert_steps(self, steps: list[Step]) -> list[Conversion]:
+        there = read_steps(self.destination) if os.path.exists(self.destination) else {}
+        done: list[Conversion] = []
+        failures: dict[int, FastckptError] = {}
+        for step in steps:
+            try:
+                done += self.convert_step(step, there.get(step.number, Step(step.number)))
+            except _ABOUT_A_STEP as error:
+                failures[step.number] = error
+        if not failures:
+            return done
+        number, failure = next(iter(failures.items()))
+        if len(steps) > 1:
+            others = list_numbers(step.number for step in steps if step.number not in failures)
+            failure.message += (
+                f" (step {number}; steps that failed: {list_numbers(failures)}; converted: {others or 'none'})"
+            )
+        raise failure
+
+    def convert_step(self, step: Step, there: Step) -> list[Conversion]:
+        """All files of a step, the model last."""
+        plan = self.plan(step)
+        # What a killed run has replaced already is found at the destination only.
+        present = {stem: there.states.get(stem, {}) | by_suffix for stem, by_suffix in step.states.items()}
+        present |= {stem: by_suffix for stem, by_suffix in there.states.items() if stem not in present}
+        ordered = sorted(present, key=lambda stem: (stem.role == MODEL, stem.rank or 0))
+        facts = [read_facts(plan.get(stem) or next(iter(present[stem].values())), stem) for stem in ordered]
+        notes = check_step(step.number, facts, step.meta or there.meta)
+        notes += self.left_out(step, plan)
+        _make_directory(self.destination, durable=self.durable)
+        converted = [self.convert_state(plan[stem], stem) for stem in ordered if stem in plan and stem.role == OPTIM]
+        if step.meta is not None and not self.in_place:
+            converted.append(self.copy_meta(step.meta))
+        converted += [self.convert_state(plan[stem], stem) for stem in ordered if stem in plan and stem.role == MODEL]
+        if self.replace:
+            _delete_sources(converted, threads=self.threads)
+        if converted:
+            converted[0] = dataclasses.replace(converted[0], notes=(*converted[0].notes, *notes))
+        return converted
+
+    def plan(self, step: Step) -> dict[Stem, str]:
+        """The files of a step that can become the wanted format.
+
+        Raises:
+            UsageError: None of them can.
+        """
+        suffixes = ("pt", "safetensors") if self.to == "fckpt" else ("fckpt",)
+        plan = {}
+        for stem, by_suffix in step.states.items():
+            path = next((by_suffix[suffix] for suffix in suffixes if suffix in by_suffix), None)
+            if path is not None and (self.to != "safetensors" or stem.role == MODEL):
+                plan[stem] = path
+        if not plan and step.states and not (self.in_place and all(self.to in files for files in step.states.values())):
+            already = all(self.to in by_suffix for by_suffix in step.states.values())
+            raise UsageError(
+                f"step {step.number} is in this format already: {self.to}"
+                if already
+                else f"the files of step {step.number} cannot be converted to {self.to}",
+                path=os.path.dirname(next(iter(next(iter(step.states.values())).values()))),
+                next_step="copy the files as they are" if already else "convert them to .fckpt first",
+            )
+        return plan
+
+    def left_out(self, step: Step, plan: dict[Stem, str]) -> list[str]:
+        """Notes on files of a step that stay as they are."""
+        left = [stem for stem in step.states if stem not in plan]
+        if self.to == "safetensors":
+            return [f"{stem} stays as it is: a .safetensors cannot hold an optimizer" for stem in left]
+        return [] if self.in_place else [f"{stem} is a .{self.to} file already and was not copied" for stem in left]
+
+    def convert_state(self, path: str, stem: Stem) -> Conversion:
+        target = os.path.join(self.destination, f"{stem}.{self.to}")
+        if os.path.exists(target):
+            finished = find_finished(path, target, codec=self.codec, exact=self.exact, threads=self.threads)
+            if finished is not None:
+                return finished
+        return convert_file(
+            path,
+            target,
+            to=self.to,
+            codec=self.codec,
+            exact=self.exact,
+            durable=self.durable,
+            threads=self.threads,
+            progress=self.progress,
+        )
+
+    def copy_meta(self, path: str) -> Conversion:
+        """The bytes as they are: what nanochat writes is not always JSON."""
+        target = os.path.join(self.destination, os.path.basename(path))
+        data = read_small(path)
+        notes: tuple[str, ...] = ()
+        if not os.path.exists(target):
+            publish_bytes(target, data, durable=self.durable)
+        elif read_small(target) == data:
+            notes = (ALREADY_THERE,)
+        else:
+            refuse_overwriting(path, target)
+            publish_bytes(target, data, durable=self.durable)
+        return Conversion(path, target, "meta", len(data), 0, source_verified=False, exact=True, notes=notes)
+
+
+def _delete_sources(converted: list[Conversion], *, threads: int) -> None:
+    """Delete what a whole step was converted from, once all of it is proven; the model first.
+
+    Raises:
+        DamagedError: A file read back from disk is not what it should be. No source is deleted.
+    """
+    for conversion in converted:
+        confirm(conversion, threads=threads)
+    for conversion in reversed(converted):
+        try:
+            os.unlink(conversion.source)
+        except OSError as error:
+            raise translate_os_error(error, conversion.source, doing="delete the converted file") from error
+        # One by one: after a power cut, too, there is no model without its optimizer.
+        fsync_directory(os.path.dirname(os.path.abspath(conversion.source)))

@@ -1,0 +1,101 @@
+"""Files that are there already: those a run was asked to make, and those it just made."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from fastckpt.conversion import Conversion
+from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError
+from fastckpt.io.source import Source
+from fastckpt.nanochat.same import Match, match
+from fastckpt.verification import verify
+
+ALREADY_THERE: Final = "was there already and holds the same"
+
+
+def read_small(path: str) -> bytes:
+    """All bytes of a small file. Raises CheckpointIOError, or NotACheckpointError if it is empty."""
+    with Source(path) as source:
+        return bytes(source.read(0, source.size))
+
+
+def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: int) -> Conversion | None:
+    """The conversion of ``path``, if ``target`` is what it would give.
+
+    Returns:
+        None if ``target`` is to be written (again).
+
+    Raises:
+        MismatchError: ``target`` holds something else, and is not ours to overwrite.
+        DamagedError: ``path`` is damaged.
+    """
+    to_own = target.endswith(".fckpt")
+    try:
+        found = match(*_own_first(path, target))
+    except (DamagedError, NotACheckpointError):
+        if not _is_whole(target, threads=threads):
+            return None
+        raise
+    if found is None:
+        if _is_whole(target, threads=threads):
+            refuse_overwriting(path, target)
+        return None
+    if to_own:
+        as_wished = (found.exact or not exact) and found.encoded == (codec != "none")
+        if not as_wished or not _is_whole(target, threads=threads):
+            return None
+    return Conversion(
+        path,
+        target,
+        "fckpt" if to_own else found.kind,
+        found.nbytes,
+        found.tensors,
+        source_verified=found.verified or not to_own,
+        exact=found.exact,
+        notes=(ALREADY_THERE,),
+    )
+
+
+def refuse_overwriting(path: str, target: str) -> None:
+    """Raise MismatchError unless ``target``, which differs from ``path``, is older and not what training wrote."""
+    if target.endswith((".fckpt", ".json")) and os.stat(target).st_mtime_ns < os.stat(path).st_mtime_ns:
+        return
+    raise MismatchError(
+        f"there is a {os.path.basename(target)} already, whole, and it does not hold what {path} holds",
+        path=target,
+        next_step="delete or move the one of them that is not wanted, or convert into another directory",
+    )
+
+
+def confirm(conversion: Conversion, *, threads: int) -> None:
+    """Compare a converted file with its source, both read from disk and not from the page cache.
+
+    Raises:
+        DamagedError: They do not hold the same.
+    """
+    source, target = conversion.source, conversion.destination
+    if conversion.format == "meta":
+        same = read_small(source) == read_small(target)
+    else:
+        found: Match | None = match(*_own_first(source, target), cold=True)
+        same = found is not None and (found.exact or not conversion.exact) and verify(target, threads=threads).ok
+    if not same:
+        raise DamagedError(
+            "what was read back from disk is not what was converted",
+            path=target,
+            next_step="check the disk; the source was kept",
+        )
+
+
+def _own_first(path: str, target: str) -> tuple[str, str]:
+    return (target, path) if target.endswith(".fckpt") else (path, target)
+
+
+def _is_whole(path: str, *, threads: int) -> bool:
+    try:
+        return verify(path, threads=threads).ok
+    except NotACheckpointError:
+        return False
+    except UnsupportedStateError:
+        return True  # Whole, with something in it that a .fckpt cannot hold.

@@ -1,0 +1,90 @@
+"""Writes the golden files that are not there yet: ``python tests/golden/make.py``.
+
+A golden file is written once and then stays as it is, for all later versions have to read it. This script never
+replaces one. To add a file, add a state and run it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import zstandard
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+
+from describe import Description, describe, digest  # noqa: E402
+from golden_states import CONVERTED, GOLDEN, foreign_state  # noqa: E402
+
+import fastckpt  # noqa: E402
+
+LIMIT = 100 * 1024
+
+
+def write_foreign() -> None:
+    """The files of other formats that are converted."""
+    from safetensors.torch import save_file
+
+    if not (HERE / "foreign_zip.pt").exists():
+        torch.save(foreign_state(), HERE / "foreign_zip.pt")
+    if not (HERE / "foreign_legacy.pt").exists():
+        torch.save(foreign_state(), HERE / "foreign_legacy.pt", _use_new_zipfile_serialization=False)
+    if not (HERE / "foreign.safetensors").exists():
+        save_file(dict(foreign_state()), HERE / "foreign.safetensors", metadata={"format": "pt"})
+        (HERE / "foreign.safetensors").chmod(0o644)
+
+
+def write_expected(path: Path, state: Any, metadata: Any, names: list[str], codec: str) -> None:
+    """The JSON beside a golden file: what it holds, from the state it was made of."""
+    data = path.read_bytes()
+    assert len(data) < LIMIT, f"{path} has {len(data)} bytes"
+    root = fastckpt.open(path).root
+    expected = {
+        "size": len(data),
+        "xxh3_128": digest(data),
+        "root": root,
+        "codec": codec,
+        "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)) if codec != "none" else None,
+        "metadata": Description(metadata).tree,
+        "names": names,
+        **describe(state),
+    }
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in expected.items() if key != "tensors"]
+    tensors = ",\n  ".join(map(json.dumps, expected["tensors"]))
+    text = ",\n ".join([*lines, f'"tensors": [\n  {tensors}\n ]'])
+    path.with_suffix(".json").write_text(f"{{\n {text}\n}}\n", encoding="ascii")
+
+
+def main() -> None:
+    """Write what is missing."""
+    write_foreign()
+    for name, golden in GOLDEN.items():
+        path = HERE / f"{name}.fckpt"
+        if path.exists():
+            print(f"{path.name} is kept as it is")
+            continue
+        state = golden.make()
+        fastckpt.save(state, path, codec=golden.codec, metadata=golden.metadata)
+        write_expected(path, state, golden.metadata or {}, list(fastckpt.open(path)), golden.codec)
+        print(f"{path.name} is new")
+    for name, (source, codec) in CONVERTED.items():
+        path = HERE / f"{name}.fckpt"
+        if path.exists():
+            print(f"{path.name} is kept as it is")
+            continue
+        fastckpt.convert(HERE / source, path, codec=codec)
+        with fastckpt.open(path) as opened:
+            names, metadata = list(opened), opened.metadata
+        state = foreign_state()
+        if source.endswith("safetensors"):
+            state = {key: state[key] for key in names}
+        write_expected(path, state, metadata, names, codec)
+        print(f"{path.name} is new")
+
+
+if __name__ == "__main__":
+    main()
