@@ -37,7 +37,7 @@ core = Extension(
     define_macros=[("Py_LIMITED_API", LIMITED_API)] if use_limited_api else [],
     py_limited_api=use_limited_api,
     # No -march: the instruction sets beyond the baseline are chosen at run time, per function.
-    extra_compile_args=["-std=c++17", "-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],
+    extra_compile_args=["-std=c++17", "-O3", "-g0", "-Wall", "-Wextra", "-fvisibility=hidden", "-pthread"],
     extra_link_args=["-pthread"],
 )
 

@@ -45,8 +45,8 @@ def copy_memory(source: memoryview, target: memoryview, threads: int) -> None:
     _blocks(len(a), threads, lambda at, n: np.copyto(b[at : at + n], a[at : at + n]))
 
 
-def read_map(path: str, threads: int, *, populate: bool) -> None:
-    """Sum a warm file through a fresh map: every byte is touched once."""
+def read_map(path: str, threads: int, *, populate: bool) -> mmap.mmap:
+    """Sum a warm file through a fresh map, which is returned: every byte is touched once."""
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
     words = np.frombuffer(mapped, dtype=np.uint64, count=len(mapped) // 8)
@@ -58,6 +58,7 @@ def read_map(path: str, threads: int, *, populate: bool) -> None:
         np.add.reduce(words[at // 8 : (at + size) // 8])
 
     _blocks(len(mapped), threads, work, block=1024 * 1024)
+    return mapped
 
 
 def read_file(path: str, target: memoryview, threads: int, *, direct: bool) -> None:
@@ -75,6 +76,13 @@ def read_file(path: str, target: memoryview, threads: int, *, direct: bool) -> N
         _blocks(size, threads, work)
     finally:
         os.close(fd)
+
+
+def read_fresh(path: str, threads: int) -> memoryview:
+    """pread a warm file into fresh huge pages, which are returned."""
+    target = huge_memory(os.path.getsize(path))
+    read_file(path, target, threads, direct=False)
+    return target
 
 
 def write_file(path: str, source: memoryview, threads: int, *, direct: bool, sync: bool) -> None:

@@ -99,6 +99,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 expected=", ".join(close) if close else None,
                 next_step=f"fastckpt inspect {shlex.quote(self._file.path)}",
             )
+        if self._file.source.fd < 0:
+            raise UsageError("the checkpoint is closed", path=self._file.path)
         entry = self._file.manifest.entries[index]
         try:
             check_entry(entry, [place.nbytes for place in self._file.manifest.storages])

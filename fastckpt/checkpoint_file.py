@@ -21,7 +21,7 @@ from fastckpt.constants import (
     SECTION_MANIFEST_COPY,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
 from fastckpt.foreign.sniff import not_a_checkpoint, sniff
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
@@ -79,7 +79,7 @@ class CheckpointFile:
 
     def _read_footer(self) -> Footer:
         size = self.source.size
-        head = self.source.read(0, min(size, SUPERBLOCK_SIZE))
+        head = self.source.head(SUPERBLOCK_SIZE)
         if size < SUPERBLOCK_SIZE + FOOTER_SIZE and head[: len(MAGIC_SUPERBLOCK)] != MAGIC_SUPERBLOCK:
             raise self._not_fckpt(head)
         offset = max(size - FOOTER_SIZE, 0)
@@ -148,11 +148,11 @@ class CheckpointFile:
 
     def _first_whole(self, *attempts: Callable[[], object]) -> object:
         """The first attempt that succeeds; the first failure if none does."""
-        failure: DamagedError | None = None
+        failure: FastckptError | None = None
         for attempt in attempts:
             try:
                 return attempt()
-            except DamagedError as error:
+            except (DamagedError, CheckpointIOError) as error:
                 failure = failure or error
         assert failure is not None
         raise self._located(failure, 0)
@@ -186,11 +186,17 @@ class CheckpointFile:
         """All records, from the index or, if that is damaged, from the headers in place.
 
         Raises:
-            DamagedError: Neither is whole: the root digest proves which.
+            DamagedError: Neither is whole, which the root digest proves; or
+                they and the manifest do not describe the same storages.
         """
-        result = self._first_whole(self._records_from_index, self._records_in_place)
-        assert isinstance(result, list)
-        return result
+        records = self._first_whole(self._records_from_index, self._records_in_place)
+        assert isinstance(records, list)
+        manifest = self.required_section(SECTION_MANIFEST).extent
+        try:
+            _check_records(self.manifest, records, manifest.end)
+        except FastckptError as error:
+            raise self._located(error, manifest.offset) from None
+        return records
 
     def _records_from_index(self) -> list[Record]:
         section = self.required_section(SECTION_INDEX)
@@ -240,16 +246,23 @@ class CheckpointFile:
                 storage; names the first difference.
         """
         manifest = self.manifest
+        _ = self.records  # They are compared with the manifest when they are read.
         try:
-            _check_storages(manifest, self.records)
             return manifest.checked_entries()
         except FastckptError as error:
             raise self._located(error, self.required_section(SECTION_MANIFEST).extent.offset) from None
 
 
-def _check_storages(manifest: Manifest, records: list[Record]) -> None:
+def _check_records(manifest: Manifest, records: list[Record], start: int) -> None:
+    """The records must follow one another from ``start`` on and hold exactly the storages of the manifest.
+
+    That they do not overlap bounds what a file can make a reader allocate.
+    """
     seen = 0
     for number, record in enumerate(records):
+        if record.header.offset != start:
+            raise DamagedError(f"record {number} is not where it belongs", expected=start, actual=record.header.offset)
+        start = record.end
         if record.number != number or record.manifest_digest != manifest.digest:
             raise DamagedError(f"record {number} belongs to another manifest or place")
         for storage, offset, nbytes in record.storages:

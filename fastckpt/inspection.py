@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from fastckpt.checkpoint_file import CheckpointFile
-from fastckpt.constants import FORMAT_VERSION, SECTION_SOURCE, SUPERBLOCK_SIZE
-from fastckpt.errors import FastckptError, NotACheckpointError
-from fastckpt.foreign import ForeignFile, open_foreign, sniff
-from fastckpt.foreign.sniff import HEAD_SIZE
+from fastckpt.constants import CHUNK_SIZE, FORMAT_VERSION, MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
+from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
+from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import Path, TensorRef, decode_tree
+from fastckpt.remains import read_block
 
 _SCALAR_FORMATS: Final = {"float32": "<f", "float64": "<d", "int32": "<i", "int64": "<q"}
 
@@ -71,14 +73,28 @@ class Inspection:
     opaque: list[tuple[str, str]] = field(default_factory=list)
 
     def scalar(self, entry: Entry) -> int | float | None:
-        """The value of a tensor with one number, read from the file and not verified; None if it cannot be told."""
-        offset = self.storages[entry.storage].offset
-        if entry.numel != 1 or entry.dtype not in _SCALAR_FORMATS or offset is None:
+        """The value of a tensor with one number, read from the file; None if it cannot be told."""
+        if entry.numel != 1 or entry.dtype not in _SCALAR_FORMATS:
             return None
-        with Source(self.path) as source:
-            raw = source.read(offset + entry.storage_offset * entry.itemsize, entry.itemsize)
+        offset = self.storages[entry.storage].offset
+        start = entry.span[0]
+        if offset is not None:
+            with Source(self.path) as source:
+                raw = source.read(offset + start, entry.itemsize)
+        else:
+            with CheckpointFile(self.path) as file:
+                raw = _read_encoded(file, entry.storage, start, entry.itemsize)
         value: int | float = struct.unpack(_SCALAR_FORMATS[entry.dtype], raw)[0]
         return value
+
+
+def _read_encoded(file: CheckpointFile, storage: int, start: int, size: int) -> bytes:
+    """A few bytes of a storage whose chunks have to be decoded; they must not lie across two chunks."""
+    from fastckpt.payload import read_chunk
+
+    place = file.manifest.storages[storage]
+    chunk, offset = divmod(place.offset + start, CHUNK_SIZE)
+    return read_chunk(file.source, file.records[place.record], chunk)[offset : offset + size]
 
 
 def inspect_file(path: str | os.PathLike[str]) -> Inspection:
@@ -90,15 +106,11 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         CheckpointIOError: The system could not open or read it.
     """
     with Source(path) as source:
-        kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
+        kind = kind_of(source)
     if kind not in (None, "fckpt"):
         return _inspect_foreign(open_foreign(path))
-    try:
-        with CheckpointFile(path) as file:
-            return _inspect_fckpt(file)
-    except NotACheckpointError:
-        # Raises the error that says what it is instead, unless it is an unusual zip.
-        return _inspect_foreign(open_foreign(path))
+    with CheckpointFile(path) as file:
+        return _inspect_fckpt(file)
 
 
 def _inspect_fckpt(file: CheckpointFile) -> Inspection:
@@ -165,28 +177,29 @@ def _inspect_foreign(foreign: ForeignFile) -> Inspection:
     )
 
 
-def count_tensors(path: str | os.PathLike[str]) -> int | None:
-    """How many tensors a file has, also a damaged one; None if that cannot be told."""
+class Outline(NamedTuple):
+    """How many tensors a file has, and the bytes of their storages before any encoding."""
+
+    tensors: int
+    nbytes: int
+
+
+def outline(path: str | os.PathLike[str]) -> Outline | None:
+    """The outline of a file, also of a damaged one; None if it cannot be told."""
     try:
         with Source(path) as source:
-            kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
+            kind = kind_of(source)
         if kind not in (None, "fckpt"):
-            return len(open_foreign(path).entries)
-        with CheckpointFile(path) as file:
-            return len(file.manifest.entries)
-    except FastckptError:
-        return _count_in_first_manifest(path)
-
-
-def _count_in_first_manifest(path: str | os.PathLike[str]) -> int | None:
-    from fastckpt.constants import MAGIC_MANIFEST
-    from fastckpt.layout.manifest import decode_manifest
-    from fastckpt.remains import read_block
-
-    try:
-        with Source(path) as source:
-            block = read_block(source, SUPERBLOCK_SIZE, MAGIC_MANIFEST, what="manifest")
-            return len(decode_manifest(block).entries)
+            foreign = open_foreign(path)
+            return Outline(len(foreign.entries), sum(storage.nbytes for storage in foreign.storages))
+        try:
+            with CheckpointFile(path) as file:
+                manifest = file.manifest
+        except DamagedError:
+            # Its end may be missing; the manifest stands at the start too.
+            with Source(path) as source:
+                manifest = decode_manifest(read_block(source, SUPERBLOCK_SIZE, MAGIC_MANIFEST, what="manifest"))
+        return Outline(len(manifest.entries), sum(place.nbytes for place in manifest.storages))
     except FastckptError:
         return None
 

@@ -10,7 +10,8 @@ import torch
 
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.errors import MismatchError
-from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.io.residency import reading_threads
+from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.payload import Reading, Target, raise_damage, read_targets
 from fastckpt.reader import is_foreign, load, read_storages
@@ -50,21 +51,18 @@ def load_into(
         loaded = flatten(load(path, threads=threads, progress=progress))
         require_match(loaded.entries, flat.entries, os.fspath(path))
         for entry, tensor in zip(loaded.entries, loaded.tensors, strict=True):
-            tensors[entry.name].copy_(tensor.detach())
+            _copy(tensors[entry.name], tensor.detach())
         return
-    reading = Reading(thread_count(threads), progress=progress)
     with CheckpointFile(path) as file:
+        reading = Reading(reading_threads(file.source, threads), progress=progress)
         entries = file.checked_entries()
         require_match(entries, flat.entries, file.path)
-        direct, buffered = [], []
-        for entry in entries:
-            target = _direct_target(file, entry, tensors[entry.name])
-            if target is None:
-                buffered.append(entry)
-            else:
-                direct.append(target)
+        targets = [(_direct_target(file, entry, tensors[entry.name]), entry) for entry in entries]
+        direct = _apart([target for target, _ in targets if target is not None])
+        placed = set(direct)
+        buffered = [entry for target, entry in targets if target not in placed]
         try:
-            raise_damage(file.source, read_targets(file.source, list(dict.fromkeys(direct)), reading))
+            raise_damage(file.source, read_targets(file.source, direct, reading))
             _copy_buffered(file, buffered, tensors, reading)
         except BaseException as error:
             if hasattr(error, "message"):
@@ -82,12 +80,35 @@ def require_match(entries: Sequence[Entry], destination: Sequence[Entry], path: 
         a, b = have[name], want[name]
         if (a.shape, a.dtype) != (b.shape, b.dtype):
             problems.append(f"{name}: {a.dtype}{list(a.shape)} in the checkpoint, {b.dtype}{list(b.shape)} here")
+        elif any(n > 1 and s and not t for n, s, t in zip(a.shape, a.stride, b.stride, strict=True)) and a.nbytes:
+            problems.append(f"{name}: elements that differ in the checkpoint share their memory here (stride 0)")
     if problems:
         raise MismatchError(
             f"{len(problems)} differences, nothing was written:\n  " + "\n  ".join(sorted(problems)),
             path=path,
             next_step=f"fastckpt inspect {shlex.quote(path)}",
         )
+
+
+def _apart(targets: Sequence[Target]) -> list[Target]:
+    """The targets, each once, without those whose places overlap: these must be written one after the other."""
+    ordered = sorted(set(targets), key=lambda target: target.place or 0)
+    shared: set[Target] = set()
+    last: Target | None = None
+    for target in ordered:
+        if last is not None and (target.place or 0) < (last.place or 0) + last.size:
+            shared |= {last, target}
+        if last is None or (target.place or 0) + target.size > (last.place or 0) + last.size:
+            last = target
+    return [target for target in ordered if target not in shared]
+
+
+def _copy(destination: torch.Tensor, loaded: torch.Tensor) -> None:
+    """Copy in place; where many elements share their memory (stride 0, in both), one of them."""
+    for dimension, step in enumerate(destination.stride()):
+        if step == 0 and destination.shape[dimension] > 1:
+            destination, loaded = destination.narrow(dimension, 0, 1), loaded.narrow(dimension, 0, 1)
+    destination.copy_(loaded)
 
 
 def _direct_target(file: CheckpointFile, entry: Entry, tensor: torch.Tensor) -> Target | None:
@@ -111,4 +132,4 @@ def _copy_buffered(
     for group in by_record.values():
         memory = read_storages(file, group, reading, mapped=False)
         for entry, tensor in zip(group, build_tensors(group, memory.__getitem__, torch.device("cpu")), strict=True):
-            tensors[entry.name].copy_(tensor.detach())
+            _copy(tensors[entry.name], tensor.detach())

@@ -18,7 +18,7 @@ import xxhash
 from fastckpt import _core
 from fastckpt.codec.registry import codec_for_reading
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, LEAF_SIZE, LEAVES_PER_CHUNK
-from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedVersionError, UsageError
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
@@ -86,6 +86,9 @@ def read_targets(source: Source, targets: Sequence[Target], reading: Reading) ->
         UnsupportedVersionError: A chunk has an unknown codec.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
     """
+    if source.fd < 0:
+        # To the engine, -1 means memory: a closed file must not get there.
+        raise UsageError("the checkpoint is closed", path=source.path)
     raw = [target for target in targets if target.record.is_raw and target.size]
     encoded = [target for target in targets if not target.record.is_raw and target.size]
     bad = []
@@ -237,8 +240,14 @@ def _read_piece(source: Source, piece: _Piece, reading: Reading) -> list[BadRang
         transfer([move], source=MEMORY, sink=reading.sink, threads=1, leaves=False)
     if not reading.verify:
         return []
-    actual = memoryview(_core.leaf_digests(raw))
-    return [BadRange(record, first + leaf, run, kind) for leaf, run, kind in differing_runs(actual, leaves)]
+    # Only the leaves that are wanted: others of a chunk that is stored as it is may be bad.
+    begin = piece.start // LEAF_SIZE - first
+    end = -(-piece.end // LEAF_SIZE) - first
+    actual = memoryview(_core.leaf_digests(raw))[begin * 8 : end * 8]
+    return [
+        BadRange(record, first + begin + leaf, run, kind)
+        for leaf, run, kind in differing_runs(actual, leaves[begin * 8 : end * 8])
+    ]
 
 
 def _why_bad(source: Source, offset: int, size: int) -> Kind:
@@ -261,7 +270,11 @@ def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = Tru
     stored = source.read(*extent)
     if row.codec == CODEC_NONE:
         return stored
-    codec = codec_for_reading(row.codec)
+    try:
+        codec = codec_for_reading(row.codec)
+    except UnsupportedVersionError as error:
+        error.path, error.offset, error.chunk = source.path, extent.offset, chunk
+        raise
     if verify:
         digest = xxhash.xxh3_64_intdigest(stored)
         if digest != row.stored_digest:
@@ -292,7 +305,7 @@ def tensors_in(record: Record, start: int, end: int) -> list[str]:
     for entry in record.entries:
         if entry.storage in hit:
             first, last = entry.span
-            if first + hit[entry.storage] < end and start < last + hit[entry.storage]:
+            if first < last and first + hit[entry.storage] < end and start < last + hit[entry.storage]:
                 names.append(entry.name)
     return names
 

@@ -14,8 +14,9 @@ from fastckpt import _core
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError, TensorNotFoundError
-from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.memory import allocate, allocate_regions
+from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
@@ -68,7 +69,8 @@ def load(
     with CheckpointFile(path) as file:
         entries = file.checked_entries()
         wanted = entries if keys is None else select(entries, keys, file.path)
-        reading = Reading(thread_count(threads), verify=verify, progress=progress)
+        count = thread_count(threads) if mmap else reading_threads(file.source, threads)
+        reading = Reading(count, verify=verify, progress=progress)
         memory = read_storages(file, wanted, reading, mapped=mmap)
         try:
             tensors = build_tensors(wanted, memory.__getitem__, target)
@@ -81,8 +83,7 @@ def load(
 def is_foreign(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a checkpoint of another format. Raises CheckpointIOError if it cannot be read."""
     with Source(path) as source:
-        head = source.read(0, min(source.size, HEAD_SIZE))
-    return sniff(head) not in (None, "fckpt")
+        return kind_of(source) not in (None, "fckpt")
 
 
 def select(entries: Sequence[Entry], keys: str | Iterable[str], path: str) -> list[Entry]:

@@ -1,7 +1,8 @@
-"""What is left of a ``.fckpt`` file whose end is missing or damaged.
+"""What is left of a ``.fckpt`` file, whatever happened to it: SPEC.md, section 16.
 
-The manifest stands at the start too, and record headers can be found by their
-magic at multiples of 4 KiB. A header counts only if its digest matches, it
+The manifest stands at both ends. Records are found one after the other, by
+the header in place or its mirror in the index, and where neither is whole by
+scanning multiples of 4 KiB. A header counts only if its digest matches, it
 states the place where it was found, and it names this file's manifest: that
 tells it from a header inside some tensor's bytes.
 """
@@ -9,63 +10,284 @@ tells it from a header inside some tensor's bytes.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
 
 from fastckpt import _core
-from fastckpt.constants import ALIGNMENT, MAGIC_MANIFEST, MAGIC_RECORD, SUPERBLOCK_SIZE
-from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.constants import (
+    ALIGNMENT,
+    FOOTER_SIZE,
+    MAGIC_FOOTER,
+    MAGIC_INDEX,
+    MAGIC_MANIFEST,
+    MAGIC_RECORD,
+    MAGIC_SUPERBLOCK,
+    RECORD_FIXED_SIZE,
+    SECTION_INDEX,
+    SECTION_MANIFEST,
+    SECTION_MANIFEST_COPY,
+    SUPERBLOCK_SIZE,
+)
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
+from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, align, read_prologue
+from fastckpt.layout.frame import Footer, Superblock, decode_footer, decode_superblock
 from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.records import Record, decode_record_header
 from fastckpt.payload import Reading, Target, finding_of, read_targets
 
+MAX_BLOCK: Final = 256 * 1024 * 1024
+"""Bytes of a block that is still looked at: the manifest of some millions of
+tensors, the index of some 200 GB."""
+
+_RECORD_HEAD: Final = struct.Struct("<8sQ8xQ48x16s")
+"""Magic, size, header_offset and manifest_digest of a record header."""
+
 
 @dataclass(slots=True)
 class Remains:
-    """What stands in a file without its footer.
+    """What stands in a damaged file.
 
     Attributes:
         manifest: The first manifest that is whole, if any.
-        records: The records whose headers are whole and whose payload lies inside the file, by number.
+        records: The records whose header or its mirror is whole, by number. Their payload may be cut.
+        footer: The footer, if it is whole and at the end.
+        findings: What is not as written in the frame: blocks, headers. Nothing about payloads.
     """
 
-    manifest: Manifest | None
-    records: dict[int, Record]
+    manifest: Manifest | None = None
+    records: dict[int, Record] = field(default_factory=dict)
+    footer: Footer | None = None
+    findings: list[Finding] = field(default_factory=list)
 
 
 def read_block(source: Source, offset: int, magic: bytes, *, what: str) -> bytes:
     """The bytes of the sealed block at ``offset``, not yet unsealed. Raises DamagedError if none begins there."""
     limit = source.size - offset
     size = read_prologue(source.read(offset, min(PROLOGUE_SIZE, max(limit, 0))), magic, what=what, limit=limit)
+    if size > MAX_BLOCK:
+        raise DamagedError(f"the {what} is too long", offset=offset, expected=f"at most {MAX_BLOCK}", actual=size)
     return source.read(offset, size)
 
 
 def scan(source: Source, *, threads: int) -> Remains:
-    """Find the manifest and all whole record headers of a file without looking at its footer."""
-    manifest: Manifest | None = None
-    candidates = [SUPERBLOCK_SIZE]
-    candidates += _core.find_blocks(source.fd, MAGIC_MANIFEST, 0, source.size, threads=threads)
-    for offset in candidates:
+    """Find the manifest and the records of a file, whatever of it is damaged.
+
+    Raises:
+        UnsupportedVersionError: A whole superblock or footer says that it needs a newer fastckpt.
+    """
+    return _Scan(source, threads).run()
+
+
+class _Scan:
+    """One search; the order of its steps is that of SPEC.md, 16.2."""
+
+    def __init__(self, source: Source, threads: int) -> None:
+        self.source = source
+        self.threads = threads
+        self.remains = Remains()
+        # Reading what turns out to be no header takes time; a hostile file could ask for that again and again.
+        self.budget = source.size + MAX_BLOCK
+
+    def run(self) -> Remains:
+        superblock = self.read_superblock()
+        footer = self.remains.footer = self.read_footer()
+        digest: bytes | None = None
+        start = SUPERBLOCK_SIZE
+        if superblock is not None:
+            digest, start = superblock.manifest_digest, superblock.manifest.end
+        if footer is not None:
+            section = footer.section(SECTION_MANIFEST)
+            assert section is not None
+            digest, start = section.digest, section.extent.end
+        found = self.manifest_at(SUPERBLOCK_SIZE, digest, report=True)
+        if found is not None:
+            digest, start = found[0].digest, found[1].end
+        digest = self.walk(start, digest)
+        self.remains.manifest = self.choose_manifest(found[0] if found else None, digest)
+        return self.remains
+
+    def find(self, magic: bytes, start: int = 0) -> list[int]:
+        return _core.find_blocks(self.source.fd, magic, start, self.source.size, threads=self.threads)
+
+    def add(self, error: FastckptError, what: str, offset: int, size: int, record: int | None = None) -> None:
+        """Note a block that is not as written, for which something else stands in."""
+        end = self.source.size
+        if offset >= end:
+            kind, message = Kind.MISSING, f"the {what} is missing: the file ends before it"
+        elif isinstance(error, CheckpointIOError):
+            kind, message = Kind.UNREADABLE, f"the {what} cannot be read"
+        else:
+            kind = Kind.TORN if error.actual == "zeros" else Kind.ROTTED
+            message = error.message
+        size = max(min(size, end - offset), 0)
+        self.remains.findings.append(Finding(kind, message, min(offset, end), size, record=record, loss=False))
+
+    def read_superblock(self) -> Superblock | None:
         try:
-            manifest = decode_manifest(read_block(source, offset, MAGIC_MANIFEST, what="manifest"))
-            break
-        except FastckptError:
-            continue
-    records: dict[int, Record] = {}
-    for offset in _core.find_blocks(source.fd, MAGIC_RECORD, 0, source.size, threads=threads):
+            head = self.source.read(0, min(SUPERBLOCK_SIZE, self.source.size))
+            return decode_superblock(head)
+        except UnsupportedVersionError:
+            raise
+        except NotACheckpointError as error:
+            message = "the superblock was never written" if not any(head) else "the superblock is not there"
+            error.message, error.actual = message, None if any(head) else "zeros"
+            self.add(error, "superblock", 0, SUPERBLOCK_SIZE)
+        except FastckptError as error:
+            self.add(error, "superblock", 0, SUPERBLOCK_SIZE)
+        return None
+
+    def read_footer(self) -> Footer | None:
+        size = self.source.size
+        offset = max(size - FOOTER_SIZE, 0)
         try:
-            # The payload may be cut: the header is judged by itself first.
-            block = read_block(source, offset, MAGIC_RECORD, what="record header")
+            return decode_footer(self.source.read(offset, size - offset), file_size=size)
+        except UnsupportedVersionError:
+            raise
+        except FastckptError as error:
+            error.message = f"the save was cut short or the end is damaged: {error.message}"
+            self.add(error, "footer", offset, size - offset)
+            return None
+
+    def manifest_at(
+        self, offset: int, digest: bytes | None, *, report: bool = False
+    ) -> tuple[Manifest, Extent] | None:
+        """The whole manifest that stands at an offset, if it is the wanted one."""
+        try:
+            block = read_block(self.source, offset, MAGIC_MANIFEST, what="manifest")
+            manifest = decode_manifest(block)
+            if digest is not None and manifest.digest != digest:
+                raise DamagedError("the manifest is not the one the rest of the file names")
+            return manifest, Extent(offset, len(block))
+        except UnsupportedVersionError:
+            raise
+        except FastckptError as error:
+            if report:
+                self.add(error, "manifest", offset, ALIGNMENT)
+            return None
+
+    def choose_manifest(self, at_start: Manifest | None, digest: bytes | None) -> Manifest | None:
+        """The manifest that the records name: the one at the start, the copy, or one found by its magic."""
+        footer = self.remains.footer
+        copy = footer.section(SECTION_MANIFEST_COPY) if footer is not None else None
+        if copy is not None:
+            second = self.manifest_at(copy.extent.offset, copy.digest, report=True)
+            if at_start is None and second is not None:
+                return second[0]
+        if at_start is not None:
+            return at_start
+        for offset in self.find(MAGIC_MANIFEST):
+            found = self.manifest_at(offset, digest)
+            if found is not None:
+                return found[0]
+        return None
+
+    # --- records ---------------------------------------------------------------
+
+    def walk(self, at: int, digest: bytes | None) -> bytes | None:
+        """Take the records one after the other; returns the manifest digest they agree on."""
+        mirrors = self.read_mirrors()
+        candidates: Iterator[int] | None = None
+        while at < self.source.size:
+            record = self.header_at(at, digest)
+            if record is None and at in mirrors and digest in (None, mirrors[at].manifest_digest):
+                record = mirrors[at]
+                error = DamagedError(f"the header of record {record.number} is damaged; its mirror in the index serves")
+                if not any(self.source.read(at, min(PROLOGUE_SIZE, self.source.size - at))):
+                    error.actual = "zeros"
+                self.add(error, "record header", at, record.header.size, record.number)
+            if record is not None:
+                if record.number not in self.remains.records:
+                    self.remains.records[record.number] = record
+                digest = digest or record.manifest_digest
+                # The payload is passed over: it may hold what looks like a header.
+                at = max(record.end, at + ALIGNMENT)
+                continue
+            if candidates is None:
+                candidates = iter(sorted({*self.find(MAGIC_RECORD, align(at)), *mirrors}))
+            following = next((offset for offset in candidates if offset > at), None)
+            if following is None:
+                break
+            at = following
+        return digest
+
+    def header_at(self, at: int, digest: bytes | None) -> Record | None:
+        """The whole record header that stands at ``at`` and belongs there."""
+        try:
+            if at + RECORD_FIXED_SIZE > self.source.size:
+                return None
+            magic, size, offset, manifest_digest = _RECORD_HEAD.unpack(self.source.read(at, _RECORD_HEAD.size))
+            if magic != MAGIC_RECORD or offset != at or digest not in (None, manifest_digest):
+                return None
+            if size > min(MAX_BLOCK, self.budget):
+                return None
+            self.budget -= size
+            block = read_block(self.source, at, MAGIC_RECORD, what="record header")
+            # The payload may be cut: the header is judged by itself.
             record = decode_record_header(block, limit=2**63)
         except FastckptError:
-            continue
-        mine = manifest is None or record.manifest_digest == manifest.digest
-        if record.header.offset == offset and mine:
-            records.setdefault(record.number, record)
-    return Remains(manifest, records)
+            return None
+        self.budget += size
+        return record
+
+    def read_mirrors(self) -> dict[int, Record]:
+        """The headers in the index, by the offset they belong at.
+
+        Each header proves itself, so those in a damaged index are taken too.
+        """
+        footer = self.remains.footer
+        section = footer.section(SECTION_INDEX) if footer is not None else None
+        blocks: list[bytes] = []
+        if section is not None and section.extent.size <= MAX_BLOCK:
+            blocks.append(self.source.read(*section.extent))
+            if blocks[0][-len(section.digest) :] != section.digest or blocks[0][:8] != MAGIC_INDEX:
+                self.add(DamagedError("the index is damaged"), "index", *section.extent)
+        else:
+            for offset in self.find(MAGIC_INDEX):
+                try:
+                    blocks.append(read_block(self.source, offset, MAGIC_INDEX, what="index"))
+                except FastckptError:
+                    continue
+        mirrors: dict[int, Record] = {}
+        for block in blocks:
+            for record in self.headers_in(block):
+                mirrors.setdefault(record.header.offset, record)
+        return mirrors
+
+    def headers_in(self, block: bytes) -> Iterator[Record]:
+        view = memoryview(block)
+        at = block.find(MAGIC_RECORD)
+        while at >= 0:
+            try:
+                size = read_prologue(view[at:], MAGIC_RECORD, what="record header", limit=len(block) - at)
+                if size > self.budget:
+                    return
+                self.budget -= size
+                yield decode_record_header(view[at : at + size], limit=2**63)
+                self.budget += size
+                at = block.find(MAGIC_RECORD, at + size)
+            except FastckptError:
+                at = block.find(MAGIC_RECORD, at + 1)
+
+
+def whole_prefix(record: Record, file_size: int) -> int:
+    """How many of a record's raw bytes can be there at all in a file of ``file_size`` bytes.
+
+    A multiple of the leaf size, or all of them.
+    """
+    from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
+
+    if record.payload.end <= file_size:
+        return record.raw_size
+    there = max(file_size - record.payload.offset, 0)
+    if record.is_raw:
+        return there // LEAF_SIZE * LEAF_SIZE
+    whole = sum(1 for chunk in record.chunks if chunk.offset + chunk.stored_size <= there)
+    return min(whole * CHUNK_SIZE, record.raw_size)
 
 
 def find_remains(
@@ -74,17 +296,32 @@ def find_remains(
     """The report on a file that cannot be opened because of ``failure`` at its end."""
     with Source(path) as source:
         report = Report(source.path, "fckpt", source.size)
-        kind = Kind.TORN if failure.actual == "zeros" else Kind.MISSING
-        end = max(source.size - ALIGNMENT, 0)
-        report.findings.append(Finding(kind, failure.message, end, source.size - end, loss=False))
         remains = scan(source, threads=threads)
-        targets = [Target(record, 0, record.raw_size, None) for _, record in sorted(remains.records.items())]
+        report.findings += remains.findings
+        if not any(finding.offset == max(source.size - ALIGNMENT, 0) for finding in remains.findings):
+            end = max(source.size - ALIGNMENT, 0)
+            report.findings.append(Finding(Kind.MISSING, failure.message, end, source.size - end, loss=False))
+        records = [record for _, record in sorted(remains.records.items())]
+        targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in records]
         bad = read_targets(source, targets, Reading(threads, progress=progress))
         report.findings += [finding_of(item) for item in bad]
-        report.verified = sum(record.raw_size for record in remains.records.values())
+        report.findings += [_cut(record, source.size) for record in records if record.payload.end > source.size]
+        report.verified = sum(target.size for target in targets)
         report.findings += _lost(remains, source.size)
+    report.findings.sort(key=lambda finding: (finding.offset, finding.size))
     conclude(report)
     return report
+
+
+def _cut(record: Record, size: int) -> Finding:
+    """The finding for a record whose payload ends beyond the file."""
+    from fastckpt.payload import tensors_in
+
+    names = tuple(tensors_in(record, whole_prefix(record, size), record.raw_size))
+    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    missing = record.payload.end - size
+    message = f"record {record.number}: its last {missing} bytes are missing, the file ends before them: {shown}"
+    return Finding(Kind.MISSING, message, size, 0, record=record.number, tensors=names, loss=bool(names))
 
 
 def _lost(remains: Remains, size: int) -> list[Finding]:
@@ -93,6 +330,8 @@ def _lost(remains: Remains, size: int) -> list[Finding]:
         return [Finding(Kind.MISSING, "no manifest is whole: which tensors are lost is not known", size, 0)]
     lost: dict[int, list[str]] = {}
     for entry in remains.manifest.entries:
+        if entry.storage >= len(remains.manifest.storages):
+            continue
         record = remains.manifest.storages[entry.storage].record
         if record not in remains.records:
             lost.setdefault(record, []).append(entry.name)

@@ -22,17 +22,22 @@ from fastckpt.constants import (
     SECTION_MANIFEST_COPY,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
 from fastckpt.findings import Finding, Kind, Report, conclude
-from fastckpt.foreign.sniff import HEAD_SIZE, sniff
-from fastckpt.io.residency import is_warm
+from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.residency import is_warm, reading_threads
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress, thread_count
-from fastckpt.layout.blocks import Extent, unseal
-from fastckpt.layout.frame import Section, decode_superblock
+from fastckpt.io.transfer import Progress
+from fastckpt.layout.blocks import Extent, block_digest, unseal
+from fastckpt.layout.entries import Entry, encode_entry_table
+from fastckpt.layout.frame import Section, decode_index, decode_superblock
 from fastckpt.layout.records import Record, decode_record_header
+from fastckpt.layout.tree import decode_tree
 from fastckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
 from fastckpt.remains import find_remains
+
+_BAD = (DamagedError, CheckpointIOError)
+"""What reading a damaged part of a file raises: its bytes are wrong, or the system cannot read them."""
 
 _SECTION_NAMES = {SECTION_MANIFEST: "manifest", SECTION_INDEX: "index", SECTION_MANIFEST_COPY: "manifest copy"}
 _SECTION_MAGICS = {
@@ -58,17 +63,20 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
         CheckpointIOError: It cannot be opened.
     """
     with Source(path) as source:
-        kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
+        kind = kind_of(source)
+        count = reading_threads(source, threads)
     if kind not in (None, "fckpt"):
         from fastckpt.foreign.verify import verify_foreign
 
-        return verify_foreign(path, threads=thread_count(threads), progress=progress)
+        return verify_foreign(path, threads=count, progress=progress)
     try:
         file = CheckpointFile(path)
-    except DamagedError as error:
-        return find_remains(path, error, threads=thread_count(threads), progress=progress)
+    except (DamagedError, CheckpointIOError) as error:
+        if isinstance(error, CheckpointIOError) and error.offset is None:
+            raise  # It could not be opened; with an offset, it is the end that could not be read.
+        return find_remains(path, error, threads=count, progress=progress)
     with file:
-        return _Verification(file, thread_count(threads), progress).run()
+        return _Verification(file, count, progress).run()
 
 
 class _Verification:
@@ -86,12 +94,15 @@ class _Verification:
         for section in self.file.footer.sections:
             self.check_section(section)
         try:
-            self.file.checked_entries()
+            entries = self.file.checked_entries()
             records = self.file.records
-        except DamagedError as error:
+        except _BAD as error:
             self.add(error, 0, self.file.source.size, loss=True)
         else:
+            self.check_trees(len(entries))
+            self.check_index(records)
             self.check_headers(records)
+            self.check_entry_tables(records, entries)
             self.check_layout(records)
             self.check_payloads(records)
             report.verified = report.size
@@ -102,6 +113,8 @@ class _Verification:
     def add(self, error: FastckptError, offset: int, size: int, *, loss: bool, record: int | None = None) -> None:
         where = error.offset if error.offset is not None else offset
         kind = Kind.TORN if error.actual == "zeros" else Kind.ROTTED
+        if isinstance(error, CheckpointIOError):
+            kind = Kind.UNREADABLE
         message = error.message
         if error.expected is not None:
             message += f" (expected {error.expected}, found {error.actual})"
@@ -109,14 +122,14 @@ class _Verification:
 
     def check_superblock(self) -> None:
         try:
-            superblock = decode_superblock(self.file.source.read(0, SUPERBLOCK_SIZE))
+            block = self.file.source.read(0, SUPERBLOCK_SIZE)
+            superblock = decode_superblock(block)
             section = self.file.required_section(SECTION_MANIFEST)
             if superblock.manifest != section.extent or superblock.manifest_digest != section.digest:
                 raise DamagedError("superblock and footer disagree about the manifest")
-        except (DamagedError, NotACheckpointError) as error:
-            magic = self.file.source.read(0, len(MAGIC_SUPERBLOCK))
-            torn = not any(magic)
-            error.actual = "zeros" if torn else error.actual
+        except (*_BAD, NotACheckpointError) as error:
+            if isinstance(error, NotACheckpointError) and not any(block[: len(MAGIC_SUPERBLOCK)]):
+                error.actual = "zeros"
             self.add(error, 0, SUPERBLOCK_SIZE, loss=False)
 
     def check_section(self, section: Section) -> None:
@@ -127,8 +140,49 @@ class _Verification:
             unseal(block, _SECTION_MAGICS.get(section.kind, block[:8]), what=name)
             if block[-len(section.digest) :] != section.digest:
                 raise DamagedError(f"the {name} is not the one the footer names")
-        except DamagedError as error:
+        except _BAD as error:
             self.add(error, section.extent.offset, section.extent.size, loss=False)
+
+    def contradiction(self, message: str, extent: Extent, *, loss: bool, record: int | None = None) -> None:
+        """A finding about bytes that are as written, but contradict each other."""
+        self.report.findings.append(Finding(Kind.INCONSISTENT, message, *extent, record=record, loss=loss))
+
+    def check_trees(self, entry_count: int) -> None:
+        """The nesting and the metadata must be what a load can decode."""
+        manifest = self.file.manifest
+        extent = self.file.required_section(SECTION_MANIFEST).extent
+        try:
+            decode_tree(manifest.tree, entry_count)
+        except DamagedError as error:
+            self.contradiction(error.message, extent, loss=True)
+        try:
+            _ = manifest.metadata
+        except DamagedError as error:
+            self.contradiction(f"the metadata cannot be decoded: {error.message}", extent, loss=True)
+
+    def check_index(self, records: list[Record]) -> None:
+        """A whole index must hold the record headers, also where the headers in place made up for it."""
+        section = self.file.required_section(SECTION_INDEX)
+        try:
+            block = self.file.source.read(*section.extent)
+            headers = [(offset, block_digest(header)) for offset, header in decode_index(block)]
+        except _BAD as error:
+            if not any(finding.offset == section.extent.offset for finding in self.report.findings):
+                self.contradiction(error.message, section.extent, loss=False)
+            return
+        if headers != [(record.header.offset, record.digest) for record in records]:
+            self.contradiction("the index does not hold the headers of this file", section.extent, loss=False)
+
+    def check_entry_tables(self, records: list[Record], entries: list[Entry]) -> None:
+        """The entries in a record's header must be those that the manifest has on its storages."""
+        places = self.file.manifest.storages
+        by_record: list[list[Entry]] = [[] for _ in records]
+        for entry in entries:
+            by_record[places[entry.storage].record].append(entry)
+        for record, expected in zip(records, by_record, strict=True):
+            if encode_entry_table(expected) != record.entry_table:
+                message = f"record {record.number} and the manifest name different tensors"
+                self.contradiction(message, record.header, loss=False, record=record.number)
 
     def check_headers(self, records: list[Record]) -> None:
         """The header in place must be the one in the index; and its digests must agree with each other."""
@@ -138,7 +192,7 @@ class _Verification:
                 in_place = decode_record_header(block, limit=self.file.source.size)
                 if in_place.digest != record.digest:
                     raise DamagedError(f"the header of record {record.number} differs from its mirror in the index")
-            except DamagedError as error:
+            except _BAD as error:
                 self.add(error, record.header.offset, record.header.size, loss=False, record=record.number)
             for chunk in check_chunk_digests(record):
                 extent = record.chunk_extent(chunk)
@@ -148,7 +202,12 @@ class _Verification:
                 )
 
     def check_layout(self, records: list[Record]) -> None:
-        """Blocks and payloads must cover the file without hole or overlap; padding must be zero."""
+        """Blocks and payloads must cover the file without hole or overlap, in order; padding must be zero."""
+        rows = self.file.footer.sections
+        others = [section.kind for section in rows[1:-2]]
+        if others != sorted(others) or sorted(rows, key=lambda row: row.extent) != list(rows):
+            extent = Extent(self.file.source.size - FOOTER_SIZE, FOOTER_SIZE)
+            self.contradiction("the sections are not in the order of their kinds", extent, loss=False)
         sections = sorted(section.extent for section in self.file.footer.sections)
         ranges = [Extent(0, SUPERBLOCK_SIZE), *sections, Extent(self.file.source.size - FOOTER_SIZE, FOOTER_SIZE)]
         ranges += [Extent(record.header.offset, record.end - record.header.offset) for record in records]
@@ -162,9 +221,11 @@ class _Verification:
             at = max(at, extent.end)
         for record in records:
             padding = Extent(record.payload.end, record.end - record.payload.end)
-            if padding.size and any(self.file.source.read(*padding)):
-                message = f"the padding after record {record.number} is not zero"
-                self.report.findings.append(Finding(Kind.ROTTED, message, *padding, record=record.number, loss=False))
+            try:
+                if padding.size and any(self.file.source.read(*padding)):
+                    raise DamagedError(f"the padding after record {record.number} is not zero")
+            except _BAD as error:
+                self.add(error, *padding, loss=False, record=record.number)
 
     def check_payloads(self, records: list[Record]) -> None:
         targets = [Target(record, 0, record.raw_size, None) for record in records]

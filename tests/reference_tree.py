@@ -92,7 +92,7 @@ def tree(data: bytes, entries: list[Any]) -> Any:
             begin = at
             key = node(depth + 1)
             need(data[begin] in (3, 6) and key not in result, "a key is neither str nor int, or stands there twice")
-            need(isinstance(key, str) or -(1 << 2047) <= key < 1 << 2047, "an int key is too large")
+            need(isinstance(key, str) or abs(key) < 1 << 2047, "an int key is too large")
             result[key] = node(depth + 1)
         return result
 
@@ -135,7 +135,9 @@ def tree(data: bytes, entries: list[Any]) -> Any:
         if tag == 14:
             count = leb()
             need(count <= len(data) - at, "the tree is cut off")
-            return Plain("size", tuple(leb() for _ in range(count)))
+            extents = tuple(leb() for _ in range(count))
+            need(all(extent < 1 << 63 for extent in extents), "an extent is too large")
+            return Plain("size", extents)
         need(tag == 15, f"unknown tag {tag}", Unsupported)
         return Plain("device", text())
 

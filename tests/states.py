@@ -311,9 +311,9 @@ def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         st.lists(children, max_size=4),
         st.lists(children, max_size=4).map(tuple),
         dicts,
-        st.tuples(
-            dicts, st.dictionaries(st.sampled_from(["_metadata", "note"]), children, min_size=0, max_size=2)
-        ).map(ordered),
+        st.tuples(dicts, st.dictionaries(st.sampled_from(["_metadata", "note"]), children, min_size=0, max_size=2)).map(
+            ordered
+        ),
     )
 
 

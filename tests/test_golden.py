@@ -217,7 +217,9 @@ plain = (
     | st.complex_numbers()
     | texts
     | st.binary(max_size=8)
-    | st.sampled_from(DTYPES)
+)
+small_objects = (
+    st.sampled_from(DTYPES)
     | st.lists(st.integers(0, 1 << 40), max_size=3).map(torch.Size)
     | st.sampled_from([torch.device("cpu"), torch.device("cuda:3")])
 )
@@ -271,7 +273,7 @@ def states(draw: st.DrawFn) -> Any:
     bases: list[Any] = []
     return draw(
         st.recursive(
-            plain | tensors(bases) | tensors(bases),
+            plain | small_objects | tensors(bases) | tensors(bases),
             lambda inner: (
                 st.lists(inner, max_size=4)
                 | st.lists(inner, max_size=4).map(tuple)

@@ -17,6 +17,8 @@ from typing import Any
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, rate_text, size_text
 from fastckpt.conversion import Conversion, convert
+from fastckpt.inspection import outline
+from fastckpt.nanochat.steps import read_steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,9 +62,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _size(source: str) -> int:
     """Bytes there are to convert, about: what the progress bar is out of."""
     if not os.path.isdir(source):
-        return os.path.getsize(source) if os.path.exists(source) else 0
-    from fastckpt.nanochat.steps import read_steps
-
+        about = outline(source)
+        return about.nbytes if about is not None else 0
     paths = [by_suffix.values() for step in read_steps(source).values() for by_suffix in step.states.values()]
     return sum(max(map(os.path.getsize, each)) for each in paths)
 
@@ -102,7 +103,8 @@ def _lines(facts: Facts) -> Iterator[str | Styled]:
 
 def _shown(file: dict[str, Any]) -> str:
     """The destination: just its name if it lies beside the source."""
-    source, destination = file["source"], file["destination"]
+    source: str = file["source"]
+    destination: str = file["destination"]
     beside = os.path.dirname(os.path.abspath(source)) == os.path.dirname(os.path.abspath(destination))
     return os.path.basename(destination) if beside else destination
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
     except OSError as error:
         out.abandon()
-        out.note(f"error: cannot write the output: {error.strerror or error}")
+        out.note(f"error: {error}" if isinstance(error, FastckptError) else f"error: cannot write the output: {error}")
         return 5
     return code
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import IO, Any, Final, NamedTuple
 
-from fastckpt.errors import FastckptError
+from fastckpt.errors import CheckpointIOError, FastckptError
 
 Facts = dict[str, Any]
 
@@ -54,7 +54,7 @@ class Output:
     def document(self, facts: Facts) -> None:
         """Print the JSON document, if JSON is wanted."""
         if self.as_json:
-            sys.stdout.write(json.dumps(plain(facts), indent=2, allow_nan=False) + "\n")
+            _write(json.dumps(plain(facts), indent=2, allow_nan=False), sys.stdout)
 
     def note(self, text: str, style: str = "") -> None:
         """One line for the person at the terminal, on stderr."""
@@ -100,7 +100,16 @@ def _print(line: str | Styled, stream: IO[str]) -> None:
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     if style and _has_colour(stream):
         text = f"\033[{_STYLES[style]}m{text}\033[0m"
-    stream.write(text + "\n")
+    _write(text, stream)
+
+
+def _write(line: str, stream: IO[str]) -> None:
+    try:
+        stream.write(line + "\n")
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CheckpointIOError(f"cannot write the output: {error.strerror}", errno=error.errno) from error
 
 
 def _has_colour(stream: IO[str]) -> bool:

@@ -17,7 +17,7 @@ from fastckpt.cli.files import checkpoint_files
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, error_facts, rate_text, size_text
 from fastckpt.errors import FastckptError
-from fastckpt.inspection import count_tensors
+from fastckpt.inspection import outline
 from fastckpt.verification import verify
 
 _SHOWN_FINDINGS = 50
@@ -58,12 +58,13 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _verify(path: str, threads: int | None) -> tuple[Facts, int]:
-    total = os.path.getsize(path) if os.path.exists(path) else 0
+    about = outline(path)
     start = time.perf_counter()
-    with progress_bar(f"verifying {os.path.basename(path)}", total) as progress:
+    with progress_bar(f"verifying {os.path.basename(path)}", about.nbytes if about is not None else 0) as progress:
         report = verify(path, threads=threads, progress=progress)
     seconds = time.perf_counter() - start
-    return {**report.as_dict(), "tensors_total": count_tensors(path), "seconds": seconds}, report.exit_code
+    tensors = about.tensors if about is not None else None
+    return {**report.as_dict(), "tensors_total": tensors, "seconds": seconds}, report.exit_code
 
 
 def _lines(facts: Facts, prefix: str = "") -> Iterable[str | Styled]:

@@ -9,9 +9,10 @@ from typing import Literal
 from fastckpt.conversion.from_fckpt import convert_from_fckpt
 from fastckpt.conversion.to_fckpt import Conversion, convert_to_fckpt
 from fastckpt.errors import UsageError
-from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.io.transfer import Progress
 from fastckpt.verification import verify
 
 __all__ = ["Conversion", "convert", "convert_file"]
@@ -100,7 +101,7 @@ def convert(
 def _kind(path: str | os.PathLike[str]) -> str:
     """What a file is: ``fckpt`` or a foreign kind; an unrecognised one is left to the reader's own error."""
     with Source(path) as source:
-        return sniff(source.read(0, min(source.size, HEAD_SIZE))) or "fckpt"
+        return kind_of(source) or "fckpt"
 
 
 def _destination(
@@ -147,8 +148,9 @@ def convert_file(
     """Convert one file; see `convert`."""
     if os.path.exists(destination) and os.path.samefile(source, destination):
         raise UsageError("source and destination are the same file", path=source)
-    count = thread_count(threads)
-    kind = _kind(source)
+    with Source(source) as opened:
+        kind = kind_of(opened) or "fckpt"
+        count = reading_threads(opened, threads)
     if kind == "fckpt" and to != "fckpt":
         result = convert_from_fckpt(
             source,

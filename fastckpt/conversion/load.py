@@ -13,8 +13,9 @@ from fastckpt.conversion.to_fckpt import check_crcs, refuse_unsupported
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.foreign import open_foreign
 from fastckpt.io.memory import allocate_regions
+from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import MEMORY, Move, Progress, thread_count, transfer
+from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
 from fastckpt.layout.entries import check_entry
 from fastckpt.reader import select
 from fastckpt.tensor.rebuild import build_tensors, named, resolve_tree
@@ -51,7 +52,7 @@ def load_foreign(
             source=source.fd,
             source_direct=source.direct_fd,
             sink=MEMORY,
-            threads=thread_count(threads),
+            threads=reading_threads(source, threads),
             leaves=False,
             crcs=verify,
             progress=progress,

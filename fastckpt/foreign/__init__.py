@@ -13,15 +13,12 @@ import shlex
 from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.foreign.model import ForeignFile, ForeignStorage, Opaque
 from fastckpt.foreign.safetensors_file import open_safetensors
-from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
+from fastckpt.foreign.sniff import HEAD_SIZE, kind_of, not_a_checkpoint, sniff
 from fastckpt.foreign.torch_legacy import open_torch_legacy
 from fastckpt.foreign.torch_zip import open_torch_zip
 from fastckpt.io.source import Source
 
 __all__ = ["ForeignFile", "ForeignStorage", "Opaque", "open_foreign", "sniff"]
-
-_END_OF_ZIP = b"PK\x05\x06"
-_END_OF_ZIP_SIZE = 22
 
 
 def open_foreign(path: str | os.PathLike[str]) -> ForeignFile:
@@ -46,21 +43,11 @@ def open_foreign(path: str | os.PathLike[str]) -> ForeignFile:
 
 
 def _open(source: Source) -> ForeignFile:
-    head = source.read(0, min(HEAD_SIZE, source.size), what="beginning of the file")
-    kind = sniff(head)
+    kind = kind_of(source)
     if kind == "torch-zip":
         return open_torch_zip(source)
     if kind == "torch-legacy":
         return open_torch_legacy(source)
     if kind == "safetensors":
         return open_safetensors(source)
-    if kind is None and _ends_as_zip(source):
-        # Records in another order, as after repacking, or a file whose beginning is destroyed.
-        return open_torch_zip(source)
-    raise not_a_checkpoint(head, path=source.path, size=source.size)
-
-
-def _ends_as_zip(source: Source) -> bool:
-    if source.size < _END_OF_ZIP_SIZE:
-        return False
-    return source.read(source.size - _END_OF_ZIP_SIZE, 4, what="end of the file") == _END_OF_ZIP
+    raise not_a_checkpoint(source.head(HEAD_SIZE), path=source.path, size=source.size)

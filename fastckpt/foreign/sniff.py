@@ -7,8 +7,9 @@ from typing import Final
 
 from fastckpt.constants import MAGIC_SUPERBLOCK
 from fastckpt.errors import NotACheckpointError
+from fastckpt.io.source import Source
 
-__all__ = ["HEAD_SIZE", "not_a_checkpoint", "sniff"]
+__all__ = ["HEAD_SIZE", "kind_of", "not_a_checkpoint", "sniff"]
 
 HEAD_SIZE: Final = 4096
 """Bytes from the beginning of a file that `sniff` wants to see."""
@@ -68,6 +69,23 @@ def sniff(head: bytes) -> str | None:
     if len(head) >= 9 and struct.unpack_from("<Q", head)[0] <= SAFETENSORS_MAX_HEADER and head[8:9] == b"{":
         return "safetensors"
     return None
+
+
+_END_OF_ZIP: Final = b"PK\x05\x06"
+_END_OF_ZIP_SIZE: Final = 22
+
+
+def kind_of(source: Source) -> str | None:
+    """The kind of checkpoint a file is: what `sniff` says or, where its beginning tells nothing, its end.
+
+    A zip archive ends as one also when its records stand in another order, as
+    after repacking, or when its beginning is destroyed.
+    """
+    kind = sniff(source.head(HEAD_SIZE))
+    if kind is None and source.size >= _END_OF_ZIP_SIZE:
+        end = source.read(source.size - _END_OF_ZIP_SIZE, len(_END_OF_ZIP))
+        return "torch-zip" if end == _END_OF_ZIP else None
+    return kind
 
 
 def not_a_checkpoint(head: bytes, *, path: str, size: int) -> NotACheckpointError:

@@ -10,7 +10,7 @@ import sys
 from types import TracebackType
 from typing import Final
 
-from fastckpt.errors import DamagedError, NotACheckpointError
+from fastckpt.errors import CheckpointIOError, DamagedError, NotACheckpointError
 from fastckpt.io.direct import open_direct
 from fastckpt.io.os_errors import translate_os_error
 
@@ -109,6 +109,16 @@ class Source:
             parts.append(self._read_some(offset + done, size - done))
             done += len(parts[-1])
         return b"".join(parts)
+
+    def head(self, size: int) -> bytes:
+        """The first bytes, at most ``size`` of them; none where the device cannot read them.
+
+        Then other parts of the file have to say what it is.
+        """
+        try:
+            return self.read(0, min(self.size, size))
+        except CheckpointIOError:
+            return b""
 
     def read_into(self, offset: int, destination: memoryview) -> None:
         """Fill ``destination`` with the bytes from ``offset``. Raises what `read` raises."""

@@ -15,13 +15,15 @@ from functools import lru_cache
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
-from fastckpt.constants import MAX_NDIM
+from fastckpt.constants import ENTRY_FLAG_REQUIRES_GRAD, MAX_NDIM
 from fastckpt.errors import DamagedError, UnsupportedVersionError
 from fastckpt.layout.dtypes import BY_CODE, BY_NAME
 
 _HEAD: Final = struct.Struct("<QQQ")
 _ROW: Final = struct.Struct("<IBBBBQII")
 _KNOWN_FLAGS: Final = 0x0F
+_FIRST_FLOAT_CODE: Final = BY_NAME["float16"].code
+"""Codes below are those of bool and the integers."""
 
 
 class Entry(NamedTuple):
@@ -192,8 +194,9 @@ def _dims_bytes(shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
 
 
 @lru_cache(maxsize=4096)
-def _too_wide(dims: tuple[int, ...]) -> bool:
-    return any(number >> 63 for number in dims)
+def _too_wide(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    """Whether a number, or the product of the extents that are not 0, needs more than 63 bits."""
+    return any(number >> 63 for number in (*shape, *stride)) or bool(math.prod(filter(None, shape)) >> 63)
 
 
 def check_entry(entry: Entry, storage_sizes: Sequence[int]) -> None:
@@ -202,8 +205,12 @@ def check_entry(entry: Entry, storage_sizes: Sequence[int]) -> None:
         raise DamagedError(f"storage {entry.storage} of {len(storage_sizes)}", tensor=entry.name)
     if len(entry.shape) != len(entry.stride):
         raise DamagedError("shape and stride differ in length", tensor=entry.name)
-    if entry.storage_offset >> 63 or _too_wide(entry.shape) or _too_wide(entry.stride):
-        raise DamagedError("an extent, stride or offset does not fit 63 bits", tensor=entry.name)
+    if entry.storage_offset >> 63 or _too_wide(entry.shape, entry.stride):
+        raise DamagedError(
+            "an extent, stride, offset or the number of elements does not fit 63 bits", tensor=entry.name
+        )
+    if entry.flags & ENTRY_FLAG_REQUIRES_GRAD and BY_NAME[entry.dtype].code < _FIRST_FLOAT_CODE:
+        raise DamagedError(f"a tensor of {entry.dtype} cannot require a gradient", tensor=entry.name)
     if 0 in entry.shape:
         return  # It reaches no byte, wherever it begins: t[3:, 2:] of 3 x 4 elements begins at 14.
     end = entry.span[1]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from fastckpt.constants import MAX_INT_KEY_SIZE, MAX_TREE_DEPTH
-from fastckpt.errors import DamagedError, UnsupportedStateError
+from fastckpt.errors import DamagedError, UnsupportedStateError, UnsupportedVersionError
 from fastckpt.layout.dtypes import BY_CODE, BY_NAME
 
 Path = tuple[object, ...]
@@ -227,6 +227,9 @@ class _Decoder:
     def bad(self, what: str) -> DamagedError:
         return DamagedError(f"the tree is not valid at its byte {self.at}: {what}")
 
+    def unknown(self, what: str) -> UnsupportedVersionError:
+        return UnsupportedVersionError(f"the tree has an unknown {what}", next_step="upgrade fastckpt")
+
     def take(self, count: int) -> bytes:
         end = self.at + count
         if end > len(self.raw):
@@ -311,13 +314,13 @@ class _Decoder:
         if tag == TAG_DTYPE:
             code = self.byte()
             if code not in BY_CODE:
-                raise self.bad(f"unknown dtype code {code}")
+                raise self.unknown(f"dtype code {code}")
             return DTypeRef(BY_CODE[code].name)
         if tag == TAG_SIZE:
             return SizeRef(tuple([self.extent() for _ in range(self.count())]))
         if tag == TAG_DEVICE:
             return DeviceRef(self.text())
-        raise self.bad(f"unknown tag {tag}")
+        raise self.unknown(f"tag {tag}")
 
     def pairs(self, into: Any, depth: int) -> Any:
         for _ in range(self.count()):
@@ -355,6 +358,7 @@ def decode_tree(raw: bytes, entry_count: int) -> Any:
 
     Raises:
         DamagedError: The bytes are not a tree.
+        UnsupportedVersionError: It has a kind of node or element type of a later version.
     """
     decoder = _Decoder(bytes(raw), entry_count)
     state = decoder.node(0)

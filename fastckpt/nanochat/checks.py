@@ -34,7 +34,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastckpt.errors import CheckpointIOError, MismatchError
+from fastckpt.errors import MismatchError
+from fastckpt.nanochat.existing import read_small
 from fastckpt.nanochat.facts import Facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import list_numbers
@@ -79,10 +80,7 @@ def _read_meta(number: int, path: str | None) -> tuple[dict[str, Any], list[str]
     if path is None:
         return {}, [f"there is no meta_{number:06d}.json: nanochat needs it to load the model"]
     try:
-        with open(path, encoding="utf-8") as file:
-            meta = json.load(file)
-    except OSError as error:
-        raise CheckpointIOError(f"cannot read: {error.strerror}", errno=error.errno, path=path) from error
+        meta = json.loads(read_small(path))
     except (ValueError, RecursionError):
         return {}, [f"{_name(path)} is not whole JSON, as an interrupted save leaves it"]
     return (meta, []) if isinstance(meta, dict) else ({}, [f"{_name(path)} does not hold a dict"])

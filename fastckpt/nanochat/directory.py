@@ -96,20 +96,20 @@ def convert_directory(
     in_place = os.path.isdir(destination) and os.path.samefile(source, destination)
     if not in_place:
         refuse_taken_for_model(source, destination, to=wanted)
-    run = _Run(destination, in_place, wanted, codec, exact, durable or replace, replace, count, progress)
+    run = _Run(source, destination, in_place, wanted, codec, exact, durable or replace, replace, count, progress)
     with _unchanged_time(source) if in_place else contextlib.nullcontext():
         return run.convert_steps(steps)
 
 
 def _make_directory(path: str, *, durable: bool) -> None:
+    if os.path.isdir(path):
+        return
     try:
-        if os.path.isdir(path):
-            return
         os.makedirs(path)
-        if durable:
-            fsync_directory(os.path.dirname(os.path.abspath(path)))
     except OSError as error:
         raise translate_os_error(error, path, doing="make the directory") from error
+    if durable:
+        fsync_directory(os.path.dirname(os.path.abspath(path)))
 
 
 @contextlib.contextmanager
@@ -127,6 +127,7 @@ def _unchanged_time(directory: str) -> Iterator[None]:
 class _Run:
     """The wishes of one call."""
 
+    source: str
     destination: str
     in_place: bool
     to: Format
@@ -139,21 +140,24 @@ class _Run:
 
     def convert_steps(self, steps: list[Step]) -> list[Conversion]:
         there = read_steps(self.destination) if os.path.exists(self.destination) else {}
+        # A meta file alone is what a killed run with replace can leave.
+        ready = [step for step in steps if self.plan(step) or (not self.in_place and not step.states)]
+        others = [note for step in steps if step not in ready for note in self.left_out(step)]
+        if others and not ready:
+            raise UsageError(f"there is nothing to convert to {self.to}: {others[-1]}", path=self.source)
         done: list[Conversion] = []
         failures: dict[int, FastckptError] = {}
-        for step in steps:
+        for step in ready:
             try:
                 done += self.convert_step(step, there.get(step.number, Step(step.number)))
             except _ABOUT_A_STEP as error:
                 failures[step.number] = error
         if not failures:
-            return done
+            return _with_notes(done, others)
         number, failure = next(iter(failures.items()))
-        if len(steps) > 1:
-            others = list_numbers(step.number for step in steps if step.number not in failures)
-            failure.message += (
-                f" (step {number}; steps that failed: {list_numbers(failures)}; converted: {others or 'none'})"
-            )
+        if len(ready) > 1:
+            good = list_numbers(step.number for step in ready if step.number not in failures) or "none"
+            failure.message += f" (step {number}; steps that failed: {list_numbers(failures)}; converted: {good})"
         raise failure
 
     def convert_step(self, step: Step, there: Step) -> list[Conversion]:
@@ -165,7 +169,7 @@ class _Run:
         ordered = sorted(present, key=lambda stem: (stem.role == MODEL, stem.rank or 0))
         facts = [read_facts(plan.get(stem) or next(iter(present[stem].values())), stem) for stem in ordered]
         notes = check_step(step.number, facts, step.meta or there.meta)
-        notes += self.left_out(step, plan)
+        notes += self.left_out(step)
         _make_directory(self.destination, durable=self.durable)
         converted = [self.convert_state(plan[stem], stem) for stem in ordered if stem in plan and stem.role == OPTIM]
         if step.meta is not None and not self.in_place:
@@ -173,39 +177,31 @@ class _Run:
         converted += [self.convert_state(plan[stem], stem) for stem in ordered if stem in plan and stem.role == MODEL]
         if self.replace:
             _delete_sources(converted, threads=self.threads)
-        if converted:
-            converted[0] = dataclasses.replace(converted[0], notes=(*converted[0].notes, *notes))
-        return converted
+        return _with_notes(converted, notes)
 
     def plan(self, step: Step) -> dict[Stem, str]:
-        """The files of a step that can become the wanted format.
-
-        Raises:
-            UsageError: None of them can.
-        """
+        """The files of a step that can become the wanted format."""
         suffixes = ("pt", "safetensors") if self.to == "fckpt" else ("fckpt",)
         plan = {}
         for stem, by_suffix in step.states.items():
             path = next((by_suffix[suffix] for suffix in suffixes if suffix in by_suffix), None)
             if path is not None and (self.to != "safetensors" or stem.role == MODEL):
                 plan[stem] = path
-        if not plan and step.states and not (self.in_place and all(self.to in files for files in step.states.values())):
-            already = all(self.to in by_suffix for by_suffix in step.states.values())
-            raise UsageError(
-                f"step {step.number} is in this format already: {self.to}"
-                if already
-                else f"the files of step {step.number} cannot be converted to {self.to}",
-                path=os.path.dirname(next(iter(next(iter(step.states.values())).values()))),
-                next_step="copy the files as they are" if already else "convert them to .fckpt first",
-            )
         return plan
 
-    def left_out(self, step: Step, plan: dict[Stem, str]) -> list[str]:
-        """Notes on files of a step that stay as they are."""
-        left = [stem for stem in step.states if stem not in plan]
-        if self.to == "safetensors":
-            return [f"{stem} stays as it is: a .safetensors cannot hold an optimizer" for stem in left]
-        return [] if self.in_place else [f"{stem} is a .{self.to} file already and was not copied" for stem in left]
+    def left_out(self, step: Step) -> list[str]:
+        """Notes on the files of a step that are not where the user may expect them."""
+        plan = self.plan(step)
+        left = [(stem, by_suffix) for stem, by_suffix in step.states.items() if stem not in plan]
+        notes = []
+        for stem, by_suffix in left:
+            if self.to in by_suffix:
+                notes += [] if self.in_place else [f"{stem}.{self.to} is in this format already and was not copied"]
+            elif self.to == "safetensors" and stem.role == OPTIM:
+                notes.append(f"{stem} was left out: a .safetensors cannot hold an optimizer")
+            else:
+                notes.append(f"{stem} cannot become a .{self.to} in one step: convert it to .fckpt first")
+        return notes
 
     def convert_state(self, path: str, stem: Stem) -> Conversion:
         target = os.path.join(self.destination, f"{stem}.{self.to}")
@@ -237,6 +233,13 @@ class _Run:
             refuse_overwriting(path, target)
             publish_bytes(target, data, durable=self.durable)
         return Conversion(path, target, "meta", len(data), 0, source_verified=False, exact=True, notes=notes)
+
+
+def _with_notes(converted: list[Conversion], notes: list[str]) -> list[Conversion]:
+    if not converted:
+        return converted
+    first, *rest = converted
+    return [dataclasses.replace(first, notes=(*first.notes, *notes)), *rest]
 
 
 def _delete_sources(converted: list[Conversion], *, threads: int) -> None:

@@ -98,7 +98,7 @@ def run(
         source_fd = sink_fd = source_direct = sink_direct = -1
         source_base = sink_base = 0
         if source == "memory":
-            source_memory, source_base = aligned_memory(len(data), memory_shift)
+            _source_memory, source_base = aligned_memory(len(data), memory_shift)
             ctypes.memmove(source_base, data, len(data))
         else:
             path = folder / "source"
@@ -111,7 +111,7 @@ def run(
         if sink == "none":
             sink_fd = -2
         elif sink == "memory":
-            sink_memory, sink_base = aligned_memory(sink_size, memory_shift)
+            _sink_memory, sink_base = aligned_memory(sink_size, memory_shift)
             ctypes.memset(sink_base, POISON, sink_size)
         else:
             path = folder / "sink"

@@ -31,7 +31,12 @@ def test_end_of_file_in_an_extent(direct_dir: Path, source: str, sink: str, cut:
     assert outcome.faults == [(0, cut, len(DATA) - cut, 0)]
     whole = cut // LEAF_SIZE
     count = len(DATA) // LEAF_SIZE
-    assert outcome.leaves == [POISONED_LEAF, *leaves_of(DATA[: whole * LEAF_SIZE]), *[0] * (count - whole), POISONED_LEAF]
+    assert outcome.leaves == [
+        POISONED_LEAF,
+        *leaves_of(DATA[: whole * LEAF_SIZE]),
+        *[0] * (count - whole),
+        POISONED_LEAF,
+    ]
     assert outcome.crcs == [0]
     if sink != "none":
         assert outcome.sink[: whole * LEAF_SIZE] == DATA[: whole * LEAF_SIZE]

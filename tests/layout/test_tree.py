@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastckpt.constants import MAX_INT_KEY_SIZE, MAX_TREE_DEPTH
-from fastckpt.errors import DamagedError, UnsupportedStateError
+from fastckpt.errors import DamagedError, UnsupportedStateError, UnsupportedVersionError
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.tree import (
     AttributedDict,
@@ -115,11 +115,11 @@ def test_the_same_state_gives_the_same_bytes(state: object) -> None:
 
 
 @given(states, st.data())
-def test_damage_raises_only_damaged_error(state: object, data: st.DataObject) -> None:
+def test_damage_raises_only_typed_errors(state: object, data: st.DataObject) -> None:
     raw = bytearray(encode(state))
     at = data.draw(st.integers(0, len(raw) - 1))
     raw[at] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(DamagedError):
+    with contextlib.suppress(DamagedError, UnsupportedVersionError):
         decode_tree(bytes(raw), ENTRIES)
 
 
@@ -134,8 +134,8 @@ def test_every_cut_is_noticed(state: object) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_arbitrary_bytes_raise_only_damaged_error(raw: bytes) -> None:
-    with contextlib.suppress(DamagedError):
+def test_arbitrary_bytes_raise_only_typed_errors(raw: bytes) -> None:
+    with contextlib.suppress(DamagedError, UnsupportedVersionError):
         decode_tree(raw, ENTRIES)
 
 
@@ -333,15 +333,11 @@ def test_bombs_are_refused_before_memory_is_allocated(tag: int, count: int) -> N
     ("raw", "message"),
     [
         (b"", "1 bytes wanted, 0 left"),
-        (b"\x10", "unknown tag 16"),
-        (b"\xff", "unknown tag 255"),
         (b"\x06\x01\xff", "not UTF-8"),
         (b"\x06\x03\xed\xa0\x80", "not UTF-8"),
         (b"\x0c\x05", "entry 5 of 3"),
         (b"\x0c" + leb(2**64), "64 bits"),
         (b"\x0c" + b"\xff" * 30, "64 bits"),
-        (b"\x0d\x00", "unknown dtype code 0"),
-        (b"\x0d\xff", "unknown dtype code 255"),
         (b"\x0e\x01" + leb(2**63), "63 bits"),
         (b"\x0a\x01\x00\x00", "a dict key of type NoneType"),
         (b"\x0a\x01\x02\x00", "a dict key of type bool"),
@@ -355,6 +351,20 @@ def test_bombs_are_refused_before_memory_is_allocated(tag: int, count: int) -> N
 )
 def test_invalid_trees(raw: bytes, message: str) -> None:
     with pytest.raises(DamagedError, match=message):
+        decode_tree(raw, 3)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (b"\x10", "unknown tag 16"),
+        (b"\xff", "unknown tag 255"),
+        (b"\x0d\x00", "unknown dtype code 0"),
+        (b"\x0d\xff", "unknown dtype code 255"),
+    ],
+)
+def test_trees_of_a_later_version(raw: bytes, message: str) -> None:
+    with pytest.raises(UnsupportedVersionError, match=message):
         decode_tree(raw, 3)
 
 

@@ -1,0 +1,146 @@
+"""What is no checkpoint, or not a whole one: one clear message, the right code, never a traceback."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import fastckpt
+from fastckpt.io import source as source_module
+
+NOT_CHECKPOINTS = {
+    "empty.pt": (b"", "empty"),
+    "noise.bin": (bytes(range(256)) * 100, "neither"),
+    "zeros.pt": (bytes(10_000), "zero"),
+    "pointer.pt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n", "git-lfs"),
+    "page.pt": (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>\n" * 300, "HTML"),
+    "index.json": (b'{"weight_map": {}}', "JSON"),
+    "array.npy": (b"\x93NUMPY\x01\x00" + bytes(100), "numpy"),
+    "plain.pkl": (pickle.dumps({"a": 1}), "pickle"),
+}
+COMMANDS = [["verify"], ["inspect"], ["convert", "--to", "fckpt"]]
+
+
+def check_error(ended, code, *words):
+    assert ended.code == code
+    assert "Traceback" not in ended.err
+    assert ended.err.startswith("fastckpt: error: ")
+    assert ended.err.count("\n") == 1
+    for word in words:
+        assert word in ended.err
+
+
+@pytest.mark.parametrize("name", NOT_CHECKPOINTS)
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_something_else_is_4_and_says_what_it_is(name, command, here, tmp_path):
+    content, word = NOT_CHECKPOINTS[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    check_error(here(*command, path), 4, word, str(path))
+    ended = here(*command, path, "--json")
+    check_error(ended, 4, word)
+    assert ended.json["error"]["type"] == "NotACheckpointError"
+    assert ended.json["error"]["path"] == str(path)
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_directory_without_checkpoints_is_4(here, tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "inner").mkdir()
+    for command in COMMANDS:
+        check_error(here(*command, tmp_path), 4, "directory")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_missing_file_is_5(command, cli, tmp_path):
+    ended = cli(*command, tmp_path / "none.pt")
+    check_error(ended, 5, "none.pt", "No such file")
+    assert ended.out == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_file_that_may_not_be_read_is_5(command, here, samples, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    monkeypatch.setattr(source_module.os, "open", refuse)
+    check_error(here(*command, samples.pt), 5, "Permission denied", "ls -ld")
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:] + [["convert", "--to", "pt"]], ids=lambda command: command[-1])
+def test_a_cut_file_is_2_and_names_salvage(command, here, samples):
+    ended = here(*command, samples.cut)
+    assert ended.code in ((2, 64) if command == COMMANDS[2] else (2,))
+    if ended.code == 2:
+        check_error(ended, 2, "cut short", "fastckpt salvage")
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.999])
+def test_a_cut_pt_is_2(kept, here, samples, tmp_path):
+    path = tmp_path / "cut.pt"
+    content = samples.pt.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    for command in COMMANDS[1:]:
+        check_error(here(*command, path), 2, "salvage")
+    assert here("verify", path).code == 2
+    assert os.listdir(tmp_path) == ["cut.pt"]
+
+
+def test_a_damaged_source_is_not_converted(here, samples, tmp_path):
+    ended = here("convert", samples.damaged_pt, tmp_path / "out.fckpt", "--json")
+    check_error(ended, 2, "model.bias", "CRC-32")
+    assert ended.json["error"]["tensor"] == "model.bias"
+    fastckpt.convert(samples.pt, tmp_path / "good.fckpt")
+    check_error(here("convert", samples.damaged, tmp_path / "out.pt"), 2, "model.bias")
+    assert os.listdir(tmp_path) == ["good.fckpt"]
+
+
+class Evil:
+    """Unpickled, it would run a command."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_a_malicious_pickle_is_shown_and_refused_but_never_run(here, tmp_path):
+    marker = tmp_path / "marker"
+    path = tmp_path / "evil.pt"
+    torch.save({"w": torch.ones(3), "evil": Evil(marker)}, path)
+    ended = here("inspect", path)
+    assert ended.code == 0
+    assert "posix.system" in ended.out or "os.system" in ended.out
+    assert here("inspect", path, "--json").json["opaque"][0]["at"] == "state['evil']"
+    assert here("verify", path).code == 0
+    check_error(here("convert", path), 2, "system")
+    assert not marker.exists()
+    assert sorted(os.listdir(tmp_path)) == ["evil.pt"]
+
+
+@pytest.mark.parametrize("command", [["verify"], ["inspect"], ["convert", "--to", "pt"]], ids=lambda c: c[0])
+def test_a_later_version_is_4_and_says_to_upgrade(command, here, samples, tmp_path):
+    path = samples.of_version(tmp_path / "later.fckpt", 99)
+    check_error(here(*command, path), 4, "version", "upgrade")
+    assert here(*command, path, "--json").json["error"]["type"] == "UnsupportedVersionError"
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd:", "zstd:99", ""])
+def test_an_unknown_codec_is_64(codec, here, samples, tmp_path):
+    check_error(here("convert", samples.pt, tmp_path / "out.fckpt", "--codec", codec), 64, "codec")
+    assert os.listdir(tmp_path) == []
+
+
+def test_another_zip_is_4(here, tmp_path):
+    path = tmp_path / "other.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "nothing")
+    for command in COMMANDS:
+        check_error(here(*command, path), 4, "zip")

@@ -1,0 +1,199 @@
+"""The frame around the commands: help, versions, usage, streams, and every way to end."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+import pytest
+
+import fastckpt
+from fastckpt.cli import main as main_module
+from fastckpt.errors import CheckpointIOError, DamagedError, NotACheckpointError, OutOfSpaceError, UnsupportedStateError
+
+HEAVY = ("torch", "rich", "numpy", "fastckpt._core")
+
+
+def seconds_of(command: list[str]) -> float:
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    once()
+    return statistics.median(once() for _ in range(5))
+
+
+def test_help_starts_fast():
+    if seconds_of([sys.executable, "-c", "pass"]) > 0.1:
+        pytest.skip("Python itself takes more than 100 ms to start here")
+    assert seconds_of([sys.executable, "-m", "fastckpt", "--help"]) < 0.15
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["nonsense"], []])
+def test_the_frame_imports_nothing_heavy(arguments):
+    program = (
+        "import sys; from fastckpt.cli.main import main; main(sys.argv[1:]);"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify", "convert"])
+@pytest.mark.parametrize("suffix", ["pt", "legacy", "fckpt", "safetensors"])
+def test_files_are_handled_without_torch(command, suffix, samples, tmp_path):
+    path = str(getattr(samples, suffix))
+    arguments = [command, path]
+    if command == "convert":
+        if suffix == "fckpt":
+            pytest.skip("a state that was saved by fastckpt is written as .pt by torch")
+        arguments.append(str(tmp_path / "out.fckpt"))
+    program = (
+        "import sys; from fastckpt.cli.main import main; code = main(sys.argv[1:]);"
+        "print(code, 'torch' in sys.modules, 'rich' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "0 False False"
+
+
+def test_converting_back_exactly_does_not_import_torch(samples, tmp_path):
+    fastckpt.convert(samples.pt, tmp_path / "a.fckpt")
+    program = "import sys; from fastckpt.cli.main import main; print(main(sys.argv[1:]), 'torch' in sys.modules)"
+    arguments = ["convert", str(tmp_path / "a.fckpt"), str(tmp_path / "b.pt")]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+    assert (tmp_path / "b.pt").read_bytes() == samples.pt.read_bytes()
+
+
+def test_version(cli):
+    ended = cli("--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"fastckpt {fastckpt.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", main_module.COMMANDS)
+def test_every_command_has_help(command, here):
+    ended = here(command, "--help")
+    assert ended.code == 0
+    assert "--json" in ended.out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nonsense"],
+        ["--nonsense"],
+        ["verify"],
+        ["verify", "--threads", "many", "x"],
+        ["verify", "--threads", "0", __file__],
+        ["inspect"],
+        ["inspect", "--nonsense", "x"],
+        ["convert"],
+        ["convert", "a.pt", "--to", "onnx"],
+        ["convert", "a.pt", "b", "c"],
+        ["convert", __file__, "x.fckpt", "--step", "3"],
+        ["demo", "--depth", "0"],
+        ["inspe", "x"],
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_wrong_usage_is_64(arguments, as_json, here):
+    ended = here(*arguments, *(["--json"] if as_json else []))
+    assert ended.code == 64
+    assert ended.err.startswith("fastckpt: error: ")
+    assert ended.err.count("\n") == 1
+    if as_json:
+        assert ended.json["error"]["type"] == "UsageError"
+    else:
+        assert ended.out == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "kind"),
+    [
+        (DamagedError("d", path="p", offset=3, tensor="t", chunk=2, expected=1, actual=b"\0", next_step="n"), 2, None),
+        (NotACheckpointError("n"), 4, None),
+        (UnsupportedStateError("u"), 2, None),
+        (OutOfSpaceError("o", errno=28), 5, None),
+        (CheckpointIOError("c"), 5, None),
+        (PermissionError(13, "Permission denied", "file"), 5, None),
+        (KeyboardInterrupt(), 130, None),
+        (RuntimeError("bug"), 2, None),
+        (RecursionError("deep"), 2, None),
+        (MemoryError(), 2, None),
+    ],
+)
+def test_every_error_ends_in_its_code_without_traceback(error, code, kind, here, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("fastckpt.cli.verify.checkpoint_files", fail)
+    for arguments in (["verify", "x"], ["verify", "x", "--json"]):
+        ended = here(*arguments)
+        assert ended.code == code
+        assert ended.err.startswith("fastckpt: error: ")
+        assert "Traceback" not in ended.err
+    assert set(ended.json) == {"error"}
+    found = ended.json["error"]
+    assert set(found) == {"type", "message", "path", "offset", "tensor", "chunk", "expected", "actual", "next"}
+    assert found["type"] == type(error).__name__
+    if isinstance(error, DamagedError):
+        values = [found[key] for key in ("path", "offset", "tensor", "chunk", "expected", "actual", "next")]
+        assert values == ["p", 3, "t", 2, 1, "00", "n"]
+
+
+def test_an_unexpected_error_shows_its_traceback_on_demand(here, monkeypatch):
+    def fail(*_, **__):
+        raise ZeroDivisionError("bug")
+
+    monkeypatch.setattr("fastckpt.cli.verify.checkpoint_files", fail)
+    assert "FASTCKPT_DEBUG=1" in here("verify", "x").err
+    monkeypatch.setenv("FASTCKPT_DEBUG", "1")
+    assert "Traceback" in here("verify", "x").err
+
+
+def test_a_reader_that_leaves_is_no_error(samples):
+    # The pipe is closed before the command writes.
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastckpt", "inspect", str(samples.pt)], stdout=pipe, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 141
+    assert done.stderr == b""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_output_that_cannot_be_written_is_an_io_error(samples, arguments):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fastckpt", "inspect", str(samples.pt), *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 5
+    assert "cannot write the output" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_colours_and_no_progress_when_nobody_looks(cli, samples):
+    ended = cli("verify", samples.fckpt)
+    assert "\033" not in ended.out + ended.err
+    assert ended.err == ""
+
+
+def test_a_name_that_is_not_text_is_shown_escaped(samples, cli, tmp_path):
+    path = os.fsencode(tmp_path) + b"/\xff.pt"
+    with open(path, "wb") as file:
+        file.write(samples.pt.read_bytes())
+    ended = cli("inspect", os.fsdecode(path), env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert ended.code == 0
+    assert "\\udcff.pt" in ended.out
+    assert cli("verify", os.fsdecode(path), "--json").json["ok"]
