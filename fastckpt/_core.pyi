@@ -86,9 +86,9 @@ def transfer(
             ``leaves[first_leaf + k]``. None: no leaf is hashed.
         crcs: Writable, one u32 per extent: its CRC-32, or 0 when it has a fault.
         threads: Threads at work, 1..1024; fewer where there is too little to
-            share out. As many as cores for the page cache and for memory; for
-            direct I/O some more (4 at least), so that the disk has requests
-            waiting while others are being hashed.
+            share out, or where no more can be had. As many as cores for the
+            page cache and for memory; twice as many, and 4 at least, for direct
+            I/O, so that the disk has requests waiting while others are hashed.
         source_direct_fd: The source opened with O_DIRECT. What the page cache
             holds is taken from there, all else is read past it.
         sink_direct_fd: The sink opened with O_DIRECT. Whole 4 KiB units at

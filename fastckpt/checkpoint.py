@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.collector import collector_paused
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry, check_entry
@@ -50,7 +51,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._threads = thread_count(threads)
         self._file = CheckpointFile(path)
         try:
-            self._names = {name: index for index, name in enumerate(self._file.entry_names)}
+            with collector_paused():
+                self._names = {name: index for index, name in enumerate(self._file.entry_names)}
         except BaseException:
             self._file.source.close()
             raise
@@ -143,7 +145,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         start, end = entry.span
         memory = read_span(self._file, entry.storage, start, end, threads=self._threads)
         moved = entry._replace(storage=0, storage_offset=0)
-        return build_tensors([moved], lambda _: memory, torch.device("cpu"))[0]
+        return build_tensors([moved], lambda _: (memory, 0, len(memory)), torch.device("cpu"))[0]
 
     def tree(self) -> Any:
         """The nesting of the state, with a `TensorInfo` in the place of every tensor."""

@@ -130,6 +130,6 @@ def _copy_buffered(
     for entry in entries:
         by_record.setdefault(file.manifest.storages[entry.storage].record, []).append(entry)
     for group in by_record.values():
-        memory = read_storages(file, group, reading, mapped=False)
-        for entry, tensor in zip(group, build_tensors(group, memory.__getitem__, torch.device("cpu")), strict=True):
+        bytes_of = read_storages(file, group, reading, mapped=False)
+        for entry, tensor in zip(group, build_tensors(group, bytes_of, torch.device("cpu")), strict=True):
             _copy(tensors[entry.name], tensor.detach())

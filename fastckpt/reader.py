@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import os
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from fastckpt import _core
 from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.collector import collector_paused
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError, TensorNotFoundError
 from fastckpt.foreign.sniff import kind_of
@@ -24,7 +25,7 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import StoragePlace
 from fastckpt.layout.records import Record
 from fastckpt.payload import Reading, Target, raise_damage, read_targets
-from fastckpt.tensor.rebuild import build_tensors, named, unflatten
+from fastckpt.tensor.rebuild import StorageBytes, build_tensors, named, unflatten
 
 
 def load(
@@ -67,14 +68,15 @@ def load(
         return load_foreign(path, device=device, verify=verify, keys=keys, threads=threads, progress=progress)
     target = torch.device(device)
     with CheckpointFile(path) as file:
-        entries = file.checked_entries()
-        wanted = entries if keys is None else select(entries, keys, file.path)
+        with collector_paused():
+            entries = file.checked_entries()
+            wanted = entries if keys is None else select(entries, keys, file.path)
         count = thread_count(threads) if mmap else reading_threads(file.source, threads)
-        reading = Reading(count, verify=verify, progress=progress)
-        memory = read_storages(file, wanted, reading, mapped=mmap)
+        bytes_of = read_storages(file, wanted, Reading(count, verify=verify, progress=progress), mapped=mmap)
         try:
-            tensors = build_tensors(wanted, memory.__getitem__, target)
-            return unflatten(file.manifest.tree, tensors) if keys is None else named(wanted, tensors)
+            with collector_paused():
+                tensors = build_tensors(wanted, bytes_of, target)
+                return unflatten(file.manifest.tree, tensors) if keys is None else named(wanted, tensors)
         except FastckptError as error:
             error.path = error.path or file.path
             raise
@@ -116,8 +118,12 @@ def select(entries: Sequence[Entry], keys: str | Iterable[str], path: str) -> li
 
 def read_storages(
     file: CheckpointFile, entries: Sequence[Entry], reading: Reading, *, mapped: bool
-) -> dict[int, memoryview]:
-    """The verified bytes of every storage that an entry lies in, by storage number."""
+) -> Callable[[int], StorageBytes]:
+    """Read and verify every storage that an entry lies in; tells where the bytes of a storage now are.
+
+    Raises:
+        DamagedError: A byte is missing or wrong.
+    """
     places = file.manifest.storages
     wanted = sorted({entry.storage for entry in entries})
     by_record: dict[int, list[int]] = {}
@@ -142,12 +148,12 @@ def read_storages(
     raise_damage(file.source, read_targets(file.source, targets, reading))
     if not file.source.unchanged():
         raise DamagedError("the file changed while it was read", path=file.path, next_step="load it again")
-    return {
-        storage: regions[places[storage].record][
-            places[storage].offset : places[storage].offset + places[storage].nbytes
-        ]
-        for storage in wanted
-    }
+
+    def bytes_of(storage: int) -> StorageBytes:
+        nbytes, offset, record = places[storage]
+        return regions[record], offset, nbytes
+
+    return bytes_of
 
 
 def _targets(record: Record, places: Sequence[StoragePlace], address: int | None) -> list[Target]:

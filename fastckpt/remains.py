@@ -18,12 +18,12 @@ from typing import Final
 from fastckpt import _core
 from fastckpt.constants import (
     ALIGNMENT,
+    CHUNK_SIZE,
     FOOTER_SIZE,
-    MAGIC_FOOTER,
+    LEAF_SIZE,
     MAGIC_INDEX,
     MAGIC_MANIFEST,
     MAGIC_RECORD,
-    MAGIC_SUPERBLOCK,
     RECORD_FIXED_SIZE,
     SECTION_INDEX,
     SECTION_MANIFEST,
@@ -34,11 +34,11 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotA
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, align, read_prologue
+from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, align, read_prologue, unseal
 from fastckpt.layout.frame import Footer, Superblock, decode_footer, decode_superblock
 from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.records import Record, decode_record_header
-from fastckpt.payload import Reading, Target, finding_of, read_targets
+from fastckpt.payload import Reading, Target, finding_of, read_targets, tensors_in
 
 MAX_BLOCK: Final = 256 * 1024 * 1024
 """Bytes of a block that is still looked at: the manifest of some millions of
@@ -153,9 +153,7 @@ class _Scan:
             self.add(error, "footer", offset, size - offset)
             return None
 
-    def manifest_at(
-        self, offset: int, digest: bytes | None, *, report: bool = False
-    ) -> tuple[Manifest, Extent] | None:
+    def manifest_at(self, offset: int, digest: bytes | None, *, report: bool = False) -> tuple[Manifest, Extent] | None:
         """The whole manifest that stands at an offset, if it is the wanted one."""
         try:
             block = read_block(self.source, offset, MAGIC_MANIFEST, what="manifest")
@@ -243,9 +241,13 @@ class _Scan:
         section = footer.section(SECTION_INDEX) if footer is not None else None
         blocks: list[bytes] = []
         if section is not None and section.extent.size <= MAX_BLOCK:
-            blocks.append(self.source.read(*section.extent))
-            if blocks[0][-len(section.digest) :] != section.digest or blocks[0][:8] != MAGIC_INDEX:
-                self.add(DamagedError("the index is damaged"), "index", *section.extent)
+            try:
+                blocks.append(self.source.read(*section.extent))
+                unseal(blocks[0], MAGIC_INDEX, what="index")
+                if blocks[0][-len(section.digest) :] != section.digest:
+                    raise DamagedError("the index is not the one the footer names")
+            except FastckptError as error:
+                self.add(error, "index", *section.extent)
         else:
             for offset in self.find(MAGIC_INDEX):
                 try:
@@ -279,8 +281,6 @@ def whole_prefix(record: Record, file_size: int) -> int:
 
     A multiple of the leaf size, or all of them.
     """
-    from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
-
     if record.payload.end <= file_size:
         return record.raw_size
     there = max(file_size - record.payload.offset, 0)
@@ -305,18 +305,21 @@ def find_remains(
         targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in records]
         bad = read_targets(source, targets, Reading(threads, progress=progress))
         report.findings += [finding_of(item) for item in bad]
-        report.findings += [_cut(record, source.size) for record in records if record.payload.end > source.size]
+        report.findings += find_cuts(remains, source.size)
         report.verified = sum(target.size for target in targets)
-        report.findings += _lost(remains, source.size)
+        report.findings += find_lost(remains, source.size)
     report.findings.sort(key=lambda finding: (finding.offset, finding.size))
     conclude(report)
     return report
 
 
+def find_cuts(remains: Remains, size: int) -> list[Finding]:
+    """One finding for each record whose payload ends beyond the file."""
+    return [_cut(record, size) for _, record in sorted(remains.records.items()) if record.payload.end > size]
+
+
 def _cut(record: Record, size: int) -> Finding:
     """The finding for a record whose payload ends beyond the file."""
-    from fastckpt.payload import tensors_in
-
     names = tuple(tensors_in(record, whole_prefix(record, size), record.raw_size))
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     missing = record.payload.end - size
@@ -324,7 +327,7 @@ def _cut(record: Record, size: int) -> Finding:
     return Finding(Kind.MISSING, message, size, 0, record=record.number, tensors=names, loss=bool(names))
 
 
-def _lost(remains: Remains, size: int) -> list[Finding]:
+def find_lost(remains: Remains, size: int) -> list[Finding]:
     """One finding for each record that the manifest names and the scan did not find."""
     if remains.manifest is None:
         return [Finding(Kind.MISSING, "no manifest is whole: which tensors are lost is not known", size, 0)]

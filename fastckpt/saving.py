@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from fastckpt.collector import collector_paused
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.tree import Path, encode_tree, path_text
@@ -45,7 +46,8 @@ def save(
         OutOfSpaceError, CheckpointIOError: The old file is untouched.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C; the old file is untouched.
     """
-    flat = flatten(state)
+    with collector_paused():
+        flat = flatten(state)
     storages = [host_bytes(storage) for storage in flat.storages]
     content = Content(
         tree=flat.tree,

@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from typing import Final
 
 from fastckpt import _core
 from fastckpt.codec.registry import Codec, codec_for_writing
+from fastckpt.collector import collector_paused
 from fastckpt.constants import (
     FOOTER_SIZE,
     SECTION_FLAG_MUST_UNDERSTAND,
@@ -116,7 +116,6 @@ class _Writer:
             entries[places[entry.storage].record].append(entry)
         self.records = []
         for number, (plan, held) in enumerate(zip(plans, entries, strict=True)):
-            held.sort(key=attrgetter("storage"))
             table = encode_entry_table(held)
             size = header_size(plan.raw_size, len(plan.storages), len(table))
             self.records.append(_Record(number, plan, table, size))
@@ -178,7 +177,8 @@ class _Writer:
         by_source: dict[int, list[tuple[_Record, Move]]] = {}
         for record in batch:
             if record.is_pack:
-                record.pack = self.gather(record)
+                with collector_paused():
+                    record.pack = self.gather(record)
             if not record.plan.raw_size:
                 self.write_header(sink, record, raw_chunk_table(0, b""), b"")
                 continue
@@ -200,7 +200,8 @@ class _Writer:
                 at = end
                 if moved.crcs and not record.is_pack:
                     self.crcs[record.plan.storages[0].storage] = moved.crcs[number]
-                self.write_header(sink, record, raw_chunk_table(move.size, leaves), leaves)
+                with collector_paused():
+                    self.write_header(sink, record, raw_chunk_table(move.size, leaves), leaves)
                 record.pack = None
             self.done += sum(move.size for _, move in jobs)
 
@@ -312,7 +313,8 @@ def write_checkpoint(
         UsageError: Unknown codec.
     """
     codec_id, encoder = codec_for_writing(codec)
-    writer = _Writer(content, threads=threads, progress=progress, want_crcs=check_crcs is not None)
+    with collector_paused():
+        writer = _Writer(content, threads=threads, progress=progress, want_crcs=check_crcs is not None)
     raw_size = writer.place_raw()
     # Encoded sizes are not known; nothing is reserved for them beyond the metadata.
     reserve = raw_size if encoder is None else writer.first_offset + writer.tail_size()

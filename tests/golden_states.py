@@ -141,6 +141,18 @@ def aliases() -> Any:
     }
 
 
+def tied_apart() -> Any:
+    """Entries whose storages do not ascend, in two records."""
+    first, second, third = torch.arange(3), torch.zeros(262144, dtype=torch.uint8), torch.arange(4.0)
+    return {
+        "embedding": first,
+        "large": second,
+        "middle": third,
+        "head": first,
+        "more": [third[1:], second[:5], first.view(3, 1)],
+    }
+
+
 def shapes() -> Any:
     return {
         "0-d": torch.tensor(2.5),
@@ -247,6 +259,7 @@ GOLDEN = {
     "deep": Golden(deep),
     "aliases": Golden(aliases),
     "aliases_zstd": Golden(aliases, "zstd"),
+    "tied_apart_zstd": Golden(tied_apart, "zstd"),
     "shapes": Golden(shapes),
     "flags": Golden(flags),
     "names": Golden(names),

@@ -1,10 +1,12 @@
-"""The part of the reference reader that decodes trees (``SPEC.md``, section 9), and what it shares with the rest."""
+"""The part of the reference reader for trees (``SPEC.md``, section 9): their values, tensors among them, and errors."""
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+import numpy
 
 # code: name, size of an element, the numpy type that holds its bits
 # fmt: off
@@ -34,6 +36,46 @@ class Unsupported(Refused):
 
 class Damaged(Refused):
     """Its bytes are not what was written, or contradict each other."""
+
+
+@dataclass(eq=False)
+class Tensor:
+    """One entry. Elements are raw: bfloat16, float8 and complex32 are unsigned integers, conj and neg not applied."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_offset: int
+    storage: int
+    flags: int
+    itemsize: int
+    code: str
+    memory: bytes | None = field(default=None, repr=False)
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The bytes of the storage from its first to its last."""
+        if 0 in self.shape:
+            return 0, 0
+        last = sum((extent - 1) * stride for extent, stride in zip(self.shape, self.stride, strict=True))
+        return self.storage_offset * self.itemsize, (self.storage_offset + last + 1) * self.itemsize
+
+    @property
+    def array(self) -> numpy.ndarray:
+        """The elements, as a view of the storage."""
+        assert self.memory is not None
+        if 0 in self.shape:
+            return numpy.empty(self.shape, self.code)
+        begin, end = self.span
+        dims = zip(self.shape, self.stride, strict=True)
+        strides = [stride * self.itemsize if extent > 1 else 0 for extent, stride in dims]
+        elements = numpy.frombuffer(self.memory[begin:end], self.code)
+        return numpy.lib.stride_tricks.as_strided(elements, self.shape, strides, writeable=False)
+
+    def described(self) -> tuple[Any, ...]:
+        """All that an entry states."""
+        return self.name, self.dtype, self.shape, self.stride, self.storage_offset, self.storage, self.flags
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ JSON beside it, the format is what ``SPEC.md`` says.
 from __future__ import annotations
 
 import json
+import random
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -353,6 +354,47 @@ def test_losing_one_block_loses_no_tensor(name: str, block: str, zero: bool, tmp
     assert not recovered.lost
 
 
+def hurt_somewhere(data: bytes, chance: random.Random) -> bytes:
+    """A byte changed, a few bytes or a page zeroed, or two of those at once."""
+    changed = bytearray(data)
+    for _ in range(chance.choice([1, 1, 2])):
+        page = chance.randrange(len(data) // 4096) * 4096
+        kind = chance.randrange(4)
+        if kind == 0:
+            changed[page : page + 4096] = bytes(4096)
+        elif kind == 1:
+            at = page + chance.randrange(0, 160)
+            changed[at : at + 8] = bytes(8)
+        else:
+            written = [n for n in range(page, page + 4096) if changed[n]] or [page]
+            changed[chance.choice(written)] ^= 1 << chance.randrange(8)
+    return bytes(changed)
+
+
+def test_readers_agree_on_damage(path: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+    chance = random.Random(path.stem)
+    data = path.read_bytes()
+    hurt = tmp_path / "f.fckpt"
+    for _ in range(25):
+        hurt.write_bytes(hurt_somewhere(data, chance))
+        report = fastckpt.verify(hurt)
+        try:
+            read(hurt)
+        except Damaged:
+            assert not report.ok
+        else:
+            assert report.ok
+        try:
+            state = read(hurt, strict=False).state
+        except Damaged:
+            with pytest.raises(fastckpt.errors.DamagedError):
+                fastckpt.load(hurt)
+        else:
+            assert describe(state) == describe(fastckpt.load(hurt))
+            assert describe(state)["tensors"] == expected["tensors"]
+        assert report.damaged_tensors == recover(hurt).lost
+
+
 @pytest.mark.parametrize("name", ["threshold_zstd", "pack", "aliases"])
 def test_headers_alone_give_all_tensors(name: str, tmp_path: Path) -> None:
     path = HERE / "golden" / f"{name}.fckpt"
@@ -403,3 +445,4 @@ def test_a_file_inside_a_tensor_is_not_taken_for_the_outer_one(tmp_path: Path) -
         (tmp_path / "hurt").write_bytes(hurt)
         recovered = recover(tmp_path / "hurt")
         assert {name: reference_tensor(tensor) for name, tensor in recovered.tensors.items()} == expected
+        assert not fastckpt.verify(tmp_path / "hurt").damaged_tensors

@@ -19,8 +19,8 @@ struct IoResult {
 IoResult ReadAt(int fd, uint8_t* to, size_t size, uint64_t offset);
 IoResult WriteAt(int fd, const uint8_t* from, size_t size, uint64_t offset);
 
-// Whether a read error concerns the place that was read (a bad sector), so that reading elsewhere in
-// the same file may well succeed. A closed descriptor, say, fails everywhere.
+// Whether a read error concerns the place that was read (a bad sector), so that reading elsewhere
+// in the same file may well succeed. A closed descriptor, say, fails everywhere.
 bool ConcernsPlace(int error);
 
 // Reads only what the page cache holds: stops at the first byte that would need the disk. `error`

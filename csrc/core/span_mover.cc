@@ -1,7 +1,6 @@
 #include "span_mover.h"
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
 
 #include "bytes.h"

@@ -57,7 +57,7 @@ class SpanMover : private SpanObserver {
   bool whole_ = true;  // no fault so far
 
   // File source: the span is read in steps. Where the present one lands, where it starts in the
-  // span, and the run of its bytes that is still to be written; positions in it count from its start.
+  // span, and the run of its bytes that is still to be written, counted from the step's start.
   uint8_t* landing_ = nullptr;
   size_t step_begin_ = 0;
   size_t run_begin_ = 0;

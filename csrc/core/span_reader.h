@@ -12,8 +12,9 @@
 
 namespace fastckpt {
 
-// A piece is what is read, and then hashed, in one go: small enough to still lie in the second-level
-// cache when the hash comes to it, large enough to make the system call's cost vanish.
+// A piece is what is read, and then hashed, in one go: small enough to still lie in the cache when
+// the hash comes to it, large enough to make the system call's cost vanish. 128 to 256 KiB measured
+// best.
 inline constexpr size_t kPiece = 256 * 1024;
 
 // Told, in rising order and from the reading thread, what became of each part of a span. Positions

@@ -14,8 +14,10 @@ class Status {
   Status() = default;
 
   static Status Ok() { return Status(); }
-  // `message` must be a string literal: it is not copied.
-  static Status InvalidArgument(const char* message, uint64_t where = 0) {
+  static constexpr uint64_t kNowhere = UINT64_MAX;
+
+  // `message` must be a string literal: it is not copied. `where` is the number of the extent.
+  static Status InvalidArgument(const char* message, uint64_t where = kNowhere) {
     return Status(Code::kInvalidArgument, 0, where, message);
   }
   static Status NoMemory() { return Status(Code::kNoMemory, 0, 0, "out of memory"); }

@@ -1,7 +1,7 @@
 // The engine: moves extents from a source to a sink and hashes them on the way.
 //
-// Source and sink are each a file or memory, the sink can be absent. Reading, hashing and writing of
-// one piece follow each other on one thread, so that the bytes are fetched from DRAM once.
+// Source and sink are each a file or memory, the sink can be absent. Reading, hashing and writing
+// of one piece follow each other on one thread, so that the bytes are fetched from DRAM once.
 
 #ifndef FASTCKPT_CORE_TRANSFER_H_
 #define FASTCKPT_CORE_TRANSFER_H_
@@ -17,8 +17,8 @@
 
 namespace fastckpt {
 
-// One run of bytes to move. `source` and `sink` are file offsets or memory addresses, by the kind of
-// the two ends; leaf k of the extent has its digest in leaves[first_leaf + k].
+// One run of bytes to move. `source` and `sink` are file offsets or memory addresses, by the kind
+// of the two ends; leaf k of the extent has its digest in leaves[first_leaf + k].
 struct Extent {
   uint64_t source;
   uint64_t sink;

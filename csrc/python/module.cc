@@ -92,6 +92,7 @@ PyObject* Raise(const Status& status) {
     case Status::Code::kNoMemory:
       return PyErr_NoMemory();
     case Status::Code::kInvalidArgument:
+      if (where == Status::kNowhere) return PyErr_Format(PyExc_ValueError, "%s", status.message());
       return PyErr_Format(PyExc_ValueError, "%s (extent %llu)", status.message(), where);
     case Status::Code::kIoError:
     case Status::Code::kThreadError:
@@ -119,25 +120,21 @@ bool ReportProgress(PyObject* progress, const fastckpt::Job& job) {
   return result != nullptr;
 }
 
-// Runs a job to its end. False with a Python exception set when it was interrupted, when `progress`
-// raised, or when no thread could be had; no thread is left in any case.
+// Runs a job to its end. False with a Python exception set when it was interrupted or when
+// `progress` raised; no thread is left in any case.
 bool RunJob(fastckpt::Job* job, long threads, uint64_t bytes, PyObject* progress) {
-  if (bytes <= kInlineBytes) {
+  fastckpt::Workers workers;
+  // Where not one thread can be had (a limit on processes or memory), the work is done here: a
+  // checkpoint that cannot be interrupted is better than none.
+  if (bytes <= kInlineBytes || !workers.Start(job, static_cast<int>(threads)).ok()) {
     WithoutGil without_gil;
     job->Work();
   } else {
-    fastckpt::Workers workers;
-    const Status status = workers.Start(job, static_cast<int>(threads));
-    if (!status.ok()) {
-      Raise(status);
-      return false;
-    }
-    for (bool ended = false; !ended;) {
+    for (;;) {
       {
         WithoutGil without_gil;
-        ended = workers.WaitFor(kPollInterval);
+        if (workers.WaitFor(kPollInterval)) break;
       }
-      if (ended) break;
       if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, *job)) {
         job->Cancel();
         WithoutGil without_gil;

@@ -1,5 +1,5 @@
-// Tests of the core alone, without Python: for the sanitizers, and for machines that have none of the
-// Python packages. From the repository's root:
+// Tests of the core alone, without Python: for the sanitizers, and for machines that have none of
+// the Python packages. From the repository's root:
 //
 //   make -C csrc/tests                   build and run
 //   make -C csrc/tests SANITIZE=address,undefined

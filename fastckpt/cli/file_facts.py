@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import shlex
-from typing import Any
+from typing import Any, Final
 
 from fastckpt.cli.nanochat_facts import nanochat_facts
 from fastckpt.cli.optimizer_facts import find_optimizers, optimizers
@@ -113,10 +113,18 @@ def _structure(tree: Any, entries: list[Entry]) -> Facts:
     return facts
 
 
+_TYPE_NAMES: Final = {
+    "AttributedDict": "OrderedDict",
+    "TensorRef": "Tensor",
+    "DTypeRef": "torch.dtype",
+    "SizeRef": "torch.Size",
+    "DeviceRef": "torch.device",
+}
+
+
 def _type_name(value: Any) -> str:
-    names = {"AttributedDict": "OrderedDict", "TensorRef": "Tensor", "DTypeRef": "torch.dtype"}
-    names |= {"SizeRef": "torch.Size", "DeviceRef": "torch.device"}
-    return names.get(type(value).__name__, type(value).__name__)
+    name = type(value).__name__
+    return _TYPE_NAMES.get(name, name)
 
 
 def _length(value: Any) -> str:

@@ -177,7 +177,7 @@ def _nodes(node: dict[str, Any], depth: int) -> Iterator[str]:
             ((inner, item),) = item.items()
             name = f"{name}.{inner}"
         rows.append((name, item))
-    width = min(max(len(name) for name, _ in rows), 40)
+    width = min(max((len(name) for name, _ in rows), default=0), 40)
     for name, item in rows:
         if isinstance(item, dict):
             yield "  " * depth + name

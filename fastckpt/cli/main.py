@@ -72,9 +72,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str], out: Output) -> int:
     try:
-        args = _parse(arguments)
-        module = importlib.import_module(f"fastckpt.cli.{args.command}")
-        code: int = module.run(args, out)
+        name = arguments[0] if arguments else ""
+        if name not in COMMANDS:
+            _explain(arguments)
+        module = importlib.import_module(f"fastckpt.cli.{name}")
+        parser = _Parser(
+            prog=f"fastckpt {name}",
+            description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(parser)
+        parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        # Paths may stand before, between and after the options.
+        code: int = module.run(parser.parse_intermixed_args(arguments[1:]), out)
         return code
     except SystemExit as end:
         # argparse ends --help and --version this way.
@@ -101,7 +112,8 @@ def _run(arguments: list[str], out: Output) -> int:
         return FastckptError.exit_code
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def _explain(arguments: list[str]) -> NoReturn:
+    """Handle ``--help`` and ``--version``, and refuse everything else: it does not begin with a command."""
     parser = _Parser(
         prog="fastckpt",
         description="Checkpoints that load fast and prove every byte.",
@@ -111,17 +123,10 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--version", action="version", version=f"fastckpt {fastckpt.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
     for name, summary in COMMANDS.items():
-        command = commands.add_parser(
-            name, help=summary, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
-        if name == chosen:
-            module = importlib.import_module(f"fastckpt.cli.{name}")
-            command.description = module.__doc__
-            module.add_arguments(command)
-            command.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-    return parser.parse_args(arguments)
+        commands.add_parser(name, help=summary)
+    parser.parse_args(arguments)
+    parser.error("the command must come first")
 
 
 def _show_traceback() -> None:

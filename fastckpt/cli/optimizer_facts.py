@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt.cli.collapse import numbers_text
-from fastckpt.cli.render import Facts, Styled, columns, plain, value_text
+from fastckpt.cli.render import Facts, Styled, columns, count_text, plain, value_text
 from fastckpt.inspection import Inspection
 from fastckpt.layout.tree import Path, TensorRef
 
@@ -79,7 +79,8 @@ def optimizer_lines(facts: Facts) -> Iterator[str | Styled]:
     if ids:
         numbered = all(isinstance(number, int) and number >= 0 for number in ids)
         state = f"state under {numbers_text(ids) if numbered else value_text(ids, 60)}"
-    heading = f"optimizer{at}: {len(facts['groups'])} groups, {facts['params']} parameters, {state}{step}"
+    counts = f"{count_text(len(facts['groups']), 'group')}, {count_text(facts['params'], 'parameter')}"
+    heading = f"optimizer{at}: {counts}, {state}{step}"
     yield Styled(heading, "bold")
     if not facts["groups"]:
         return

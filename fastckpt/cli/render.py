@@ -156,7 +156,7 @@ def duration_text(seconds: float) -> str:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 59.95:
         return f"{seconds:.{2 if seconds < 0.995 else 1}f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    return f"{round(seconds) // 60} min {round(seconds) % 60} s"
 
 
 def rate_text(count: int, seconds: float) -> str:

@@ -63,6 +63,9 @@ def convert(
 
     Raises:
         DamagedError: The source is damaged; names the tensor. The destination is untouched.
+            Of a directory, the steps that are not damaged are converted all the same.
+        MismatchError: Files of a step do not belong together (swapped ranks, mixed steps), or
+            another file would be overwritten.
         UnsupportedStateError, NotACheckpointError, OutOfSpaceError, CheckpointIOError, UsageError
     """
     if os.path.isdir(source):
@@ -173,6 +176,10 @@ def convert_file(
             progress=progress,
         )
     else:
+        if kind == "fckpt":
+            from fastckpt.checkpoint_file import CheckpointFile
+
+            CheckpointFile(source).source.close()  # Says what the file is, if it is no checkpoint at all.
         raise UsageError(
             f"{os.fspath(source)} is a {kind} file; it cannot be converted to {to} in one step",
             next_step="convert it to .fckpt first" if kind != "fckpt" else "use fastckpt.load and fastckpt.save",

@@ -72,5 +72,5 @@ def load_foreign(
         for number, crc in zip(filled, moved.crcs, strict=True):
             crcs[number] = crc
         check_crcs(foreign, crcs)
-    tensors = build_tensors(entries, regions.__getitem__, torch.device(device))
+    tensors = build_tensors(entries, lambda n: (regions[n], 0, sizes[n]), torch.device(device))
     return resolve_tree(foreign.tree, lambda ref: tensors[ref.entry]) if keys is None else named(entries, tensors)

@@ -11,8 +11,8 @@ made beside its own (see `fastckpt.nanochat.places`).
 A killed run is finished by running it again. A file that is already there is
 kept if it holds what its source holds, compared byte by byte, and is whole;
 one that is damaged is converted again. One that is whole but holds something
-else is not ours to lose: it is replaced only if it is a ``.fckpt`` older than
-its source, which training has then saved anew.
+else is not ours to lose: it is replaced only on the way to ``.fckpt``, when it
+is older than its source, which training has then saved anew.
 
 A step whose files are damaged or do not belong together is left out; the
 others are converted, and the error comes at the end.
@@ -230,7 +230,7 @@ class _Run:
         elif read_small(target) == data:
             notes = (ALREADY_THERE,)
         else:
-            refuse_overwriting(path, target)
+            refuse_overwriting(path, target, to=self.to)
             publish_bytes(target, data, durable=self.durable)
         return Conversion(path, target, "meta", len(data), 0, source_verified=False, exact=True, notes=notes)
 

@@ -42,7 +42,7 @@ def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: i
         raise
     if found is None:
         if _is_whole(target, threads=threads):
-            refuse_overwriting(path, target)
+            refuse_overwriting(path, target, to="fckpt" if to_own else "pt")
         return None
     if to_own:
         as_wished = (found.exact or not exact) and found.encoded == (codec != "none")
@@ -60,9 +60,9 @@ def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: i
     )
 
 
-def refuse_overwriting(path: str, target: str) -> None:
-    """Raise MismatchError unless ``target``, which differs from ``path``, is older and not what training wrote."""
-    if target.endswith((".fckpt", ".json")) and os.stat(target).st_mtime_ns < os.stat(path).st_mtime_ns:
+def refuse_overwriting(path: str, target: str, *, to: str) -> None:
+    """Raise MismatchError unless ``target``, which differs from ``path``, was made of it before it was saved anew."""
+    if to == "fckpt" and os.stat(target).st_mtime_ns < os.stat(path).st_mtime_ns:
         return
     raise MismatchError(
         f"there is a {os.path.basename(target)} already, whole, and it does not hold what {path} holds",

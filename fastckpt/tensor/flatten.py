@@ -59,7 +59,9 @@ def flatten(state: object) -> FlatState:
             storages.append(storage)
         paths.append(path)
         tensors.append(value)
-        rows.append((NAMES[value.dtype], tuple(value.shape), value.stride(), number, int(value.storage_offset()), flags))
+        rows.append(
+            (NAMES[value.dtype], tuple(value.shape), value.stride(), number, int(value.storage_offset()), flags)
+        )
         return TensorRef(len(rows) - 1)
 
     tree = encode_tree(state, resolve)

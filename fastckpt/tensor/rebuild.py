@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import math
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -15,56 +16,58 @@ from fastckpt.constants import (
     ENTRY_FLAG_REQUIRES_GRAD,
 )
 from fastckpt.errors import UnsupportedStateError
+from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef, decode_tree
 from fastckpt.tensor.dtypes import torch_dtype
 
+StorageBytes = tuple[memoryview, int, int]
+"""Where the bytes of a storage lie: a writable region, an offset in it, and how many."""
 
-def storage_tensor(memory: memoryview, device: torch.device) -> torch.Tensor:
-    """A uint8 tensor with a storage of its own over ``memory``, or over a copy of it on ``device``."""
-    if not len(memory):
-        return torch.empty(0, dtype=torch.uint8, device=device)
-    tensor = torch.frombuffer(memory, dtype=torch.uint8)
-    return tensor if device.type == "cpu" else tensor.to(device)
+
+def _storage(place: StorageBytes, device: torch.device) -> torch.UntypedStorage:
+    """A storage over these bytes, or over a copy of them on ``device``."""
+    region, start, nbytes = place
+    if not nbytes:
+        return torch.empty(0, dtype=torch.uint8, device=device).untyped_storage()
+    tensor = torch.frombuffer(region, dtype=torch.uint8, count=nbytes, offset=start)
+    return (tensor if device.type == "cpu" else tensor.to(device)).untyped_storage()
 
 
 def build_tensors(
-    entries: Sequence[Entry], memory_of: Callable[[int], memoryview], device: torch.device
+    entries: Sequence[Entry], bytes_of: Callable[[int], StorageBytes], device: torch.device
 ) -> list[torch.Tensor]:
     """The tensor of every entry. Entries on one storage share it again.
 
     Args:
         entries: What to build.
-        memory_of: The bytes of a storage, by its number; writable.
+        bytes_of: Where the bytes of a storage lie, by its number.
         device: Where the tensors shall be.
     """
-    uses: dict[int, int] = {}
-    for entry in entries:
-        uses[entry.storage] = uses.get(entry.storage, 0) + 1
+    uses = Counter(entry.storage for entry in entries)
     shared: dict[int, torch.UntypedStorage] = {}
     tensors = []
     on_cpu = device.type == "cpu"
-    for entry in entries:
-        _, dtype_name, shape, stride, number, offset, flags = entry
+    for _, dtype_name, shape, stride, number, offset, flags in entries:
         dtype = torch_dtype(dtype_name)
-        memory = memory_of(number)
-        nbytes = len(memory)
+        region, start, nbytes = bytes_of(number)
+        numel = math.prod(shape)
         if (
             on_cpu
             and nbytes
-            and uses[number] == 1
             and offset == 0
+            and uses[number] == 1
             and stride == contiguous_stride(shape)
-            and entry.nbytes == nbytes
+            and numel * BY_NAME[dtype_name].itemsize == nbytes
         ):
             # The common case, without building the storage first: same result, half the time.
-            tensor = torch.frombuffer(memory, dtype=dtype)
+            tensor = torch.frombuffer(region, dtype=dtype, count=numel, offset=start)
             if len(shape) != 1:
                 tensor = tensor.view(shape)
         else:
             storage = shared.get(number)
             if storage is None:
-                storage = shared[number] = storage_tensor(memory, device).untyped_storage()
+                storage = shared[number] = _storage((region, start, nbytes), device)
             tensor = torch.empty(0, dtype=dtype, device=device).set_(storage, offset, shape, stride)
         tensors.append(_with_flags(tensor, flags) if flags else tensor)
     return tensors

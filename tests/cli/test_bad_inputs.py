@@ -73,12 +73,9 @@ def test_a_file_that_may_not_be_read_is_5(command, here, samples, monkeypatch):
     check_error(here(*command, samples.pt), 5, "Permission denied", "ls -ld")
 
 
-@pytest.mark.parametrize("command", COMMANDS[1:] + [["convert", "--to", "pt"]], ids=lambda command: command[-1])
+@pytest.mark.parametrize("command", [["inspect"], ["convert", "--to", "pt"]], ids=lambda command: command[0])
 def test_a_cut_file_is_2_and_names_salvage(command, here, samples):
-    ended = here(*command, samples.cut)
-    assert ended.code in ((2, 64) if command == COMMANDS[2] else (2,))
-    if ended.code == 2:
-        check_error(ended, 2, "cut short", "fastckpt salvage")
+    check_error(here(*command, samples.cut), 2, "cut short", "fastckpt salvage")
 
 
 @pytest.mark.parametrize("kept", [0.1, 0.5, 0.999])

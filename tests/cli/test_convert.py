@@ -81,22 +81,22 @@ def test_a_directory(here, real, tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system with room for 2 MB."""
+    """A file system with room for 256 kB."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
     path = tmp_path / "disk"
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], capture_output=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", path], capture_output=True)
     if mounted.returncode:
         pytest.skip("mounting is not allowed here")
     yield path
     subprocess.run(["umount", path], check=True)
 
 
-def test_a_full_disk_is_5_and_leaves_the_old_file(here, real, small_disk):
+def test_a_full_disk_is_5_and_leaves_the_old_file(here, samples, small_disk):
     target = small_disk / "model.fckpt"
     target.write_bytes(b"the old one")
-    ended = here("convert", real / "base_checkpoints/d4/model_000004.pt", target, "--json")
+    ended = here("convert", samples.pt, target, "--json")
     assert ended.code == 5
     assert ended.json["error"]["type"] == "OutOfSpaceError"
     assert target.read_bytes() == b"the old one"

@@ -88,7 +88,7 @@ def test_text_collapses_layers_and_shows_step_and_config(here, samples):
     assert "step: 7" in ended.out
     assert "n_layer 4" in ended.out
     assert "shared storage: model.wte.weight, model.lm_head.weight" in ended.out
-    assert "optimizer at optimizer: 1 groups" not in ended.out
+    assert "optimizer at optimizer: 1 group, 2 parameters, state under 0, step 7" in ended.out
 
 
 def test_the_tree_shows_values_too(here, samples):

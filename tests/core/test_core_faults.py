@@ -190,6 +190,35 @@ def test_file_size_limit(tmp_path: Path) -> None:
     assert subprocess.run(command, env=env).returncode == 7
 
 
+def test_where_no_thread_can_be_had(tmp_path: Path) -> None:
+    # A thread's stack no longer fits the address space: the calling thread does the work.
+    program = """
+        import os, resource, sys, threading, zlib
+        from array import array
+        from fastckpt import _core
+        data = bytes(range(256)) * 65536
+        used = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), used + (4 << 20)))
+        crcs, done = array("I", [0]), []
+        rows = array("Q", [_core.address(data), 0, len(data), 0])
+        assert _core.transfer(-1, -2, rows, None, crcs, threads=2, progress=done.append) == []
+        assert crcs[0] == zlib.crc32(data) and done == [len(data)]
+        # Nor does the scratch memory of a direct read: an exception, not a crash.
+        fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+        rows = array("Q", [0, 0, 64 << 20, 0])
+        try:
+            _core.transfer(fd, -2, rows, None, None, threads=2, source_direct_fd=fd)
+        except MemoryError:
+            pass
+        sys.exit(7)
+    """
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("this platform has no /proc")
+    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "file")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run(command, env=env).returncode == 7
+
+
 @pytest.mark.parametrize("sink", ["none", "memory"])
 def test_map_of_a_cut_file_is_a_fault_and_not_a_signal(tmp_path: Path, sink: str) -> None:
     path = tmp_path / "source"

@@ -29,7 +29,7 @@ from fastckpt.constants import LEAF_SIZE
 
 SOURCES = ["memory", "file", "direct"]
 SINKS = ["none", "memory", "file", "direct"]
-DATA = random.Random(7).randbytes(20 * 1024 * 1024 + 12345)
+DATA = random.Random(7).randbytes(14 * 1024 * 1024 + 12345)
 
 
 @pytest.mark.parametrize("sink", SINKS)

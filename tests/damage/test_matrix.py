@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -90,25 +91,21 @@ class Lab:
         for name, (start, size) in self.regions.items():
             before, after = self.raw[start : start + size], damaged[start : start + size]
             if before != after:
-                found[name] = [at for at in range(size) if before[at : at + 1] != after[at : at + 1]]
+                found[name] = np.nonzero(np.frombuffer(before, np.uint8) != np.frombuffer(after, np.uint8))[0].tolist()
         return found
 
     def bad_leaves(self, touched: dict[str, list[int]]) -> set[tuple[int, int]]:
         """(record, leaf) of everything that can no longer be proven."""
         bad: set[tuple[int, int]] = set()
         for record in self.records:
-            for at in touched.get(f"payload {record.number}", []):
-                if record.is_raw:
-                    bad.add((record.number, at // LEAF_SIZE))
-                    continue
-                chunk = next(
-                    i for i, row in enumerate(record.chunks) if row.offset <= at < row.offset + row.stored_size
-                )
-                leaf = chunk * LEAVES_IN_CHUNK
-                if record.chunks[chunk].codec == 0:
-                    bad.add((record.number, leaf + (at - record.chunks[chunk].offset) // LEAF_SIZE))
-                else:
-                    bad |= {(record.number, leaf + i) for i in range(len(record.chunk_leaves(chunk)) // 8)}
+            payload = touched.get(f"payload {record.number}", [])
+            for number, row in enumerate(record.chunks):
+                first = number * LEAVES_IN_CHUNK
+                inside = [at - row.offset for at in payload if row.offset <= at < row.offset + row.stored_size]
+                if row.codec == 0:
+                    bad |= {(record.number, first + at // LEAF_SIZE) for at in inside}
+                elif inside:
+                    bad |= {(record.number, first + i) for i in range(len(record.chunk_leaves(number)) // 8)}
         return bad
 
     def hit(self, ranges: dict[str, tuple[int, int, int]], bad: set[tuple[int, int]]) -> set[str]:
@@ -120,10 +117,11 @@ class Lab:
             and start < end
         }
 
-    def check(self, damaged: bytes, *, keys: bool = True) -> None:
+    def check(self, damaged: bytes, *, keys: bool = True, write: bool = True) -> None:
         """Everything that must hold for a damaged copy of the same length."""
         touched = self.touched(damaged)
-        self.path.write_bytes(damaged)
+        if write:
+            self.path.write_bytes(damaged)
         report = fastckpt.verify(self.path)
         assert report.ok == (not touched)
         if not touched:
@@ -259,7 +257,7 @@ def flip_all(lab: Lab, step: int) -> None:
 
 
 def test_flipped_bytes(lab: Lab) -> None:
-    flip_all(lab, 419)
+    flip_all(lab, 997)
 
 
 @pytest.mark.slow
@@ -303,16 +301,12 @@ def test_holes(lab: Lab) -> None:
         start = generator.randrange(0, len(lab.raw) - ALIGNMENT, ALIGNMENT)
         size = generator.choice([1, 3, 8, 40]) * ALIGNMENT
         end = min(start + size, len(lab.raw))
-        lab.check(lab.raw[:start] + bytes(end - start) + lab.raw[end:])
         with open(lab.path, "wb") as file:
             file.write(lab.raw[:start])
             file.seek(end)
             file.write(lab.raw[end:])
             file.truncate(len(lab.raw))
-        with pytest.raises(DamagedError) if lab.raw[start:end].strip(b"\0") else pytest.MonkeyPatch.context():
-            fastckpt.load(lab.path, keys="*")
-            # One copy of the metadata may stand in for a hole in another.
-            raise DamagedError("")
+        lab.check(lab.raw[:start] + bytes(end - start) + lab.raw[end:], write=False)
 
 
 def test_cuts(lab: Lab) -> None:
@@ -328,9 +322,6 @@ def test_cuts(lab: Lab) -> None:
 def test_bytes_behind_the_end(lab: Lab) -> None:
     for extra in (b"\0", bytes(ALIGNMENT), lab.raw):
         lab.path.write_bytes(lab.raw + extra)
-        if extra is lab.raw:
-            # Two whole files one behind the other: the footer states another size.
-            pass
         with pytest.raises(DamagedError, match="salvage"):
             fastckpt.load(lab.path)
         report = fastckpt.verify(lab.path)

@@ -24,7 +24,7 @@ def tree(state: object) -> bytes:
     return encode_tree(state, refuse)
 
 
-ENTRIES = [Entry("a.w", "float32", (4,), (1,), 0, 0), Entry("a.b", "int8", (), (), 1, 3, 1)]
+ENTRIES = [Entry("a.w", "float32", (4,), (1,), 0, 0), Entry("a.b", "int8", (), (), 1, 3, 2)]
 STATE = {"a": {"w": TensorRef(0), "b": TensorRef(1)}, "step": 7}
 PLACES = [StoragePlace(16, 0, 0), StoragePlace(4, 64, 0)]
 

@@ -96,7 +96,7 @@ def test_models_to_safetensors(tmp_path: Path) -> None:
 
     directory = tmp_path / "d12"
     BUILDS["head"](directory)
-    with pytest.raises(UsageError, match="convert it to .fckpt first"):
+    with pytest.raises(UsageError, match=r"convert it to \.fckpt first"):
         fastckpt.convert(directory, to="safetensors")
     fastckpt.convert(directory)
     (model,) = fastckpt.convert(directory, to="safetensors")

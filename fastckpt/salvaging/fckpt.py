@@ -1,0 +1,171 @@
+"""Taking stock of a damaged ``.fckpt``: any one copy of the structure is enough, every leaf is checked."""
+
+from __future__ import annotations
+
+from fastckpt.codec.registry import codec_for_reading
+from fastckpt.constants import CODEC_NONE, LEAF_SIZE
+from fastckpt.errors import FastckptError, UnsupportedVersionError
+from fastckpt.findings import Finding, Kind
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.layout.entries import Entry, check_entry
+from fastckpt.layout.manifest import Manifest
+from fastckpt.layout.records import Record
+from fastckpt.layout.tree import TensorRef, decode_tree
+from fastckpt.payload import Reading, Target, finding_of, read_targets
+from fastckpt.remains import Remains, find_cuts, find_lost, scan, whole_prefix
+from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, merge_holes
+
+
+def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> Wreck:
+    """What stands of a ``.fckpt`` file.
+
+    Raises:
+        UnsupportedVersionError: It needs a newer fastckpt.
+    """
+    remains = scan(source, threads=threads)
+    wreck = Wreck(source.path, "fckpt", source.size)
+    _take_structure(wreck, remains)
+    records = [record for _, record in sorted(remains.records.items())]
+    # Holes by record number, in its raw bytes.
+    holes: dict[int, list[Hole]] = {record.number: _cut_off(record, source.size) for record in records}
+    leaves: dict[int, list[int]] = {}
+    targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in _readable(records, wreck)]
+    for bad in read_targets(source, targets, Reading(threads, progress=progress)):
+        start = bad.leaf * LEAF_SIZE
+        end = min(start + bad.leaves * LEAF_SIZE, bad.record.raw_size)
+        holes[bad.record.number].append(Hole(start, end, bad.kind))
+        leaves.setdefault(bad.record.number, []).extend(range(bad.leaf, bad.leaf + bad.leaves))
+        wreck.findings.append(finding_of(bad))
+    wreck.findings += remains.findings
+    wreck.findings += find_cuts(remains, source.size)
+    wreck.findings += find_lost(remains, source.size)
+    wreck.findings.sort(key=lambda finding: (finding.offset, finding.size))
+    for record in records:
+        _mark_storages(wreck, record, merge_holes(holes[record.number]), leaves.get(record.number, []))
+    return wreck
+
+
+def _readable(records: list[Record], wreck: Wreck) -> list[Record]:
+    """The records whose codecs are known; the others are noted and their storages lost."""
+    readable = []
+    for record in records:
+        try:
+            for codec in {chunk.codec for chunk in record.chunks} - {CODEC_NONE}:
+                codec_for_reading(codec)
+        except UnsupportedVersionError as error:
+            wreck.notes.append(f"record {record.number} is left out: {error.message}")
+            for storage in record.storages:
+                wreck.storages[storage.storage].lose("its codec needs a newer fastckpt")
+            continue
+        readable.append(record)
+    return readable
+
+
+def _cut_off(record: Record, file_size: int) -> list[Hole]:
+    there = whole_prefix(record, file_size)
+    return [Hole(there, record.raw_size, Kind.MISSING)] if there < record.raw_size else []
+
+
+def _take_structure(wreck: Wreck, remains: Remains) -> None:
+    """Names, shapes and nesting: from the manifest, or flat from the entry tables of the headers."""
+    manifest = remains.manifest
+    if manifest is not None:
+        try:
+            _take_manifest(wreck, manifest)
+        except FastckptError as error:
+            wreck.findings.append(Finding(Kind.INCONSISTENT, f"the manifest contradicts itself: {error.message}", 0, 0))
+            manifest = None
+        else:
+            _refuse_strangers(wreck, manifest, remains)
+            return
+    entries: list[Entry] = []
+    numbers: dict[int, int] = {}
+    states: list[StorageState] = []
+    for _, record in sorted(remains.records.items()):
+        for packed in record.storages:
+            if packed.storage not in numbers:
+                numbers[packed.storage] = len(states)
+                states.append(StorageState(packed.nbytes, reason="its record is lost"))
+    sizes = {number: states[place].nbytes for number, place in numbers.items()}
+    names: set[str] = set()
+    for _, record in sorted(remains.records.items()):
+        try:
+            found = [entry for entry in record.entries if entry.storage in sizes]
+            for entry in found:
+                check_entry(entry._replace(storage=0), [sizes[entry.storage]])
+        except FastckptError as error:
+            message = f"the entries of record {record.number} contradict its storages: {error.message}"
+            wreck.findings.append(Finding(Kind.INCONSISTENT, message, *record.header, record=record.number))
+            continue
+        entries += [entry for entry in found if entry.name not in names]
+        names.update(entry.name for entry in found)
+    # Storages are numbered by first use, so this is about the order of the state.
+    entries.sort(key=lambda entry: entry.storage)
+    wreck.entries = [entry._replace(storage=numbers[entry.storage]) for entry in entries]
+    wreck.storages = states
+    wreck.tree = {entry.name: TensorRef(index) for index, entry in enumerate(wreck.entries)}
+    wreck.structure = "from index/header" if remains.records else "none"
+    _renumber(remains, numbers)
+    if remains.records:
+        wreck.notes.append(
+            "no manifest is whole: tensors come back under their flat names, without nesting, plain values and metadata"
+        )
+
+
+def _renumber(remains: Remains, numbers: dict[int, int]) -> None:
+    for record in remains.records.values():
+        record.storages = [packed._replace(storage=numbers[packed.storage]) for packed in record.storages]
+
+
+def _take_manifest(wreck: Wreck, manifest: Manifest) -> None:
+    entries = manifest.checked_entries()
+    wreck.tree = decode_tree(manifest.tree, len(entries))
+    wreck.metadata = manifest.metadata
+    wreck.entries = entries
+    wreck.storages = [StorageState(place.nbytes) for place in manifest.storages]
+    for state in wreck.storages:
+        state.lose("its record is lost")
+    wreck.structure = "whole"
+
+
+def _refuse_strangers(wreck: Wreck, manifest: Manifest, remains: Remains) -> None:
+    """Leave out records that contradict the manifest."""
+    for number, record in list(remains.records.items()):
+        for packed in record.storages:
+            place = (packed.nbytes, packed.offset, number)
+            if packed.storage >= len(manifest.storages) or manifest.storages[packed.storage] != place:
+                message = f"record {number} and the manifest disagree about storage {packed.storage}"
+                wreck.findings.append(Finding(Kind.INCONSISTENT, message, *record.header, record=number))
+                del remains.records[number]
+                break
+
+
+def _mark_storages(wreck: Wreck, record: Record, holes: list[Hole], leaves: list[int]) -> None:
+    for packed in record.storages:
+        state = wreck.storages[packed.storage]
+        if state.record is not None or state.reason.startswith("its codec"):
+            continue
+        start, end = packed.offset, packed.offset + packed.nbytes
+        state.record, state.record_offset = record, start
+        state.offset = record.payload.offset + start if record.is_raw else None
+        state.proven = True
+        state.holes = [
+            hole._replace(start=max(hole.start, start) - start, end=min(hole.end, end) - start)
+            for hole in holes
+            if hole.start < end and start < hole.end
+        ]
+        state.bad_leaves = leaves
+        state.reason = _reason(state)
+
+
+def _reason(state: StorageState) -> str:
+    kinds = {hole.kind for hole in state.holes}
+    texts = {
+        Kind.MISSING: "the file ends before its end",
+        Kind.TORN: "parts were never written (zeros)",
+        Kind.ROTTED: "parts are not what was written",
+        Kind.UNREADABLE: "parts cannot be read",
+    }
+    return ", ".join(text for kind, text in texts.items() if kind in kinds)
+
