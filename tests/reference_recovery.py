@@ -80,6 +80,6 @@ def recover(path: str | Path) -> File:
         attach(data, rec, entries)
     whole = {entry.name: entry for entry in entries if entry.memory is not None}
     lost = [entry.name for entry in entries if entry.memory is None]
-    need(bool(records) or data[:8] == SUPERBLOCK, "nothing to recover", NotACheckpoint)
+    need(bool(records or named) or data[:8] == SUPERBLOCK, "nothing to recover", NotACheckpoint)
     state = tree(found.tree, [entry if entry.memory is not None else None for entry in entries]) if found else None
     return File(state, tree(found.metadata, []) if found else None, whole, None, records, [], lost)

