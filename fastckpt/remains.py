@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fastckpt import _core
@@ -21,6 +21,7 @@ from fastckpt.constants import (
     CHUNK_SIZE,
     FOOTER_SIZE,
     LEAF_SIZE,
+    MAGIC_FOOTER,
     MAGIC_INDEX,
     MAGIC_MANIFEST,
     MAGIC_RECORD,
@@ -151,6 +152,10 @@ class _Scan:
         except FastckptError as error:
             error.message = f"the save was cut short or the end is damaged: {error.message}"
             self.add(error, "footer", offset, size - offset)
+            # Where no footer begins, what ends here was cut: these bytes are other parts of the file.
+            last = self.remains.findings[-1]
+            if last.kind is Kind.ROTTED and not self.source.read(offset, size - offset).startswith(MAGIC_FOOTER):
+                self.remains.findings[-1] = replace(last, kind=Kind.MISSING)
             return None
 
     def manifest_at(self, offset: int, digest: bytes | None, *, report: bool = False) -> tuple[Manifest, Extent] | None:
@@ -188,7 +193,7 @@ class _Scan:
 
     def walk(self, at: int, digest: bytes | None) -> bytes | None:
         """Take the records one after the other; returns the manifest digest they agree on."""
-        mirrors = self.read_mirrors()
+        mirrors = self.read_mirrors(digest)
         candidates: Iterator[int] | None = None
         while at < self.source.size:
             record = self.header_at(at, digest)
@@ -232,7 +237,7 @@ class _Scan:
         self.budget += size
         return record
 
-    def read_mirrors(self) -> dict[int, Record]:
+    def read_mirrors(self, digest: bytes | None) -> dict[int, Record]:
         """The headers in the index, by the offset they belong at.
 
         Each header proves itself, so those in a damaged index are taken too.
@@ -255,9 +260,11 @@ class _Scan:
                 except FastckptError:
                     continue
         mirrors: dict[int, Record] = {}
-        for block in blocks:
+        # The last one first: those before it may lie in a tensor that holds a checkpoint file.
+        for block in reversed(blocks):
             for record in self.headers_in(block):
-                mirrors.setdefault(record.header.offset, record)
+                if digest in (None, record.manifest_digest):
+                    mirrors.setdefault(record.header.offset, record)
         return mirrors
 
     def headers_in(self, block: bytes) -> Iterator[Record]:

@@ -44,20 +44,21 @@ def recover(path: str | Path) -> File:
             if block:
                 yield block
 
+    by_footer = attempt(lambda: next(row[3:] for row in footer(data)[2] if row[0] == 1))
+    size, digest = by_footer or attempt(lambda: superblock(data)) or (0, None)
     at_start = attempt(lambda: sealed(data, PAGE, MANIFEST))
-    named = attempt(lambda: footer(data)[2][0][3:]) or attempt(lambda: superblock(data))
-    size, digest = (len(at_start), at_start[-16:]) if at_start else (named or (0, None))
-    blocks = [at_start] if at_start else [block for block in scan(MANIFEST) if block[-16:] == digest]
-    copies: dict[int, bytes] = {}  # headers in any whole index, by their offset
+    if at_start and digest in (None, at_start[-16:]):
+        size, digest = len(at_start), at_start[-16:]
+    copies: dict[int, list[bytes]] = {}  # headers in any whole index, by their offset
     for index in scan(INDEX):
         at = 32 + 16 * struct.unpack_from("<Q", index, 16)[0]
         while header := attempt(lambda at=at, index=index: sealed(index, at, RECORD)):
-            copies.setdefault(struct.unpack_from("<Q", header, 24)[0], header)
+            copies.setdefault(struct.unpack_from("<Q", header, 24)[0], []).append(header)
             at += len(header)
 
     def record_at(at: int, digest: bytes | None) -> tuple[Record, bytes] | None:
         """The record header that stands at an offset, or else its copy in an index."""
-        for block in (attempt(lambda: sealed(data, at, RECORD)), copies.get(at)):
+        for block in (attempt(lambda: sealed(data, at, RECORD)), *copies.get(at, [])):
             rec = attempt(lambda block=block: record(block, at, digest, None)) if block else None
             if rec and block:
                 return rec, block[80:96]
@@ -71,8 +72,7 @@ def recover(path: str | Path) -> File:
             at = rec.end
         else:
             at += PAGE
-    if not blocks and digest:
-        blocks = [block for block in scan(MANIFEST) if block[-16:] == digest]
+    blocks = [block for block in scan(MANIFEST) if block[-16:] == digest]
     found = attempt(lambda: manifest(blocks[0])) if blocks else None
 
     entries = found.entries if found else [entry for rec in records for entry in rec.entries]
@@ -80,6 +80,6 @@ def recover(path: str | Path) -> File:
         attach(data, rec, entries)
     whole = {entry.name: entry for entry in entries if entry.memory is not None}
     lost = [entry.name for entry in entries if entry.memory is None]
-    need(bool(records or named) or data[:8] == SUPERBLOCK, "nothing to recover", NotACheckpoint)
+    need(bool(records or by_footer) or data[:8] == SUPERBLOCK, "nothing to recover", NotACheckpoint)
     state = tree(found.tree, [entry if entry.memory is not None else None for entry in entries]) if found else None
     return File(state, tree(found.metadata, []) if found else None, whole, None, records, [], lost)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 
 import fastckpt
 from fastckpt.errors import DamagedError, TensorNotFoundError, UnsupportedStateError, UsageError
@@ -33,9 +33,12 @@ def test_real_files(path: Path) -> None:
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 def test_everything(tmp_path: Path, legacy: bool) -> None:
     state = everything()
+    state["views"].pop()  # torch saves no storage under two element types.
     if legacy:
         # torch cannot read back its newer dtypes from the older format.
-        state["dtypes"] = {name: t for name, t in state["dtypes"].items() if t.dtype.itemsize > 1 and "uint" not in name}
+        state["dtypes"] = {
+            name: t for name, t in state["dtypes"].items() if t.dtype.itemsize > 1 and "uint" not in name
+        }
     path = tmp_path / "m.pt"
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
     loaded = fastckpt.load(path)
@@ -49,13 +52,22 @@ def test_everything(tmp_path: Path, legacy: bool) -> None:
 @given(state=states())
 def test_any_state(tmp_path: Path, state: Any) -> None:
     path = tmp_path / "m.pt"
-    torch.save(state, path)
+    try:
+        torch.save(state, path)
+    except RuntimeError:
+        reject()  # One storage under two element types.
     assert_same(fastckpt.load(path), torch.load(path, weights_only=False))
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    state = {str(dtype): of_dtype(dtype, 24) for dtype in DTYPES if dtype.itemsize < 16 and "complex32" not in str(dtype)}
-    state |= {"large": of_dtype(torch.float32, 300_000).view(300, -1), "empty": torch.empty(0, 3), "0d": torch.tensor(2)}
+    state = {
+        str(dtype): of_dtype(dtype, 24) for dtype in DTYPES if dtype.itemsize < 16 and "complex32" not in str(dtype)
+    }
+    state |= {
+        "large": of_dtype(torch.float32, 300_000).view(300, -1),
+        "empty": torch.empty(0, 3),
+        "0d": torch.tensor(2),
+    }
     safetensors.torch.save_file(state, tmp_path / "m.safetensors", metadata={"format": "pt"})
     loaded = fastckpt.load(tmp_path / "m.safetensors")
     expected = safetensors.torch.load_file(tmp_path / "m.safetensors")

@@ -445,7 +445,14 @@ def test_a_file_inside_a_tensor_is_not_taken_for_the_outer_one(tmp_path: Path) -
     data = bytearray((tmp_path / "f").read_bytes())
     file = read(tmp_path / "f")
     expected = {name: reference_tensor(tensor) for name, tensor in file.tensors.items()}
-    for lost in (["footer"], ["superblock", "manifest", "footer"], ["manifest", "copy", "footer"], ["header 1"]):
+    for lost in (
+        ["footer"],
+        ["header 0", "header 2", "footer"],
+        ["superblock", "manifest", "footer"],
+        ["manifest", "copy", "footer"],
+        ["manifest", "copy", "index"],
+        ["header 1"],
+    ):
         hurt = bytearray(data)
         for block in lost:
             offset, size = blocks(file, len(data))[block]

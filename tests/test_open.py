@@ -99,9 +99,7 @@ def test_closed(tmp_path: Path) -> None:
         "        try: action()\n"
         "        except FastckptError as error: print(type(error).__name__)\n"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=False
-    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=False)
     assert run.returncode == 0, f"ended with {run.returncode}: {run.stderr}"
     assert run.stdout.split() == ["UsageError"] * 6
 

@@ -36,5 +36,5 @@ def test_first_example_runs(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(model.parameters())
-    torch.save({"weight": torch.ones(2)}, "model_000500.pt")
+    torch.save(model.state_dict(), "model_000500.pt")
     exec(compile(code[1], "README.md", "exec"), {"model": model, "optimizer": optimizer})

@@ -13,9 +13,9 @@ namespace fastckpt {
 
 namespace {
 
-// The size of a work item, as measured; a power of two. Page cache and memory: enough to make taking
-// an item cheap, and whole huge pages, so that two threads do not fault in the same one. Direct I/O:
-// the disk wants large requests.
+// The size of a work item, as measured; a power of two. Page cache and memory: enough to make
+// taking an item cheap, and whole huge pages, so that two threads do not fault in the same one.
+// Direct I/O: the disk wants large requests.
 constexpr uint64_t kBufferedBlock = 2 * kChunkSize;
 constexpr uint64_t kDirectBlock = 8 * kChunkSize;
 constexpr size_t kMaxExtentsPerItem = 1024;
@@ -108,7 +108,7 @@ bool Transfer::Next(WorkItem* item) {
 }
 
 // How far a block from `offset` on would reach over a boundary of the sink's memory, in whole
-// leaves. Two threads that meet in one fresh huge page would both clear it, one of them for nothing.
+// leaves. Two threads that meet in one fresh huge page would both clear it, one for nothing.
 uint64_t Transfer::PastBoundary(uint64_t offset) const {
   if (request_.sink_fd != TransferRequest::kMemory) return 0;
   const uint64_t end = request_.extents[cursor_extent_].sink + offset + block_;

@@ -1,0 +1,143 @@
+"""Names, shapes and dtypes for storages whose own structure is lost: from a checkpoint built alike.
+
+The given ``--like``, a sibling in the same directory (another rank or step of
+the same training), or what nanochat's model config implies. One is used only
+if every storage that was found has the size it says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.errors import FastckptError
+from fastckpt.foreign import open_foreign
+from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+from fastckpt.io.source import Source
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.tree import decode_tree
+from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
+
+MAX_SIBLINGS = 8
+"""Files of a directory that are looked at for a structure that fits."""
+
+
+@dataclass(slots=True)
+class Blueprint:
+    """The structure of a checkpoint without its bytes.
+
+    Attributes:
+        structure: Where it comes from, as in `SalvageReport`.
+        tree: The nesting; ``TensorRef(i)`` is ``entries[i]``.
+        entries: The tensors.
+        sizes: Key and size of every storage; ``Entry.storage`` counts here.
+        prefix: Top directory of the archive it was read from.
+        notes: What the user should know about it.
+    """
+
+    structure: str
+    tree: Any
+    entries: list[Entry]
+    sizes: list[tuple[str, int]]
+    prefix: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def fits(self, found: Mapping[str, int]) -> bool:
+        """Whether every storage that was found, by key and size, is one of these."""
+        sizes = dict(self.sizes)
+        return all(sizes.get(key) == size for key, size in found.items())
+
+
+FindBlueprint = Callable[[Mapping[str, int]], "Blueprint | None"]
+
+
+def read_blueprint(path: str, structure: str) -> Blueprint:
+    """The structure of a checkpoint file of any format.
+
+    Raises:
+        FastckptError: It is not whole, or no checkpoint.
+    """
+    note = f"names, shapes and dtypes are those of {path}, and so are all plain values (such as lr and step)"
+    with Source(path) as source:
+        kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
+    if kind == "fckpt":
+        with CheckpointFile(path) as file:
+            entries = file.checked_entries()
+            tree = decode_tree(file.manifest.tree, len(entries))
+            sizes = [(str(number), place.nbytes) for number, place in enumerate(file.manifest.storages)]
+        return Blueprint(structure, tree, entries, sizes, notes=[note])
+    foreign = open_foreign(path)
+    named = foreign.kind == "torch-zip"
+    sizes = [
+        (storage.key.removeprefix("data/") if named else str(number), storage.nbytes)
+        for number, storage in enumerate(foreign.storages)
+    ]
+    return Blueprint(structure, foreign.tree, foreign.entries, sizes, foreign.prefix, [note])
+
+
+def blueprint_finder(path: str, like: str | None) -> FindBlueprint:
+    """A search for a structure for the file ``path``.
+
+    Raises (the search, not this call):
+        FastckptError: ``like`` was given and cannot be read.
+    """
+
+    def find(found: Mapping[str, int]) -> Blueprint | None:
+        if like is not None:
+            blueprint = read_blueprint(like, "like")
+            if blueprint.fits(found):
+                return blueprint
+        for sibling in siblings(path):
+            try:
+                blueprint = read_blueprint(sibling, "sibling")
+            except FastckptError:
+                continue
+            if blueprint.fits(found):
+                return blueprint
+        return _from_config(path, found)
+
+    return find
+
+
+def siblings(path: str) -> Iterator[str]:
+    """Files in the same directory that should have the same structure, the closest first."""
+    directory, name = os.path.split(os.path.abspath(path))
+    parsed = parse_name(name)
+    if parsed is None:
+        return
+    own = parsed[0]
+    ranked: list[tuple[tuple[int, int, int], str]] = []
+    for other_name in os.listdir(directory):
+        other = parse_name(other_name)
+        if other is None or other_name == name or other[0].role != own.role:
+            continue
+        stem = other[0]
+        # Other ranks of the same step have the same plain values too.
+        rank_distance = abs((stem.rank or 0) - (own.rank or 0))
+        if stem.step != own.step and rank_distance:
+            continue
+        ranked.append(((abs(stem.step - own.step), stem.step, rank_distance), os.path.join(directory, other_name)))
+    for _, other_path in sorted(ranked)[:MAX_SIBLINGS]:
+        yield other_path
+
+
+def _from_config(path: str, found: Mapping[str, int]) -> Blueprint | None:
+    """What nanochat's model config says, if ``path`` is a model file and its meta file is whole."""
+    from fastckpt.salvaging.nanochat_order import model_blueprint, read_model_config
+
+    directory, name = os.path.split(os.path.abspath(path))
+    parsed = parse_name(name)
+    if parsed is None or parsed[0].role != MODEL:
+        return None
+    meta = os.path.join(directory, f"{Stem(META, parsed[0].step)}.json")
+    config = read_model_config(meta)
+    return model_blueprint(config, found, meta) if config is not None else None
+
+
+def is_optimizer_file(path: str) -> bool:
+    """Whether a file is named like one of nanochat's optimizer files."""
+    parsed = parse_name(os.path.basename(path))
+    return parsed is not None and parsed[0].role == OPTIM

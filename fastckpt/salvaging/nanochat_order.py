@@ -1,0 +1,80 @@
+"""The tensors of a nanochat model, in the order in which they are saved, from its config alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from fastckpt.layout.dtypes import BY_NAME
+from fastckpt.layout.entries import Entry, contiguous_stride
+from fastckpt.layout.tree import TensorRef
+from fastckpt.salvaging.blueprint import Blueprint
+
+_VOCAB_MULTIPLE: Final = 64
+_MAX_META: Final = 2**20
+_MAX_LAYERS: Final = 10_000
+_KEYS: Final = ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
+
+Shape = tuple[int, ...]
+
+
+def read_model_config(path: str) -> dict[str, int] | None:
+    """The sizes in a ``meta_*.json``; None if it is not there or not whole."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            meta: Any = json.loads(file.read(_MAX_META))
+        config = meta["model_config"]
+        sizes = {key: config[key] for key in _KEYS}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    valid = all(type(value) is int and 0 < value < 2**31 for value in sizes.values())
+    return sizes if valid and sizes["n_layer"] <= _MAX_LAYERS else None
+
+
+def model_blueprint(config: Mapping[str, int], found: Mapping[str, int], meta: str) -> Blueprint | None:
+    """The structure of a model with this config, if the storages that were found fit it."""
+    tensors = list(_tensors(config))
+    for embedding in ("float32", "bfloat16"):
+        entries = []
+        sizes = []
+        for number, (name, shape, is_embedding) in enumerate(tensors):
+            dtype = embedding if is_embedding else "float32"
+            entries.append(Entry(name, dtype, shape, contiguous_stride(shape), number, 0))
+            sizes.append((str(number), math.prod(shape) * BY_NAME[dtype].itemsize))
+        tree = {entry.name: TensorRef(number) for number, entry in enumerate(entries)}
+        note = f"names, shapes and dtypes follow from the model config in {meta}"
+        blueprint = Blueprint("nanochat order", tree, entries, sizes, notes=[note])
+        # Without a single storage, nothing says that the config and the file belong together.
+        if found and blueprint.fits(found):
+            return blueprint
+    return None
+
+
+def _tensors(config: Mapping[str, int]) -> Iterator[tuple[str, Shape, bool]]:
+    """Name, shape, and whether it is an embedding (which may be bfloat16) of every tensor of the current layout."""
+    layers, width = config["n_layer"], config["n_embd"]
+    head = width // config["n_head"]
+    kv_heads = config["n_kv_head"]
+    vocabulary = -(-config["vocab_size"] // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    with_values = [layer for layer in range(layers) if layer % 2 == (layers - 1) % 2]
+    yield "resid_lambdas", (layers,), False
+    yield "x0_lambdas", (layers,), False
+    yield "smear_lambda", (1,), False
+    yield "backout_lambda", (1,), False
+    yield "transformer.wte.weight", (vocabulary, width), True
+    for layer in range(layers):
+        block = f"transformer.h.{layer}"
+        yield f"{block}.attn.c_q.weight", (config["n_head"] * head, width), False
+        yield f"{block}.attn.c_k.weight", (kv_heads * head, width), False
+        yield f"{block}.attn.c_v.weight", (kv_heads * head, width), False
+        yield f"{block}.attn.c_proj.weight", (width, width), False
+        if layer in with_values:
+            yield f"{block}.attn.ve_gate.weight", (kv_heads, 12), False
+        yield f"{block}.mlp.c_fc.weight", (4 * width, width), False
+        yield f"{block}.mlp.c_proj.weight", (width, 4 * width), False
+    yield "lm_head.weight", (vocabulary, width), False
+    yield "smear_gate.weight", (1, 24), False
+    for layer in with_values:
+        yield f"value_embeds.{layer}.weight", (vocabulary, kv_heads * head), True

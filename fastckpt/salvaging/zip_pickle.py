@@ -1,0 +1,118 @@
+"""Finding and reading ``data.pkl`` in a damaged torch zip archive."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from fastckpt.errors import FastckptError
+from fastckpt.foreign.pickle_input import PickleCutError
+from fastckpt.foreign.torch_state import TorchState, read_state
+from fastckpt.io.source import Source
+from fastckpt.salvaging.zip_evidence import descriptor_at, local_header_at, read_there
+from fastckpt.salvaging.zip_layout import DirectoryEntry
+
+_FIRST_WINDOW: Final = 4 * 2**20
+_MAX_PICKLE: Final = 64 * 2**20
+"""Bytes of a pickle that is still read; that of a million tensors is about as large."""
+_PICKLE_START: Final = b"\x80\x02"
+_NAME: Final = "/data.pkl"
+
+
+@dataclass(slots=True)
+class FoundPickle:
+    """``data.pkl`` as far as it stands.
+
+    Attributes:
+        prefix: The top directory of the archive; "" if nothing tells.
+        state: What it describes; None if it cannot be read.
+        offset: Where it begins.
+        end: First byte after it.
+        proven: Whether its CRC-32 matches.
+        doubt: Why it is not proven.
+        problem: Why it cannot be read.
+    """
+
+    prefix: str = ""
+    state: TorchState | None = None
+    offset: int = 0
+    end: int = 0
+    proven: bool = False
+    doubt: str = ""
+    problem: str = ""
+
+
+def find_pickle(source: Source, directory: dict[str, DirectoryEntry]) -> FoundPickle:
+    """``data.pkl``, wherever header, directory or its first bytes put it."""
+    best = FoundPickle(prefix=_prefix_in(directory), problem="data.pkl is not there")
+    for prefix, at, entry in _candidates(source, directory):
+        found = _read(source, prefix or best.prefix, at, entry)
+        if found.proven:
+            return found
+        if found.state is not None and best.state is None:
+            best = found
+        elif best.state is None:
+            best.prefix = best.prefix or found.prefix
+            best.offset, best.problem = found.offset, found.problem
+    return best
+
+
+def _prefix_in(directory: dict[str, DirectoryEntry]) -> str:
+    for name in directory:
+        prefix, slash, rest = name.partition("/")
+        if slash and (rest == "data.pkl" or rest.startswith("data/")):
+            return prefix
+    return ""
+
+
+def _candidates(
+    source: Source, directory: dict[str, DirectoryEntry]
+) -> Iterator[tuple[str, int, DirectoryEntry | None]]:
+    """``(prefix, offset of the pickle, directory entry)``."""
+    entry = next((entry for name, entry in directory.items() if name.endswith(_NAME) and name.count("/") == 1), None)
+    header = local_header_at(source, 0)
+    if header is not None and header.name.endswith(_NAME):
+        yield header.name[: -len(_NAME)], header.data, entry
+    if entry is not None:
+        stated = local_header_at(source, entry.header)
+        if stated is not None and stated.name == entry.name and (header is None or stated.data != header.data):
+            yield entry.name[: -len(_NAME)], stated.data, entry
+    head = read_there(source, 0, 4096)
+    at = head.find(_PICKLE_START)
+    if 0 < at:
+        yield "", at, entry
+
+
+def _read(source: Source, prefix: str, at: int, entry: DirectoryEntry | None) -> FoundPickle:
+    found = FoundPickle(prefix=prefix, offset=at)
+    window = _FIRST_WINDOW
+    while True:
+        raw = read_there(source, at, min(window, _MAX_PICKLE))
+        try:
+            found.state, size = read_state(raw)
+            break
+        except PickleCutError as error:
+            if len(raw) < window or window >= _MAX_PICKLE:
+                found.problem = f"data.pkl is cut or damaged: {error.message}"
+                return found
+            window *= 4
+        except FastckptError as error:
+            found.problem = f"data.pkl cannot be read: {error.message}"
+            return found
+    found.end = at + size
+    crc = zlib.crc32(raw[:size])
+    descriptor = descriptor_at(source, found.end, size, 16)
+    stated = {descriptor.crc} if descriptor is not None else set()
+    if entry is not None:
+        stated.add(entry.crc)
+    signed = (descriptor is not None and descriptor.signed and descriptor.crc) or (entry is not None and entry.crc)
+    found.proven = crc in stated - {0}
+    if not found.proven:
+        found.doubt = (
+            "data.pkl fails its CRC-32, so names, shapes and dtypes may be wrong"
+            if signed
+            else "nothing proves data.pkl, which has names, shapes and dtypes"
+        )
+    return found

@@ -1,0 +1,591 @@
+"""convert: foreign files to .fckpt and back byte for byte, or a refusal that leaves everything as it was."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import shutil
+import sys
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+import fastckpt
+from fastckpt.errors import (
+    CheckpointIOError,
+    DamagedError,
+    FastckptError,
+    NotACheckpointError,
+    UnsupportedStateError,
+    UsageError,
+)
+from tests.states import (
+    DTYPES,
+    assert_same,
+    assert_same_elements,
+    compressible,
+    everything,
+    module,
+    of_dtype,
+    pattern,
+)
+
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
+REAL_FILES = sorted(CHECKPOINTS.rglob("*.pt"))
+CODECS = ["none", "zstd"]
+pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+
+
+def round_trip(path: Path, codec: str = "none", suffix: str | None = None) -> Path:
+    """Convert to .fckpt and back and compare; returns the .fckpt."""
+    middle, back = path.with_name("middle.fckpt"), path.with_name("back" + (suffix or path.suffix))
+    (there,) = fastckpt.convert(path, middle, codec=codec)
+    assert (there.source, there.destination, there.format) == (str(path), str(middle), "fckpt")
+    assert there.exact
+    assert fastckpt.verify(middle).ok
+    (again,) = fastckpt.convert(middle, back)
+    assert again.exact
+    assert again.source_verified
+    assert again.format == fastckpt.verify(path).format
+    assert (again.tensors, again.nbytes) == (there.tensors, there.nbytes)
+    assert back.read_bytes() == path.read_bytes()
+    return middle
+
+
+def rich_state() -> dict[str, Any]:
+    shared = of_dtype(torch.float32, 80_000)
+    return {
+        "model": OrderedDict(
+            [
+                ("_orig_mod.w", torch.nn.Parameter(shared)),
+                ("_orig_mod.tied", shared[5:50]),
+                ("b", of_dtype(torch.bfloat16, 33)),
+            ]
+        ),
+        "empty": [torch.empty(0), torch.zeros(3, 4)[3:, 2:], torch.empty(0, 5, dtype=torch.int64)],
+        "scalar": torch.tensor(1.5),
+        "conj": torch.ones(3, dtype=torch.complex64).conj(),
+        "compressible": compressible(1_200_000),
+        "groups": [{"lr": 1e-3, "betas": (0.9, 0.95), "params": [0, 1], "nan": float("nan"), "big": 2**80}],
+        "torch": [torch.float16, torch.Size([2, 3]), torch.device("cuda:1")],
+        "bytes": b"\x00\xff",
+        7: None,
+    }
+
+
+@pytest.mark.skipif(not REAL_FILES, reason="the folder with real checkpoints is not there")
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("path", REAL_FILES, ids=[f"{p.parent.name}/{p.name}" for p in REAL_FILES])
+def test_real_files(tmp_path: Path, path: Path, codec: str) -> None:
+    source = tmp_path / "source.pt"
+    source.symlink_to(path)
+    middle = round_trip(source, codec)
+    assert_same(fastckpt.load(middle), torch.load(path, weights_only=False))
+    assert_same(fastckpt.load(middle, mmap=True), torch.load(path, weights_only=False))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("name", ["model_000500.pt", "archive.pt", "\u4e16.pt", "a b.pt", "x", ".hidden.pt"])
+def test_torch_zip(tmp_path: Path, name: str, codec: str) -> None:
+    path = tmp_path / name
+    torch.save(rich_state(), path)
+    middle = round_trip(path, codec, ".pt")
+    assert_same(fastckpt.load(middle), torch.load(path, weights_only=False))
+    renamed = tmp_path / "renamed.pt"
+    path.rename(renamed)
+    round_trip(renamed, codec)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("kind", ["everything", "tensor", "parameter", "plain", "empty", "module", "optimizer", "list"])
+def test_states(tmp_path: Path, kind: str, legacy: bool, codec: str) -> None:
+    def optimizer() -> Any:
+        model = module()
+        adam = torch.optim.AdamW(model.parameters())
+        sum(p.sum() for p in model.parameters()).backward()
+        adam.step()
+        return adam.state_dict()
+
+    def all_things() -> Any:
+        state = everything()
+        state["views"].pop()  # torch saves no storage under two element types.
+        if legacy:
+            state["dtypes"] = {k: t for k, t in state["dtypes"].items() if t.dtype.itemsize > 1 and "uint" not in k}
+        return state
+
+    state = {
+        "everything": all_things,
+        "tensor": lambda: pattern(5000),
+        "parameter": lambda: torch.nn.Parameter(torch.ones(3)),
+        "plain": lambda: {"step": 3, "name": "x"},
+        "empty": dict,
+        "module": lambda: module().state_dict(),
+        "optimizer": optimizer,
+        "list": lambda: [torch.ones(2), (torch.zeros(1),)],
+    }[kind]()
+    path = tmp_path / "m.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
+    middle = round_trip(path, codec)
+    assert_same(fastckpt.load(middle), torch.load(path, weights_only=False))
+    (result,) = fastckpt.convert(path, tmp_path / "again.fckpt")
+    assert result.source_verified == (not legacy or result.nbytes == 0)
+
+
+def test_buffer_is_called_archive(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    torch.save(rich_state(), buffer)
+    (tmp_path / "m.pt").write_bytes(buffer.getvalue())
+    with zipfile.ZipFile(tmp_path / "m.pt") as archive:
+        assert archive.namelist()[0].startswith("archive/")
+    round_trip(tmp_path / "m.pt")
+
+
+def without_crcs(state: Any, path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def test_without_crcs(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    without_crcs(rich_state(), path)
+    round_trip(path)
+    (result,) = fastckpt.convert(path, tmp_path / "again.fckpt")
+    assert not result.source_verified
+    torch.save(rich_state(), path)
+    (result,) = fastckpt.convert(path, tmp_path / "again.fckpt")
+    assert result.source_verified
+
+
+def repacked(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    change(records)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, raw in records.items():
+            archive.writestr(name, raw)
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_tensors_from_gpus(tmp_path: Path, legacy: bool) -> None:
+    """The location tag in the persistent ids of a file that was saved from CUDA devices."""
+    path = tmp_path / "m.pt"
+    torch.save(rich_state(), path, _use_new_zipfile_serialization=not legacy)
+    tag, gpu = b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:3"
+    if legacy:
+        raw = path.read_bytes()
+        assert tag in raw
+        path.write_bytes(raw.replace(tag, gpu))
+    else:
+
+        def change(records: dict[str, bytes]) -> None:
+            assert tag in records["m/data.pkl"]
+            records["m/data.pkl"] = records["m/data.pkl"].replace(tag, gpu)
+            pickletools.dis(records["m/data.pkl"], out=io.StringIO())
+
+        repacked(path, change)
+    middle = round_trip(path)
+    assert_same(fastckpt.load(middle), torch.load(path, map_location="cpu", weights_only=False))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_safetensors(tmp_path: Path, codec: str) -> None:
+    state = {
+        str(dtype): of_dtype(dtype, 24) for dtype in DTYPES if dtype.itemsize < 16 and "complex32" not in str(dtype)
+    }
+    state |= {"large": of_dtype(torch.float32, 400_000), "empty": torch.empty(0, 3), "0d": torch.tensor(2.5)}
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file(state, path, metadata={"format": "pt", "\u4e16": "x\ny"})
+    middle = round_trip(path, codec)
+    with fastckpt.open(middle) as ck:
+        assert ck.metadata == {"format": "pt", "\u4e16": "x\ny"}
+    loaded = fastckpt.load(middle)
+    for name, tensor in safetensors.torch.load_file(path).items():
+        assert_same_elements(loaded[name], tensor)
+    (result,) = fastckpt.convert(path, tmp_path / "again.fckpt")
+    assert not result.source_verified
+
+
+# States saved by fastckpt, to other formats
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_saved_state_to_torch(tmp_path: Path, codec: str) -> None:
+    state = {
+        "model": module().state_dict(),
+        "list": [torch.arange(5), (torch.ones(2, dtype=torch.bfloat16),)],
+        "step": 3,
+        "lr": 0.1,
+        "name": "x",
+    }
+    fastckpt.save(state, tmp_path / "s.fckpt", codec=codec)
+    (result,) = fastckpt.convert(tmp_path / "s.fckpt")
+    assert (result.destination, result.format, result.exact) == (str(tmp_path / "s.pt"), "torch-zip", False)
+    assert_same(torch.load(tmp_path / "s.pt", weights_only=True), state)
+    assert fastckpt.verify(tmp_path / "s.pt").ok
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_saved_state_to_safetensors(tmp_path: Path, codec: str) -> None:
+    state = {
+        "layer.0.w": of_dtype(torch.float32, 90_000).view(300, 300),
+        "layer.1.w": of_dtype(torch.bfloat16, 30).view(5, 6),
+        "b": of_dtype(torch.int64, 7),
+        "a": of_dtype(torch.float32, 70),
+        "c": of_dtype(torch.uint8, 5),
+        "empty": torch.empty(0, 2),
+    }
+    fastckpt.save(state, tmp_path / "s.fckpt", codec=codec, metadata={"format": "pt"})
+    (result,) = fastckpt.convert(tmp_path / "s.fckpt", to="safetensors")
+    assert result.format == "safetensors"
+    safetensors.torch.save_file(state, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
+    assert (tmp_path / "s.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"step": 3, "a": torch.ones(2)},
+        {"a": torch.ones(4)[1:]},
+        {"a": torch.ones(2, 3).t()},
+        {"a": torch.ones(3, dtype=torch.complex128)},
+        [torch.ones(2), 5],
+    ],
+)
+def test_states_that_safetensors_cannot_hold(tmp_path: Path, state: Any) -> None:
+    fastckpt.save(state, tmp_path / "s.fckpt")
+    with pytest.raises(UnsupportedStateError, match=r"a \.safetensors file cannot hold this state.*\.pt"):
+        fastckpt.convert(tmp_path / "s.fckpt", to="safetensors")
+    assert [p.name for p in tmp_path.iterdir()] == ["s.fckpt"]
+
+
+def test_shared_storage_to_safetensors(tmp_path: Path) -> None:
+    tied = torch.ones(3)
+    fastckpt.save({"a": tied, "b": tied}, tmp_path / "s.fckpt")
+    with pytest.raises(UnsupportedStateError, match="b shares its bytes with a"):
+        fastckpt.convert(tmp_path / "s.fckpt", to="safetensors")
+
+
+def test_across_formats(tmp_path: Path) -> None:
+    state = {"w": of_dtype(torch.float32, 70_000), "b": torch.arange(5)}
+    torch.save(state, tmp_path / "m.pt")
+    fastckpt.convert(tmp_path / "m.pt", tmp_path / "m.fckpt")
+    (result,) = fastckpt.convert(tmp_path / "m.fckpt", tmp_path / "m.safetensors")
+    assert not result.exact
+    loaded = safetensors.torch.load_file(tmp_path / "m.safetensors")
+    assert sorted(loaded) == ["b", "w"]
+    assert torch.equal(loaded["b"], state["b"])
+    assert_same_elements(loaded["w"], state["w"])
+    fastckpt.convert(tmp_path / "m.safetensors", tmp_path / "n.fckpt")
+    fastckpt.convert(tmp_path / "n.fckpt", tmp_path / "n.pt")
+    for name, tensor in torch.load(tmp_path / "n.pt").items():
+        assert_same_elements(tensor, state[name])
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_not_exact(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "m.pt"
+    torch.save(rich_state(), path)
+    (result,) = fastckpt.convert(path, tmp_path / "m.fckpt", exact=False, codec=codec)
+    assert not result.exact
+    assert_same(fastckpt.load(tmp_path / "m.fckpt"), torch.load(path, weights_only=False))
+    (result,) = fastckpt.convert(tmp_path / "m.fckpt", tmp_path / "back.pt")
+    assert not result.exact
+    assert_same(torch.load(tmp_path / "back.pt", weights_only=False), torch.load(path, weights_only=False))
+
+
+def test_deterministic(tmp_path: Path) -> None:
+    torch.save(rich_state(), tmp_path / "m.pt")
+    for codec in CODECS:
+        fastckpt.convert(tmp_path / "m.pt", tmp_path / "1.fckpt", codec=codec, threads=1)
+        fastckpt.convert(tmp_path / "m.pt", tmp_path / "2.fckpt", codec=codec, threads=3, durable=False)
+        assert (tmp_path / "1.fckpt").read_bytes() == (tmp_path / "2.fckpt").read_bytes()
+
+
+# Refusals
+
+
+def refused(source: Path, error: type[FastckptError], words: str, **options: Any) -> FastckptError:
+    """The conversion fails, nothing is left behind, and what stood at the destination stays."""
+    destination = source.with_name("old.fckpt")
+    destination.write_bytes(b"old")
+    before = sorted(p.name for p in source.parent.iterdir())
+    for codec in CODECS:
+        with pytest.raises(error, match=words) as caught:
+            fastckpt.convert(source, destination, codec=codec, **options)
+    assert destination.read_bytes() == b"old"
+    assert sorted(p.name for p in source.parent.iterdir()) == before
+    assert str(source) in str(caught.value)
+    return caught.value
+
+
+def test_crc_mismatch(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    state = {"small": pattern(5000, 1), "tied": None, "large": pattern(600_000, 2)}
+    state["tied"] = state["small"]
+    torch.save(state, path)
+    intact = path.read_bytes()
+    for name in ("small", "large"):
+        raw = bytearray(intact)
+        at = raw.index(state[name].numpy().tobytes()[:64])
+        raw[at + 99] ^= 4
+        path.write_bytes(raw)
+        error = refused(path, DamagedError, "CRC-32")
+        assert error.tensor == name
+        assert error.offset == at
+        assert error.next_step == f"fastckpt salvage {path}"
+        refused(path, DamagedError, "CRC-32", replace=True)
+        assert path.exists()
+
+
+def test_missing_storage(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"a": pattern(5000, 1), "b": pattern(5000, 2)}, path)
+    repacked(path, lambda records: records.pop("m/data/1") and None)
+    error = refused(path, DamagedError, "1 of 2 storages are missing")
+    assert error.tensor == "b"
+    assert error.next_step == f"fastckpt salvage {path}"
+
+
+def test_opaque_objects(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    torch.save({"args": {"where": Path("x")}, "a": torch.ones(1)}, path)
+    refused(path, UnsupportedStateError, r"state\['args'\]\['where'\] is a .*Path")
+
+
+def test_cut_sources(tmp_path: Path) -> None:
+    torch.save({"a": pattern(5000)}, tmp_path / "m.pt")
+    torch.save({"a": pattern(5000)}, tmp_path / "l.pt", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file({"a": pattern(5000)}, tmp_path / "m.safetensors")
+    for name in ("m.pt", "l.pt", "m.safetensors"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-700])
+        refused(path, DamagedError, "fastckpt salvage")
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_damaged_fckpt(tmp_path: Path, codec: str) -> None:
+    torch.save({"a": pattern(5000, 1), "b": pattern(600_000, 2)}, tmp_path / "m.pt")
+    path = tmp_path / "m.fckpt"
+    fastckpt.convert(tmp_path / "m.pt", path, codec=codec)
+    with fastckpt.open(path) as ck:
+        places = [record.payload.offset for record in ck._file.records]
+        section = ck._file.footer.section(4)
+    intact = path.read_bytes()
+    (tmp_path / "old.pt").write_bytes(b"old")
+    for place, name in zip(places, ("a", "b"), strict=True):
+        raw = bytearray(intact)
+        raw[place + 77] ^= 1
+        path.write_bytes(raw)
+        for options in ({}, {"exact": False}, {"replace": True}):
+            with pytest.raises(DamagedError) as caught:
+                fastckpt.convert(path, tmp_path / "old.pt", **options)
+            assert caught.value.tensor == name
+    assert section is not None
+    raw = bytearray(intact)
+    raw[section.extent.offset + 77] ^= 1
+    path.write_bytes(raw)
+    with pytest.raises(DamagedError, match="--no-exact"):
+        fastckpt.convert(path, tmp_path / "old.pt")
+    assert (tmp_path / "old.pt").read_bytes() == b"old"
+    assert path.exists()
+    fastckpt.convert(path, tmp_path / "new.pt", exact=False)
+    assert_same(torch.load(tmp_path / "new.pt"), torch.load(tmp_path / "m.pt"))
+
+
+def test_usage(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "m.pt")
+    fastckpt.save({"a": torch.ones(1)}, tmp_path / "s.fckpt")
+    shutil.copy(tmp_path / "m.pt", tmp_path / "copy.pt")
+    (tmp_path / "link.pt").symlink_to(tmp_path / "m.pt")
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for source, destination, options in (
+        ("m.pt", "m.pt", {}),
+        ("m.pt", "link.pt", {"to": "fckpt"}),
+        ("m.pt", "x.safetensors", {}),
+        ("m.pt", "x.unknown", {}),
+        ("m.pt", "x.pt", {}),
+        ("s.fckpt", "x.fckpt", {}),
+        ("m.pt", "x.fckpt", {"to": "tar"}),
+        ("m.pt", "x.fckpt", {"step": 3}),
+        ("m.pt", "x.fckpt", {"codec": "lz4"}),
+        ("m.pt", "x.fckpt", {"threads": 0}),
+    ):
+        with pytest.raises(UsageError):
+            fastckpt.convert(tmp_path / source, tmp_path / destination, **options)
+    with pytest.raises(CheckpointIOError):
+        fastckpt.convert(tmp_path / "missing.pt", tmp_path / "x.fckpt")
+    (tmp_path / "t.pt").write_bytes(b"nothing" * 100)
+    with pytest.raises(NotACheckpointError):
+        fastckpt.convert(tmp_path / "t.pt")
+    (tmp_path / "t.pt").unlink()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+def test_destination_is_named_after_the_source(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(1)}, tmp_path / "model.v1.pt")
+    safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "t.safetensors")
+    (tmp_path / "out").mkdir()
+    assert fastckpt.convert(tmp_path / "model.v1.pt")[0].destination == str(tmp_path / "model.v1.fckpt")
+    assert fastckpt.convert(tmp_path / "t.safetensors", tmp_path / "out")[0].destination == str(
+        tmp_path / "out" / "t.fckpt"
+    )
+    (tmp_path / "model.v1.pt").unlink()
+    assert fastckpt.convert(tmp_path / "model.v1.fckpt")[0].format == "torch-zip"
+    assert fastckpt.convert(tmp_path / "out" / "t.fckpt")[0].format == "safetensors"
+
+
+# replace=True
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_replace(tmp_path: Path, codec: str) -> None:
+    path = tmp_path / "m.pt"
+    torch.save(rich_state(), path)
+    raw = path.read_bytes()
+    fastckpt.convert(path, codec=codec, replace=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.fckpt"]
+    fastckpt.convert(tmp_path / "m.fckpt", replace=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+    assert path.read_bytes() == raw
+
+
+@pytest.mark.parametrize("name", ["m.pt", "l.pt", "m.safetensors", "s.fckpt"])
+def test_replace_keeps_the_source_unless_the_copy_reads_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The written file is spoiled between the commit and the reading back, as by a lying disk."""
+    from fastckpt.io.commit import Commit
+
+    state = {"a": pattern(5000, 1), "b": pattern(600_000, 2)}
+    path = tmp_path / name
+    if name == "m.safetensors":
+        safetensors.torch.save_file(state, path)
+    elif name == "s.fckpt":
+        fastckpt.save(state, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=name == "m.pt")
+    fastckpt.convert(path, tmp_path / "there.fckpt") if name != "s.fckpt" else shutil.copy(
+        path, tmp_path / "there.fckpt"
+    )
+    publish = Commit._publish
+    where = [0]
+
+    def spoiled(self: Commit) -> None:
+        publish(self)
+        with open(self.path, "r+b") as file:
+            size = file.seek(0, 2)
+            at = min(where[0], size - 1)
+            file.seek(at)
+            byte = file.read(1)
+            file.seek(at)
+            file.write(bytes([byte[0] ^ 1]))
+
+    monkeypatch.setattr(Commit, "_publish", spoiled)
+    jobs = [(tmp_path / "there.fckpt", tmp_path / "back.pt", {})]
+    if name == "m.safetensors":
+        jobs = [(tmp_path / "there.fckpt", tmp_path / "back.safetensors", {})]
+    if name != "s.fckpt":
+        jobs.append((path, tmp_path / "new.fckpt", {}))
+    for source, destination, options in jobs:
+        for where[0] in (100_000, 300_000):
+            with pytest.raises(DamagedError):
+                fastckpt.convert(source, destination, replace=True, **options)
+            assert source.exists()
+    monkeypatch.undo()
+    for source, destination, options in jobs:
+        fastckpt.convert(source, destination, replace=True, **options)
+        assert not source.exists()
+
+
+# Large files
+
+
+def zip64_file(path: Path, numel: int) -> None:
+    """A torch file whose first storage is a hole of more than 4 GiB; see tests/foreign."""
+    sys.path.insert(0, str(Path(__file__).parent / "foreign"))
+    try:
+        from test_damaged_torch_files import write_zip64
+    finally:
+        sys.path.pop(0)
+    torch.save({"small": torch.tensor([1.5, 2.5]), "big": torch.ones(3)}, path)
+    with zipfile.ZipFile(path) as archive:
+        data = archive.read(f"{path.stem}/data.pkl")
+    count = b"\x8a\x08" + numel.to_bytes(8, "little")
+    # Numbers of elements: in the persistent id (before the tuple ends) and in the shape.
+    assert data.count(b"K\x03t") == data.count(b"K\x03\x85") == 1
+    data = data.replace(b"K\x03t", count + b"t").replace(b"K\x03\x85", count + b"\x85")
+    stem = path.stem
+    write_zip64(
+        path,
+        [
+            (f"{stem}/data.pkl", data),
+            (f"{stem}/byteorder", b"little"),
+            (f"{stem}/data/1", 4 * numel),
+            (f"{stem}/data/0", torch.tensor([1.5, 2.5]).numpy().tobytes()),
+            (f"{stem}/version", b"3\n"),
+        ],
+    )
+
+
+def test_zip64_structure(tmp_path: Path) -> None:
+    """Only the part that does not lie in the hole is read."""
+    path = tmp_path / "big.pt"
+    zip64_file(path, 2**30 + 1)
+    loaded = fastckpt.load(path, keys="small")
+    assert loaded["small"].tolist() == [1.5, 2.5]
+
+
+@pytest.mark.slow
+def test_zip64(tmp_path: Path) -> None:
+    path = tmp_path / "big.pt"
+    zip64_file(path, 2**30 + 1)
+    if shutil.disk_usage(tmp_path).free < 12 * 2**30:
+        pytest.skip("needs 12 GiB of disk")
+    fastckpt.convert(path, tmp_path / "big.fckpt", codec="zstd:1", durable=False)
+    fastckpt.convert(tmp_path / "big.fckpt", tmp_path / "back.pt", durable=False)
+    with open(path, "rb") as a, open(tmp_path / "back.pt", "rb") as b:
+        while block := a.read(2**24):
+            assert block == b.read(2**24)
+        assert not b.read(1)
+    with fastckpt.open(tmp_path / "big.fckpt") as ck:
+        assert ck.info("big").shape == (2**30 + 1,)
+        assert ck.rows("big", -3, 2**31).tolist() == [0, 0, 0]
+
+
+def test_source_cut_during_the_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastckpt.conversion import to_fckpt
+
+    path = tmp_path / "m.pt"
+    torch.save({"a": pattern(3_000_000)}, path)
+    write = to_fckpt.write_checkpoint
+
+    def cutting(*args: Any, **options: Any) -> None:
+        with open(path, "r+b") as file:
+            file.truncate(1_000_000)
+        write(*args, **options)
+
+    monkeypatch.setattr(to_fckpt, "write_checkpoint", cutting)
+    with pytest.raises(FastckptError, match="ends there|changed|shorter"):
+        fastckpt.convert(path, tmp_path / "m.fckpt")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+
+
+def test_crcs_of_every_size(tmp_path: Path) -> None:
+    """The CRC is computed while the bytes are moved, in pieces: at every border it must be the same."""
+    sizes = [1, 100, 2**18 - 1, 2**18, 2**20, 2**20 + 1, 5_000_001]
+    state = {str(n): pattern(n, n) for n in sizes}
+    torch.save(state, tmp_path / "m.pt")
+    for codec in CODECS:
+        (result,) = fastckpt.convert(tmp_path / "m.pt", tmp_path / "m.fckpt", codec=codec)
+        assert result.source_verified
