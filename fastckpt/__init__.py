@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastckpt.findings import Finding, Report
     from fastckpt.into import load_into
     from fastckpt.reader import load
+    from fastckpt.salvaging import SalvageReport, salvage
     from fastckpt.saving import save
     from fastckpt.verification import verify
 
@@ -24,11 +25,13 @@ _HOMES = {
     "Checkpoint": "fastckpt.checkpoint",
     "Finding": "fastckpt.findings",
     "Report": "fastckpt.findings",
+    "SalvageReport": "fastckpt.salvaging",
     "TensorInfo": "fastckpt.checkpoint",
     "convert": "fastckpt.conversion",
     "load": "fastckpt.reader",
     "load_into": "fastckpt.into",
     "open": "fastckpt.checkpoint",
+    "salvage": "fastckpt.salvaging",
     "save": "fastckpt.saving",
     "verify": "fastckpt.verification",
 }
@@ -37,11 +40,13 @@ __all__ = [
     "Checkpoint",
     "Finding",
     "Report",
+    "SalvageReport",
     "TensorInfo",
     "convert",
     "load",
     "load_into",
     "open",
+    "salvage",
     "save",
     "verify",
 ]

@@ -18,7 +18,7 @@ import xxhash
 from fastckpt import _core
 from fastckpt.codec.registry import codec_for_reading
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, LEAF_SIZE, LEAVES_PER_CHUNK
-from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedVersionError, UsageError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedVersionError, UsageError
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
@@ -301,8 +301,12 @@ def check_chunk_digests(record: Record) -> list[int]:
 def tensors_in(record: Record, start: int, end: int) -> list[str]:
     """Flat names of the tensors that have bytes in ``[start, end)`` of a record's raw bytes."""
     hit = {s.storage: s.offset for s in record.storages if s.offset < end and start < s.offset + s.nbytes}
-    names = []
-    for entry in record.entries:
+    names: list[str] = []
+    try:
+        entries = list(record.entries)
+    except FastckptError:
+        return names  # A header whose entries contradict each other names nothing.
+    for entry in entries:
         if entry.storage in hit:
             first, last = entry.span
             if first < last and first + hit[entry.storage] < end and start < last + hit[entry.storage]:

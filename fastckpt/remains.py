@@ -298,7 +298,7 @@ def whole_prefix(record: Record, file_size: int) -> int:
 
 
 def find_remains(
-    path: str | os.PathLike[str], failure: DamagedError, *, threads: int, progress: Progress | None
+    path: str | os.PathLike[str], failure: FastckptError, *, threads: int, progress: Progress | None
 ) -> Report:
     """The report on a file that cannot be opened because of ``failure`` at its end."""
     with Source(path) as source:
@@ -339,7 +339,11 @@ def find_lost(remains: Remains, size: int) -> list[Finding]:
     if remains.manifest is None:
         return [Finding(Kind.MISSING, "no manifest is whole: which tensors are lost is not known", size, 0)]
     lost: dict[int, list[str]] = {}
-    for entry in remains.manifest.entries:
+    try:
+        entries = list(remains.manifest.entries)
+    except DamagedError as error:
+        return [Finding(Kind.INCONSISTENT, f"which tensors are lost is not known: {error.message}", size, 0)]
+    for entry in entries:
         if entry.storage >= len(remains.manifest.storages):
             continue
         record = remains.manifest.storages[entry.storage].record

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastckpt.collector import collector_paused
 from fastckpt.errors import UnsupportedStateError
-from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.tree import Path, encode_tree, path_text
 from fastckpt.tensor.flatten import flatten, host_bytes
 from fastckpt.writer import Content, write_checkpoint
@@ -56,7 +56,8 @@ def save(
         storage_sizes=[storage.nbytes() for storage in storages],
         origins=[storage.data_ptr() for storage in storages],
     )
-    write_checkpoint(content, path, codec=codec, durable=durable, threads=thread_count(threads), progress=progress)
+    count = direct_threads(threads) if durable and codec == "none" else thread_count(threads)
+    write_checkpoint(content, path, codec=codec, durable=durable, threads=count, progress=progress)
 
 
 def _refuse_metadata(value: Any, path: Path) -> object:

@@ -98,6 +98,10 @@ class _Verification:
             records = self.file.records
         except _BAD as error:
             self.add(error, 0, self.file.source.size, loss=True)
+            # It cannot be loaded. Which tensors are lost, the records tell that can still be found.
+            rest = find_remains(self.file.path, error, threads=self.threads, progress=self.progress)
+            report.findings += [finding for finding in rest.findings if finding.tensors]
+            report.verified = rest.verified
         else:
             self.check_trees(len(entries))
             self.check_index(records)

@@ -61,6 +61,7 @@ class Content:
         origins: Where each storage's bytes begin: an address, or an offset in ``source``.
         source: File descriptor the bytes come from, or MEMORY.
         source_direct: The same file opened with O_DIRECT, or -1.
+        sources: One file descriptor per storage, where they come from several files; then ``source`` is not used.
         sections: Further sealed blocks to keep, by kind.
     """
 
@@ -71,7 +72,12 @@ class Content:
     origins: Sequence[int]
     source: int = MEMORY
     source_direct: int = -1
+    sources: Sequence[int] = ()
     sections: dict[int, bytes] = field(default_factory=dict)
+
+    def source_of(self, storage: int) -> int:
+        """The file descriptor that the bytes of a storage come from, or MEMORY."""
+        return self.sources[storage] if self.sources else self.source
 
 
 CheckCrcs = Callable[[Sequence[int]], None]
@@ -144,7 +150,7 @@ class _Writer:
         moved = transfer(
             moves,
             source=source,
-            source_direct=self.content.source_direct if source != MEMORY else -1,
+            source_direct=self.content.source_direct if source == self.content.source != MEMORY else -1,
             sink=sink,
             sink_direct=sink_direct,
             threads=self.threads,
@@ -165,10 +171,11 @@ class _Writer:
         base = _core.address(pack) if len(pack) else 0
         storages = [packed for packed in record.plan.storages if packed.nbytes]
         origins = self.content.origins
-        moves = [Move(origins[storage], base + offset, nbytes) for storage, offset, nbytes in storages]
-        if moves:
-            moved = self.move(moves, source=self.content.source, sink=MEMORY, digests=False)
-            for packed, crc in zip(storages, moved.crcs, strict=False):
+        for source in dict.fromkeys(self.content.source_of(packed.storage) for packed in storages):
+            own = [packed for packed in storages if self.content.source_of(packed.storage) == source]
+            moves = [Move(origins[storage], base + offset, nbytes) for storage, offset, nbytes in own]
+            moved = self.move(moves, source=source, sink=MEMORY, digests=False)
+            for packed, crc in zip(own, moved.crcs, strict=False):
                 self.crcs[packed.storage] = crc
         return pack
 
@@ -182,12 +189,9 @@ class _Writer:
             if not record.plan.raw_size:
                 self.write_header(sink, record, raw_chunk_table(0, b""), b"")
                 continue
-            source = MEMORY if record.pack is not None else self.content.source
-            origin = (
-                _core.address(record.pack)
-                if record.pack is not None
-                else self.content.origins[record.plan.storages[0].storage]
-            )
+            first = record.plan.storages[0].storage
+            source = MEMORY if record.pack is not None else self.content.source_of(first)
+            origin = _core.address(record.pack) if record.pack is not None else self.content.origins[first]
             by_source.setdefault(source, []).append((record, Move(origin, record.payload_offset, record.plan.raw_size)))
         for source, jobs in by_source.items():
             moved = self.move(
@@ -209,7 +213,7 @@ class _Writer:
         """Write all records with encoded chunks, one after the other; sizes are known only then."""
         for record in self.records:
             record.offset = self.end
-            source, origin = self.content.source, 0
+            source, origin = self.content.source_of(record.plan.storages[0].storage), 0
             if record.is_pack:
                 record.pack = self.gather(record)
                 source, origin = MEMORY, _core.address(record.pack) if len(record.pack) else 0

@@ -49,12 +49,21 @@ def recover(path: str | Path) -> File:
     at_start = attempt(lambda: sealed(data, PAGE, MANIFEST))
     if at_start and digest in (None, at_start[-16:]):
         size, digest = len(at_start), at_start[-16:]
-    copies: dict[int, list[bytes]] = {}  # headers in any whole index, by their offset
-    for index in scan(INDEX):
-        at = 32 + 16 * struct.unpack_from("<Q", index, 16)[0]
-        while header := attempt(lambda at=at, index=index: sealed(index, at, RECORD)):
-            copies.setdefault(struct.unpack_from("<Q", header, 24)[0], []).append(header)
-            at += len(header)
+    copies: dict[int, list[bytes]] = {}  # headers in any index, by their offset; each proves itself
+    rows = attempt(lambda: footer(data)[2]) or []
+    places = [row[2:4] for row in rows if row[0] == 2] or [
+        (at, struct.unpack_from("<Q", data, at + 8)[0])
+        for at in range(0, len(data) - 15, PAGE)
+        if data[at : at + 8] == INDEX
+    ]
+    for begin, length in places:
+        index = data[begin : begin + length]
+        at = index.find(RECORD)
+        while at >= 0:
+            header = attempt(lambda at=at, index=index: sealed(index, at, RECORD))
+            if header:
+                copies.setdefault(struct.unpack_from("<Q", header, 24)[0], []).append(header)
+            at = index.find(RECORD, at + 1)
 
     def record_at(at: int, digest: bytes | None) -> tuple[Record, bytes] | None:
         """The record header that stands at an offset, or else its copy in an index."""

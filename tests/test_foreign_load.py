@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -122,10 +123,8 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
 
     torch.save({"a": torch.ones(1), "b": Bomb()}, tmp_path / "m.pt")
     for action in (fastckpt.load, fastckpt.verify, fastckpt.convert):
-        try:
+        with contextlib.suppress(UnsupportedStateError):
             action(tmp_path / "m.pt")
-        except UnsupportedStateError:
-            pass
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pt"]
 
 

@@ -11,7 +11,7 @@ import struct
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -564,6 +564,18 @@ def test_verify_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> 
             assert case.error is DamagedError
             assert not report.ok
             assert report.exit_code
+
+
+@pytest.mark.parametrize("case", [*CASES, *COPY, *FINE], ids=ids([*CASES, *COPY, *FINE]))
+def test_verify_without_the_footer_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
+    path = build(case, bases, tmp_path)
+    if case.name == "file: something behind":
+        return  # without its last page that file is whole
+    path.write_bytes(path.read_bytes()[:-4096])
+    with frugal(path), suppress(UnsupportedVersionError, NotACheckpointError):
+        assert not fastckpt.verify(path).ok
+    with pytest.raises(FastckptError):
+        fastckpt.load(path)
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))

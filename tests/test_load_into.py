@@ -157,7 +157,7 @@ def test_expanded_destination(tmp_path: Path) -> None:
     assert home.tolist() == [0, 1, 2]
     fastckpt.save({"other": torch.ones(300_000), "t": torch.arange(12.0).view(4, 3)}, tmp_path / "s")
     home, other = torch.zeros(3), torch.zeros(300_000)
-    with pytest.raises(MismatchError, match="t: .*stride 0"):
+    with pytest.raises(MismatchError, match=r"t: .*stride 0"):
         fastckpt.load_into({"other": other, "t": home.expand(4, 3)}, tmp_path / "s")
     assert not home.any()
     assert not other.any()

@@ -12,7 +12,7 @@ from fastckpt.errors import UsageError
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress
+from fastckpt.io.transfer import Progress, direct_threads
 from fastckpt.verification import verify
 
 __all__ = ["Conversion", "convert", "convert_file"]
@@ -153,7 +153,8 @@ def convert_file(
         raise UsageError("source and destination are the same file", path=source)
     with Source(source) as opened:
         kind = kind_of(opened) or "fckpt"
-        count = reading_threads(opened, threads)
+        direct = to == "fckpt" and codec == "none" and (durable or replace)
+        count = direct_threads(threads) if direct else reading_threads(opened, threads)
     if kind == "fckpt" and to != "fckpt":
         result = convert_from_fckpt(
             source,

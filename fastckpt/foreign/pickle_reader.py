@@ -14,6 +14,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
+from fastckpt.constants import MAX_INT_KEY_SIZE
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.foreign.model import Opaque
 from fastckpt.foreign.pickle_input import u32_at
@@ -22,13 +23,10 @@ from fastckpt.layout.tree import AttributedDict
 
 __all__ = ["Budget", "PickleReader", "Semantics", "is_plain_key"]
 
-MAX_KEY: Final = 2**64
-"""Magnitude of an int that is used as a dict key; hashing a longer one takes time at every use."""
-
 
 def is_plain_key(key: object) -> bool:
-    """Whether ``key`` may be a dict key as it is."""
-    return type(key) is str or (type(key) is int and -MAX_KEY < key < MAX_KEY)
+    """Whether ``key`` may be a dict key as it is: hashing a very long int takes time at every use."""
+    return type(key) is str or (type(key) is int and key.bit_length() < 8 * MAX_INT_KEY_SIZE)
 
 
 class Budget:

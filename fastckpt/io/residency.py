@@ -6,7 +6,7 @@ import os
 from typing import Final
 
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import thread_count
+from fastckpt.io.transfer import direct_threads, thread_count
 
 _SAMPLES: Final = 64
 _WARM: Final = 0.95
@@ -35,13 +35,12 @@ def is_warm(source: Source) -> bool:
 def reading_threads(source: Source, threads: int | None) -> int:
     """Threads to read a file with: ``threads`` if the user chose, else as many as the medium wants.
 
-    A cold file is read past the page cache, where a thread waits for the disk
-    most of the time: four per CPU keep its queue full (measured
-    on a virtual disk: twice the rate of one per CPU; more brought nothing).
+    A cold file is read past the page cache, where a thread mostly waits for the
+    disk: see `direct_threads`.
 
     Raises:
         UsageError: ``threads`` is not None or a whole number of at least 1.
     """
     if threads is not None or is_warm(source):
         return thread_count(threads)
-    return 4 * thread_count(None)
+    return direct_threads(None)

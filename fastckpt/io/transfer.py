@@ -74,6 +74,15 @@ def thread_count(threads: int | None) -> int:
     return min(threads, 256)
 
 
+def direct_threads(threads: int | None) -> int:
+    """Threads for O_DIRECT: ``threads`` if the user chose, else enough to keep the disk's queue full.
+
+    Raises:
+        UsageError: See `thread_count`.
+    """
+    return thread_count(threads) if threads is not None else max(8, 2 * default_threads())
+
+
 def transfer(
     moves: Iterable[Move],
     *,

@@ -168,4 +168,3 @@ def _reason(state: StorageState) -> str:
         Kind.UNREADABLE: "parts cannot be read",
     }
     return ", ".join(text for kind, text in texts.items() if kind in kinds)
-

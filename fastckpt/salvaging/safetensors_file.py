@@ -130,9 +130,7 @@ def _parse(raw: bytes) -> tuple[list[_Row], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(text) is str for text in metadata.values()):
         raise ValueError("__metadata__ is not a mapping from text to text")
-    rows = [
-        _row(name, info["dtype"], info["shape"], *info["data_offsets"]) for name, info in header.items()
-    ]
+    rows = [_row(name, info["dtype"], info["shape"], *info["data_offsets"]) for name, info in header.items()]
     end = 0
     for row in sorted(rows, key=lambda row: (row.start, row.end)):
         if row.start != end:

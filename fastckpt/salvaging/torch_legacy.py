@@ -29,8 +29,8 @@ def survey_torch_legacy(source: Source, find_blueprint: FindBlueprint) -> Wreck:
         if blueprint is not None:
             wreck.tree, wreck.entries, wreck.structure = blueprint.tree, blueprint.entries, blueprint.structure
             wreck.storages = [StorageState(size) for _, size in blueprint.sizes]
-            for storage in wreck.storages:
-                storage.lose("the pickles that say where it lies are lost")
+            for place in wreck.storages:
+                place.lose("the pickles that say where it lies are lost")
         return wreck
     wreck.structure = "whole"
     wreck.tree, wreck.entries = state.tree, state.entries
@@ -44,11 +44,11 @@ def survey_torch_legacy(source: Source, find_blueprint: FindBlueprint) -> Wreck:
             break
         found[key] = _at(source, at, storage.nbytes, storage.nbytes // storage.type.itemsize)
         at += _LENGTH_SIZE + storage.nbytes
-    for storage in state.storages:
-        if storage.key not in found:
-            found[storage.key] = StorageState(storage.nbytes)
-            found[storage.key].lose("the list of storages, which says where it lies, is lost")
-        wreck.storages.append(found[storage.key])
+    for used in state.storages:
+        if used.key not in found:
+            found[used.key] = StorageState(used.nbytes)
+            found[used.key].lose("the list of storages, which says where it lies, is lost")
+        wreck.storages.append(found[used.key])
     for number, place in enumerate(wreck.storages):
         names = tuple(entry.name for entry in wreck.entries if entry.storage == number)
         if place.holes:
@@ -58,7 +58,9 @@ def survey_torch_legacy(source: Source, find_blueprint: FindBlueprint) -> Wreck:
             wreck.findings.append(Finding(place.holes[0].kind, text, offset, size, tensors=names))
     if at < source.size and not problem:
         wreck.findings.append(
-            Finding(Kind.INCONSISTENT, f"{source.size - at} bytes follow the last storage", at, source.size - at, loss=False)
+            Finding(
+                Kind.INCONSISTENT, f"{source.size - at} bytes follow the last storage", at, source.size - at, loss=False
+            )
         )
     return wreck
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
@@ -144,7 +145,7 @@ def _judge(holes: Sequence[Hole], start: int, end: int, *, proven: bool) -> tupl
     absent = all(hole.kind is not Kind.ROTTED for hole in holes)
     if absent and gone == size:
         return Status.LOST, 0
-    contiguous = all(a.end == b.start for a, b in zip(holes, holes[1:], strict=False))
+    contiguous = all(a.end == b.start for a, b in pairwise(holes))
     if absent and contiguous and holes[-1].end >= end:
         return Status.PARTIAL, size - gone
     return Status.DAMAGED, size - gone

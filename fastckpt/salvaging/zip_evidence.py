@@ -64,7 +64,9 @@ def descriptor_at(source: Source, at: int, size: int, width: int) -> Descriptor 
     if len(raw) < 8:
         return None
     magic, crc = struct.unpack_from("<4sI", raw)
-    expected = struct.pack("<QQ", size, size) if width == 24 else struct.pack("<II", size & 0xFFFFFFFF, size & 0xFFFFFFFF)
+    expected = (
+        struct.pack("<QQ", size, size) if width == 24 else struct.pack("<II", size & 0xFFFFFFFF, size & 0xFFFFFFFF)
+    )
     return Descriptor(crc, magic == DESCRIPTOR_MAGIC and raw[8:] == expected[: len(raw) - 8] and len(raw) == width, raw)
 
 
@@ -82,7 +84,7 @@ def read_directory(source: Source) -> tuple[dict[str, DirectoryEntry], bool]:
         at = tail.rfind(END_MAGIC)
         if at >= 0 and at + 22 <= len(tail):
             start = struct.unpack_from("<I", tail, at + 16)[0]
-    if start is None or not read_there(source, start, 4) == CENTRAL_MAGIC or source.size - start > MAX_DIRECTORY:
+    if start is None or read_there(source, start, 4) != CENTRAL_MAGIC or source.size - start > MAX_DIRECTORY:
         # Its end is lost: what of it lies in the last part of the file is found by its signature.
         start = max(base - 2**20, 0)
         whole = False

@@ -81,7 +81,7 @@ def _candidates(
             yield entry.name[: -len(_NAME)], stated.data, entry
     head = read_there(source, 0, 4096)
     at = head.find(_PICKLE_START)
-    if 0 < at:
+    if at > 0:
         yield "", at, entry
 
 

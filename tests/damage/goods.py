@@ -66,6 +66,7 @@ class Good:
         crcs: Whether a pt file has them.
         interrupted: What Ctrl-C leaves: valid zip archives that end early.
         sibling: A file of the same structure with other values.
+        sibling_values: Those values, by flat name.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Good:
     crcs: bool = True
     interrupted: list[bytes] = field(default_factory=list)
     sibling: bytes = b""
+    sibling_values: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def suffix(self) -> str:
@@ -520,6 +522,9 @@ def good_files() -> dict[str, Good]:
     for name in ("many", "large"):
         state, other = states[name]
         goods.append(_fckpt(f"fckpt/{name} source", _converted(state), state, _converted(other)))
+    for good in goods:
+        layout = good.name.partition("/")[2].split(" ")[0]
+        good.sibling_values = {name: values_of(tensor) for name, tensor in flat(states[layout][1]).items()}
     return {good.name: good for good in goods}
 
 

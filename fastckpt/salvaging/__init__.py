@@ -1,0 +1,163 @@
+"""`fastckpt.salvage`: every tensor that a damaged checkpoint still proves, into a new file.
+
+A file is surveyed (`survey`: what kind it is, what of its structure stands,
+the state of every storage), tensors are judged (`wreck`), chosen (`selection`)
+and written (`write`). The damaged file is only ever read.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Iterable
+
+from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.findings import Kind
+from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.salvaging.next_step import next_step
+from fastckpt.salvaging.report import SalvageReport, Status, TensorFate
+from fastckpt.salvaging.selection import Selection, has_optimizer, select
+from fastckpt.salvaging.survey import survey
+from fastckpt.salvaging.wreck import Wreck
+from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
+
+__all__ = ["SalvageReport", "Status", "TensorFate", "salvage"]
+
+INCLUDABLE = ("unverified", "partial", "damaged")
+FILLS = ("nan", "zeros")
+
+
+def salvage(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str] | None = None,
+    *,
+    like: str | os.PathLike[str] | None = None,
+    include: Iterable[str] = (),
+    fill: str = "nan",
+    backfill: str | os.PathLike[str] | None = None,
+    durable: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> SalvageReport:
+    """Find out what a damaged checkpoint still holds, and write it to a new file.
+
+    Damage is data: it is in the report and never raised.
+
+    Args:
+        src: A ``.fckpt``, ``.pt`` or ``.safetensors`` file in any state. It is only read.
+        dst: The file to write: ``.fckpt``, ``.pt`` or ``.safetensors`` by suffix. None only reports.
+        like: Another checkpoint of the same structure, for names, shapes and dtypes that are lost.
+        include: What else comes back beside intact tensors: ``unverified``, ``partial``, ``damaged``.
+        fill: ``nan`` or ``zeros``, for the missing bytes of those.
+        backfill: Another checkpoint of which tensors are taken that did not come back.
+        durable: Return only when ``dst`` survives a power cut.
+        threads: Worker threads; None takes one per CPU.
+        progress: Told of the bytes done so far.
+
+    Returns:
+        The report.
+
+    Raises:
+        NotACheckpointError, UnsupportedVersionError, UnsupportedStateError: Nothing that can be salvaged.
+        CheckpointIOError, OutOfSpaceError: ``src`` cannot be opened or ``dst`` not written; ``dst`` is untouched.
+        UsageError: An argument is wrong.
+    """
+    path = os.fspath(src)
+    destination = os.fspath(dst) if dst is not None else None
+    wanted = frozenset({Status.INTACT} | {_included(name) for name in include})
+    if fill not in FILLS:
+        raise UsageError(f"unknown fill {fill!r}", expected=" or ".join(FILLS))
+    others = [os.fspath(other) for other in (like, backfill) if other is not None]
+    kind = None
+    if destination is not None:
+        kind = destination_format(destination)
+        _refuse_overwriting(destination, [path, *others])
+    for other in others:
+        if not os.path.isfile(other):
+            raise CheckpointIOError("there is no such file", path=other)
+    if os.path.isdir(path):
+        raise UsageError(
+            "this is a directory", path=path, next_step=f"fastckpt salvage {shlex.quote(path)} shows every step in it"
+        )
+    count = thread_count(threads)
+    wreck = survey(path, like=os.fspath(like) if like is not None else None, threads=count, progress=progress)
+    donor = survey(os.fspath(backfill), like=None, threads=count, progress=None) if backfill is not None else None
+    fates = wreck.fates()
+    selection = select(wreck, fates, wanted, donor)
+    if kind is not None:
+        refuse_what_does_not_fit(selection, kind)
+    report = _report(wreck, fates, selection, donor)
+    if destination is not None and selection.entries:
+        report.destination = destination
+        write_destination(
+            destination,
+            selection,
+            report,
+            [wreck, donor] if donor is not None else [wreck],
+            fill=fill,
+            durable=durable,
+            threads=count,
+            progress=progress,
+        )
+    report.exit_code = _exit_code(report, written=destination is not None)
+    report.next_step = next_step(report, include=wanted)
+    return report
+
+
+def _included(name: str) -> Status:
+    if name not in INCLUDABLE:
+        raise UsageError(f"cannot include {name!r}", expected=f"some of {', '.join(INCLUDABLE)}")
+    return Status(name)
+
+
+def _refuse_overwriting(destination: str, inputs: Iterable[str]) -> None:
+    for path in inputs:
+        if os.path.exists(destination) and os.path.exists(path) and os.path.samefile(destination, path):
+            raise UsageError("the destination is one of the files that are read", path=destination)
+
+
+def _report(wreck: Wreck, fates: dict[str, TensorFate], selection: Selection, donor: Wreck | None) -> SalvageReport:
+    written = selection.names
+    report = SalvageReport(
+        wreck.path,
+        wreck.format,
+        wreck.size,
+        fates,
+        wreck.findings,
+        wreck.structure,
+        written=written,
+        backfilled=selection.backfilled,
+        complete=wreck.structure != "none" and set(fates) <= set(written) and not _is_open(wreck),
+        notes=[*wreck.notes, *selection.notes],
+    )
+    if donor is not None:
+        donor_fates = donor.fates()
+        doubtful = [name for name in selection.backfilled if donor_fates[name].status is not Status.INTACT]
+        if doubtful:
+            report.notes.append(f"{len(doubtful)} tensors were taken from {donor.path}, where nothing proves them")
+    if fates and not has_optimizer(wreck.tree) and wreck.structure != "none":
+        lost = [name for name in fates if name not in set(written)]
+        if lost:
+            report.notes.append(
+                f"incomplete: {len(lost)} of {len(fates)} tensors would be missing, and a strict load refuses that"
+            )
+    return report
+
+
+def _is_open(wreck: Wreck) -> bool:
+    """Whether tensors may be missing that nothing names."""
+    return wreck.structure == "from index/header" or (wreck.format == "safetensors" and wreck.structure == "damaged")
+
+
+def _exit_code(report: SalvageReport, *, written: bool) -> int:
+    damaged = any(finding.kind is not Kind.UNPROVEN for finding in report.findings)
+    there = (Status.INTACT, Status.UNVERIFIED)
+    names = set(report.written)
+    if not report.tensors:
+        return 2 if damaged else 0
+    usable = names if written else names | {n for n, fate in report.tensors.items() if fate.status in there}
+    if not usable:
+        return 2
+    if report.structure == "none" or any(name not in usable for name in report.tensors):
+        return 3
+    return 1 if damaged else 0

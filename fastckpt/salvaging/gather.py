@@ -1,0 +1,184 @@
+"""The bytes of the chosen storages, ready to be copied: where they lie, or out of a spool file.
+
+What stands as it is in a file is copied from there. What must be decoded, or
+has missing bytes to be filled, goes through a temporary file beside the
+destination, so that memory stays bounded whatever the sizes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, Final, NamedTuple
+
+from fastckpt.constants import LEAF_SIZE
+from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Move, transfer
+from fastckpt.layout.blocks import align
+from fastckpt.layout.entries import Entry
+from fastckpt.payload import Reading, Target, read_targets
+from fastckpt.salvaging.selection import Piece
+from fastckpt.salvaging.wreck import Hole
+
+_NAN: Final[Mapping[str, bytes]] = {
+    "float16": b"\x00\x7e",
+    "bfloat16": b"\xc0\x7f",
+    "float32": b"\x00\x00\xc0\x7f",
+    "float64": b"\x00\x00\x00\x00\x00\x00\xf8\x7f",
+    "complex32": b"\x00\x7e" * 2,
+    "complex64": b"\x00\x00\xc0\x7f" * 2,
+    "complex128": b"\x00\x00\x00\x00\x00\x00\xf8\x7f" * 2,
+    "float8_e4m3fn": b"\x7f",
+    "float8_e4m3fnuz": b"\x80",
+    "float8_e5m2": b"\x7f",
+    "float8_e5m2fnuz": b"\x80",
+    "float8_e8m0fnu": b"\xff",
+}
+_FILL_STEP: Final = 2**20
+
+
+class Origin(NamedTuple):
+    """Where the bytes of a storage begin: a file descriptor and an offset."""
+
+    fd: int
+    offset: int
+
+
+class Gathered(NamedTuple):
+    """The origins of all storages, and how many bytes in them were filled."""
+
+    origins: list[Origin]
+    filled: int
+
+
+@contextlib.contextmanager
+def gathered(
+    pieces: Sequence[Piece],
+    entries: Sequence[Entry],
+    sources: Mapping[str, Source],
+    directory: str,
+    *,
+    fill: str,
+    threads: int,
+) -> Iterator[Gathered]:
+    """The origins of ``pieces``, valid inside the block.
+
+    Args:
+        pieces: The storages.
+        entries: The tensors on them; their dtypes say what NaN looks like.
+        sources: The open files by path.
+        directory: Where the spool file goes, if one is needed.
+        fill: ``nan`` or ``zeros``, for missing bytes.
+        threads: Worker threads.
+
+    Raises:
+        OutOfSpaceError, CheckpointIOError: The spool file cannot be written.
+        DamagedError: A file changed since it was surveyed.
+    """
+    dtypes: dict[int, str] = {}
+    for entry in entries:
+        dtypes.setdefault(entry.storage, entry.dtype)
+    with contextlib.ExitStack() as stack:
+        spool: _Spool | None = None
+        origins = []
+        for number, piece in enumerate(pieces):
+            source = sources[piece.wreck.path]
+            holes = [hole for hole in piece.state.holes if hole.located]
+            if piece.state.offset is not None and not holes:
+                origins.append(Origin(source.fd, piece.state.offset))
+                continue
+            if not piece.state.nbytes:
+                origins.append(Origin(source.fd, 0))
+                continue
+            if spool is None:
+                spool = _Spool(stack, directory, threads)
+            pattern = _NAN.get(dtypes.get(number, ""), b"\0") if fill == "nan" else b"\0"
+            origins.append(spool.take(piece, source, holes, pattern))
+        yield Gathered(origins, spool.filled if spool is not None else 0)
+
+
+class _Spool:
+    """A temporary file without a name."""
+
+    def __init__(self, stack: contextlib.ExitStack, directory: str, threads: int) -> None:
+        try:
+            # It has no name: the system removes it when it is closed, or when the process dies.
+            self._file: IO[Any] = stack.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115
+        except OSError as error:
+            raise translate_os_error(error, directory, doing="make a temporary file in") from error
+        self._threads = threads
+        self._directory = directory
+        self._end = 0
+        self.filled = 0
+
+    def take(self, piece: Piece, source: Source, holes: Sequence[Hole], pattern: bytes) -> Origin:
+        """Copy a storage here, decoded, with its holes filled."""
+        try:
+            encoded = piece.state.record is not None
+            offset = self._decode(piece, source) if encoded else self._copy(piece, source, holes)
+            for hole in holes:
+                self._fill(offset, hole, piece.state.nbytes, pattern)
+        except (CheckpointIOError, DamagedError):
+            raise
+        except OSError as error:
+            raise translate_os_error(error, self._directory, doing="write a temporary file in") from error
+        return Origin(self._file.fileno(), offset)
+
+    def _reserve(self, size: int) -> int:
+        offset = self._end
+        self._end = align(offset + size)
+        os.truncate(self._file.fileno(), self._end)
+        return offset
+
+    def _decode(self, piece: Piece, source: Source) -> int:
+        record, start = piece.state.record, piece.state.record_offset
+        assert record is not None
+        first = start // LEAF_SIZE * LEAF_SIZE
+        end = min(align(start + piece.state.nbytes, LEAF_SIZE), record.raw_size)
+        offset = self._reserve(end - first)
+        for begin, stop in _outside(piece.state.holes, piece.state.nbytes):
+            # Whole leaves are wanted; what of them lies in a hole is overwritten afterwards.
+            low = max((start + begin) // LEAF_SIZE * LEAF_SIZE, first)
+            high = min(align(start + stop, LEAF_SIZE), end)
+            target = Target(record, low, high - low, offset + low - first)
+            read_targets(source, [target], Reading(self._threads, verify=False, sink=self._file.fileno()))
+        return offset + start - first
+
+    def _copy(self, piece: Piece, source: Source, holes: Sequence[Hole]) -> int:
+        offset = self._reserve(piece.state.nbytes)
+        base = piece.state.offset
+        assert base is not None
+        moves = [Move(base + a, offset + a, b - a) for a, b in _outside(holes, piece.state.nbytes)]
+        moved = transfer(
+            moves, source=source.fd, sink=self._file.fileno(), threads=self._threads, leaves=False, crcs=False
+        )
+        if moved.faults:
+            raise DamagedError("the file became shorter or unreadable while it was salvaged", path=source.path)
+        return offset
+
+    def _fill(self, offset: int, hole: Hole, nbytes: int, pattern: bytes) -> None:
+        width = len(pattern)
+        # A hole may begin or end inside an element, which is then lost as a whole.
+        start = hole.start // width * width
+        end = min(align(hole.end, width), nbytes)
+        self.filled += end - start
+        block = pattern * (_FILL_STEP // width)
+        for at in range(start, end, len(block)):
+            part = block[: min(len(block), end - at)]
+            if os.pwrite(self._file.fileno(), part, offset + at) != len(part):
+                raise CheckpointIOError("a temporary file could not be written", path=self._directory)
+
+
+def _outside(holes: Sequence[Hole], nbytes: int) -> Iterator[tuple[int, int]]:
+    """The ranges of a storage that are in no hole."""
+    at = 0
+    for hole in holes:
+        if hole.start > at:
+            yield at, hole.start
+        at = max(at, hole.end)
+    if at < nbytes:
+        yield at, nbytes

@@ -1,0 +1,254 @@
+"""What goes into the new file: which tensors, from where, and the tree that is left around them.
+
+The tree keeps its shape: a tensor that is left out leaves its dict without
+that key, and leaves None in a list or tuple. The state of one parameter of an
+optimizer is all or nothing: half an entry crashes the first step, none at all
+is initialised anew.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fastckpt.foreign.model import Opaque
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text, walk_tree
+from fastckpt.salvaging.report import Status, TensorFate
+from fastckpt.salvaging.wreck import StorageState, Wreck
+
+_DROPPED: Final = object()
+_SHOWN: Final = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A storage of the new file: what is left of it, and the file it is in."""
+
+    wreck: Wreck
+    state: StorageState
+
+
+@dataclass(slots=True)
+class Selection:
+    """The content of the new file.
+
+    Attributes:
+        tree: The nesting; ``TensorRef(i)`` is ``entries[i]``.
+        entries: The tensors; ``Entry.storage`` counts in ``pieces``.
+        pieces: The storages.
+        backfilled: Names of tensors taken from another file, and that file.
+        notes: What was left out and what that means.
+    """
+
+    tree: Any = None
+    entries: list[Entry] = field(default_factory=list)
+    pieces: list[Piece] = field(default_factory=list)
+    backfilled: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Flat names, in order."""
+        return [entry.name for entry in self.entries]
+
+
+def select(wreck: Wreck, fates: Mapping[str, TensorFate], include: frozenset[Status], other: Wreck | None) -> Selection:
+    """Choose what goes into the new file.
+
+    Args:
+        wreck: The damaged file.
+        fates: The fates of its tensors.
+        include: The statuses that are good enough.
+        other: The checkpoint to take from what did not come back.
+    """
+    return _Selector(wreck, fates, include, other).run()
+
+
+class _Selector:
+    def __init__(
+        self, wreck: Wreck, fates: Mapping[str, TensorFate], include: frozenset[Status], other: Wreck | None
+    ) -> None:
+        self.wreck = wreck
+        self.fates = fates
+        self.include = include
+        self.result = Selection()
+        self.numbers: dict[tuple[int, int], int] = {}
+        self.other = other
+        self.others: dict[str, Entry] = {}
+        if other is not None:
+            good = {name for name, fate in other.fates().items() if fate.status in (Status.INTACT, Status.UNVERIFIED)}
+            self.others = {entry.name: entry for entry in other.entries if entry.name in good}
+
+    def run(self) -> Selection:
+        tree = self.node(self.wreck.tree, self.other.tree if self.other is not None else None, ())
+        self.result.tree = {} if tree is _DROPPED else tree
+        return self.result
+
+    def keep(self, name: str) -> bool:
+        """Whether this file's own tensor is good enough, and nothing better is at hand."""
+        status = self.fates[name].status
+        whole = status in (Status.INTACT, Status.UNVERIFIED)
+        return status in self.include and (whole or self.substitute(name) is None)
+
+    def substitute(self, name: str) -> Entry | None:
+        """The other file's tensor of this name, if it has the same shape and dtype."""
+        entry, fate = self.others.get(name), self.fates[name]
+        same = entry is not None and (entry.dtype, entry.shape) == (fate.dtype, fate.shape)
+        return entry if same else None
+
+    def add(self, wreck: Wreck, entry: Entry) -> TensorRef:
+        """Put a tensor of ``wreck`` into the new file."""
+        number = self.numbers.setdefault((id(wreck), entry.storage), len(self.result.pieces))
+        if number == len(self.result.pieces):
+            self.result.pieces.append(Piece(wreck, wreck.storages[entry.storage]))
+        self.result.entries.append(entry._replace(storage=number))
+        if wreck is not self.wreck:
+            self.result.backfilled[entry.name] = wreck.path
+        return TensorRef(len(self.result.entries) - 1)
+
+    # --- the tree --------------------------------------------------------------
+
+    def node(self, value: Any, other: Any, path: Path) -> Any:
+        if type(value) is TensorRef:
+            return self.tensor(self.wreck.entries[value.entry])
+        if type(value) is Opaque:
+            return _DROPPED
+        if isinstance(value, dict):
+            if is_optimizer(value):
+                return self.optimizer(value, other, path)
+            return self.dict_(value, other, path)
+        if type(value) in (list, tuple):
+            items = []
+            for index, item in enumerate(value):
+                below = other[index] if type(other) is type(value) and index < len(other) else None
+                kept = self.node(item, below, (*path, index))
+                if kept is _DROPPED:
+                    self.note(f"{path_text((*path, index))} is left out; None stands in its place")
+                    kept = None
+                items.append(kept)
+            return items if type(value) is list else tuple(items)
+        return value
+
+    def tensor(self, entry: Entry) -> Any:
+        if self.keep(entry.name):
+            return self.add(self.wreck, entry)
+        substitute = self.substitute(entry.name)
+        if substitute is None or self.other is None:
+            return _DROPPED
+        return self.add(self.other, substitute)
+
+    def dict_(self, value: dict[Any, Any], other: Any, path: Path) -> Any:
+        result: dict[Any, Any] = AttributedDict() if type(value) is AttributedDict else type(value)()
+        below = other if isinstance(other, dict) else {}
+        for key, item in value.items():
+            if type(key) is Opaque:
+                continue
+            kept = self.node(item, below.get(key), (*path, key))
+            if kept is not _DROPPED:
+                result[key] = kept
+        if type(value) is AttributedDict:
+            attributes = getattr(value, "attributes", {})
+            kept = self.dict_(attributes, None, (*path, "__dict__")) if attributes else {}
+            if not kept:
+                return OrderedDict(result)
+            result.attributes = kept  # type: ignore[attr-defined]
+        return result
+
+    # --- optimizers ------------------------------------------------------------
+
+    def optimizer(self, value: dict[Any, Any], other: Any, path: Path) -> Any:
+        result: dict[Any, Any] = type(value)()
+        other_state = other["state"] if is_optimizer(other) else {}
+        for key, item in value.items():
+            if key != "state":
+                kept = self.node(item, other.get(key) if isinstance(other, dict) else None, (*path, key))
+                if kept is not _DROPPED:
+                    result[key] = kept
+                continue
+            states = {}
+            for parameter, state in item.items():
+                if type(parameter) is Opaque:
+                    continue
+                kept = self.parameter_state(state, other_state.get(parameter))
+                if kept is not _DROPPED:
+                    states[parameter] = kept
+                else:
+                    self.note(
+                        f"the optimizer state of parameter {parameter}{self.describe(state, value, parameter)} is left "
+                        "out as a whole: it starts anew from zero at the first step"
+                    )
+            result[key] = states
+        return result
+
+    def parameter_state(self, state: Any, other: Any) -> Any:
+        """One parameter's state: all of it from here, or else all of it from the other file, or nothing."""
+        names = [self.wreck.entries[ref.entry].name for ref in _tensors_in(state)]
+        if all(self.keep(name) for name in names):
+            return self.node(state, None, ())
+        if self.other is not None and all(self.substitute(name) is not None for name in names):
+            theirs = {self.other.entries[ref.entry].name for ref in _tensors_in(other)}
+            if theirs == set(names):
+                return _map_tensors(other, self.take_other)
+        return _DROPPED
+
+    def take_other(self, ref: TensorRef) -> TensorRef:
+        assert self.other is not None
+        return self.add(self.other, self.other.entries[ref.entry])
+
+    def describe(self, state: Any, optimizer: dict[Any, Any], parameter: Any) -> str:
+        """Which parameter it is, as far as the file tells."""
+        entries = [self.wreck.entries[ref.entry] for ref in _tensors_in(state)]
+        parts = [" x ".join(map(str, max(entries, key=lambda e: e.numel).shape))] if entries else []
+        for group in optimizer["param_groups"]:
+            ids = group.get("params") if isinstance(group, dict) else None
+            if isinstance(ids, list) and parameter in ids:
+                kind = group.get("kind")
+                if kind == "muon" and len(ids) > 1:
+                    parts.append(f"the muon group of parameters {min(ids)} to {max(ids)}")
+                elif isinstance(kind, str):
+                    parts.append(kind[:20])
+        return f" ({', '.join(parts)})" if parts else ""
+
+    def note(self, text: str) -> None:
+        if len(self.result.notes) < _SHOWN:
+            self.result.notes.append(text)
+        elif len(self.result.notes) == _SHOWN:
+            self.result.notes.append("... and more of the same kind")
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether a node is what ``Optimizer.state_dict()`` gives."""
+    return (
+        isinstance(value, dict) and isinstance(value.get("state"), dict) and isinstance(value.get("param_groups"), list)
+    )
+
+
+def has_optimizer(tree: Any) -> bool:
+    """Whether a state is an optimizer's, or a list or dict with one in it."""
+    if is_optimizer(tree):
+        return True
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return any(is_optimizer(item) for item in items)
+
+
+def _tensors_in(value: Any) -> Iterator[TensorRef]:
+    return (leaf for _, leaf in walk_tree(value) if type(leaf) is TensorRef)
+
+
+def _map_tensors(value: Any, change: Any) -> Any:
+    if type(value) is TensorRef:
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, change) for key, item in value.items() if type(key) is not Opaque}
+    if type(value) in (list, tuple):
+        return type(value)(_map_tensors(item, change) for item in value)
+    return None if type(value) is Opaque else value
+
+
+def missing_names(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
+    """Names of ``entries`` that are not among ``names``."""
+    there = set(names)
+    return [entry.name for entry in entries if entry.name not in there]

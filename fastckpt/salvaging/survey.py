@@ -1,0 +1,93 @@
+"""What kind of file is it, whatever its beginning says, and what stands of it?"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from fastckpt import _core
+from fastckpt.constants import MAGIC_FOOTER, MAGIC_INDEX, MAGIC_MANIFEST, MAGIC_RECORD
+from fastckpt.errors import FastckptError, NotACheckpointError
+from fastckpt.findings import Finding, Kind
+from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.salvaging.blueprint import Blueprint, blueprint_finder
+from fastckpt.salvaging.fckpt import survey_fckpt
+from fastckpt.salvaging.safetensors_file import survey_safetensors
+from fastckpt.salvaging.torch_legacy import survey_torch_legacy
+from fastckpt.salvaging.torch_zip import survey_torch_zip
+from fastckpt.salvaging.wreck import StorageState, Wreck
+from fastckpt.salvaging.zip_evidence import read_directory, read_there, search_local_headers
+
+TORCH_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt")
+
+
+def survey(path: str, *, like: str | None, threads: int, progress: Progress | None) -> Wreck:
+    """What stands of a file.
+
+    Raises:
+        NotACheckpointError: Nothing says that it is, or was, a checkpoint.
+        UnsupportedVersionError, UnsupportedStateError: It is one that this fastckpt cannot read.
+        CheckpointIOError: It cannot be opened.
+    """
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        return _survey_empty(path, like)
+    find_blueprint = blueprint_finder(path, like)
+    with Source(path) as source:
+        head = read_there(source, 0, HEAD_SIZE)
+        kind = sniff(head)
+        if kind in (None, "tar"):
+            kind = _guess(source, head) or kind
+        if kind == "fckpt":
+            wreck = survey_fckpt(source, threads=threads, progress=progress)
+        elif kind == "torch-zip":
+            wreck = survey_torch_zip(source, find_blueprint, threads=threads, progress=progress)
+        elif kind == "torch-legacy":
+            wreck = survey_torch_legacy(source, find_blueprint)
+        elif kind == "safetensors":
+            wreck = survey_safetensors(source, like)
+        else:
+            raise not_a_checkpoint(head, path=source.path, size=source.size)
+        if not source.unchanged():
+            wreck.notes.append("the file was changed while it was read: is it still being written? Salvage it again")
+    return wreck
+
+
+def _guess(source: Source, head: bytes) -> str | None:
+    """The kind of a file whose beginning is damaged: by what stands elsewhere, then by its name."""
+    for magic in (MAGIC_FOOTER, MAGIC_MANIFEST, MAGIC_RECORD, MAGIC_INDEX):
+        if _core.find_blocks(source.fd, magic, 0, source.size):
+            return "fckpt"
+    directory, _ = read_directory(source)
+    if any(name.partition("/")[2].startswith(("data.pkl", "data/")) for name in directory):
+        return "torch-zip"
+    if any("/data/" in header.name or header.name.endswith("/data.pkl") for _, header in search_local_headers(source)):
+        return "torch-zip"
+    suffix = os.path.splitext(source.path)[1]
+    try:
+        refusal = not_a_checkpoint(head, path=source.path, size=source.size)
+    except FastckptError as error:  # pragma: no cover
+        refusal = NotACheckpointError(error.message)
+    # A file that is recognised as something else is that, whatever its name.
+    known_other = refusal.actual is None and any(head)
+    if known_other and not refusal.message.startswith("this is a zip archive"):
+        return None
+    if head[8:9] == b"{" or suffix == ".safetensors":
+        return "safetensors"
+    if suffix in TORCH_SUFFIXES and not refusal.message.startswith("this is a zip archive"):
+        return "torch-zip"
+    return "fckpt" if suffix == ".fckpt" else None
+
+
+def _survey_empty(path: str, like: str | None) -> Wreck:
+    wreck = Wreck(path, "unknown", 0)
+    text = "the file is empty (0 bytes): the save never began to write"
+    wreck.findings.append(Finding(Kind.MISSING, text, 0, 0))
+    blueprint: Blueprint | None = blueprint_finder(path, like)({})
+    if blueprint is not None:
+        wreck.structure, wreck.tree, wreck.entries = blueprint.structure, blueprint.tree, blueprint.entries
+        wreck.storages = [StorageState(size) for _, size in blueprint.sizes]
+        for storage in wreck.storages:
+            storage.lose("the file is empty")
+    return wreck

@@ -1,0 +1,233 @@
+"""What must, may and must not be said about each tensor of a damaged file.
+
+It knows the good file, its map, and the damaged bytes; it never reads a damaged file. The rules:
+
+* ``intact`` is required where the bytes of a tensor, one witness for them, and one copy of the structure stand where
+  they were. A witness is a descriptor or directory entry with its CRC-32 (.pt), or a record header or its mirror with
+  the leaf digests (.fckpt). legacy .pt and .safetensors have none.
+* ``intact`` is forbidden where a byte of the tensor, or of what its checksum covers, changed; and wherever the format
+  has no witness. Whatever is called intact has to be equal to the original, bit for bit, under its own name.
+* ``unverified`` is required where the bytes stand and the format has no witness; it is forbidden where a witness that
+  stands says otherwise, and where bytes are missing.
+* Between these there is latitude, for example for bytes that stand while all their witnesses are destroyed:
+  ``unverified``, or ``damaged`` if what is left of a witness says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from goods import Facts, Good
+
+from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK, MAGIC_SUPERBLOCK
+from fastckpt.layout.records import Record
+
+INTACT, UNVERIFIED, DAMAGED, PARTIAL, LOST = "intact", "unverified", "damaged", "partial", "lost"
+ANY = frozenset((INTACT, UNVERIFIED, DAMAGED, PARTIAL, LOST))
+BROKEN = frozenset((DAMAGED, PARTIAL, LOST))
+LAST = 1 << 63
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said about one tensor.
+
+    Attributes:
+        allowed: Statuses.
+        now: Its bytes as they stand in the damaged file, if it is known that they are looked for there and nowhere
+            else, and all of them are there: what ``unverified`` has to come back as.
+        place: Where these begin.
+        good_rows: Rows that are proven; None where that does not apply.
+    """
+
+    allowed: frozenset[str]
+    now: bytes | None = None
+    place: int | None = None
+    good_rows: frozenset[int] | None = None
+
+    @property
+    def required(self) -> bool:
+        """Whether it has to be intact."""
+        return self.allowed == {INTACT}
+
+
+@dataclass
+class Expected:
+    """What may be said about a file.
+
+    Attributes:
+        structure: Whether names, dtypes and shapes are known: all must be listed, and no other.
+        may_refuse: Whether a typed error is as good as a report.
+        verdicts: By flat name.
+    """
+
+    structure: bool
+    may_refuse: bool
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+
+class Oracle:
+    """The expectation for one damaged file."""
+
+    def __init__(self, good: Good, damaged: bytes) -> None:
+        self.good = good
+        self.damaged = damaged
+
+    def same(self, place: tuple[int, int]) -> bool:
+        """Whether a range is there and as it was."""
+        start, end = place
+        return end <= len(self.damaged) and self.damaged[start:end] == self.good.raw[start:end]
+
+    def region(self, name: str) -> bool:
+        """Whether a region is as it was; one that the file never had is not."""
+        place = self.good.regions.get(name)
+        return place is not None and self.same(place)
+
+    def expect(self) -> Expected:
+        """What may be said."""
+        return {
+            "pt": self._torch_zip,
+            "legacy": self._torch_legacy,
+            "safetensors": self._safetensors,
+            "fckpt": self._fckpt,
+        }[self.good.format]()
+
+    def _now(self, facts: Facts) -> tuple[bytes | None, int | None]:
+        """The bytes that stand in the place of a tensor, in a format without encoding."""
+        first = self.good.storages[facts.storage][0]
+        start, end = first + facts.span[0], first + facts.span[1]
+        if end > len(self.damaged) or not facts.plain:
+            return None, None
+        return self.damaged[start:end], start
+
+    # --- .pt ----------------------------------------------------------------------
+
+    def _torch_zip(self) -> Expected:
+        good = self.good
+        directory = self.region("directory") and len(self.damaged) == len(good.raw)
+        pickle = self.region("data data.pkl")
+        found = self.region("header data.pkl") or directory
+        proven = good.crcs and (self.region("descriptor data.pkl") or directory)
+        structure = pickle and found and (proven or not good.crcs)
+        expected = Expected(structure, may_refuse=not structure)
+        for name, facts in good.tensors.items():
+            if not structure:
+                expected.verdicts[name] = Verdict(ANY)
+                continue
+            storage = good.storages[facts.storage]
+            descriptor = self.region(f"descriptor {facts.storage}")
+            now, place = self._now(facts)
+            allowed: frozenset[str]
+            if facts.span[0] == facts.span[1]:
+                allowed = frozenset((INTACT, UNVERIFIED))
+            elif self.same(storage):
+                if not good.crcs:
+                    # What was a CRC of 0 (not computed) may now be another number.
+                    allowed = frozenset((UNVERIFIED,) if descriptor and directory else (UNVERIFIED, DAMAGED))
+                elif descriptor or directory:
+                    allowed = frozenset((INTACT,))
+                else:
+                    allowed = frozenset((INTACT, UNVERIFIED, DAMAGED))
+            else:
+                allowed = self._changed(facts, witness=good.crcs and (descriptor or directory))
+            expected.verdicts[name] = Verdict(allowed, now, place)
+        return expected
+
+    def _changed(self, facts: Facts, *, witness: bool) -> frozenset[str]:
+        """Statuses of a tensor whose storage is not what it was."""
+        first = self.good.storages[facts.storage][0]
+        start, end = first + facts.span[0], first + facts.span[1]
+        if end > len(self.damaged):
+            return BROKEN
+        if witness and not self.same((start, end)):
+            return BROKEN
+        return BROKEN | {UNVERIFIED}
+
+    # --- formats without checksums ---------------------------------------------------
+
+    def _torch_legacy(self) -> Expected:
+        return self._unproven(self.region("pickles"), "header ")
+
+    def _safetensors(self) -> Expected:
+        return self._unproven(self.region("length") and self.region("header"), None)
+
+    def _unproven(self, structure: bool, header: str | None) -> Expected:
+        expected = Expected(structure, may_refuse=not structure)
+        for name, facts in self.good.tensors.items():
+            now, place = self._now(facts)
+            allowed = ANY - {INTACT}
+            if facts.span[0] == facts.span[1]:
+                allowed = frozenset((INTACT, UNVERIFIED)) if structure else ANY
+            elif structure:
+                first = self.good.storages[facts.storage][0]
+                witnessed = header is None or self.region(f"{header}{facts.storage}")
+                if self.same((first + facts.span[0], first + facts.span[1])):
+                    allowed = frozenset((UNVERIFIED,))
+                    if not witnessed or not self.same(self.good.storages[facts.storage]):
+                        allowed |= {DAMAGED}
+                else:
+                    allowed = self._changed(facts, witness=False)
+            expected.verdicts[name] = Verdict(allowed, now if structure else None, place if structure else None)
+        return expected
+
+    # --- .fckpt -----------------------------------------------------------------------
+
+    def _fckpt(self) -> Expected:
+        good = self.good
+        manifest = self.region("manifest") or self.region("manifest copy")
+        footer = self.region("footer") and len(self.damaged) == len(good.raw)
+        index = self.region("index")
+        known = {
+            record.number: self.region(f"header {record.number}")
+            or (self.same(good.mirrors[record.number]) and (footer or index))
+            for record in good.records
+        }
+        anything = self.damaged[:8] == MAGIC_SUPERBLOCK or any(known.values())
+        expected = Expected(manifest, may_refuse=not anything)
+        good_leaves = {record.number: self._good_leaves(record) for record in good.records}
+        for name, facts in good.tensors.items():
+            number = good.home[facts.storage]
+            record = good.records[number]
+            base = good.storages[facts.storage][0]
+            start, end = base + facts.span[0], base + facts.span[1]
+            whole = all(good_leaves[number][start // LEAF_SIZE : -(-end // LEAF_SIZE)])
+            rows = None
+            if start == end:
+                allowed = frozenset((INTACT, UNVERIFIED)) if manifest or known[number] else ANY
+            elif known[number]:
+                # A leaf may be shared with a neighbour: then nothing is known about bytes that did not change.
+                allowed = frozenset((INTACT,)) if whole else BROKEN | self._untouched(record, start, end)
+                rows = self._good_rows(facts, start, good_leaves[number])
+            else:
+                allowed = ANY if whole else ANY - {INTACT}
+            place = record.payload.offset + start if record.is_raw and facts.plain else None
+            expected.verdicts[name] = Verdict(allowed, None, place, rows)
+        return expected
+
+    def _untouched(self, record: Record, start: int, end: int) -> frozenset[str]:
+        place = (record.payload.offset + start, record.payload.offset + end)
+        return frozenset((UNVERIFIED,)) if record.is_raw and self.same(place) else frozenset()
+
+    def _good_leaves(self, record: Record) -> list[bool]:
+        leaves: list[bool] = []
+        for number, row in enumerate(record.chunks):
+            extent = record.chunk_extent(number)
+            count = len(record.chunk_leaves(number)) // 8
+            if row.codec:
+                leaves += [self.same((extent.offset, extent.end))] * count
+                continue
+            for leaf in range(count):
+                at = extent.offset + leaf * LEAF_SIZE
+                leaves.append(self.same((at, min(at + LEAF_SIZE, extent.end))))
+        assert len(leaves) <= LEAVES_PER_CHUNK * len(record.chunks)
+        return leaves
+
+    def _good_rows(self, facts: Facts, start: int, leaves: list[bool]) -> frozenset[int] | None:
+        if not facts.plain or not facts.shape:
+            return None
+        step = len(facts.values) // facts.shape[0]
+        return frozenset(
+            row
+            for row in range(facts.shape[0])
+            if all(leaves[(start + row * step) // LEAF_SIZE : -(-(start + (row + 1) * step) // LEAF_SIZE)])
+        )

@@ -1,0 +1,153 @@
+"""How much memory the operations take, each measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastckpt
+from tests.states import compressible
+
+MIB = 2**20
+pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc is not there")
+
+HEAD = """
+import json, sys, threading, time
+import fastckpt
+
+def now(field="VmRSS"):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
+
+def anonymous():
+    # Pages of a mapped file are the page cache's; what must not grow is our own memory.
+    return now("RssAnon")
+
+class Peak:
+    '''The highest anonymous memory while the block runs, looked at every millisecond.'''
+    def __enter__(self):
+        self.before = self.peak = anonymous()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+        self.thread.start()
+        return self
+    def watch(self):
+        while not self.stop.wait(0.001):
+            self.peak = max(self.peak, anonymous())
+    def __exit__(self, *error):
+        self.stop.set()
+        self.thread.join()
+        self.growth = max(self.peak, anonymous()) - self.before
+"""
+
+
+def measured(code: str, *arguments: Path | str) -> dict[str, Any]:
+    """What the code prints as JSON."""
+    run = subprocess.run(
+        [sys.executable, "-c", HEAD + code, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    result: dict[str, Any] = json.loads(run.stdout)
+    return result
+
+
+def large_state(megabytes: int) -> dict[str, torch.Tensor]:
+    """Tensors of 20 MiB, and a few small ones."""
+    block = compressible(20 * MIB)
+    state = {f"layer.{i}": block.roll(i).view(torch.float32) for i in range(megabytes // 20)}
+    return state | {f"small.{i}": torch.full((1000,), i) for i in range(50)}
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_load_into(tmp_path: Path, codec: str) -> None:
+    fastckpt.save(large_state(300), tmp_path / "s", codec=codec, durable=False)
+    code = """
+import torch
+with fastckpt.open(sys.argv[1]) as ck:
+    state = {name: torch.ones(ck.info(name).shape, dtype=getattr(torch, ck.info(name).dtype)) for name in ck}
+fastckpt.load_into({"x": torch.ones(1)}, sys.argv[2])
+with Peak() as peak:
+    fastckpt.load_into(state, sys.argv[1])
+print(json.dumps({"growth": peak.growth, "last": state["small.49"][0].item()}))
+"""
+    fastckpt.save({"x": torch.zeros(1)}, tmp_path / "tiny")
+    result = measured(code, tmp_path / "s", tmp_path / "tiny")
+    assert result["last"] == 49
+    assert result["growth"] < 100 * MIB
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_save_copies_nothing_large(tmp_path: Path, codec: str) -> None:
+    code = """
+import torch
+state = {str(i): torch.full((5_000_000,), float(i)) for i in range(15)}
+fastckpt.save({"x": torch.ones(1)}, sys.argv[1], codec=sys.argv[2])
+with Peak() as peak:
+    fastckpt.save(state, sys.argv[1], codec=sys.argv[2], durable=False)
+print(json.dumps({"growth": peak.growth}))
+"""
+    assert measured(code, tmp_path / "s", codec)["growth"] < 100 * MIB
+
+
+def test_mapped_load_takes_no_memory(tmp_path: Path) -> None:
+    fastckpt.save(large_state(300), tmp_path / "s", durable=False)
+    code = """
+import torch
+with Peak() as peak:
+    state = fastckpt.load(sys.argv[1], mmap=True)
+print(json.dumps({"growth": peak.growth, "last": state["small.49"][0].item()}))
+"""
+    assert measured(code, tmp_path / "s")["growth"] < 50 * MIB
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_load_takes_the_tensors_and_little_else(tmp_path: Path, codec: str) -> None:
+    fastckpt.save(large_state(300), tmp_path / "s", codec=codec, durable=False)
+    code = """
+import torch
+with Peak() as peak:
+    state = fastckpt.load(sys.argv[1])
+print(json.dumps({"growth": peak.growth}))
+"""
+    assert 300 * MIB <= measured(code, tmp_path / "s")["growth"] < 400 * MIB
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_convert_streams_without_torch(tmp_path: Path, codec: str) -> None:
+    torch.save(large_state(600), tmp_path / "m.pt")
+    code = """
+with Peak() as there:
+    fastckpt.convert(sys.argv[1], sys.argv[2], codec=sys.argv[3], durable=False)
+with Peak() as back:
+    fastckpt.convert(sys.argv[2], sys.argv[4], durable=False)
+with Peak() as check:
+    assert fastckpt.verify(sys.argv[2]).ok
+print(json.dumps({
+    "there": there.peak, "back": back.peak, "check": check.peak, "all": now("VmHWM"), "torch": "torch" in sys.modules,
+}))
+"""
+    result = measured(code, tmp_path / "m.pt", tmp_path / "m.fckpt", codec, tmp_path / "back.pt")
+    assert not result["torch"]
+    assert result["there"] < 300 * MIB
+    assert result["back"] < 300 * MIB
+    assert result["check"] < 300 * MIB
+    sizes = [(tmp_path / name).stat().st_size for name in ("m.pt", "back.pt")]
+    assert sizes[0] == sizes[1]
+
+
+def test_verify_and_open_do_not_need_the_state(tmp_path: Path) -> None:
+    fastckpt.save(large_state(300), tmp_path / "s", codec="zstd", durable=False)
+    code = """
+with Peak() as peak:
+    report = fastckpt.verify(sys.argv[1])
+print(json.dumps({"growth": peak.growth, "ok": report.ok, "torch": "torch" in sys.modules}))
+"""
+    result = measured(code, tmp_path / "s")
+    assert result == {"growth": result["growth"], "ok": True, "torch": False}
+    assert result["growth"] < 100 * MIB
