@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import random
-import threading
 import time
 import zlib
 from array import array
@@ -209,11 +208,13 @@ def test_an_exception_from_progress_ends_the_transfer() -> None:
     def stop(done: int) -> None:
         raise RuntimeError("enough")
 
+    # Other libraries in this process may have threads of their own.
+    before = len(os.listdir("/proc/self/task"))
     started = time.perf_counter()
     with pytest.raises(RuntimeError, match="enough"):
         _core.transfer(-1, -2, rows, leaves, None, threads=2, progress=stop)
     assert time.perf_counter() - started < 1.0
-    assert len(os.listdir("/proc/self/task")) == threading.active_count() or not os.path.exists("/proc")
+    assert len(os.listdir("/proc/self/task")) <= before
     del owner
 
 

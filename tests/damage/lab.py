@@ -235,21 +235,9 @@ def _check_fate(case: Case, fate: Any, verdict: Verdict, *, exact: bool) -> None
         if there not in _true_values(case, facts, fate.name):
             raise WrongError(f"{fate.name!r} is called intact, and at byte {fate.offset} stands something else")
     if fate.rows_intact is not None and verdict.good_rows is not None:
-        rows = [row for first, end in fate.rows_intact for row in range(first, end)]
-        if len(rows) != len(set(rows)) or set(rows) != verdict.good_rows:
-            raise WrongError(
-                f"{fate.name!r}: rows {fate.rows_intact} are called intact, and these are: {_runs(verdict)}"
-            )
-
-
-def _runs(verdict: Verdict) -> list[tuple[int, int]]:
-    runs: list[tuple[int, int]] = []
-    for row in sorted(verdict.good_rows or ()):
-        if runs and runs[-1][1] == row:
-            runs[-1] = (runs[-1][0], row + 1)
-        else:
-            runs.append((row, row + 1))
-    return runs
+        rows = tuple((first, end) for first, end in fate.rows_intact)
+        if rows != verdict.good_rows:
+            raise WrongError(f"{fate.name!r}: rows {rows} are called intact, and these are: {verdict.good_rows}")
 
 
 def _true_values(case: Case, facts: Facts, name: str) -> tuple[bytes, ...]:

@@ -37,13 +37,13 @@ class Verdict:
         now: Its bytes as they stand in the damaged file, if it is known that they are looked for there and nowhere
             else, and all of them are there: what ``unverified`` has to come back as.
         place: Where these begin.
-        good_rows: Rows that are proven; None where that does not apply.
+        good_rows: Runs of rows that are proven; None where that does not apply.
     """
 
     allowed: frozenset[str]
     now: bytes | None = None
     place: int | None = None
-    good_rows: frozenset[int] | None = None
+    good_rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def required(self) -> bool:
@@ -197,7 +197,7 @@ class Oracle:
             elif known[number]:
                 # A leaf may be shared with a neighbour: then nothing is known about bytes that did not change.
                 allowed = frozenset((INTACT,)) if whole else BROKEN | self._untouched(record, start, end)
-                rows = self._good_rows(facts, start, good_leaves[number])
+                rows = None if whole else self._good_rows(facts, start, good_leaves[number])
             else:
                 allowed = ANY if whole else ANY - {INTACT}
             place = record.payload.offset + start if record.is_raw and facts.plain else None
@@ -222,12 +222,19 @@ class Oracle:
         assert len(leaves) <= LEAVES_PER_CHUNK * len(record.chunks)
         return leaves
 
-    def _good_rows(self, facts: Facts, start: int, leaves: list[bool]) -> frozenset[int] | None:
+    def _good_rows(self, facts: Facts, start: int, leaves: list[bool]) -> tuple[tuple[int, int], ...] | None:
         if not facts.plain or not facts.shape:
             return None
-        step = len(facts.values) // facts.shape[0]
-        return frozenset(
-            row
-            for row in range(facts.shape[0])
-            if all(leaves[(start + row * step) // LEAF_SIZE : -(-(start + (row + 1) * step) // LEAF_SIZE)])
-        )
+        count, step = facts.shape[0], len(facts.values) // facts.shape[0]
+        runs = []
+        at = 0
+        for leaf in range(start // LEAF_SIZE, -(-(start + len(facts.values)) // LEAF_SIZE)):
+            if leaves[leaf]:
+                continue
+            first = max((leaf * LEAF_SIZE - start) // step, 0)
+            if first > at:
+                runs.append((at, first))
+            at = max(at, min(-(-((leaf + 1) * LEAF_SIZE - start) // step), count))
+        if at < count:
+            runs.append((at, count))
+        return tuple(runs)
