@@ -65,7 +65,9 @@ def load(
     if is_foreign(path):
         from fastckpt.conversion.load import load_foreign
 
-        return load_foreign(path, device=device, verify=verify, keys=keys, threads=threads, progress=progress)
+        return load_foreign(
+            path, device=device, mmap=mmap, verify=verify, keys=keys, threads=threads, progress=progress
+        )
     target = torch.device(device)
     with CheckpointFile(path) as file:
         with collector_paused():

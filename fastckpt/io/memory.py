@@ -12,7 +12,7 @@ import mmap
 from typing import Final
 
 from fastckpt import _core
-from fastckpt.constants import ALIGNMENT
+from fastckpt.constants import ALIGNMENT, PACK_ALIGNMENT
 from fastckpt.layout.blocks import align
 
 HUGE_PAGE: Final = 2 * 1024 * 1024
@@ -41,7 +41,7 @@ def allocate(size: int) -> memoryview:
 
 
 def allocate_regions(sizes: list[int]) -> list[memoryview]:
-    """A writable region of each size (in bytes), each aligned to 4 KiB.
+    """A writable region of each size (in bytes), aligned to 4 KiB, small ones to 64 bytes.
 
     Neighbours share a mapping until it has ARENA_SIZE bytes, so that one
     tensor that stays alive holds at most that much more memory than its own.
@@ -49,14 +49,15 @@ def allocate_regions(sizes: list[int]) -> list[memoryview]:
     regions: list[memoryview] = []
     start = 0
     while start < len(sizes):
-        end, total = start, 0
-        while end < len(sizes) and (end == start or total + sizes[end] <= ARENA_SIZE):
-            total += align(sizes[end], ALIGNMENT)
-            end += 1
+        offsets: list[int] = []
+        total = 0
+        for size in sizes[start:]:
+            offset = align(total, PACK_ALIGNMENT if size < ALIGNMENT else ALIGNMENT)
+            if offsets and offset + size > ARENA_SIZE:
+                break
+            offsets.append(offset)
+            total = offset + size
         arena = allocate(total)
-        offset = 0
-        for size in sizes[start:end]:
-            regions.append(arena[offset : offset + size])
-            offset += align(size, ALIGNMENT)
-        start = end
+        regions += [arena[at : at + size] for at, size in zip(offsets, sizes[start:], strict=False)]
+        start += len(offsets)
     return regions

@@ -68,8 +68,9 @@ def survey_torch_zip(
     if not pickle.proven:
         text = pickle.problem or pickle.doubt
         size = max(pickle.end - pickle.offset, 0)
-        lost = wreck.structure in ("none", "damaged")
-        wreck.findings.append(Finding(Kind.ROTTED, text, pickle.offset, size, loss=lost))
+        kind = Kind.UNPROVEN if pickle.not_computed else Kind.ROTTED
+        lost = wreck.structure in ("none", "damaged") and kind is Kind.ROTTED
+        wreck.findings.append(Finding(kind, text, pickle.offset, size, loss=lost))
     if not whole_end:
         text = "the directory that a zip archive ends with is missing or damaged; tensors are found without it"
         wreck.findings.append(Finding(Kind.MISSING, text, max(source.size - 22, 0), min(source.size, 22), loss=False))

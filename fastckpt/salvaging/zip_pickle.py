@@ -31,6 +31,7 @@ class FoundPickle:
         offset: Where it begins.
         end: First byte after it.
         proven: Whether its CRC-32 matches.
+        not_computed: Whether its writer computed no CRC-32.
         doubt: Why it is not proven.
         problem: Why it cannot be read.
     """
@@ -40,6 +41,7 @@ class FoundPickle:
     offset: int = 0
     end: int = 0
     proven: bool = False
+    not_computed: bool = False
     doubt: str = ""
     problem: str = ""
 
@@ -47,8 +49,8 @@ class FoundPickle:
 def find_pickle(source: Source, directory: dict[str, DirectoryEntry]) -> FoundPickle:
     """``data.pkl``, wherever header, directory or its first bytes put it."""
     best = FoundPickle(prefix=_prefix_in(directory), problem="data.pkl is not there")
-    for prefix, at, entry in _candidates(source, directory):
-        found = _read(source, prefix or best.prefix, at, entry)
+    for prefix, at, crcs in _candidates(source, directory):
+        found = _read(source, prefix or best.prefix, at, crcs)
         if found.proven:
             return found
         if found.state is not None and best.state is None:
@@ -69,23 +71,24 @@ def _prefix_in(directory: dict[str, DirectoryEntry]) -> str:
 
 def _candidates(
     source: Source, directory: dict[str, DirectoryEntry]
-) -> Iterator[tuple[str, int, DirectoryEntry | None]]:
-    """``(prefix, offset of the pickle, directory entry)``."""
+) -> Iterator[tuple[str, int, set[int]]]:
+    """``(prefix, offset of the pickle, CRC-32s that headers state)``."""
     entry = next((entry for name, entry in directory.items() if name.endswith(_NAME) and name.count("/") == 1), None)
+    stated_crcs = {entry.crc} if entry is not None else set()
     header = local_header_at(source, 0)
     if header is not None and header.name.endswith(_NAME):
-        yield header.name[: -len(_NAME)], header.data, entry
+        yield header.name[: -len(_NAME)], header.data, {header.crc, *stated_crcs}
     if entry is not None:
         stated = local_header_at(source, entry.header)
         if stated is not None and stated.name == entry.name and (header is None or stated.data != header.data):
-            yield entry.name[: -len(_NAME)], stated.data, entry
+            yield entry.name[: -len(_NAME)], stated.data, {stated.crc, *stated_crcs}
     head = read_there(source, 0, 4096)
     at = head.find(_PICKLE_START)
     if at > 0:
-        yield "", at, entry
+        yield "", at, stated_crcs
 
 
-def _read(source: Source, prefix: str, at: int, entry: DirectoryEntry | None) -> FoundPickle:
+def _read(source: Source, prefix: str, at: int, crcs: set[int]) -> FoundPickle:
     found = FoundPickle(prefix=prefix, offset=at)
     window = _FIRST_WINDOW
     while True:
@@ -104,11 +107,10 @@ def _read(source: Source, prefix: str, at: int, entry: DirectoryEntry | None) ->
     found.end = at + size
     crc = zlib.crc32(raw[:size])
     descriptor = descriptor_at(source, found.end, size, 16)
-    stated = {descriptor.crc} if descriptor is not None else set()
-    if entry is not None:
-        stated.add(entry.crc)
-    signed = (descriptor is not None and descriptor.signed and descriptor.crc) or (entry is not None and entry.crc)
+    stated = crcs | {descriptor.crc} if descriptor is not None else crcs
+    signed = (descriptor is not None and descriptor.signed and descriptor.crc) or any(crcs)
     found.proven = crc in stated - {0}
+    found.not_computed = descriptor is not None and descriptor.signed and not signed
     if not found.proven:
         found.doubt = (
             "data.pkl fails its CRC-32, so names, shapes and dtypes may be wrong"

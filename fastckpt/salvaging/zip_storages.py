@@ -42,6 +42,12 @@ class Candidate:
     named: bool = False
     in_line: bool = False
 
+    def has_checksum(self) -> bool:
+        """Whether a CRC-32 is stated where it should be, so that one that does not match means damage."""
+        signed = self.descriptor is not None and self.descriptor.signed and self.descriptor.crc
+        in_header = self.named and self.header is not None and self.header.crc
+        return bool(signed or in_header or (self.entry is not None and self.entry.crc))
+
     def stated_crcs(self) -> set[int]:
         """The CRC-32s that the file states for it. 0 stands for "not computed"."""
         crcs = {witness.crc for witness in (self.descriptor, self.entry) if witness is not None}
@@ -163,7 +169,7 @@ def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -
     descriptor, entry = candidate.descriptor, candidate.entry
     if candidate.header is not None and not candidate.named:
         state.lose("the save was interrupted before it: another record is in its place")
-    elif (descriptor is not None and descriptor.signed and descriptor.crc) or (entry is not None and entry.crc):
+    elif candidate.has_checksum():
         state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]
         state.reason = "its CRC-32 does not match"
     elif descriptor is not None and not any(descriptor.raw) and (run := _zero_run(source, candidate)) >= _ZERO_RUN:
