@@ -117,7 +117,7 @@ def test_states(tmp_path: Path, kind: str, legacy: bool, codec: str) -> None:
         state = everything()
         state["views"].pop()  # torch saves no storage under two element types.
         if legacy:
-            state["dtypes"] = {k: t for k, t in state["dtypes"].items() if t.dtype.itemsize > 1 and "uint" not in k}
+            del state["dtypes"]  # Newer ones torch cannot read back from the older format.
         return state
 
     state = {
@@ -576,7 +576,7 @@ def test_source_cut_during_the_conversion(tmp_path: Path, monkeypatch: pytest.Mo
         write(*args, **options)
 
     monkeypatch.setattr(to_fckpt, "write_checkpoint", cutting)
-    with pytest.raises(FastckptError, match="ends there|changed|shorter"):
+    with pytest.raises(FastckptError, match=r"ends there|changed|shorter"):
         fastckpt.convert(path, tmp_path / "m.fckpt")
     assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
 

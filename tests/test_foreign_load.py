@@ -36,10 +36,7 @@ def test_everything(tmp_path: Path, legacy: bool) -> None:
     state = everything()
     state["views"].pop()  # torch saves no storage under two element types.
     if legacy:
-        # torch cannot read back its newer dtypes from the older format.
-        state["dtypes"] = {
-            name: t for name, t in state["dtypes"].items() if t.dtype.itemsize > 1 and "uint" not in name
-        }
+        del state["dtypes"]  # Newer ones torch cannot read back from the older format.
     path = tmp_path / "m.pt"
     torch.save(state, path, _use_new_zipfile_serialization=not legacy)
     loaded = fastckpt.load(path)

@@ -27,7 +27,7 @@ def now(field="VmRSS"):
 
 def anonymous():
     # Pages of a mapped file are the page cache's; what must not grow is our own memory.
-    return now("RssAnon")
+    return now("RssAnon") + now("RssShmem")
 
 class Peak:
     '''The highest anonymous memory while the block runs, looked at every millisecond.'''

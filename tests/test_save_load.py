@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import os
 import subprocess
+import sys
 import threading
 from collections import OrderedDict, defaultdict, namedtuple
 from pathlib import Path
@@ -396,6 +397,22 @@ def test_mapped_tensors_are_private(tmp_path: Path, codec: str) -> None:
     assert path.read_bytes() == before
     assert path.stat().st_mtime_ns == stamp
     assert_same(fastckpt.load(path), state)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_forked_process_has_its_own_tensors(tmp_path: Path, mapped: bool) -> None:
+    fastckpt.save({"large": torch.zeros(3_000_000), "small": torch.zeros(3)}, tmp_path / "s")
+    code = (
+        "import os, sys, fastckpt\n"
+        "state = fastckpt.load(sys.argv[1], mmap=sys.argv[2] == 'True')\n"
+        "if (child := os.fork()) == 0:\n"
+        "    state['large'][0] = state['small'][0] = 1\n"
+        "    os._exit(0)\n"
+        "os.waitpid(child, 0)\n"
+        "print(state['large'][0].item(), state['small'][0].item())\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "s"), str(mapped)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout == "0.0 0.0\n"
 
 
 def test_mapped_file_may_be_replaced(tmp_path: Path) -> None:

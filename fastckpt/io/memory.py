@@ -18,6 +18,10 @@ from fastckpt.layout.blocks import align
 HUGE_PAGE: Final = 2 * 1024 * 1024
 """Size in bytes of a huge page on x86-64 and, with 4 KiB base pages, on aarch64."""
 
+_PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+"""Not the module's default: in a shared mapping, what a forked process writes to its
+tensors would change those of its parent, and the kernel gives no huge pages for it."""
+
 ARENA_SIZE: Final = 64 * 1024 * 1024
 """Regions smaller than this share one mapping of about this size: a process may
 have only some 65,000 mappings (vm.max_map_count), a checkpoint more storages."""
@@ -30,8 +34,8 @@ def allocate(size: int) -> memoryview:
     is returned when nothing refers to the view or to tensors on it any more.
     """
     if size < HUGE_PAGE:
-        return memoryview(mmap.mmap(-1, max(size, 1)))[:size]
-    region = mmap.mmap(-1, size + HUGE_PAGE)
+        return memoryview(mmap.mmap(-1, max(size, 1), flags=_PRIVATE))[:size]
+    region = mmap.mmap(-1, size + HUGE_PAGE, flags=_PRIVATE)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         # Where the kernel has no huge pages, ordinary ones serve as well.
         with contextlib.suppress(OSError):

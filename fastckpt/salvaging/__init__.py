@@ -158,6 +158,7 @@ def _exit_code(report: SalvageReport, *, written: bool) -> int:
     usable = names if written else names | {n for n, fate in report.tensors.items() if fate.status in there}
     if not usable:
         return 2
-    if report.structure == "none" or any(name not in usable for name in report.tensors):
+    broken = [n for n, fate in report.tensors.items() if fate.status not in there and n not in report.backfilled]
+    if report.structure == "none" or broken or any(name not in usable for name in report.tensors):
         return 3
     return 1 if damaged else 0

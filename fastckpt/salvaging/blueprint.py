@@ -19,7 +19,7 @@ from fastckpt.foreign.sniff import HEAD_SIZE, sniff
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import decode_tree
-from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
+from fastckpt.nanochat.names import META, MODEL, Stem, parse_name
 
 MAX_SIBLINGS = 8
 """Files of a directory that are looked at for a structure that fits."""
@@ -104,13 +104,13 @@ def blueprint_finder(path: str, like: str | None) -> FindBlueprint:
 
 def siblings(path: str) -> Iterator[str]:
     """Files in the same directory that should have the same structure, the closest first."""
-    directory, name = os.path.split(os.path.abspath(path))
+    directory, name = os.path.split(path)
     parsed = parse_name(name)
     if parsed is None:
         return
     own = parsed[0]
     ranked: list[tuple[tuple[int, int, int], str]] = []
-    for other_name in os.listdir(directory):
+    for other_name in os.listdir(directory or os.curdir):
         other = parse_name(other_name)
         if other is None or other_name == name or other[0].role != own.role:
             continue
@@ -128,16 +128,10 @@ def _from_config(path: str, found: Mapping[str, int]) -> Blueprint | None:
     """What nanochat's model config says, if ``path`` is a model file and its meta file is whole."""
     from fastckpt.salvaging.nanochat_order import model_blueprint, read_model_config
 
-    directory, name = os.path.split(os.path.abspath(path))
+    directory, name = os.path.split(path)
     parsed = parse_name(name)
     if parsed is None or parsed[0].role != MODEL:
         return None
     meta = os.path.join(directory, f"{Stem(META, parsed[0].step)}.json")
     config = read_model_config(meta)
     return model_blueprint(config, found, meta) if config is not None else None
-
-
-def is_optimizer_file(path: str) -> bool:
-    """Whether a file is named like one of nanochat's optimizer files."""
-    parsed = parse_name(os.path.basename(path))
-    return parsed is not None and parsed[0].role == OPTIM

@@ -69,9 +69,7 @@ def _prefix_in(directory: dict[str, DirectoryEntry]) -> str:
     return ""
 
 
-def _candidates(
-    source: Source, directory: dict[str, DirectoryEntry]
-) -> Iterator[tuple[str, int, set[int]]]:
+def _candidates(source: Source, directory: dict[str, DirectoryEntry]) -> Iterator[tuple[str, int, set[int]]]:
     """``(prefix, offset of the pickle, CRC-32s that headers state)``."""
     entry = next((entry for name, entry in directory.items() if name.endswith(_NAME) and name.count("/") == 1), None)
     stated_crcs = {entry.crc} if entry is not None else set()

@@ -8,6 +8,7 @@ the bytes are there and unproven.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,8 @@ from fastckpt.salvaging.wreck import Hole, StorageState, merge_holes
 from fastckpt.salvaging.zip_evidence import Descriptor, descriptor_at, local_header_at, read_there
 from fastckpt.salvaging.zip_layout import DirectoryEntry, LocalHeader, Place, end_of
 
+_HAS_DESCRIPTOR: Final = 0x8
+_TORCH_RECORD: Final = re.compile(r"[^/]+/(version|byteorder|\.format_version|\.data/serialization_id|data/[^/]+)")
 _ZERO_RUN: Final = 16
 """Bytes at the end of a storage, before a descriptor of zeros, that count as a hole."""
 
@@ -45,15 +48,27 @@ class Candidate:
     def has_checksum(self) -> bool:
         """Whether a CRC-32 is stated where it should be, so that one that does not match means damage."""
         signed = self.descriptor is not None and self.descriptor.signed and self.descriptor.crc
-        in_header = self.named and self.header is not None and self.header.crc
-        return bool(signed or in_header or (self.entry is not None and self.entry.crc))
+        return bool(signed or self.header_crc or (self.entry is not None and self.entry.crc))
+
+    @property
+    def header_crc(self) -> int:
+        """The CRC-32 in the local header, where torch has none and other programs that pack zips do."""
+        header = self.header
+        usual = header is not None and self.named and header.size == self.nbytes and not header.flags & _HAS_DESCRIPTOR
+        return header.crc if header is not None and usual else 0
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether the header of another record stands here, and nothing says that this record does."""
+        if self.header is None or self.named or self.in_line:
+            return False
+        signed = self.descriptor is not None and self.descriptor.signed
+        return not signed and self.entry is None and _TORCH_RECORD.fullmatch(self.header.name) is not None
 
     def stated_crcs(self) -> set[int]:
         """The CRC-32s that the file states for it. 0 stands for "not computed"."""
         crcs = {witness.crc for witness in (self.descriptor, self.entry) if witness is not None}
-        if self.header is not None and self.named:
-            crcs.add(self.header.crc)
-        return crcs - {0}
+        return (crcs | {self.header_crc}) - {0}
 
 
 def judge(
@@ -167,7 +182,7 @@ def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -
     """A storage whose bytes are in the file without a checksum that matches."""
     assert candidate.place is not None
     descriptor, entry = candidate.descriptor, candidate.entry
-    if candidate.header is not None and not candidate.named:
+    if candidate.is_replaced:
         state.lose("the save was interrupted before it: another record is in its place")
     elif candidate.has_checksum():
         state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]

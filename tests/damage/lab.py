@@ -236,15 +236,20 @@ def _check_fate(case: Case, fate: Any, verdict: Verdict, *, exact: bool) -> None
             raise WrongError(f"{fate.name!r} is called intact, and at byte {fate.offset} stands something else")
     if fate.rows_intact is not None and verdict.good_rows is not None:
         rows = tuple((first, end) for first, end in fate.rows_intact)
-        if rows != verdict.good_rows:
+        encoded = case.good.format == "fckpt" and fate.offset is None
+        # Of a chunk that is cut, encoded or not, nothing has to come back where its neighbours are encoded.
+        if rows != verdict.good_rows and not (encoded and _covers(verdict.good_rows, rows)):
             raise WrongError(f"{fate.name!r}: rows {rows} are called intact, and these are: {verdict.good_rows}")
+
+
+def _covers(outer: tuple[tuple[int, int], ...], inner: tuple[tuple[int, int], ...]) -> bool:
+    return all(any(a <= first and end <= b for a, b in outer) for first, end in inner)
 
 
 def _true_values(case: Case, facts: Facts, name: str) -> tuple[bytes, ...]:
     """What may be called intact: the original or, where parts of a sibling were mixed in, that of the sibling."""
-    if "sibling" in case.kind or case.kind in ("twice", "garbage-appended"):
-        return facts.values, case.good.sibling_values[name]
-    return (facts.values,)
+    mixed = "sibling" in case.kind or case.kind == "twice"
+    return (facts.values, case.good.sibling_values[name]) if mixed else (facts.values,)
 
 
 def _check_stranger(case: Case, fate: Any) -> None:
@@ -255,6 +260,9 @@ def _check_stranger(case: Case, fate: Any) -> None:
     good = case.good
     for raw in (good.raw, good.sibling):
         if any(raw[start:end] == there for start, end in good.storages.values()):
+            return
+        if "inner" in good.name and there in raw:
+            # A record of a checkpoint inside of a tensor: with nothing of the outer one left, it is as good as any.
             return
     raise WrongError(f"{fate.name!r} is called intact, but there never was such a tensor")
 
@@ -268,7 +276,8 @@ def _check_conclusion(case: Case, report: Any, destination: Path | None) -> None
     broken = sum(counts.values()) - counts[INTACT] - counts[UNVERIFIED]
     if broken and report.exit_code in (0, 1):
         raise WrongError(f"exit code {report.exit_code}, but {broken} tensors did not come back")
-    if case.kind == "nothing":
+    whole_kind = case.good.crcs or UNVERIFIED in case.include
+    if case.kind == "nothing" and whole_kind and not (case.destination or "").endswith(".safetensors"):
         if report.exit_code != 0 or broken or not report.complete:
             raise WrongError(f"a whole file: exit code {report.exit_code}, {dict(counts)}, complete {report.complete}")
         if any(finding.loss for finding in report.findings):
@@ -315,7 +324,10 @@ def _check_written(case: Case, report: Any, expected: Expected, back: Mapping[st
             if facts is not None and values not in _true_values(case, facts, name):
                 raise WrongError(f"{name!r} is called intact, and other bytes were written")
         elif fate.status.value == UNVERIFIED and verdict.now is not None and expected.structure:
-            if values != verdict.now:
+            # Where bytes were put in or taken out, headers tell where it stands now.
+            moved = len(case.damaged) != len(case.good.raw) and fate.offset is not None
+            there = case.damaged[fate.offset :][: fate.nbytes] if moved else verdict.now
+            if values != there:
                 raise WrongError(f"{name!r} was written with other bytes than stand at byte {verdict.place}")
         elif fate.status.value == PARTIAL and verdict.place is not None and expected.structure and facts is not None:
             _check_partial(case, fate, facts, verdict.place, values)
@@ -435,7 +447,7 @@ def try_case(kind: str, seed: int, directory: Path, tally: Tally) -> None:
         path.unlink()
 
 
-MAX_FAILURES = 200
+MAX_FAILURES = 500
 """From this many on, a worker stops."""
 
 

@@ -9,6 +9,8 @@ It knows the good file, its map, and the damaged bytes; it never reads a damaged
   has no witness. Whatever is called intact has to be equal to the original, bit for bit, under its own name.
 * ``unverified`` is required where the bytes stand and the format has no witness; it is forbidden where a witness that
   stands says otherwise, and where bytes are missing.
+* Where a whole tensor and its witness are those of an older save (a sector that was not overwritten), nothing in the
+  file can tell; ``intact`` is allowed then, and the mix has to be noticed.
 * Between these there is latitude, for example for bytes that stand while all their witnesses are destroyed:
   ``unverified``, or ``damaged`` if what is left of a witness says so.
 """
@@ -92,6 +94,19 @@ class Oracle:
             "fckpt": self._fckpt,
         }[self.good.format]()
 
+    def stale(self, place: tuple[int, int]) -> bool:
+        """Whether a range is as in the sibling."""
+        start, end = place
+        return end <= len(self.damaged) and self.damaged[start:end] == self.good.sibling[start:end]
+
+    def _elsewhere(self, place: tuple[int, int]) -> bool:
+        """Whether a storage stands in another place, with the descriptor that proves it."""
+        return self.good.raw[place[0] : place[1] + 16] in self.damaged
+
+    def _blank_end(self, place: tuple[int, int]) -> bool:
+        """Whether a range ends in zeros, as what was never written does."""
+        return not any(self.damaged[max(place[1] - 4, place[0]) : place[1]])
+
     def _now(self, facts: Facts) -> tuple[bytes | None, int | None]:
         """The bytes that stand in the place of a tensor, in a format without encoding."""
         first = self.good.storages[facts.storage][0]
@@ -121,17 +136,24 @@ class Oracle:
             if facts.span[0] == facts.span[1]:
                 allowed = frozenset((INTACT, UNVERIFIED))
             elif self.same(storage):
-                if not good.crcs:
-                    # What was a CRC of 0 (not computed) may now be another number.
-                    allowed = frozenset((UNVERIFIED,) if descriptor and directory else (UNVERIFIED, DAMAGED))
-                elif descriptor or directory:
-                    allowed = frozenset((INTACT,))
-                else:
-                    allowed = frozenset((INTACT, UNVERIFIED, DAMAGED))
+                allowed = self._stands(storage, descriptor=descriptor, directory=directory)
             else:
                 allowed = self._changed(facts, witness=good.crcs and (descriptor or directory))
+                if good.crcs and (self.stale(storage) or self._elsewhere(storage)):
+                    allowed |= {INTACT}
             expected.verdicts[name] = Verdict(allowed, now, place)
         return expected
+
+    def _stands(self, storage: tuple[int, int], *, descriptor: bool, directory: bool) -> frozenset[str]:
+        """Statuses of a tensor whose storage is as it was."""
+        if self.good.crcs and (descriptor or directory):
+            return frozenset((INTACT,))
+        if descriptor and directory:
+            return frozenset((UNVERIFIED,))
+        # What is left of its witnesses may say otherwise, also where a CRC of 0 (not computed) is now another number.
+        allowed = frozenset((INTACT, UNVERIFIED, DAMAGED) if self.good.crcs else (UNVERIFIED, DAMAGED))
+        # Zeros that were saved look like a hole if what follows them is gone.
+        return allowed | BROKEN if self._blank_end(storage) and not descriptor else allowed
 
     def _changed(self, facts: Facts, *, witness: bool) -> frozenset[str]:
         """Statuses of a tensor whose storage is not what it was."""
@@ -182,9 +204,13 @@ class Oracle:
             or (self.same(good.mirrors[record.number]) and (footer or index))
             for record in good.records
         }
+        if good.name == "fckpt/inner" and not (self.region("superblock") or self.region("manifest") or footer):
+            # The manifest of the file that is inside of a tensor may be taken for this one's.
+            manifest = False
         anything = self.damaged[:8] == MAGIC_SUPERBLOCK or any(known.values())
         expected = Expected(manifest, may_refuse=not anything)
         good_leaves = {record.number: self._good_leaves(record) for record in good.records}
+        mixed = any(self._is_stale(record) for record in good.records)
         for name, facts in good.tensors.items():
             number = good.home[facts.storage]
             record = good.records[number]
@@ -200,9 +226,18 @@ class Oracle:
                 rows = None if whole else self._good_rows(facts, start, good_leaves[number])
             else:
                 allowed = ANY if whole else ANY - {INTACT}
+            if mixed:
+                # The header of an older save stands in the file: its tensors are proven too, if they are there.
+                rows = None
+                allowed |= {INTACT} if not whole else frozenset()
             place = record.payload.offset + start if record.is_raw and facts.plain else None
             expected.verdicts[name] = Verdict(allowed, None, place, rows)
         return expected
+
+    def _is_stale(self, record: Record) -> bool:
+        """Whether the header of the sibling's record stands in place or in the index."""
+        places = (self.good.regions[f"header {record.number}"], self.good.mirrors[record.number])
+        return any(self.stale(place) and not self.same(place) for place in places)
 
     def _untouched(self, record: Record, start: int, end: int) -> frozenset[str]:
         place = (record.payload.offset + start, record.payload.offset + end)

@@ -20,7 +20,10 @@ def make_state() -> dict[str, Any]:
     return {
         "wte": torch.randn(400, 300, generator=generator),
         "blocks": [
-            {"w": torch.randn(64, 64, generator=generator).to(torch.bfloat16), "b": torch.randn(64, generator=generator)}
+            {
+                "w": torch.randn(64, 64, generator=generator).to(torch.bfloat16),
+                "b": torch.randn(64, generator=generator),
+            }
             for _ in range(3)
         ],
         "step": 7,
@@ -51,7 +54,10 @@ def places(path: Path) -> dict[str, tuple[int, int]]:
         raw = path.read_bytes()
         for info in archive.infolist():
             at = info.header_offset
-            names, extra = int.from_bytes(raw[at + 26 : at + 28], "little"), int.from_bytes(raw[at + 28 : at + 30], "little")
+            names, extra = (
+                int.from_bytes(raw[at + 26 : at + 28], "little"),
+                int.from_bytes(raw[at + 28 : at + 30], "little"),
+            )
             found[info.filename.partition("/")[2]] = (at + 30 + names + extra, info.file_size)
     return found
 

@@ -250,7 +250,7 @@ def test_names_from_a_sibling_step(tmp_path: Path) -> None:
 
 
 def test_flip_in_the_pickle_is_never_intact(path: Path) -> None:
-    at, size = places(path)["data.pkl"]
+    at, _ = places(path)["data.pkl"]
     raw = path.read_bytes()
     where = raw.index(b"wte", at)
     overwrite(path, where, b"w")
@@ -356,8 +356,7 @@ def test_include_partial(path: Path, tmp_path: Path, fill: str) -> None:
 def test_backfill(path: Path, tmp_path: Path) -> None:
     older = {**make_state(), "head": torch.full((700, 100), 5.0)}
     torch.save(older, tmp_path / "model_000002.pt")
-    at, size = places(path)["data/9" if False else "data/8"]
-    del size
+    at, _ = places(path)["data/8"]
     path.write_bytes(path.read_bytes()[: at + 10])
     dry = fastckpt.salvage(path)
     assert "--backfill" in dry.next_step
