@@ -9,6 +9,7 @@ tells it from a header inside some tensor's bytes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections.abc import Iterator
@@ -56,12 +57,14 @@ class Remains:
     Attributes:
         manifest: The first manifest that is whole, if any.
         records: The records whose header or its mirror is whole, by number. Their payload may be cut.
+        alternates: The mirror of a header, where both are whole and differ.
         footer: The footer, if it is whole and at the end.
         findings: What is not as written in the frame: blocks, headers. Nothing about payloads.
     """
 
     manifest: Manifest | None = None
     records: dict[int, Record] = field(default_factory=dict)
+    alternates: dict[int, Record] = field(default_factory=dict)
     footer: Footer | None = None
     findings: list[Finding] = field(default_factory=list)
 
@@ -92,7 +95,7 @@ class _Scan:
         self.threads = threads
         self.remains = Remains()
         # Reading what turns out to be no header takes time; a hostile file could ask for that again and again.
-        self.budget = source.size + MAX_BLOCK
+        self.budget = 2 * source.size + MAX_BLOCK
 
     def run(self) -> Remains:
         superblock = self.read_superblock()
@@ -111,6 +114,13 @@ class _Scan:
         digest = self.walk(start, digest)
         self.remains.manifest = self.choose_manifest(found[0] if found else None, digest)
         return self.remains
+
+    def charged_block(self, offset: int, magic: bytes, what: str) -> bytes:
+        block = read_block(self.source, offset, magic, what=what)
+        if len(block) > self.budget:
+            raise DamagedError("the file has more blocks in one another than can be read", offset=offset)
+        self.budget -= len(block)
+        return block
 
     def find(self, magic: bytes, start: int = 0) -> list[int]:
         return _core.find_blocks(self.source.fd, magic, start, self.source.size, threads=self.threads)
@@ -161,7 +171,7 @@ class _Scan:
     def manifest_at(self, offset: int, digest: bytes | None, *, report: bool = False) -> tuple[Manifest, Extent] | None:
         """The whole manifest that stands at an offset, if it is the wanted one."""
         try:
-            block = read_block(self.source, offset, MAGIC_MANIFEST, what="manifest")
+            block = self.charged_block(offset, MAGIC_MANIFEST, "manifest")
             manifest = decode_manifest(block)
             if digest is not None and manifest.digest != digest:
                 raise DamagedError("the manifest is not the one the rest of the file names")
@@ -197,12 +207,12 @@ class _Scan:
         candidates: Iterator[int] | None = None
         while at < self.source.size:
             record = self.header_at(at, digest)
-            if record is None and at in mirrors and digest in (None, mirrors[at].manifest_digest):
-                record = mirrors[at]
-                error = DamagedError(f"the header of record {record.number} is damaged; its mirror in the index serves")
-                if not any(self.source.read(at, min(PROLOGUE_SIZE, self.source.size - at))):
-                    error.actual = "zeros"
-                self.add(error, "record header", at, record.header.size, record.number)
+            mirror = mirrors.get(at)
+            if record is None and mirror is not None and digest in (None, mirror.manifest_digest):
+                record, mirror = mirror, None
+                self.report_header(record)
+            if record is not None and mirror is not None and record.digest != mirror.digest:
+                self.report_difference(record, mirror)
             if record is not None:
                 if record.number not in self.remains.records:
                     self.remains.records[record.number] = record
@@ -217,6 +227,22 @@ class _Scan:
                 break
             at = following
         return digest
+
+    def report_header(self, record: Record) -> None:
+        error = DamagedError(f"the header of record {record.number} is damaged; its mirror in the index serves")
+        offset = record.header.offset
+        with contextlib.suppress(FastckptError):
+            if not any(self.source.read(offset, min(PROLOGUE_SIZE, self.source.size - offset))):
+                error.actual = "zeros"
+        self.add(error, "record header", offset, record.header.size, record.number)
+
+    def report_difference(self, record: Record, mirror: Record) -> None:
+        """Two whole headers for one place are those of two saves of the same structure; the payload decides."""
+        self.remains.alternates.setdefault(record.number, mirror)
+        message = f"the header of record {record.number} and its mirror in the index are of different saves"
+        self.remains.findings.append(
+            Finding(Kind.INCONSISTENT, message, *record.header, record=record.number, loss=False)
+        )
 
     def header_at(self, at: int, digest: bytes | None) -> Record | None:
         """The whole record header that stands at ``at`` and belongs there."""
@@ -256,7 +282,7 @@ class _Scan:
         else:
             for offset in self.find(MAGIC_INDEX):
                 try:
-                    blocks.append(read_block(self.source, offset, MAGIC_INDEX, what="index"))
+                    blocks.append(self.charged_block(offset, MAGIC_INDEX, "index"))
                 except FastckptError:
                     continue
         mirrors: dict[int, Record] = {}

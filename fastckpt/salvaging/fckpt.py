@@ -12,7 +12,7 @@ from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.manifest import Manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef, decode_tree
-from fastckpt.payload import Reading, Target, finding_of, read_targets
+from fastckpt.payload import BadRange, Reading, Target, finding_of, read_targets
 from fastckpt.remains import Remains, find_cuts, find_lost, scan, whole_prefix
 from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, merge_holes
 
@@ -31,7 +31,8 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     holes: dict[int, list[Hole]] = {record.number: _cut_off(record, source.size) for record in records}
     leaves: dict[int, list[int]] = {}
     targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in _readable(records, wreck)]
-    for bad in read_targets(source, targets, Reading(threads, progress=progress)):
+    damage = read_targets(source, targets, Reading(threads, progress=progress))
+    for bad in _settle(source, remains, damage, threads=threads):
         start = bad.leaf * LEAF_SIZE
         end = min(start + bad.leaves * LEAF_SIZE, bad.record.raw_size)
         holes[bad.record.number].append(Hole(start, end, bad.kind))
@@ -41,9 +42,23 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     wreck.findings += find_cuts(remains, source.size)
     wreck.findings += find_lost(remains, source.size)
     wreck.findings.sort(key=lambda finding: (finding.offset, finding.size))
-    for record in records:
+    for _, record in sorted(remains.records.items()):
         _mark_storages(wreck, record, merge_holes(holes[record.number]), leaves.get(record.number, []))
     return wreck
+
+
+def _settle(source: Source, remains: Remains, damage: list[BadRange], *, threads: int) -> list[BadRange]:
+    """Where a header and its mirror are of different saves, keep the one that more of the payload agrees with."""
+    for number, other in remains.alternates.items():
+        own = [bad for bad in damage if bad.record.number == number]
+        if not own or number not in remains.records or other.storages != remains.records[number].storages:
+            continue
+        target = Target(other, 0, whole_prefix(other, source.size), None)
+        theirs = read_targets(source, [target], Reading(threads))
+        if sum(bad.leaves for bad in theirs) < sum(bad.leaves for bad in own):
+            remains.records[number] = other
+            damage = [bad for bad in damage if bad.record.number != number] + theirs
+    return damage
 
 
 def _readable(records: list[Record], wreck: Wreck) -> list[Record]:
@@ -106,16 +121,12 @@ def _take_structure(wreck: Wreck, remains: Remains) -> None:
     wreck.storages = states
     wreck.tree = {entry.name: TensorRef(index) for index, entry in enumerate(wreck.entries)}
     wreck.structure = "from index/header" if remains.records else "none"
-    _renumber(remains, numbers)
+    for record in [*remains.records.values(), *remains.alternates.values()]:
+        record.storages = [p._replace(storage=numbers.get(p.storage, -1)) for p in record.storages]
     if remains.records:
         wreck.notes.append(
             "no manifest is whole: tensors come back under their flat names, without nesting, plain values and metadata"
         )
-
-
-def _renumber(remains: Remains, numbers: dict[int, int]) -> None:
-    for record in remains.records.values():
-        record.storages = [packed._replace(storage=numbers[packed.storage]) for packed in record.storages]
 
 
 def _take_manifest(wreck: Wreck, manifest: Manifest) -> None:

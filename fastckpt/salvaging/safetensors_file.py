@@ -49,6 +49,7 @@ def survey_safetensors(source: Source, like: str | None) -> Wreck:
     wreck = Wreck(source.path, "safetensors", source.size)
     rows, data_start, metadata, problem = _read_header(source)
     wreck.structure = "whole"
+    wreck.doubt = _NO_CHECKSUM
     if problem:
         wreck.structure = "damaged"
         other = _rows_of(like) if like is not None else None

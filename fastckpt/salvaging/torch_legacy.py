@@ -20,7 +20,7 @@ _NO_CHECKSUM = "the format has no checksums"
 
 def survey_torch_legacy(source: Source, find_blueprint: FindBlueprint) -> Wreck:
     """What stands of a legacy torch file. Nothing in it is ever proven."""
-    wreck = Wreck(source.path, "torch-legacy", source.size)
+    wreck = Wreck(source.path, "torch-legacy", source.size, doubt=_NO_CHECKSUM)
     state, keys, at, problem = _read_pickles(source)
     if problem:
         wreck.findings.append(Finding(Kind.MISSING, problem, min(at, source.size), 0, loss=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from fastckpt.errors import UnsupportedStateError
@@ -28,7 +28,9 @@ from fastckpt.salvaging.zip_storages import Candidate, judge
 
 _SAMPLE: Final = 48
 """Local headers looked at to tell which layout a file has."""
-_STORAGE_NAME: Final = re.compile(r"([^/]+)/data/([^/]+)")
+_PREFIX_SEARCH: Final = 2**20
+"""Bytes after data.pkl in which local headers are looked for when its own is damaged."""
+_STORAGE_NAME: Final = re.compile(r"([^/]+)/data/([0-9]{1,18})")
 
 
 def survey_torch_zip(
@@ -101,12 +103,17 @@ def _locate(
     best: dict[str, Place] = {}
     best_score = -1
     sample = sizes[:: max(len(sizes) // _SAMPLE, 1)] + sizes[:4]
-    for layout in layouts(pickle.end + 16, pickle.prefix, sizes):
-        score = sum(_is_at(source, layout[key], pickle.prefix, key) for key, _ in sample)
-        if score > best_score:
-            best, best_score = layout, score
-        if score == len(sample):
+    prefix = pickle.prefix
+    for candidate in _prefixes(source, pickle, directory):
+        for layout in layouts(pickle.end + 16, candidate, sizes):
+            score = sum(_evidence(source, layout[key], candidate, key, size) for key, size in sample)
+            if score > best_score:
+                best, best_score, prefix = layout, score, candidate
+            if score == 2 * len(sample):
+                break
+        if best_score > len(sample):
             break
+    pickle.prefix = prefix
     if best_score < len(sample) / 2:
         # Not as torch lays out: another program packed it, or most headers are lost.
         stated = _stated_places(source, pickle.prefix, sizes, directory)
@@ -118,9 +125,26 @@ def _locate(
     return [Candidate(key, size, best[key]) for key, size in sizes]
 
 
-def _is_at(source: Source, place: Place, prefix: str, key: str) -> bool:
+def _prefixes(source: Source, pickle: FoundPickle, directory: dict[str, DirectoryEntry]) -> Iterator[str]:
+    """What the top directory may be called: a damaged header can have it wrong."""
+    yield pickle.prefix
+    votes: dict[str, int] = {}
+    for name in directory:
+        votes[name.partition("/")[0]] = votes.get(name.partition("/")[0], 0) + 1
+    for _, header in search_local_headers(source, 0, min(pickle.end + _PREFIX_SEARCH, source.size)):
+        prefix = header.name.partition("/")[0]
+        votes[prefix] = votes.get(prefix, 0) + 1
+    yield from sorted(votes, key=lambda prefix: -votes[prefix])[:3]
+
+
+def _evidence(source: Source, place: Place, prefix: str, key: str, size: int) -> int:
+    """How many witnesses say that a storage is at a place: its local header, its descriptor."""
     header = local_header_at(source, place.header)
-    return header is not None and header.data == place.data and _is_named(header, prefix, key)
+    found = int(header is not None and header.data == place.data and _is_named(header, prefix, key))
+    if not size:
+        return 2 * found
+    descriptor = descriptor_at(source, place.data + size, size, place.descriptor)
+    return found + int(descriptor is not None and descriptor.signed)
 
 
 def _is_named(header: LocalHeader, prefix: str, key: str) -> bool:
@@ -167,11 +191,14 @@ def _search(source: Source, pickle: FoundPickle, directory: dict[str, DirectoryE
     found: list[_Found] = []
     keys: set[str] = set()
     end = 0
-    for number, (at, header) in enumerate(headers):
+    for number, (at, stated) in enumerate(headers):
+        there = by_offset.get(at)
+        # Of a name in two places, that in the directory has not been touched by what damaged the header.
+        header = stated._replace(name=there.name) if there is not None else stated
         match = _STORAGE_NAME.fullmatch(header.name)
         if match is None or match[1] != pickle.prefix or match[2] in keys or at < end or header.method:
             continue
-        size, width = _size_of(source, header, by_offset.get(at), [at for at, _ in headers[number + 1 : number + 9]])
+        size, width = _size_of(source, header, there, [at for at, _ in headers[number + 1 : number + 9]])
         found.append((match[2], Place(at, header.data, width), size))
         keys.add(match[2])
         if size is not None:

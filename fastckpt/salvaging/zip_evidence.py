@@ -51,7 +51,13 @@ def local_header_at(source: Source, at: int) -> LocalHeader | None:
 
 
 class Descriptor(NamedTuple):
-    """The CRC-32 behind a record; ``signed`` if signature and sizes are right too. ``raw`` is all that stands there."""
+    """What stands behind a record.
+
+    Attributes:
+        crc: The CRC-32; 0 if neither signature nor sizes are right, so that overwritten bytes are never taken for one.
+        signed: Whether signature and sizes are both right.
+        raw: All that stands there.
+    """
 
     crc: int
     signed: bool
@@ -64,10 +70,11 @@ def descriptor_at(source: Source, at: int, size: int, width: int) -> Descriptor 
     if len(raw) < 8:
         return None
     magic, crc = struct.unpack_from("<4sI", raw)
-    expected = (
-        struct.pack("<QQ", size, size) if width == 24 else struct.pack("<II", size & 0xFFFFFFFF, size & 0xFFFFFFFF)
-    )
-    return Descriptor(crc, magic == DESCRIPTOR_MAGIC and raw[8:] == expected[: len(raw) - 8] and len(raw) == width, raw)
+    sizes = struct.pack("<QQ", size, size) if width == 24 else struct.pack("<II", size & 0xFFFFFFFF, size & 0xFFFFFFFF)
+    has_sizes = raw[8:] == sizes
+    has_magic = magic == DESCRIPTOR_MAGIC
+    # A run of equal bytes can have just these bytes as its CRC-32: four times FF does.
+    return Descriptor(crc if has_magic or has_sizes else 0, has_magic and has_sizes, raw)
 
 
 def read_directory(source: Source) -> tuple[dict[str, DirectoryEntry], bool]:
@@ -98,12 +105,13 @@ def read_directory(source: Source) -> tuple[dict[str, DirectoryEntry], bool]:
 _LOCAL: Final = re.compile(re.escape(b"PK\x03\x04"))
 
 
-def search_local_headers(source: Source, start: int = 0) -> Iterator[tuple[int, LocalHeader]]:
+def search_local_headers(source: Source, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, LocalHeader]]:
     """Every local header of a stored record ``*/data/*`` (or another record of torch) in the file, by its signature."""
     found = 0
     at = start
-    while at < source.size and found < MAX_FOUND:
-        window = read_there(source, at, WINDOW)
+    end = source.size if stop is None else stop
+    while at < end and found < MAX_FOUND:
+        window = read_there(source, at, min(WINDOW, end - at))
         if not window:
             at += WINDOW
             continue
@@ -115,7 +123,7 @@ def search_local_headers(source: Source, start: int = 0) -> Iterator[tuple[int, 
             if header is not None and header.method == 0 and "/" in header.name and header.name.isprintable():
                 found += 1
                 yield at + match.start(), header
-        if at + len(window) >= source.size:
+        if at + len(window) >= end:
             return
         # A signature may lie across the border.
         at += len(window) - 3

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 from fastckpt.findings import Kind
@@ -44,6 +45,7 @@ class Candidate:
     entry: DirectoryEntry | None = None
     named: bool = False
     in_line: bool = False
+    behind_whole: bool = False
 
     def has_checksum(self) -> bool:
         """Whether a CRC-32 is stated where it should be, so that one that does not match means damage."""
@@ -136,16 +138,22 @@ def _gather(source: Source, prefix: str, candidate: Candidate, directory: dict[s
 
 
 def _find_line(source: Source, prefix: str, candidates: Sequence[Candidate]) -> None:
-    """Tell which candidates are followed by a record in its right place: the layout goes on past them."""
+    """Tell which candidates stand in line: behind a record that is whole, or before one in its place."""
     following = False
-    placed = [candidate for candidate in candidates if candidate.place is not None]
-    for candidate in sorted(placed, key=lambda c: c.place.header if c.place else 0, reverse=True):
+    placed = sorted(
+        (candidate for candidate in candidates if candidate.place is not None),
+        key=lambda candidate: candidate.place.header if candidate.place is not None else 0,
+    )
+    for before, candidate in pairwise(placed):
+        candidate.behind_whole = before.descriptor is not None and before.descriptor.signed
+    for candidate in reversed(placed):
         assert candidate.place is not None
         if not following:
             after = local_header_at(source, end_of(candidate.place, candidate.nbytes))
             following = after is not None and (not prefix or after.name.startswith(prefix + "/"))
         candidate.in_line = following
-        following = following or candidate.named
+        signed = candidate.descriptor is not None and candidate.descriptor.signed
+        following = following or candidate.named or signed
 
 
 def _is_inside(candidate: Candidate, size: int) -> bool:
@@ -182,18 +190,24 @@ def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -
     """A storage whose bytes are in the file without a checksum that matches."""
     assert candidate.place is not None
     descriptor, entry = candidate.descriptor, candidate.entry
+    placed = candidate.named or entry is not None or candidate.in_line or candidate.behind_whole
     if candidate.is_replaced:
         state.lose("the save was interrupted before it: another record is in its place")
     elif candidate.has_checksum():
         state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]
         state.reason = "its CRC-32 does not match"
-    elif descriptor is not None and not any(descriptor.raw) and (run := _zero_run(source, candidate)) >= _ZERO_RUN:
+    elif (
+        placed
+        and descriptor is not None
+        and not any(descriptor.raw)
+        and (run := _zero_run(source, candidate)) >= _ZERO_RUN
+    ):
         if run == state.nbytes:
             state.lose("it was never written: it reads as zeros, as does its descriptor")
         else:
             state.holes = [Hole(state.nbytes - run, state.nbytes, Kind.TORN)]
             state.reason = f"its last {run} bytes read as zeros, as does its descriptor: a hole, or never written"
-    elif candidate.named or entry is not None or candidate.in_line:
+    elif placed:
         computed = descriptor is not None and descriptor.signed
         state.reason = "its CRC-32 was not computed" if computed else "its descriptor, which has its CRC-32, is lost"
     else:

@@ -362,11 +362,22 @@ def _torch_zip(name: str, state: Any, seed_state: Any, *, crcs: bool = True, pre
     finally:
         torch.serialization.set_crc32_options(True)
     good = Good(name, "pt", raw, crcs=crcs, sibling=sibling)
+    map_torch_zip(good, state)
+    records = {n[5:]: raw[slice(*place)] for n, place in good.regions.items() if n.startswith("data ")}
+    records.update((key, raw[slice(*place)]) for key, place in good.storages.items())
+    top = zipfile.ZipFile(io.BytesIO(raw)).namelist()[0].partition("/")[0]
+    torch.serialization.set_crc32_options(crcs)
+    good.interrupted = _interrupted(records, top)
+    torch.serialization.set_crc32_options(True)
+    return good
+
+
+def map_torch_zip(good: Good, state: Any) -> None:
+    """Fill in where everything stands in a file that `torch.save` made of ``state``."""
+    raw = good.raw
     archive = zipfile.ZipFile(io.BytesIO(raw))
-    inner_names = {}
     for info in archive.infolist():
         short = info.filename.partition("/")[2]
-        inner_names[short] = info.filename
         name_size, extra_size = struct.unpack_from("<HH", raw, info.header_offset + 26)
         data = info.header_offset + 30 + name_size + extra_size
         end = data + info.file_size
@@ -384,12 +395,6 @@ def _torch_zip(name: str, state: Any, seed_state: Any, *, crcs: bool = True, pre
     tensors = flat(state)
     assert list(keys) == list(tensors)
     good.tensors = {name: _facts(tensor, f"data/{keys[name]}") for name, tensor in tensors.items()}
-    prefix = next(iter(inner_names.values())).partition("/")[0]
-    records = {short: raw[slice(*(good.storages.get(short) or good.regions[f"data {short}"]))] for short in inner_names}
-    torch.serialization.set_crc32_options(crcs)
-    good.interrupted = _interrupted(records, prefix)
-    torch.serialization.set_crc32_options(True)
-    return good
 
 
 def _saved(state: Any, prefix: str | None, **options: Any) -> bytes:
@@ -456,6 +461,13 @@ def _safetensors(name: str, state: Any, sibling: Any) -> Good:
     raw = safetensors.torch.save(tensors, metadata={"format": "pt", "step": "7"})
     good = Good(name, "safetensors", raw, crcs=False)
     good.sibling = safetensors.torch.save(_own_tensors(sibling))
+    map_safetensors(good, tensors)
+    return good
+
+
+def map_safetensors(good: Good, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill in where everything stands in a file that safetensors made of ``tensors``."""
+    raw = good.raw
     (size,) = struct.unpack_from("<Q", raw)
     header = json.loads(raw[8 : 8 + size])
     good.regions["length"] = (0, 8)
@@ -465,14 +477,19 @@ def _safetensors(name: str, state: Any, sibling: Any) -> Good:
             start, end = facts["data_offsets"]
             good.storages[key] = (8 + size + start, 8 + size + end)
             good.tensors[key] = _facts(tensors[key], key)
-    return good
 
 
 def _fckpt(name: str, raw: bytes, state: Any, sibling: bytes) -> Good:
     good = Good(name, "fckpt", raw, sibling=sibling)
     path = _path("mapped.fckpt")
     path.write_bytes(raw)
-    tensors = flat(state)
+    map_fckpt(good, state, path)
+    return good
+
+
+def map_fckpt(good: Good, state: Any, path: Path) -> None:
+    """Fill in where everything stands in a file that `fastckpt.save` made of ``state``."""
+    raw, tensors = good.raw, flat(state)
     sections = {1: "manifest", 2: "index", 3: "manifest copy", 4: "source"}
     with fastckpt.open(path) as ck:
         file = ck._file
@@ -493,7 +510,6 @@ def _fckpt(name: str, raw: bytes, state: Any, sibling: bytes) -> Good:
             good.storages[key] = (place.offset, place.offset + place.nbytes)
             good.tensors[entry.name] = _facts(tensors[entry.name], key)
         assert set(good.tensors) == set(tensors)
-    return good
 
 
 _TORCH_LAYOUTS = ("many", "large", "shared", "odd", "optimizer", "inner")
