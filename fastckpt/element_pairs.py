@@ -73,13 +73,13 @@ class ElementPairs:
 
 
 def _cut(dims: tuple[Dim, ...], start_a: int, start_b: int, max_reach: int) -> Iterator[Piece]:
-    if _reach(dims) <= max_reach and math.prod(dim.extent for dim in dims) <= _MAX_ELEMENTS:
+    if reach_a(dims) <= max_reach and math.prod(dim.extent for dim in dims) <= _MAX_ELEMENTS:
         yield Piece(start_a, start_b, dims)
         return
     (extent, step_a, step_b), rest = dims[0], dims[1:]
     rows = _MAX_ELEMENTS // math.prod(dim.extent for dim in rest)
     if step_a:
-        rows = min(rows, (max_reach - _reach(rest)) // step_a + 1)
+        rows = min(rows, (max_reach - reach_a(rest)) // step_a + 1)
     if rows < 1:
         for row in range(extent):
             yield from _cut(rest, start_a + row * step_a, start_b + row * step_b, max_reach)
@@ -89,7 +89,7 @@ def _cut(dims: tuple[Dim, ...], start_a: int, start_b: int, max_reach: int) -> I
         yield Piece(start_a + row * step_a, start_b + row * step_b, (part, *rest))
 
 
-def _reach(dims: Sequence[Dim]) -> int:
+def reach_a(dims: Sequence[Dim]) -> int:
     """Elements of the first tensor's storage from the first to the last of these."""
     return 1 + sum((dim.extent - 1) * dim.step_a for dim in dims)
 
@@ -97,8 +97,3 @@ def _reach(dims: Sequence[Dim]) -> int:
 def reach_b(dims: Sequence[Dim]) -> int:
     """The same in the second tensor's storage."""
     return 1 + sum((dim.extent - 1) * dim.step_b for dim in dims)
-
-
-def reach_a(dims: Sequence[Dim]) -> int:
-    """Elements of the first tensor's storage from the first to the last of these."""
-    return _reach(dims)

@@ -209,17 +209,17 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     if isinstance(tree, dict):
         for key, item in tree.items():
             yield from leaves(item, (*path, key))
-    elif isinstance(tree, list | tuple) and not _is_plain(tree):
+    elif isinstance(tree, list | tuple) and not is_plain(tree):
         for index, item in enumerate(tree):
             yield from leaves(item, (*path, index))
     else:
         yield path, tree
 
 
-def _is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
+def is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
     """Whether a list or tuple holds plain values only."""
     return not any(
-        type(item) is TensorRef or isinstance(item, dict) or (isinstance(item, list | tuple) and not _is_plain(item))
+        type(item) is TensorRef or isinstance(item, dict) or (isinstance(item, list | tuple) and not is_plain(item))
         for item in items
     )
 

@@ -52,7 +52,7 @@ def file_facts(path: str, *, keys: str | None = None) -> Facts:
         "metadata": plain(found.metadata),
         "structure": _structure(found.tree, found.entries),
         "tensors": tensors,
-        "scalars": {name: _value(leaf) for name, (_, leaf) in zip(names, plain_leaves, strict=True)},
+        "scalars": {name: leaf_value(leaf) for name, (_, leaf) in zip(names, plain_leaves, strict=True)},
         "totals": _totals(found),
         "shared_storages": _shared(found.entries),
         "optimizers": optimizers(found),
@@ -78,11 +78,11 @@ def _tensor(entry: Entry, storage: StorageFacts) -> Facts:
     }
 
 
-def _value(leaf: Any) -> Any:
+def leaf_value(leaf: Any) -> Any:
     """A plain value, or what one of torch's own small objects is called, as JSON has it."""
 
     if isinstance(leaf, list | tuple):
-        return [_value(item) for item in leaf]
+        return [leaf_value(item) for item in leaf]
     if type(leaf) is DTypeRef:
         return f"torch.{leaf.name}"
     if type(leaf) is SizeRef:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from fastckpt import _core
 from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.constants import CHUNK_SIZE
 from fastckpt.conversion.source_section import Segment
 from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.io.commit import Commit, translate_os_error
@@ -118,16 +119,21 @@ def first_difference(
     for offset, data in literals:
         if written.read(offset, len(data)) != data:
             return offset
+    # Storages of a pack follow one another: the chunk in hand mostly serves the next one too.
+    held: tuple[int, int] | None = None
+    raw_bytes = b""
     for segment in segments:
         place = file.manifest.storages[segment.storage]
         record = file.records[place.record]
         at = segment.offset
-        for chunk in range(len(record.chunks)):
+        for chunk in range(place.offset // CHUNK_SIZE, -(-(place.offset + place.nbytes) // CHUNK_SIZE)):
+            if held != (record.number, chunk):
+                raw_bytes = read_chunk(file.source, record, chunk)
+                held = record.number, chunk
             raw = record.chunk_raw(chunk)
             begin, end = max(raw.offset, place.offset), min(raw.end, place.offset + place.nbytes)
-            if begin < end:
-                data = read_chunk(file.source, record, chunk)[begin - raw.offset : end - raw.offset]
-                if written.read(at, len(data)) != data:
-                    return at
-                at += len(data)
+            data = raw_bytes[begin - raw.offset : end - raw.offset]
+            if written.read(at, len(data)) != data:
+                return at
+            at += len(data)
     return None

@@ -31,11 +31,8 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     holes: dict[int, list[Hole]] = {record.number: _cut_off(record, source.size) for record in records}
     leaves: dict[int, list[int]] = {}
     targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in _readable(records, wreck)]
-    damage = read_targets(source, targets, Reading(threads, progress=progress))
-    for bad in _settle(source, remains, damage, threads=threads):
-        start = bad.leaf * LEAF_SIZE
-        end = min(start + bad.leaves * LEAF_SIZE, bad.record.raw_size)
-        holes[bad.record.number].append(Hole(start, end, bad.kind))
+    for bad in read_targets(source, targets, Reading(threads, progress=progress)):
+        holes[bad.record.number].append(_hole_of(bad))
         leaves.setdefault(bad.record.number, []).extend(range(bad.leaf, bad.leaf + bad.leaves))
         wreck.findings.append(finding_of(bad))
     wreck.findings += remains.findings
@@ -43,22 +40,41 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     wreck.findings += find_lost(remains, source.size)
     wreck.findings.sort(key=lambda finding: (finding.offset, finding.size))
     for _, record in sorted(remains.records.items()):
-        _mark_storages(wreck, record, merge_holes(holes[record.number]), leaves.get(record.number, []))
+        states = [wreck.storages[packed.storage] for packed in record.storages]
+        _mark_storages(states, record, merge_holes(holes[record.number]), leaves.get(record.number, []))
+    _settle(source, wreck, remains, threads=threads)
     return wreck
 
 
-def _settle(source: Source, remains: Remains, damage: list[BadRange], *, threads: int) -> list[BadRange]:
-    """Where a header and its mirror are of different saves, keep the one that more of the payload agrees with."""
-    for number, other in remains.alternates.items():
-        own = [bad for bad in damage if bad.record.number == number]
-        if not own or number not in remains.records or other.storages != remains.records[number].storages:
+def _settle(source: Source, wreck: Wreck, remains: Remains, *, threads: int) -> None:
+    """Where a header and its mirror are of different saves, take storages that only the mirror proves from there."""
+    for number, other in sorted(remains.alternates.items()):
+        own = remains.records.get(number)
+        states = [] if own is None else [(packed, wreck.storages[packed.storage]) for packed in own.storages]
+        if own is None or other.storages != own.storages or all(not state.holes for _, state in states):
             continue
-        target = Target(other, 0, whole_prefix(other, source.size), None)
-        theirs = read_targets(source, [target], Reading(threads))
-        if sum(bad.leaves for bad in theirs) < sum(bad.leaves for bad in own):
-            remains.records[number] = other
-            damage = [bad for bad in damage if bad.record.number != number] + theirs
-    return damage
+        holes = _cut_off(other, source.size)
+        leaves: list[int] = []
+        for bad in read_targets(source, [Target(other, 0, whole_prefix(other, source.size), None)], Reading(threads)):
+            holes.append(_hole_of(bad))
+            leaves.extend(range(bad.leaf, bad.leaf + bad.leaves))
+        theirs = [StorageState(packed.nbytes) for packed, _ in states]
+        _mark_storages(theirs, other, merge_holes(holes), leaves)
+        taken = 0
+        for (packed, state), their in zip(states, theirs, strict=True):
+            if state.holes and not their.holes:
+                wreck.storages[packed.storage] = their
+                taken += 1
+        if taken:
+            wreck.notes.append(
+                f"record {number} is a mixture of two saves: {taken} of its {len(states)} storages are those of the "
+                "save that the index belongs to"
+            )
+
+
+def _hole_of(bad: BadRange) -> Hole:
+    start = bad.leaf * LEAF_SIZE
+    return Hole(start, min(start + bad.leaves * LEAF_SIZE, bad.record.raw_size), bad.kind)
 
 
 def _readable(records: list[Record], wreck: Wreck) -> list[Record]:
@@ -152,9 +168,8 @@ def _refuse_strangers(wreck: Wreck, manifest: Manifest, remains: Remains) -> Non
                 break
 
 
-def _mark_storages(wreck: Wreck, record: Record, holes: list[Hole], leaves: list[int]) -> None:
-    for packed in record.storages:
-        state = wreck.storages[packed.storage]
+def _mark_storages(states: list[StorageState], record: Record, holes: list[Hole], leaves: list[int]) -> None:
+    for packed, state in zip(record.storages, states, strict=True):
         if state.record is not None or state.reason.startswith("its codec"):
             continue
         start, end = packed.offset, packed.offset + packed.nbytes

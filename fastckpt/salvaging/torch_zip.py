@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -22,7 +23,7 @@ from fastckpt.salvaging.zip_evidence import (
     read_there,
     search_local_headers,
 )
-from fastckpt.salvaging.zip_layout import DirectoryEntry, LocalHeader, Place, end_of, layouts, next_place
+from fastckpt.salvaging.zip_layout import BIG, DirectoryEntry, LocalHeader, Place, end_of, layouts, next_place
 from fastckpt.salvaging.zip_pickle import FoundPickle, find_pickle
 from fastckpt.salvaging.zip_storages import Candidate, judge
 
@@ -61,6 +62,7 @@ def survey_torch_zip(
         if blueprint is not None or pickle.state is None:
             candidates = _from_search(records, blueprint)
     states = judge(source, pickle.prefix, candidates, directory, threads=threads, progress=progress)
+    _relocate(source, pickle.prefix, candidates, states, directory, threads=threads)
     if blueprint is not None:
         _take_blueprint(wreck, blueprint, states)
     elif pickle.state is not None:
@@ -241,6 +243,45 @@ def _from_search(records: Sequence[_Found], blueprint: Blueprint | None) -> list
             before = place._replace(descriptor=16 if size else 0), size
         candidates.append(Candidate(key, size, place))
     return candidates
+
+
+def _relocate(
+    source: Source,
+    prefix: str,
+    candidates: list[Candidate],
+    states: list[StorageState],
+    directory: dict[str, DirectoryEntry],
+    *,
+    threads: int,
+) -> None:
+    """Look for storages that are not where they should be: bytes were put in or taken out before them."""
+    absent = {}
+    for number, (candidate, state) in enumerate(zip(candidates, states, strict=True)):
+        place = candidate.place
+        witnessed = candidate.named or (candidate.descriptor is not None and candidate.descriptor.signed)
+        if not state.proven and not witnessed and place is not None and place.header < source.size:
+            absent[candidate.key] = number
+    if not absent:
+        return
+    whole = sorted((s.offset or 0, (s.offset or 0) + s.nbytes) for s in states if s.proven and s.nbytes)
+    first = min(candidates[number].place.header for number in absent.values())  # type: ignore[union-attr]
+    start = max((end for _, end in whole if end <= first), default=0)
+    starts = [begin for begin, _ in whole]
+    moved: dict[int, Candidate] = {}
+    for at, header in search_local_headers(source, start):
+        match = _STORAGE_NAME.fullmatch(header.name)
+        if match is None or match[1] != prefix or match[2] not in absent:
+            continue
+        inside = bisect_right(starts, at) - 1
+        if inside >= 0 and at < whole[inside][1]:
+            continue  # It is in the bytes of a tensor.
+        number = absent[match[2]]
+        width = 24 if max(candidates[number].nbytes, at) >= BIG else 16
+        moved.setdefault(number, Candidate(match[2], candidates[number].nbytes, Place(at, header.data, width)))
+    numbers = sorted(moved)
+    found = judge(source, prefix, [moved[n] for n in numbers], directory, threads=threads, progress=None)
+    for number, state in zip(numbers, found, strict=True):
+        candidates[number], states[number] = moved[number], state
 
 
 # --- what they are ------------------------------------------------------------

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Final
 
 from fastckpt.findings import Kind
@@ -45,7 +44,7 @@ class Candidate:
     entry: DirectoryEntry | None = None
     named: bool = False
     in_line: bool = False
-    behind_whole: bool = False
+    anchored: bool = False
 
     def has_checksum(self) -> bool:
         """Whether a CRC-32 is stated where it should be, so that one that does not match means damage."""
@@ -144,8 +143,11 @@ def _find_line(source: Source, prefix: str, candidates: Sequence[Candidate]) -> 
         (candidate for candidate in candidates if candidate.place is not None),
         key=lambda candidate: candidate.place.header if candidate.place is not None else 0,
     )
-    for before, candidate in pairwise(placed):
-        candidate.behind_whole = before.descriptor is not None and before.descriptor.signed
+    anchored = False
+    for candidate in placed:
+        candidate.anchored = anchored
+        signed = candidate.descriptor is not None and candidate.descriptor.signed
+        anchored = anchored or candidate.named or signed
     for candidate in reversed(placed):
         assert candidate.place is not None
         if not following:
@@ -190,14 +192,14 @@ def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -
     """A storage whose bytes are in the file without a checksum that matches."""
     assert candidate.place is not None
     descriptor, entry = candidate.descriptor, candidate.entry
-    placed = candidate.named or entry is not None or candidate.in_line or candidate.behind_whole
+    placed = candidate.named or entry is not None or candidate.in_line
     if candidate.is_replaced:
         state.lose("the save was interrupted before it: another record is in its place")
     elif candidate.has_checksum():
         state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]
         state.reason = "its CRC-32 does not match"
     elif (
-        placed
+        (placed or candidate.anchored)
         and descriptor is not None
         and not any(descriptor.raw)
         and (run := _zero_run(source, candidate)) >= _ZERO_RUN
@@ -210,6 +212,8 @@ def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -
     elif placed:
         computed = descriptor is not None and descriptor.signed
         state.reason = "its CRC-32 was not computed" if computed else "its descriptor, which has its CRC-32, is lost"
+    elif candidate.anchored:
+        state.reason = "header and descriptor are lost: only the records before it say that it should be here"
     else:
         state.lose("neither its header nor its descriptor is there, nor any record after it")
 

@@ -1,0 +1,282 @@
+"""What is different between two checkpoint files, of any format and without loading either.
+
+First the structure, then the bytes of the tensors that both have. Between two
+``.fckpt`` files equal root digests settle everything, and of a tensor only the
+leaves whose digests differ are compared; where they do, the rest of it is read
+from A alone, since the norm needs it. Equal bytes need no torch: it is
+imported for the first tensor that differs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, LEAF_SIZE
+from fastckpt.element_pairs import PIECE_SIZE, ElementPairs, Piece, reach_a, reach_b
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.layout.blocks import align
+from fastckpt.layout.entries import Entry
+from fastckpt.stored_tensors import StoredTensors, open_stored
+from fastckpt.structure_difference import StructureDifference, compare_structure
+from fastckpt.workers import R, T, map_in_order
+
+if TYPE_CHECKING:
+    from fastckpt.tensor.difference import Elements, Tally
+
+Range = tuple[int, int]
+"""First byte and first byte after, counted from the first byte of a tensor."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorDifference:
+    """What was found about a tensor that both files have.
+
+    Attributes:
+        a, b: What it is in each.
+        status: ``identical`` (every bit), ``differs``, ``damaged``, or ``unread`` (only the structure was wanted).
+        compared: ``digests``, ``data``, or None if it was not compared.
+        numbers: By how much it differs; None if it does not, or has no common shape and kind of number.
+        error: The damage that kept it from being compared.
+    """
+
+    a: Entry
+    b: Entry
+    status: str
+    compared: str | None = None
+    numbers: Tally | None = None
+    error: FastckptError | None = None
+
+
+class Side(NamedTuple):
+    """One of the two files, as a report has it."""
+
+    path: str
+    format: str
+    size: int
+    root: str | None
+    tensors: int
+    bytes_read: int
+
+
+@dataclass(slots=True)
+class Comparison:
+    """All differences between two files.
+
+    Attributes:
+        a, b: The files.
+        structure: Everything but the bytes of tensors.
+        tensors: The common tensors by name, in the order of A.
+        roots_equal: Whether equal root digests made any comparison needless.
+    """
+
+    a: Side
+    b: Side
+    structure: StructureDifference
+    tensors: dict[str, TensorDifference] = field(default_factory=dict)
+    roots_equal: bool = False
+
+    @property
+    def same(self) -> bool:
+        """Whether no difference was found."""
+        return self.structure.same and all(tensor.status in ("identical", "unread") for tensor in self.tensors.values())
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a tensor could not be compared."""
+        return any(tensor.status == "damaged" for tensor in self.tensors.values())
+
+
+def compare(
+    path_a: str | os.PathLike[str],
+    path_b: str | os.PathLike[str],
+    *,
+    keys: str | None = None,
+    structure_only: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compare two checkpoint files.
+
+    Memory is bounded whatever their size: a piece of at most 1 MiB of each per
+    thread. Only of a tensor that lies in another order in B (transposed, say)
+    all of B's is held.
+
+    Args:
+        path_a: One checkpoint; differences are relative to it.
+        path_b: The other one.
+        keys: A glob: compare only tensors whose name matches.
+        structure_only: Do not read the bytes of tensors.
+        threads: Worker threads; None takes one per CPU.
+        progress: Called now and then with the bytes of A's tensors done so far.
+
+    Raises:
+        NotACheckpointError, UnsupportedVersionError, UnsupportedStateError, CheckpointIOError
+        DamagedError: The structure of a file is damaged. A damaged tensor is reported, not raised.
+    """
+    count = thread_count(threads)
+    with open_stored(path_a) as a, open_stored(path_b) as b:
+        structure = compare_structure(a, b, keys=keys)
+        roots_equal = a.root is not None and a.root == b.root
+        tensors: dict[str, TensorDifference] = {}
+        known: dict[tuple[Entry, Entry], TensorDifference] = {}
+        done = 0
+        for name in structure.common:
+            ours, theirs = a.entries[name], b.entries[name]
+            if roots_equal:
+                tensors[name] = TensorDifference(ours, theirs, "identical", "digests")
+            elif structure_only:
+                tensors[name] = TensorDifference(ours, theirs, "unread")
+            else:
+                # Tied weights are one tensor under two names.
+                key = (ours._replace(name=""), theirs._replace(name=""))
+                if key not in known:
+                    known[key] = _compare_tensor(_Pair(a, ours, b, theirs, count))
+                tensors[name] = known[key]
+                done += ours.nbytes
+                if progress is not None:
+                    progress(done)
+        a.require_unchanged()
+        b.require_unchanged()
+        return Comparison(_side(a), _side(b), structure, tensors, roots_equal)
+
+
+def _side(file: StoredTensors) -> Side:
+    return Side(file.path, file.format, file.size, file.root, len(file.entries), file.bytes_read)
+
+
+class _Pair(NamedTuple):
+    file_a: StoredTensors
+    a: Entry
+    file_b: StoredTensors
+    b: Entry
+    threads: int
+
+
+def _compare_tensor(pair: _Pair) -> TensorDifference:
+    file_a, a, file_b, b, threads = pair
+    if a.shape != b.shape:
+        return TensorDifference(a, b, "differs")
+    if not a.numel:
+        status = "identical" if a.dtype == b.dtype else "differs"
+        return TensorDifference(a, b, status, "data")
+    pairs = ElementPairs.of(a, b)
+    ranges: list[Range] | None = None
+    try:
+        if _mean_alike(a, b) and pairs.alike:
+            ranges = _differing_leaves(pair)
+            if ranges == []:
+                return TensorDifference(a, b, "identical", "digests")
+        file_a.prove(a.storage, threads=threads)
+        file_b.prove(b.storage, threads=threads)
+        # With gaps between the elements, bytes that differ may belong to none of them.
+        whole = [(0, a.span[1] - a.span[0])]
+        if _mean_alike(a, b) and pairs.alike and _equal_bytes(pair, whole if ranges is None else ranges):
+            return TensorDifference(a, b, "identical", "data")
+        numbers = _measure(pair, pairs, ranges)
+    except (DamagedError, CheckpointIOError) as error:
+        return TensorDifference(a, b, "damaged", error=error)
+    identical = numbers is not None and numbers.differing_bits == 0
+    return TensorDifference(a, b, "identical" if identical else "differs", "data", None if identical else numbers)
+
+
+def _mean_alike(a: Entry, b: Entry) -> bool:
+    """Whether equal bytes are equal elements."""
+    return a.dtype == b.dtype and not (a.flags ^ b.flags) & (ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG)
+
+
+def _differing_leaves(pair: _Pair) -> list[Range] | None:
+    """The parts of a tensor whose digests differ; None where the digests are not of the same bytes."""
+    (start_a, end_a), (start_b, end_b) = pair.a.span, pair.b.span
+    run_a = pair.file_a.leaf_run(pair.a.storage, start_a, end_a)
+    run_b = pair.file_b.leaf_run(pair.b.storage, start_b, end_b)
+    if run_a is None or run_b is None or run_a.skip != run_b.skip:
+        return None
+    ranges: list[Range] = []
+    if run_a.digests == run_b.digests:
+        return ranges
+    for leaf, (one, other) in enumerate(zip(run_a.digests, run_b.digests, strict=True)):
+        if one != other:
+            start = max(leaf * LEAF_SIZE - run_a.skip, 0)
+            end = min((leaf + 1) * LEAF_SIZE - run_a.skip, end_a - start_a)
+            if ranges and ranges[-1][1] == start:
+                start = ranges.pop()[0]
+            ranges.append((start, end))
+    return ranges
+
+
+def _equal_bytes(pair: _Pair, ranges: Iterable[Range]) -> bool:
+    start_a, start_b = pair.a.span[0], pair.b.span[0]
+
+    def equal(part: Range) -> bool:
+        ours = pair.file_a.read(pair.a.storage, start_a + part[0], start_a + part[1])
+        theirs = pair.file_b.read(pair.b.storage, start_b + part[0], start_b + part[1])
+        # Comparing views goes byte by byte; bytes are compared at once.
+        return bytes(ours) == bytes(theirs)
+
+    return all(_map(equal, _cut(ranges, start_a), pair.threads))
+
+
+def _cut(ranges: Iterable[Range], start: int) -> Iterator[Range]:
+    """The ranges in parts of at most PIECE_SIZE, cut where pieces of a storage meet; the tensor begins at ``start``."""
+    for at, end in ranges:
+        while at < end:
+            stop = min(align(start + at + 1, PIECE_SIZE) - start, end)
+            yield at, stop
+            at = stop
+
+
+def _map(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """``work(item)`` in order; on threads if there is more than one item."""
+    iterator = iter(items)
+    first = list(itertools.islice(iterator, 2))
+    if len(first) < 2 or threads == 1:
+        return map(work, itertools.chain(first, iterator))
+    return map_in_order(work, itertools.chain(first, iterator), threads=threads)
+
+
+def _measure(pair: _Pair, pairs: ElementPairs, ranges: list[Range] | None) -> Tally | None:
+    """By how much a tensor differs; None if that cannot be said.
+
+    ``ranges`` are the only parts that can differ: the others are taken from A for both.
+    """
+    from fastckpt.tensor.difference import Tally, comparable, one_thread, tally
+
+    file_a, a, file_b, b, threads = pair
+    if not comparable(a.dtype, b.dtype):
+        return None
+    start_a, start_b = a.span[0], b.span[0]
+    whole_b = None if pairs.alike else file_b.read(b.storage, *b.span)
+
+    def measure(piece: Piece) -> Tally:
+        begin, size = piece.start_a * a.itemsize, reach_a(piece.dims) * a.itemsize
+        raw_a = file_a.read(a.storage, start_a + begin, start_a + begin + size)
+        begin_b = piece.start_b * b.itemsize
+        end_b = begin_b + reach_b(piece.dims) * b.itemsize
+        if whole_b is not None:
+            raw_b: bytearray | memoryview = memoryview(whole_b)[begin_b:end_b]
+        elif ranges is not None and not any(at < begin + size and begin < end for at, end in ranges):
+            raw_b = raw_a
+        else:
+            raw_b = file_b.read(b.storage, start_b + begin_b, start_b + end_b)
+        return tally(_elements(raw_a, a, piece, 1), _elements(raw_b, b, piece, 2))
+
+    total = Tally()
+    try:
+        with one_thread():
+            for part in _map(measure, pairs.pieces(a.itemsize), threads):
+                total.add(part)
+    except UnsupportedStateError:
+        return None  # An older torch lacks the dtype.
+    return total.times(pairs.repeats)
+
+
+def _elements(raw: bytearray | memoryview, entry: Entry, piece: Piece, side: int) -> Elements:
+    from fastckpt.tensor.difference import Elements
+
+    shape = tuple(dim.extent for dim in piece.dims)
+    return Elements(raw, entry.dtype, shape, tuple(dim[side] for dim in piece.dims), entry.flags)
