@@ -9,6 +9,7 @@ imported for the first tensor that differs.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -230,6 +231,12 @@ def _cut(ranges: Iterable[Range], start: int) -> Iterator[Range]:
             at = stop
 
 
+def _touch(ranges: list[Range], begin: int, end: int) -> bool:
+    """Whether one of the ranges, which ascend, has a byte in ``[begin, end)``."""
+    before = bisect.bisect_left(ranges, (end, 0))
+    return before > 0 and ranges[before - 1][1] > begin
+
+
 def _map(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
     """``work(item)`` in order; on threads if there is more than one item."""
     iterator = iter(items)
@@ -259,7 +266,7 @@ def _measure(pair: _Pair, pairs: ElementPairs, ranges: list[Range] | None) -> Ta
         end_b = begin_b + reach_b(piece.dims) * b.itemsize
         if whole_b is not None:
             raw_b: bytearray | memoryview = memoryview(whole_b)[begin_b:end_b]
-        elif ranges is not None and not any(at < begin + size and begin < end for at, end in ranges):
+        elif ranges is not None and not _touch(ranges, begin, begin + size):
             raw_b = raw_a
         else:
             raw_b = file_b.read(b.storage, start_b + begin_b, start_b + end_b)

@@ -1,6 +1,7 @@
-// What the fuzz targets share. A target is a file fuzz_*.cc with one LLVMFuzzerTestOneInput, linked with the core alone:
-// by libFuzzer (clang -fsanitize=fuzzer), by AFL++ (afl-clang-fast++, the same entry), or by fuzz_main.cc, which replays
-// files and changes them at random where neither is at hand. From the repository's root:
+// What the fuzz targets share. A target is a file fuzz_*.cc with one LLVMFuzzerTestOneInput, linked
+// with the core alone: by libFuzzer (clang -fsanitize=fuzzer), by AFL++ (the same entry), or by
+// fuzz_main.cc, which replays files and changes them at random where neither is at hand. From the
+// repository's root:
 //
 //   make -C csrc/tests fuzz                     replay the corpus, then FUZZ_SECONDS=5 per target
 

@@ -84,7 +84,8 @@ class Mutator {
   size_t Below(size_t limit) { return limit == 0 ? 0 : random_() % limit; }
 
   void Edit(Bytes* bytes, const std::vector<Bytes>& corpus) {
-    static constexpr uint64_t kNumbers[] = {0, 1, 7, 8, 255, 4095, 4096, 16383, 16384, 1048576, INT64_MAX, UINT64_MAX};
+    static constexpr uint64_t kNumbers[] = {0,     1,     7,       8,         255,      4095, 4096,
+                                            16383, 16384, 1048576, INT64_MAX, UINT64_MAX};
     const size_t at = Below(bytes->size() + 1);
     const auto place = bytes->begin() + static_cast<std::ptrdiff_t>(at);
     const size_t rest = bytes->size() - at;
@@ -102,7 +103,7 @@ class Mutator {
         break;
       }
       case 3:
-        bytes->erase(place, place + static_cast<std::ptrdiff_t>(Below(std::min<size_t>(rest, 64) + 1)));
+        bytes->erase(place, place + static_cast<std::ptrdiff_t>(Below(std::min<size_t>(rest, 64))));
         break;
       case 4: {
         Bytes piece(1 + Below(64));
@@ -147,13 +148,15 @@ int main(int argc, char** argv) {
   for (const Bytes& input : corpus) Run(input);
   Run({});
   using Clock = std::chrono::steady_clock;
-  const Clock::time_point end = Clock::now() + std::chrono::microseconds(static_cast<int64_t>(seconds * 1e6));
+  const auto length = std::chrono::microseconds(static_cast<int64_t>(seconds * 1e6));
+  const Clock::time_point end = Clock::now() + length;
   Mutator mutator(seed);
   uint64_t runs = 0;
   while (Clock::now() < end) {
     for (int i = 0; i < 16; ++i) Run(mutator.Change(corpus));
     runs += 16;
   }
-  std::printf("%zu files replayed, %llu inputs made\n", corpus.size(), static_cast<unsigned long long>(runs));
+  std::printf("%zu files replayed, %llu inputs made\n", corpus.size(),
+              static_cast<unsigned long long>(runs));
   return 0;
 }

@@ -1,7 +1,7 @@
 // The search for blocks: any file, any range, against a search byte by byte.
 //
-// Input: start (4 bytes), stop (4 bytes), size of the file in 64 bytes (2), then pieces: page (1), distance from its
-// beginning (1), how many bytes of the magic stand there (1).
+// Input: flags (1 byte), start and stop (4 or 8 each), size of the file in 32 bytes (2), then pieces:
+// page (1), distance from its beginning (1), how many bytes of the magic stand there (1).
 
 #include <vector>
 
@@ -37,7 +37,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const uint64_t page = input.Take(1) * ((flags & 4) != 0 ? 2 : 1);
     const uint64_t at = page * kAlignment + input.Take(1) % 16;
     const uint64_t count = input.Take(1) % (kMagicSize + 1);
-    if (at + count <= content.size()) std::memcpy(content.data() + at, kMagicRecord, count);
+    if (count != 0 && at + count <= content.size())
+      std::memcpy(content.data() + at, kMagicRecord, count);
   }
   MemoryFile file;
   if (!content.empty()) file.Write(content.data(), content.size(), 0);

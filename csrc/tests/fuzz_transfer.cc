@@ -1,6 +1,6 @@
 // Requests to the engine: each is accepted exactly if all its ranges fit, and then moves exactly those bytes.
 //
-// Input: flags (1), size of the source in bytes (3), slots for leaves (1), then extents: a byte of flags and 8 numbers.
+// Input: flags (1), size of the source in bytes (3), slots for leaves in fours (1), then extents.
 
 #include <algorithm>
 #include <vector>
@@ -39,7 +39,8 @@ bool Acceptable(const TransferRequest& request) {
     if (request.sink_fd != TransferRequest::kNoSink &&
         !Fits(request.sink_fd >= 0, extent.sink, extent.size))
       return false;
-    const Wide last_leaf = static_cast<Wide>(extent.first_leaf) + (static_cast<Wide>(extent.size) + kLeafSize - 1) / kLeafSize;
+    const Wide leaf_count = (static_cast<Wide>(extent.size) + kLeafSize - 1) / kLeafSize;
+    const Wide last_leaf = extent.first_leaf + leaf_count;
     if (request.leaves != nullptr && last_leaf > request.leaf_count) return false;
     total += extent.size;
   }
@@ -72,10 +73,12 @@ bool Short(const Run& run, const Extent& extent) {
   return extent.size != 0 && extent.source + extent.size > run.source.size();
 }
 
-void Compare(const Run& run, const TransferRequest& request, const std::vector<ReadFault>& faults) {
+void Compare(const Run& run, const TransferRequest& request,
+             const std::vector<ReadFault>& faults) {
   for (size_t i = 0; i < run.extents.size(); ++i) {
     const Extent& extent = run.extents[i];
-    const bool faulty = std::any_of(faults.begin(), faults.end(), [i](const ReadFault& fault) { return fault.extent == i; });
+    const bool faulty = std::any_of(faults.begin(), faults.end(),
+                                    [i](const ReadFault& fault) { return fault.extent == i; });
     REQUIRE(faulty == Short(run, extent));
     if (faulty || extent.size == 0) continue;
     const uint8_t* from = run.source.data() + extent.source;
@@ -132,7 +135,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   MemoryFile source_file, sink_file;
   TransferRequest request;
   request.source_fd = from_file ? source_file.fd() : TransferRequest::kMemory;
-  request.sink_fd = no_sink ? TransferRequest::kNoSink : to_file ? sink_file.fd() : TransferRequest::kMemory;
+  request.sink_fd = no_sink   ? TransferRequest::kNoSink
+                    : to_file ? sink_file.fd()
+                              : TransferRequest::kMemory;
   request.extents = run.extents.data();
   request.extent_count = run.extents.size();
   if ((flags & 8) != 0) {
@@ -145,10 +150,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   REQUIRE(status.ok() == Acceptable(request));
   if (!status.ok() || wild) return 0;
 
-  // What the check cannot know is up to the caller: the size of memory, and extents that do not overlap.
-  if (!from_file && std::any_of(run.extents.begin(), run.extents.end(), [&](const Extent& e) { return Short(run, e); }))
-    return 0;
-  if (Overlap(run.extents, false) || (request.leaves != nullptr && Overlap(run.extents, true))) return 0;
+  // What the check cannot know is up to the caller: the size of memory, and that nothing overlaps.
+  const auto is_short = [&run](const Extent& extent) { return Short(run, extent); };
+  if (!from_file && std::any_of(run.extents.begin(), run.extents.end(), is_short)) return 0;
+  if (Overlap(run.extents, false)) return 0;
+  if (request.leaves != nullptr && Overlap(run.extents, true)) return 0;
   if (from_file && !run.source.empty()) source_file.Write(run.source.data(), run.source.size(), 0);
   std::vector<Extent> placed = run.extents;
   for (Extent& extent : placed) {
@@ -171,7 +177,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   REQUIRE(transfer.progress() == total);
   if (to_file && !no_sink) {
     sink_file.Resize(kMaxSink);
-    REQUIRE(pread(sink_file.fd(), run.sink.data(), run.sink.size(), 0) == static_cast<ssize_t>(run.sink.size()));
+    REQUIRE(pread(sink_file.fd(), run.sink.data(), run.sink.size(), 0) ==
+            static_cast<ssize_t>(run.sink.size()));
   }
   Compare(run, request, faults);
   return 0;

@@ -12,7 +12,7 @@ from fastckpt.cli.render import Facts, Styled, columns, count_text, size_text, v
 
 _SHOWN_TENSORS = 60
 _SHOWN_NAMES = 8
-_FORMATS = {
+FORMATS = {
     "fckpt": ".fckpt",
     "torch-zip": "torch .pt (zip)",
     "torch-legacy": "torch .pt (before 1.6)",
@@ -56,7 +56,7 @@ def _summary(facts: Facts) -> Iterator[list[str]]:
     totals = facts["totals"]
     version = f" version {facts['version']}" if facts["version"] is not None else ""
     saved = f", saved as {facts['saved_as']}" if facts["saved_as"] else ""
-    yield ["format", f"{_FORMATS[facts['format']]}{version}, {size_text(facts['size'])}{saved}"]
+    yield ["format", f"{FORMATS[facts['format']]}{version}, {size_text(facts['size'])}{saved}"]
     if facts["root"] is not None:
         yield ["root digest", facts["root"]]
     yield ["checksums", _CHECKSUMS[facts["checksums"]]]
@@ -65,7 +65,7 @@ def _summary(facts: Facts) -> Iterator[list[str]]:
         yield ["codec", f"{name}, {size_text(codec['raw'])}{ratio}"]
     if facts["original"] is not None:
         kind, size = facts["original"]["format"], facts["original"]["size"]
-        origin = f"{_FORMATS.get(kind, kind)}, {size_text(size)}"
+        origin = f"{FORMATS.get(kind, kind)}, {size_text(size)}"
         yield ["converted", f"from {origin}; can be given back byte for byte"]
     for key, value in facts["metadata"].items():
         yield ["metadata", f"{key} = {value_text(value)}"]

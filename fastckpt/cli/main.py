@@ -20,6 +20,7 @@ from fastckpt.errors import FastckptError, UsageError
 COMMANDS: Final = {
     "convert": "turn .pt and .safetensors files, or a nanochat directory, into .fckpt and back",
     "inspect": "show what a checkpoint holds, without loading it",
+    "diff": "say what is different between two checkpoints, and by how much",
     "verify": "check every byte of checkpoint files",
     "salvage": "get what is still proven out of a damaged checkpoint",
     "demo": "convert, damage and restore a checkpoint, and show that every bit comes back",

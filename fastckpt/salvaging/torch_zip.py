@@ -281,7 +281,9 @@ def _relocate(
     numbers = sorted(moved)
     found = judge(source, prefix, [moved[n] for n in numbers], directory, threads=threads, progress=None)
     for number, state in zip(numbers, found, strict=True):
-        candidates[number], states[number] = moved[number], state
+        # A header by itself may have been moved without its data.
+        if state.proven:
+            candidates[number], states[number] = moved[number], state
 
 
 # --- what they are ------------------------------------------------------------

@@ -19,6 +19,7 @@ from fastckpt.salvaging.zip_layout import (
     DESCRIPTOR_MAGIC,
     END64_MAGIC,
     END_MAGIC,
+    END_SIZE,
     LOCAL_HEADER,
     LOCAL_MAGIC,
     Place,
@@ -72,7 +73,7 @@ def write_torch(
     records = list(_plan(prefix, pickle, storage_sizes, note))
     last = records[-1]
     directory_at = end_of(last.place, last.size)
-    size = directory_at + sum(len(_central(record, 0)) for record in records) + 98
+    size = directory_at + sum(len(_central(record, 0)) for record in records) + END_SIZE
     with Commit(path, durable=durable, reserve=size) as sink:
         sink.preallocate(size)
         stored = [record for record in records if record.storage >= 0]
@@ -90,7 +91,7 @@ def write_torch(
             _write_record(sink, record, crc)
             directory += _central(record, crc)
         sink.write(directory_at, bytes(directory) + _end(len(records), len(directory), directory_at))
-        sink.finish(directory_at + len(directory) + 98)
+        sink.finish(directory_at + len(directory) + END_SIZE)
 
 
 def _plan(prefix: str, pickle: bytes, sizes: Sequence[int], note: bytes) -> Iterator[_Record]:

@@ -19,6 +19,8 @@ DESCRIPTOR_MAGIC: Final = b"PK\x07\x08"
 CENTRAL_MAGIC: Final = b"PK\x01\x02"
 END64_MAGIC: Final = b"PK\x06\x06"
 END_MAGIC: Final = b"PK\x05\x06"
+END_SIZE: Final = 98
+"""Bytes of the zip64 end record, its locator and the end record."""
 
 LOCAL_HEADER: Final = struct.Struct("<4sHHHHHIIIHH")
 """Signature, version, flags, method, time, date, CRC, two sizes, name and extra length."""

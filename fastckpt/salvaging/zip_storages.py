@@ -18,7 +18,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
 from fastckpt.salvaging.wreck import Hole, StorageState, merge_holes
 from fastckpt.salvaging.zip_evidence import Descriptor, descriptor_at, local_header_at, read_there
-from fastckpt.salvaging.zip_layout import DirectoryEntry, LocalHeader, Place, end_of
+from fastckpt.salvaging.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry, LocalHeader, Place, end_of, places
 
 _HAS_DESCRIPTOR: Final = 0x8
 _TORCH_RECORD: Final = re.compile(r"[^/]+/(version|byteorder|\.format_version|\.data/serialization_id|data/[^/]+)")
@@ -143,11 +143,13 @@ def _find_line(source: Source, prefix: str, candidates: Sequence[Candidate]) -> 
         (candidate for candidate in candidates if candidate.place is not None),
         key=lambda candidate: candidate.place.header if candidate.place is not None else 0,
     )
+    # A file of exactly the length that its layout gives has lost or gained no byte.
+    whole = bool(placed) and _expected_size(placed, prefix) == source.size
     anchored = False
     for candidate in placed:
         candidate.anchored = anchored
         signed = candidate.descriptor is not None and candidate.descriptor.signed
-        anchored = anchored or candidate.named or signed
+        anchored = signed or (whole and (anchored or candidate.named))
     for candidate in reversed(placed):
         assert candidate.place is not None
         if not following:
@@ -156,6 +158,17 @@ def _find_line(source: Source, prefix: str, candidates: Sequence[Candidate]) -> 
         candidate.in_line = following
         signed = candidate.descriptor is not None and candidate.descriptor.signed
         following = following or candidate.named or signed
+
+
+def _expected_size(placed: Sequence[Candidate], prefix: str) -> int:
+    """The length of a file that torch wrote, given its storages: two small records and the directory follow them."""
+    last = placed[-1]
+    assert last.place is not None
+    tail = [(f"{prefix}/version", 2), (f"{prefix}/.data/serialization_id", 40)]
+    at = list(places(end_of(last.place, last.nbytes), tail))[-1].data + 40 + 16
+    small = ("data.pkl", ".format_version", ".storage_alignment", "byteorder", "version", ".data/serialization_id")
+    names = [*small, *(f"data/{candidate.key}" for candidate in placed)]
+    return at + sum(CENTRAL_HEADER.size + len(f"{prefix}/{name}".encode()) for name in names) + END_SIZE
 
 
 def _is_inside(candidate: Candidate, size: int) -> bool:

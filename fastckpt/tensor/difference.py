@@ -137,8 +137,8 @@ def tally(a: Elements, b: Elements) -> Tally:
         UnsupportedStateError: The installed torch lacks a dtype.
     """
     total = Tally()
-    parts = zip(_parts(a).split(_ROWS), _parts(b).split(_ROWS), strict=True)
-    for parts_a, parts_b in parts:
+    parts = (torch.split(_parts(elements), _ROWS) for elements in (a, b))  # type: ignore[no-untyped-call]
+    for parts_a, parts_b in zip(*parts, strict=True):
         total.add(_tally(parts_a, a, parts_b, b))
     return total
 

@@ -1,0 +1,122 @@
+"""Say what is different between two checkpoints, and by how much.
+
+A and B are .pt, .safetensors or .fckpt files in any combination, told by their
+content; or two nanochat directories; or two steps of one: DIR --steps 500 1000.
+Tensors are identical only if every bit is. Neither file is loaded, and nothing
+in it is executed. The exit code is 0 if there is no difference and 1 if there
+is one, 2 if damage kept something from being compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import time
+from typing import Any
+
+from fastckpt.cli.diff_facts import pair_facts
+from fastckpt.cli.diff_pairs import PairedFiles, pair_directories
+from fastckpt.cli.diff_text import Shown, pair_lines, summary_lines
+from fastckpt.cli.progress import progress_bar
+from fastckpt.cli.render import Facts, Output, error_facts
+from fastckpt.comparison import compare
+from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
+from fastckpt.inspection import outline
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``fastckpt diff``."""
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="A and B: two files, or one or two directories")
+    parser.add_argument("--steps", nargs=2, type=int, metavar="N", help="the step in A and the one in B")
+    parser.add_argument("--keys", metavar="GLOB", help="compare only the tensors whose name matches")
+    parser.add_argument("--structure-only", action="store_true", help="do not read what is in the tensors")
+    parser.add_argument("--top", type=int, default=20, metavar="N", help="how many differences to list (default: 20)")
+    parser.add_argument("--all", action="store_true", help="list all differences")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Compare the two; returns 0, 1 or the exit code of the worst failure."""
+    if args.top < 0:
+        raise UsageError("--top must not be negative", actual=args.top)
+    shown = Shown(None if args.all else args.top)
+    if os.path.isdir(args.paths[0]):
+        return _run_directories(args, out, shown)
+    if len(args.paths) != 2:
+        raise UsageError("diff needs two files, or a directory and --steps", next_step="fastckpt diff --help")
+    if args.steps is not None or os.path.isdir(args.paths[1]):
+        raise UsageError("A is a file: B must be one too, and has no --steps", path=args.paths[0])
+    facts, code = _compare(*args.paths, args)
+    if not _has_tensors(facts):
+        _require_match(args)
+    out.show(facts, lambda facts: pair_lines(facts, shown))
+    out.document(facts)
+    return code
+
+
+def _run_directories(args: argparse.Namespace, out: Output, shown: Shown) -> int:
+    paired = pair_directories(args.paths, args.steps)
+    files: list[Facts] = []
+    codes = [1] if paired.only_a or paired.only_b else [0]
+    for pair in paired.files:
+        facts, code = _compare_one_of_many(pair, args)
+        files.append(facts)
+        codes.append(code)
+    if not any(map(_has_tensors, files)):
+        _require_match(args)
+    for facts in files:
+        out.show(facts, lambda facts: pair_lines(facts, shown))
+        facts.pop("shown", None)
+    summary: Facts = {
+        "a": paired.a,
+        "b": paired.b,
+        "same": max(codes) == 0,
+        "only_in_a": paired.only_a,
+        "only_in_b": paired.only_b,
+        "files": files,
+    }
+    out.show(summary, summary_lines)
+    out.document(summary)
+    return max(codes)
+
+
+def _compare_one_of_many(pair: PairedFiles, args: argparse.Namespace) -> tuple[Facts, int]:
+    """Like `_compare`; a file that cannot be compared does not keep the others from it."""
+    try:
+        facts, code = _compare(pair.a, pair.b, args)
+    except FastckptError as error:
+        if error.exit_code == 64:
+            raise
+        ends = {"a": {"path": pair.a}, "b": {"path": pair.b}}
+        facts = {**ends, "same": None, "error": error_facts(error), "shown": str(error)}
+        code = error.exit_code
+    return {"role": pair.role, **facts}, code
+
+
+def _compare(path_a: str, path_b: str, args: argparse.Namespace) -> tuple[Facts, int]:
+    start = time.perf_counter()
+    about = None if args.structure_only else outline(path_a)
+    label = f"comparing {os.path.basename(path_a)} with {os.path.basename(path_b)}"
+    with progress_bar(label, about.nbytes if about is not None else 0) as progress:
+        found = compare(
+            path_a,
+            path_b,
+            keys=args.keys,
+            structure_only=args.structure_only,
+            threads=args.threads,
+            progress=progress,
+        )
+    facts = {**pair_facts(found), "seconds": time.perf_counter() - start}
+    return facts, 2 if found.damaged else int(not found.same)
+
+
+def _has_tensors(facts: dict[str, Any]) -> bool:
+    return "error" in facts or bool(facts["tensors"] or facts["only_in_a"] or facts["only_in_b"])
+
+
+def _require_match(args: argparse.Namespace) -> None:
+    """Raise TensorNotFoundError if names were asked for that no file has."""
+    if args.keys is not None:
+        next_step = f"fastckpt inspect {shlex.quote(args.paths[0])}"
+        raise TensorNotFoundError(f"no tensor matches {args.keys!r}", path=args.paths[0], next_step=next_step)
