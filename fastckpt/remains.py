@@ -46,6 +46,9 @@ MAX_BLOCK: Final = 256 * 1024 * 1024
 """Bytes of a block that is still looked at: the manifest of some millions of
 tensors, the index of some 200 GB."""
 
+MAX_MIRRORS: Final = 4
+"""Different headers for one place that are tried: the payload may be of any of the saves they are from."""
+
 _RECORD_HEAD: Final = struct.Struct("<8sQ8xQ48x16s")
 """Magic, size, header_offset and manifest_digest of a record header."""
 
@@ -57,14 +60,14 @@ class Remains:
     Attributes:
         manifest: The first manifest that is whole, if any.
         records: The records whose header or its mirror is whole, by number. Their payload may be cut.
-        alternates: The mirror of a header, where both are whole and differ.
+        alternates: Other whole headers for the place of a record: mirrors that differ from it.
         footer: The footer, if it is whole and at the end.
         findings: What is not as written in the frame: blocks, headers. Nothing about payloads.
     """
 
     manifest: Manifest | None = None
     records: dict[int, Record] = field(default_factory=dict)
-    alternates: dict[int, Record] = field(default_factory=dict)
+    alternates: dict[int, list[Record]] = field(default_factory=dict)
     footer: Footer | None = None
     findings: list[Finding] = field(default_factory=list)
 
@@ -203,16 +206,22 @@ class _Scan:
 
     def walk(self, at: int, digest: bytes | None) -> bytes | None:
         """Take the records one after the other; returns the manifest digest they agree on."""
-        mirrors = self.read_mirrors(digest)
+        mirrors = self.named_mirrors(digest)
         candidates: Iterator[int] | None = None
+        searched = self.remains.footer is not None
         while at < self.source.size:
             record = self.header_at(at, digest)
-            mirror = mirrors.get(at)
-            if record is None and mirror is not None and digest in (None, mirror.manifest_digest):
-                record, mirror = mirror, None
+            if record is None and not searched:
+                # Only now, since it takes reading the rest of the file. The index stands behind all records.
+                searched = True
+                mirrors = self.found_mirrors(align(at), digest)
+            fitting = [mirror for mirror in mirrors.get(at, []) if digest in (None, mirror.manifest_digest)]
+            if record is None and fitting:
+                record = fitting[0]
                 self.report_header(record)
-            if record is not None and mirror is not None and record.digest != mirror.digest:
-                self.report_difference(record, mirror)
+            others = [mirror for mirror in fitting if record is not None and mirror.digest != record.digest]
+            if record is not None and others:
+                self.report_difference(record, others)
             if record is not None:
                 if record.number not in self.remains.records:
                     self.remains.records[record.number] = record
@@ -236,9 +245,9 @@ class _Scan:
                 error.actual = "zeros"
         self.add(error, "record header", offset, record.header.size, record.number)
 
-    def report_difference(self, record: Record, mirror: Record) -> None:
+    def report_difference(self, record: Record, others: list[Record]) -> None:
         """Two whole headers for one place are those of two saves of the same structure; the payload decides."""
-        self.remains.alternates.setdefault(record.number, mirror)
+        self.remains.alternates.setdefault(record.number, others)
         message = f"the header of record {record.number} and its mirror in the index are of different saves"
         self.remains.findings.append(
             Finding(Kind.INCONSISTENT, message, *record.header, record=record.number, loss=False)
@@ -263,34 +272,42 @@ class _Scan:
         self.budget += size
         return record
 
-    def read_mirrors(self, digest: bytes | None) -> dict[int, Record]:
-        """The headers in the index, by the offset they belong at.
-
-        Each header proves itself, so those in a damaged index are taken too.
-        """
+    def named_mirrors(self, digest: bytes | None) -> dict[int, list[Record]]:
+        """The headers in the index that the footer names, by the offset they belong at."""
         footer = self.remains.footer
         section = footer.section(SECTION_INDEX) if footer is not None else None
+        if section is None or section.extent.size > MAX_BLOCK:
+            return {}
         blocks: list[bytes] = []
-        if section is not None and section.extent.size <= MAX_BLOCK:
+        try:
+            blocks.append(self.source.read(*section.extent))
+            unseal(blocks[0], MAGIC_INDEX, what="index")
+            if blocks[0][-len(section.digest) :] != section.digest:
+                raise DamagedError("the index is not the one the footer names")
+        except FastckptError as error:
+            self.add(error, "index", *section.extent)
+        return self.mirrors_in(blocks, digest)
+
+    def found_mirrors(self, start: int, digest: bytes | None) -> dict[int, list[Record]]:
+        """The headers in every index that is found by its magic."""
+        blocks: list[bytes] = []
+        for offset in self.find(MAGIC_INDEX, start):
             try:
-                blocks.append(self.source.read(*section.extent))
-                unseal(blocks[0], MAGIC_INDEX, what="index")
-                if blocks[0][-len(section.digest) :] != section.digest:
-                    raise DamagedError("the index is not the one the footer names")
-            except FastckptError as error:
-                self.add(error, "index", *section.extent)
-        else:
-            for offset in self.find(MAGIC_INDEX):
-                try:
-                    blocks.append(self.charged_block(offset, MAGIC_INDEX, "index"))
-                except FastckptError:
-                    continue
-        mirrors: dict[int, Record] = {}
+                blocks.append(self.charged_block(offset, MAGIC_INDEX, "index"))
+            except FastckptError:
+                continue
+        return self.mirrors_in(blocks, digest)
+
+    def mirrors_in(self, blocks: list[bytes], digest: bytes | None) -> dict[int, list[Record]]:
+        """The headers in these blocks. Each proves itself, so those in a damaged index are taken too."""
+        mirrors: dict[int, list[Record]] = {}
         # The last one first: those before it may lie in a tensor that holds a checkpoint file.
         for block in reversed(blocks):
             for record in self.headers_in(block):
                 if digest in (None, record.manifest_digest):
-                    mirrors.setdefault(record.header.offset, record)
+                    known = mirrors.setdefault(record.header.offset, [])
+                    if len(known) < MAX_MIRRORS and all(record.digest != other.digest for other in known):
+                        known.append(record)
         return mirrors
 
     def headers_in(self, block: bytes) -> Iterator[Record]:

@@ -1,4 +1,4 @@
-// CRC-32 and leaf digests: any bytes, any size, any alignment, in any number of pieces, at every instruction set.
+// CRC-32 and leaf digests: any bytes, size and alignment, in pieces, at every instruction set.
 
 #include <vector>
 
@@ -24,7 +24,7 @@ uint32_t NaiveCrc32(const uint8_t* data, size_t size) {
 }  // namespace
 }  // namespace fastckpt
 
-// Input: distance from an aligned address (1), where to split (2), how often to repeat the rest (1), the rest.
+// Input: distance from an aligned address (1), where to split (2), repetitions (1), then the piece.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace fastckpt;
   Input input(data, size);

@@ -1,4 +1,4 @@
-// Runs a fuzz target without libFuzzer: replays files, then changes them at random for some seconds.
+// Runs a fuzz target without libFuzzer: replays files, then changes them at random for a while.
 //
 //   fuzz_scan [-seconds=N] [-seed=N] FILE_OR_DIRECTORY...
 //

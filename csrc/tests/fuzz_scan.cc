@@ -1,7 +1,7 @@
 // The search for blocks: any file, any range, against a search byte by byte.
 //
-// Input: flags (1 byte), start and stop (4 or 8 each), size of the file in 32 bytes (2), then pieces:
-// page (1), distance from its beginning (1), how many bytes of the magic stand there (1).
+// Input: flags (1 byte), start and stop (4 or 8 each), size of the file in units of 32 bytes (2),
+// then pieces: page (1), distance from its beginning (1), how many bytes of the magic (1).
 
 #include <vector>
 

@@ -1,4 +1,5 @@
-// Requests to the engine: each is accepted exactly if all its ranges fit, and then moves exactly those bytes.
+// Requests to the engine: each is accepted exactly if all its ranges fit, and then moves exactly
+// those bytes.
 //
 // Input: flags (1), size of the source in bytes (3), slots for leaves in fours (1), then extents.
 
@@ -130,7 +131,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     run.extents.push_back(extent);
   }
   run.crcs.resize(run.extents.size());
-  run.sink.resize(kMaxSink);
+  uint64_t sink_size = 1;
+  if (!wild)
+    for (const Extent& extent : run.extents)
+      sink_size = std::max(sink_size, extent.sink + extent.size);
+  run.sink.resize(sink_size);
 
   MemoryFile source_file, sink_file;
   TransferRequest request;
@@ -176,7 +181,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   REQUIRE(transfer.Finish(&faults).ok());
   REQUIRE(transfer.progress() == total);
   if (to_file && !no_sink) {
-    sink_file.Resize(kMaxSink);
+    sink_file.Resize(run.sink.size());
     REQUIRE(pread(sink_file.fd(), run.sink.data(), run.sink.size(), 0) ==
             static_cast<ssize_t>(run.sink.size()));
   }

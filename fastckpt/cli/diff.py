@@ -17,7 +17,7 @@ from typing import Any
 
 from fastckpt.cli.diff_facts import pair_facts
 from fastckpt.cli.diff_pairs import PairedFiles, pair_directories
-from fastckpt.cli.diff_text import Shown, pair_lines, summary_lines
+from fastckpt.cli.diff_text import pair_lines, summary_lines
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, error_facts
 from fastckpt.comparison import compare
@@ -40,22 +40,25 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Compare the two; returns 0, 1 or the exit code of the worst failure."""
     if args.top < 0:
         raise UsageError("--top must not be negative", actual=args.top)
-    shown = Shown(None if args.all else args.top)
-    if os.path.isdir(args.paths[0]):
-        return _run_directories(args, out, shown)
+    limit = None if args.all else args.top
+    directories = [os.path.isdir(path) for path in args.paths]
+    if all(directories):
+        return _run_directories(args, out, limit)
     if len(args.paths) != 2:
         raise UsageError("diff needs two files, or a directory and --steps", next_step="fastckpt diff --help")
-    if args.steps is not None or os.path.isdir(args.paths[1]):
-        raise UsageError("A is a file: B must be one too, and has no --steps", path=args.paths[0])
-    facts, code = _compare(*args.paths, args)
+    if any(directories):
+        raise UsageError("a file cannot be compared with a directory", path=args.paths[directories.index(True)])
+    if args.steps is not None:
+        raise UsageError("--steps is for directories, not for files", path=args.paths[0])
+    facts, code = _compare(args.paths[0], args.paths[1], args)
     if not _has_tensors(facts):
         _require_match(args)
-    out.show(facts, lambda facts: pair_lines(facts, shown))
+    out.show(facts, lambda facts: pair_lines(facts, limit))
     out.document(facts)
     return code
 
 
-def _run_directories(args: argparse.Namespace, out: Output, shown: Shown) -> int:
+def _run_directories(args: argparse.Namespace, out: Output, limit: int | None) -> int:
     paired = pair_directories(args.paths, args.steps)
     files: list[Facts] = []
     codes = [1] if paired.only_a or paired.only_b else [0]
@@ -66,7 +69,7 @@ def _run_directories(args: argparse.Namespace, out: Output, shown: Shown) -> int
     if not any(map(_has_tensors, files)):
         _require_match(args)
     for facts in files:
-        out.show(facts, lambda facts: pair_lines(facts, shown))
+        out.show(facts, lambda facts: pair_lines(facts, limit))
         facts.pop("shown", None)
     summary: Facts = {
         "a": paired.a,

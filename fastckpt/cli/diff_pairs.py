@@ -76,8 +76,9 @@ def pair_directories(paths: Sequence[str], steps: Sequence[int] | None) -> Paire
     result = PairedDirectories(directory_a, directory_b)
     result.only_a = [f"step {number}" for number in in_a if number not in in_b]
     result.only_b = [f"step {number}" for number in in_b if number not in in_a]
+    several = len(in_a.keys() | in_b.keys()) > 1
     for number in common:
-        _pair_step(in_a[number], in_b[number], result, prefix=f"step {number} " if len(common) > 1 else "")
+        _pair_step(in_a[number], in_b[number], result, prefix=f"step {number} " if several else "")
     return result
 
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastckpt.cli.inspect_text import FORMATS
 from fastckpt.cli.render import Facts, Styled, columns, count_text, duration_text, size_text, value_text
 
 
-class Shown(NamedTuple):
-    """How many lines of each kind are shown; None for all."""
+def pair_lines(facts: Facts, limit: int | None) -> Iterator[str | Styled]:
+    """The text about two files: at most ``limit`` lines of each kind, or all.
 
-    limit: int | None
-
-
-def pair_lines(facts: Facts, shown: Shown) -> Iterator[str | Styled]:
-    """The text about two files; see `fastckpt.cli.diff_facts.pair_facts`."""
+    Args:
+        facts: See `fastckpt.cli.diff_facts.pair_facts`.
+        limit: None for all.
+    """
     if "role" in facts:
         yield Styled(facts["role"], "bold")
     if "error" in facts:
         yield Styled(f"  {facts['shown']}", "bad")
         return
     yield from columns([_side(letter, facts[letter.lower()]) for letter in "AB"])
-    yield from _structure_lines(facts, shown)
-    yield from _table(facts, shown)
+    yield from _structure_lines(facts, limit)
+    yield from _table(facts, limit)
     for name, tensor in facts["tensors"].items():
         if tensor["error"] is not None:
             error = tensor["error"]
@@ -39,7 +38,7 @@ def _side(letter: str, side: Facts) -> list[str]:
     return [letter, side["path"], size]
 
 
-def _structure_lines(facts: Facts, shown: Shown) -> Iterator[str]:
+def _structure_lines(facts: Facts, limit: int | None) -> Iterator[str]:
     groups = [
         [["only in A", name, _kind(tensor)] for name, tensor in facts["only_in_a"].items()],
         [["only in B", name, _kind(tensor)] for name, tensor in facts["only_in_b"].items()],
@@ -58,12 +57,12 @@ def _structure_lines(facts: Facts, shown: Shown) -> Iterator[str]:
         named, word = facts[label], label.removesuffix("s")
         groups.append([[word, name, _arrow(change)] for name, change in named["changed"].items()])
         for side, key in (("A", "only_in_a"), ("B", "only_in_b")):
-            groups.append([[word, name, f"only in {side}: {value_text(v, 60)}"] for name, v in named[key].items()])
+            groups.append([[word, name, f"only in {side}: {_text(v)}"] for name, v in named[key].items()])
     rows: list[list[str]] = []
     for group in groups:
-        rows += group[: shown.limit]
-        if shown.limit is not None and len(group) > shown.limit:
-            rows.append([group[0][0], f"... and {len(group) - shown.limit} more (--all lists them)", ""])
+        rows += group[:limit]
+        if limit is not None and len(group) > limit:
+            rows.append([group[0][0], f"... and {len(group) - limit} more (--all lists them)", ""])
     if rows:
         yield ""
         yield from columns(rows)
@@ -78,21 +77,27 @@ def _shape(shape: list[int]) -> str:
 
 
 def _arrow(change: Facts) -> str:
-    a, b = (value if isinstance(value, str) else value_text(value, 60) for value in (change["a"], change["b"]))
+    a, b = _text(change["a"]), _text(change["b"])
     if a == b and "type_a" in change:
         a, b = f"{a} ({change['type_a']})", f"{b} ({change['type_b']})"
     return f"{a} -> {b}"
 
 
-def _table(facts: Facts, shown: Shown) -> Iterator[str]:
+def _text(value: Any) -> str:
+    """A value on one line; text without quotes, since names of types are text too."""
+    if not isinstance(value, str):
+        return value_text(value, 60)
+    return value if len(value) <= 60 else value[:57] + "..."
+
+
+def _table(facts: Facts, limit: int | None) -> Iterator[str]:
     differing = [item for item in facts["tensors"].items() if item[1]["numbers"] is not None]
     if not differing:
         return
     differing.sort(key=lambda item: _rank(item[1]["numbers"]))
     rows = [["most different", "dtype", "shape", "rel. L2", "max abs", "cosine", "elements that differ", ""]]
-    for name, tensor in differing[: shown.limit]:
+    for name, tensor in differing[:limit]:
         numbers = tensor["numbers"]
-        share = numbers["differing"] / numbers["elements"]
         rows.append(
             [
                 name,
@@ -101,7 +106,7 @@ def _table(facts: Facts, shown: Shown) -> Iterator[str]:
                 _number(numbers["relative_l2"]),
                 _number(numbers["max_abs"]),
                 "-" if numbers["cosine"] is None else _number(numbers["cosine"], "{:.6f}"),
-                f"{numbers['differing']:,} ({share:.1%})",
+                _share(numbers["differing"], numbers["elements"]),
                 _remark(numbers),
             ]
         )
@@ -124,6 +129,16 @@ def _number(value: float | str, form: str = "{:.3g}") -> str:
     return value if isinstance(value, str) else form.format(value)
 
 
+def _share(count: int, total: int) -> str:
+    """``1,234 (1.9%)``: neither 0% nor 100% unless it is exactly that."""
+    percent = 100 * count / total
+    if 0 < percent < 0.1:
+        return f"{count:,} (<0.1%)"
+    if 99.9 < percent < 100:
+        return f"{count:,} (>99.9%)"
+    return f"{count:,} ({percent:.3g}%)"
+
+
 def _remark(numbers: Facts) -> str:
     remarks = []
     if numbers["values_equal"]:
@@ -144,22 +159,22 @@ def _verdict(facts: Facts) -> Styled:
         return Styled(f"{text}; digests were compared, not the data{time_text}", "good")
     counts = [(totals["identical"], "identical"), (totals["differs"], "differ"), (totals["damaged"], "damaged")]
     counts += [(totals["unread"], "not read"), (totals["only_in_a"], "only in A"), (totals["only_in_b"], "only in B")]
-    tensors = sum(count for count, _ in counts)
+    tensors = count_text(sum(count for count, _ in counts), "tensor")
+    by_digests = f"; {totals['by_digests']:,} by digests, not by data" if totals["by_digests"] else ""
+    if facts["same"]:
+        if totals["unread"]:
+            return Styled(f"same structure: {tensors}; what is in them was not compared{time_text}", "good")
+        return Styled(f"identical: {tensors}, every bit{by_digests}{time_text}", "good")
     parts = [f"{count:,} {word}" for count, word in counts if count]
-    text = f"{count_text(tensors, 'tensor')}: {', '.join(parts)}" if parts else "no tensors"
-    others = _other_changes(facts)
-    if others:
-        text += f"; {', '.join(others)}"
-    if totals["by_digests"]:
-        text += f"; {totals['by_digests']:,} by their digests alone"
-    if totals["damaged"]:
-        return Styled(f"damaged: {text}{time_text}", "bad")
-    if not facts["same"]:
-        return Styled(f"different: {text}{time_text}", "warn")
-    return Styled(f"{'same structure' if totals['unread'] else 'identical'}: {text}{time_text}", "good")
+    text = (
+        "; ".join([f"{tensors}: {', '.join(parts)}" if parts else "no tensors", *_other_changes(facts)])
+        + by_digests
+        + time_text
+    )
+    return Styled(f"{'damaged' if totals['damaged'] else 'different'}: {text}", "bad" if totals["damaged"] else "warn")
 
 
-def _other_changes(facts: Facts) -> Iterator[str] | list[str]:
+def _other_changes(facts: Facts) -> list[str]:
     counts: list[tuple[int, str]] = [
         (sum(map(len, facts["values"].values())), "plain value"),
         (sum(map(len, facts["metadata"].values())), "metadata value"),
@@ -167,7 +182,8 @@ def _other_changes(facts: Facts) -> Iterator[str] | list[str]:
         (sum(bool(tensor["changes"]) for tensor in facts["tensors"].values()), "tensor type"),
         (len(facts["shared_only_in_a"]) + len(facts["shared_only_in_b"]), "shared storage"),
     ]
-    return [f"{count_text(count, noun)} changed" for count, noun in counts if count]
+    parts = [count_text(count, noun) for count, noun in counts if count]
+    return [f"{', '.join(parts)} changed"] if parts else []
 
 
 def summary_lines(facts: Facts) -> Iterator[str | Styled]:

@@ -48,7 +48,8 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
 
 def _settle(source: Source, wreck: Wreck, remains: Remains, *, threads: int) -> None:
     """Where a header and its mirror are of different saves, take storages that only the mirror proves from there."""
-    for number, other in sorted(remains.alternates.items()):
+    pairs = [(number, other) for number, others in sorted(remains.alternates.items()) for other in others]
+    for number, other in pairs:
         own = remains.records.get(number)
         states = [] if own is None else [(packed, wreck.storages[packed.storage]) for packed in own.storages]
         if own is None or other.storages != own.storages or all(not state.holes for _, state in states):
@@ -137,7 +138,7 @@ def _take_structure(wreck: Wreck, remains: Remains) -> None:
     wreck.storages = states
     wreck.tree = {entry.name: TensorRef(index) for index, entry in enumerate(wreck.entries)}
     wreck.structure = "from index/header" if remains.records else "none"
-    for record in [*remains.records.values(), *remains.alternates.values()]:
+    for record in [*remains.records.values(), *(other for others in remains.alternates.values() for other in others)]:
         record.storages = [p._replace(storage=numbers.get(p.storage, -1)) for p in record.storages]
     if remains.records:
         wreck.notes.append(

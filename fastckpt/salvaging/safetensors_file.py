@@ -109,14 +109,14 @@ def _read_header(source: Source) -> tuple[list[_Row], int, dict[str, str], str]:
             problem = f"the header is not valid: {str(error)[:150] or type(error).__name__}"
         else:
             return rows, _LENGTH.size + size, metadata, ""
-        start = _LENGTH.size + size
     else:
         problem = f"the header announces {size} bytes, which are not there or more than any file has"
-        raw = read_there(source, _LENGTH.size, _MAX_SEARCH)
-        start = 0
+    raw = read_there(source, _LENGTH.size, _MAX_SEARCH)
     rows = _search(raw)
-    if rows and not start:
-        start = _guess_start(raw, rows, source.size)
+    last = max((match.end() for match in _ENTRY.finditer(raw)), default=0)
+    start = _LENGTH.size + size
+    if not last < size <= source.size - _LENGTH.size:
+        start = _guess_start(raw, last, rows, source.size) if rows else 0
     return (rows, start or source.size, {}, problem)
 
 
@@ -174,9 +174,8 @@ def _search(raw: bytes) -> list[_Row]:
     return kept
 
 
-def _guess_start(raw: bytes, rows: list[_Row], file_size: int) -> int:
+def _guess_start(raw: bytes, last: int, rows: list[_Row], file_size: int) -> int:
     """Where the data begins when the length is lost: behind the closing brace and its padding."""
-    last = max(match.end() for match in _ENTRY.finditer(raw))
     tail = raw[last : last + 64]
     if tail[:1] == b"}":
         padding = len(tail) - 1 - len(tail[1:].lstrip(b" "))

@@ -6,12 +6,13 @@ import os
 from typing import Final
 
 from fastckpt import _core
-from fastckpt.constants import MAGIC_FOOTER, MAGIC_INDEX, MAGIC_MANIFEST, MAGIC_RECORD
+from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_INDEX, MAGIC_MANIFEST, MAGIC_RECORD
 from fastckpt.errors import FastckptError, NotACheckpointError
 from fastckpt.findings import Finding, Kind
 from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.layout.frame import decode_footer
 from fastckpt.salvaging.blueprint import Blueprint, blueprint_finder
 from fastckpt.salvaging.fckpt import survey_fckpt
 from fastckpt.salvaging.safetensors_file import survey_safetensors
@@ -36,9 +37,7 @@ def survey(path: str, *, like: str | None, threads: int, progress: Progress | No
     find_blueprint = blueprint_finder(path, like)
     with Source(path) as source:
         head = read_there(source, 0, HEAD_SIZE)
-        kind = sniff(head)
-        if kind in (None, "tar"):
-            kind = _guess(source, head) or kind
+        kind = _kind(source, head)
         if kind == "fckpt":
             wreck = survey_fckpt(source, threads=threads, progress=progress)
         elif kind == "torch-zip":
@@ -52,6 +51,22 @@ def survey(path: str, *, like: str | None, threads: int, progress: Progress | No
         if not source.unchanged():
             wreck.notes.append("the file was changed while it was read: is it still being written? Salvage it again")
     return wreck
+
+
+def _kind(source: Source, head: bytes) -> str | None:
+    """The kind of a file. A tensor can hold a checkpoint of another kind: the end counts for more."""
+    kind = sniff(head)
+    if kind != "fckpt":
+        try:
+            decode_footer(read_there(source, source.size - FOOTER_SIZE, FOOTER_SIZE), file_size=source.size)
+            return "fckpt"
+        except FastckptError:
+            pass
+    elif os.path.splitext(source.path)[1] in TORCH_SUFFIXES:
+        directory, whole = read_directory(source)
+        if whole and any(name.endswith("/data.pkl") for name in directory):
+            return "torch-zip"
+    return (_guess(source, head) or kind) if kind in (None, "tar") else kind
 
 
 def _guess(source: Source, head: bytes) -> str | None:

@@ -113,10 +113,7 @@ class _PickleWriter:
         self.out += b"X" + struct.pack("<I", len(raw)) + raw
 
     def bytes_(self, value: bytes) -> None:
-        if value:
-            self.call("_codecs", "encode", value.decode("latin1"), "latin1")
-        else:
-            self.call("__builtin__", "bytes")
+        self.call("_codecs", "encode", value.decode("latin1"), "latin1")
 
     def tuple_(self, items: Sequence[Any]) -> None:
         self.out += b"("

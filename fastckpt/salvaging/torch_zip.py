@@ -130,6 +130,8 @@ def _locate(
 def _prefixes(source: Source, pickle: FoundPickle, directory: dict[str, DirectoryEntry]) -> Iterator[str]:
     """What the top directory may be called: a damaged header can have it wrong."""
     yield pickle.prefix
+    if f"{pickle.prefix}/data.pkl" in directory:
+        return
     votes: dict[str, int] = {}
     for name in directory:
         votes[name.partition("/")[0]] = votes.get(name.partition("/")[0], 0) + 1

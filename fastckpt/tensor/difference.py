@@ -1,4 +1,7 @@
-"""By how much elements differ: sums and counts over pairs of elements, piece by piece, in float64."""
+"""By how much elements differ: sums and counts over pairs of elements, piece by piece, in float64.
+
+Squares of numbers beyond 1e154 overflow, as they do in torch's own norms.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +140,7 @@ def tally(a: Elements, b: Elements) -> Tally:
         UnsupportedStateError: The installed torch lacks a dtype.
     """
     total = Tally()
-    parts = (torch.split(_parts(elements), _ROWS) for elements in (a, b))  # type: ignore[no-untyped-call]
+    parts = (torch.split(_parts(elements), _ROWS) for elements in (a, b))
     for parts_a, parts_b in zip(*parts, strict=True):
         total.add(_tally(parts_a, a, parts_b, b))
     return total

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pickle
 import random
 import struct
@@ -82,6 +83,16 @@ class Good:
     interrupted: list[bytes] = field(default_factory=list)
     sibling: bytes = b""
     sibling_values: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def sibling_path(self) -> Path:
+        """A file with the sibling's bytes."""
+        path = _path(f"sibling of {self.name.replace('/', ' ')}{self.suffix}")
+        if not path.exists():
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            unfinished.write_bytes(self.sibling)
+            unfinished.rename(path)
+        return path
 
     @property
     def suffix(self) -> str:

@@ -80,6 +80,8 @@ class Case:
     damaged: bytes
     destination: str | None
     include: tuple[str, ...]
+    like: bool = False
+    backfill: bool = False
 
     @classmethod
     def make(cls, kind: str, seed: int) -> Case:
@@ -97,7 +99,20 @@ class Case:
         include = r.choices(((), ("unverified",), ("unverified", "partial", "damaged")), (2, 1, 2))[0]
         if good.format in ("legacy", "safetensors"):
             include = r.choice((("unverified",), ("unverified", "partial", "damaged")))
-        return cls(kind, seed, good, damaged, suffix and f"out{suffix}", include)
+        like, backfill = r.random() < 0.25, r.random() < 0.15
+        return cls(kind, seed, good, damaged, suffix and f"out{suffix}", include, like, backfill)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `fastckpt.salvage`."""
+        sibling = self.good.sibling_path if self.like or self.backfill else None
+        return {
+            "include": self.include,
+            "fill": "zeros",
+            "like": sibling if self.like else None,
+            "backfill": sibling if self.backfill else None,
+            "threads": 1,
+        }
 
 
 # --- one case --------------------------------------------------------------------
@@ -184,7 +199,7 @@ def _originals(good: Good) -> dict[str, bytes]:
 def check_salvage(case: Case, source: Path, destination: Path | None, expected: Expected) -> Any:
     """`fastckpt.salvage` against the oracle; the report, or None if it refused with a typed error."""
     try:
-        report = fastckpt.salvage(source, destination, include=case.include, fill="zeros", threads=1)
+        report = fastckpt.salvage(source, destination, **case.options)
     except FastckptError as error:
         if not expected.may_refuse:
             raise WrongError(f"salvage refuses: {type(error).__name__}: {error}") from error
@@ -212,11 +227,18 @@ def _check_statuses(case: Case, report: Any, expected: Expected) -> None:
             if verdict.required:
                 raise WrongError(f"{name!r} is not listed, but its bytes and a witness stand")
             continue
-        if fate.status.value not in verdict.allowed:
+        # Its bytes can have moved, or stand twice; what is called intact is compared where it was found.
+        found = fate.status.value == INTACT and fate.offset is not None and good.tensors[name].plain
+        if fate.status.value not in verdict.allowed and not found:
             raise WrongError(
                 f"{name!r} is called {fate.status.value} ({fate.reason}), not {' or '.join(sorted(verdict.allowed))}"
             )
         _check_fate(case, fate, verdict, exact=expected.structure or fate.status.value == INTACT)
+    for name in sorted(expected.named) if case.like else ():
+        fate = report.tensors.get(name)
+        if fate is None or fate.status.value not in (INTACT, UNVERIFIED):
+            said = f"called {fate.status.value} ({fate.reason})" if fate else "not listed"
+            raise WrongError(f"{name!r} is {said}, and stands with its header and CRC; its name is in the other file")
     for name, fate in report.tensors.items():
         if name not in good.tensors and fate.status.value == INTACT and fate.nbytes:
             _check_stranger(case, fate)
@@ -273,7 +295,8 @@ def _check_conclusion(case: Case, report: Any, destination: Path | None) -> None
         raise WrongError(f"counts are {report.counts}")
     if report.exit_code not in (0, 1, 2, 3, 4):
         raise WrongError(f"exit code {report.exit_code}")
-    broken = sum(counts.values()) - counts[INTACT] - counts[UNVERIFIED]
+    there = (INTACT, UNVERIFIED)
+    broken = sum(f.status.value not in there and n not in report.backfilled for n, f in report.tensors.items())
     if broken and report.exit_code in (0, 1):
         raise WrongError(f"exit code {report.exit_code}, but {broken} tensors did not come back")
     whole_kind = case.good.crcs or UNVERIFIED in case.include
@@ -290,8 +313,10 @@ def _check_conclusion(case: Case, report: Any, destination: Path | None) -> None
         )
     wanted = {INTACT, *case.include}
     expected = {name for name, fate in report.tensors.items() if fate.status.value in wanted}
-    if not set(report.written) <= expected:
+    if not set(report.written) <= expected | set(report.backfilled):
         raise WrongError(f"written: {sorted(set(report.written) - expected)}")
+    if report.backfilled and not case.backfill:
+        raise WrongError("tensors are said to be from another file")
     if case.destination and not case.destination.endswith(".safetensors"):
         missing = {name for name in expected - set(report.written) if report.tensors[name].status.value == INTACT}
         # Half of an optimizer's entry is of no use: see the notes of the report.
@@ -320,7 +345,10 @@ def _check_written(case: Case, report: Any, expected: Expected, back: Mapping[st
                 f"{name!r} was written as {tensor.dtype} {tuple(tensor.shape)}, not {fate.dtype} {fate.shape}"
             )
         values, verdict = values_of(tensor), expected.verdicts.get(name, Verdict(ANY))
-        if fate.status.value == INTACT:
+        if name in report.backfilled:
+            if values != case.good.sibling_values[name]:
+                raise WrongError(f"{name!r} was to be taken from the other file, and is something else")
+        elif fate.status.value == INTACT:
             if facts is not None and values not in _true_values(case, facts, name):
                 raise WrongError(f"{name!r} is called intact, and other bytes were written")
         elif fate.status.value == UNVERIFIED and verdict.now is not None and expected.structure:
@@ -330,14 +358,14 @@ def _check_written(case: Case, report: Any, expected: Expected, back: Mapping[st
             if values != there:
                 raise WrongError(f"{name!r} was written with other bytes than stand at byte {verdict.place}")
         elif fate.status.value == PARTIAL and verdict.place is not None and expected.structure and facts is not None:
-            _check_partial(case, fate, facts, verdict.place, values)
+            _check_partial(case, fate, facts, values)
 
 
-def _check_partial(case: Case, fate: Any, facts: Facts, place: int, values: bytes) -> None:
+def _check_partial(case: Case, fate: Any, facts: Facts, values: bytes) -> None:
     """The beginning as it stands in the file, then only the fill."""
-    if not facts.plain or case.good.format == "fckpt":
+    if not facts.plain or case.good.format == "fckpt" or fate.offset is None:
         return
-    there = case.damaged[place : place + len(values)][: fate.present]
+    there = case.damaged[fate.offset :][: fate.present]
     if values != there.ljust(len(values), bytes((FILL_BYTE,))):
         raise WrongError(f"{fate.name!r} is partial, and was not written as {fate.present} bytes and zeros")
 
@@ -515,7 +543,7 @@ def replay(text: str) -> int:
         raw, damaged = case.good.raw, case.damaged
         changed = [at for at in range(0, len(raw), PAGE) if raw[at : at + PAGE] != damaged[at : at + PAGE]]
         print(f"{case.good.name}: {len(raw)} bytes, now {len(damaged)}; pages that differ: {changed[:20]}")
-        print(f"destination {case.destination}, include {case.include}")
+        print(f"destination {case.destination}, {case.options}")
         expected = Oracle(case.good, damaged).expect()
         print(f"structure stands: {expected.structure}; may refuse: {expected.may_refuse}")
         for name, place in sorted(case.good.regions.items(), key=lambda item: item[1]):
@@ -524,7 +552,7 @@ def replay(text: str) -> int:
         path = directory / f"replayed{case.good.suffix}"
         path.write_bytes(damaged)
         with contextlib.suppress(FastckptError):
-            report = fastckpt.salvage(path, include=case.include, threads=1)
+            report = fastckpt.salvage(path, **case.options)
             print(f"structure {report.structure}, exit code {report.exit_code}, complete {report.complete}")
             for finding in report.findings:
                 print(f"  finding: {finding.kind.value} {finding.offset}+{finding.size}: {finding.message}")

@@ -44,7 +44,8 @@ def flat(state: Any, path: str = "") -> dict[str, torch.Tensor]:
 def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Bit for bit, dtype and shape included."""
     same = a.dtype == b.dtype and a.shape == b.shape
-    return same and a.contiguous().flatten().view(torch.uint8).equal(b.contiguous().flatten().view(torch.uint8))
+    a, b = a.detach().resolve_conj().contiguous().flatten(), b.detach().resolve_conj().contiguous().flatten()
+    return same and a.view(torch.uint8).equal(b.view(torch.uint8))
 
 
 def places(path: Path) -> dict[str, tuple[int, int]]:

@@ -1,0 +1,82 @@
+"""Everything that reads files, fuzzed: a replay of the corpus, then a second of new inputs for each target.
+
+``FASTCKPT_FUZZ_SECONDS=30 pytest tests/fuzz`` takes longer for each target, and ``FASTCKPT_FUZZ_SEED`` makes other
+inputs. ``python tests/fuzz/fuzz.py`` is the same without pytest, and keeps the inputs that fail. The targets for what
+the native core parses are ``csrc/tests/fuzz_*.cc``: they are built with clang and libFuzzer where those are at hand,
+and otherwise with g++, the address and undefined behaviour sanitizers and a driver of their own.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from fuzz import CORPUS, fuzz
+from targets import TARGETS, packed, resealed, run_blocks, run_fckpt, unpacked
+
+import fastckpt
+
+SECONDS = float(os.environ.get("FASTCKPT_FUZZ_SECONDS", "1"))
+SEED = int(os.environ.get("FASTCKPT_FUZZ_SEED", "1"))
+CORE_TESTS = Path(__file__).parents[2] / "csrc" / "tests"
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_target(target: str, capsys: pytest.CaptureFixture[str]) -> None:
+    result = fuzz(target, SECONDS, SEED)
+    with capsys.disabled():
+        print(f"\n{result}", end="")
+    shown = [f"{base64.b64encode(data[:3000]).decode()}\n{text}" for data, text in result.failures]
+    assert not result.failures, "\n".join(shown)
+    assert result.replayed >= 3
+    assert result.made
+
+
+def test_the_corpus_is_small() -> None:
+    assert sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file()) < 300 * 1024
+    assert {path.name for path in CORPUS.iterdir()} == set(TARGETS)
+
+
+def test_resealed_blocks_reach_the_parsers() -> None:
+    """The targets get past the digests: without that, they would only ever test these."""
+    said = [run_blocks(path.read_bytes()) for path in sorted((CORPUS / "blocks").iterdir())]
+    assert all(text == "decoded" for text in said)
+    changed = bytearray((CORPUS / "blocks" / "tiny header 0").read_bytes())
+    changed[32] ^= 1  # raw_size
+    assert "digest" not in run_blocks(bytes(changed))
+    whole = unpacked((CORPUS / "fckpt" / "state 0").read_bytes()[1:])
+    assert resealed(whole) == whole
+    assert "loaded" in run_fckpt(b"\1" + packed(whole))
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    fastckpt.save({"a": [1, 2, 3]}, tmp_path / "file.fckpt", durable=False)
+    raw = (tmp_path / "file.fckpt").read_bytes()
+    assert unpacked(packed(raw)) == raw
+    assert len(packed(raw)) < len(raw) / 8
+
+
+@pytest.fixture(scope="module")
+def core_targets() -> None:
+    if not (CORE_TESTS / "Makefile").exists() or shutil.which("make") is None:
+        pytest.skip("needs the source tree and make")
+    if shutil.which("clang++") is None and shutil.which("g++") is None:
+        pytest.skip("needs a C++ compiler")
+    jobs = f"-j{os.cpu_count() or 1}"
+    built = subprocess.run(
+        ["make", "-C", str(CORE_TESTS), jobs, "fuzz-build"], capture_output=True, text=True, check=False
+    )
+    if "cannot find -lasan" in built.stderr or "cannot find -lubsan" in built.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert built.returncode == 0, built.stderr
+
+
+def test_core_targets(core_targets: None) -> None:
+    """The core's targets, under the sanitizers."""
+    options = [f"FUZZ_SECONDS={max(1, round(SECONDS))}", f"FUZZ_SEED={SEED}"]
+    run = subprocess.run(["make", "-C", str(CORE_TESTS), "fuzz", *options], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"

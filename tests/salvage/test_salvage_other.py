@@ -1,0 +1,258 @@
+"""Salvage of legacy ``.pt`` and ``.safetensors`` files, of optimizers, of directories; sizes beyond 4 GiB."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from salvage.support import REAL, check_written, equal, flat, make_state, overwrite, places, status
+
+import fastckpt
+from fastckpt.salvaging.directory import salvage_directory
+from fastckpt.salvaging.zip_layout import BIG, layouts, next_place
+
+ORIGINAL = flat(make_state())
+
+
+# --- legacy -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def legacy(tmp_path: Path) -> Path:
+    torch.save(make_state(), tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    return tmp_path / "old.pt"
+
+
+def test_legacy_is_never_proven(legacy: Path, tmp_path: Path) -> None:
+    report = fastckpt.salvage(legacy, tmp_path / "out.pt", include=["unverified"])
+    assert set(status(report).values()) == {"unverified"}
+    assert (report.exit_code, report.format) == (0, "torch-legacy")
+    assert all(equal(t, ORIGINAL[n]) for n, t in flat(torch.load(tmp_path / "out.pt")).items())
+
+
+def test_legacy_cut(legacy: Path, tmp_path: Path) -> None:
+    raw = legacy.read_bytes()
+    for cut in range(100, len(raw), 50_021):
+        legacy.write_bytes(raw[:cut])
+        report = fastckpt.salvage(legacy, tmp_path / "out.pt", include=["unverified"])
+        assert set(status(report).values()) <= {"unverified", "partial", "lost"}
+        if report.written:
+            for name, tensor in flat(torch.load(tmp_path / "out.pt")).items():
+                assert equal(tensor, ORIGINAL[name])
+
+
+# --- safetensors ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def tensors(tmp_path: Path) -> Path:
+    safetensors.torch.save_file(ORIGINAL, tmp_path / "model.safetensors", {"run": "7"})
+    return tmp_path / "model.safetensors"
+
+
+def test_safetensors_cut(tensors: Path, tmp_path: Path) -> None:
+    raw = tensors.read_bytes()
+    tensors.write_bytes(raw[: len(raw) // 2])
+    report = fastckpt.salvage(tensors, tmp_path / "out.safetensors", include=["unverified"])
+    counts = report.counts
+    assert counts["intact"] == 0
+    assert counts["unverified"] and counts["lost"] and counts["partial"] == 1  # noqa: PT018
+    loaded = safetensors.torch.load_file(tmp_path / "out.safetensors")
+    assert set(loaded) == set(report.written)
+    assert all(equal(loaded[name], ORIGINAL[name]) for name in loaded)
+
+
+@pytest.mark.parametrize("length", [2**63, 10**15, 5, None])
+def test_safetensors_length_of_the_header(tensors: Path, tmp_path: Path, length: int | None) -> None:
+    if length is None:
+        overwrite(tensors, 8, b"\xaa" * 40)  # The first entry of the table.
+    else:
+        overwrite(tensors, 0, struct.pack("<Q", length))
+    report = fastckpt.salvage(tensors, tmp_path / "out.pt", include=["unverified"])
+    assert report.structure == "damaged"
+    assert len(report.tensors) >= len(ORIGINAL) - 2
+    loaded = torch.load(tmp_path / "out.pt")
+    assert all(equal(loaded[name], ORIGINAL[name]) for name in loaded)
+    assert "intact" not in status(report).values()
+
+
+def test_safetensors_header_from_like(tensors: Path, tmp_path: Path) -> None:
+    shutil.copy(tensors, tmp_path / "like.safetensors")
+    size = struct.unpack("<Q", tensors.read_bytes()[:8])[0]
+    overwrite(tensors, 0, b"\xaa" * (8 + size))
+    report = fastckpt.salvage(
+        tensors, tmp_path / "out.fckpt", like=tmp_path / "like.safetensors", include=["unverified"]
+    )
+    assert report.structure == "like"
+    assert set(report.written) == set(ORIGINAL)
+    loaded = fastckpt.load(tmp_path / "out.fckpt")
+    assert all(equal(loaded[name], ORIGINAL[name]) for name in ORIGINAL)
+
+
+# --- optimizers ------------------------------------------------------------------------
+
+
+def adamw(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(seed)
+    model = torch.nn.Sequential(torch.nn.Linear(200, 300), torch.nn.Linear(300, 100))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for _ in range(2):
+        model(torch.randn(4, 200)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".fckpt"])
+@pytest.mark.parametrize("cut", [0.15, 0.4, 0.6, 0.97])
+def test_adamw_resumes(tmp_path: Path, cut: float, suffix: str) -> None:
+    model, optimizer = adamw(0)
+    path = tmp_path / f"optim{suffix}"
+    if suffix == ".pt":
+        torch.save(optimizer.state_dict(), path)
+    else:
+        fastckpt.save({"optimizer": optimizer.state_dict()}, path)
+    raw = path.read_bytes()
+    path.write_bytes(raw[: int(len(raw) * cut)])
+    report = fastckpt.salvage(path, tmp_path / "out.pt")
+    if not report.written:
+        assert report.exit_code == 2
+        return
+    state = torch.load(tmp_path / "out.pt", weights_only=True)
+    state = state.get("optimizer", state)
+    assert len(state["state"]) < 4
+    assert all(set(entry) == {"step", "exp_avg", "exp_avg_sq"} for entry in state["state"].values())
+    assert [len(group["params"]) for group in state["param_groups"]] == [4]
+    assert sum("starts anew" in note for note in report.notes) == 4 - len(state["state"])
+    optimizer.load_state_dict(state)
+    model(torch.randn(4, 200)).square().mean().backward()
+    optimizer.step()
+
+
+def test_nanochat_optimizer(tmp_path: Path) -> None:
+    source = REAL / "base_checkpoints/d4/optim_000004_rank0.pt"
+    path = tmp_path / "optim_000004_rank0.pt"
+    raw = source.read_bytes()
+    path.write_bytes(raw[: len(raw) * 6 // 10])
+    original = torch.load(source, weights_only=True)
+    report = fastckpt.salvage(path, tmp_path / "out.pt")
+    state = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert state["param_groups"] == original["param_groups"]
+    assert 0 < len(state["state"]) < len(original["state"])
+    for key, entry in state["state"].items():
+        assert set(entry) == set(original["state"][key])
+        for name, value in entry.items():
+            theirs = original["state"][key][name]
+            assert equal(value, theirs) if isinstance(value, torch.Tensor) else value == theirs
+    assert any("muon group" in note for note in report.notes)
+    filled = fastckpt.salvage(path, tmp_path / "full.pt", backfill=source)
+    assert filled.complete
+    assert flat(torch.load(tmp_path / "full.pt")).keys() == flat(original).keys()
+
+
+# --- directories ------------------------------------------------------------------------
+
+
+def test_directory(tmp_path: Path) -> None:
+    for name in os.listdir(REAL / "base_checkpoints/d4_w4"):
+        shutil.copyfile(REAL / "base_checkpoints/d4_w4" / name, tmp_path / name)
+    report = salvage_directory(tmp_path)
+    assert (report.newest_whole, report.exit_code) == (4, 0)
+    os.truncate(tmp_path / "model_000004.pt", 5_000_000)
+    report = salvage_directory(tmp_path)
+    assert [step.state for step in report.steps] == ["damaged"]
+    assert report.newest_whole is None
+    assert report.next_step.startswith("fastckpt salvage")
+    shutil.copyfile(REAL / "base_checkpoints/d4_w4/model_000004.pt", tmp_path / "model_000004.pt")
+    os.unlink(tmp_path / "optim_000004_rank2.pt")
+    report = salvage_directory(tmp_path)
+    assert [step.state for step in report.steps] == ["incomplete"]
+    assert any("rank 2" in note for note in report.steps[0].notes)
+
+
+# --- large files ---------------------------------------------------------------------------
+
+
+def test_places_as_torch_gives_them() -> None:
+    for path in sorted(REAL.rglob("*.pt")):
+        found = places(path)
+        storages = [(key[5:], size) for key, (_, size) in found.items() if key.startswith("data/")]
+        at, size = found["data.pkl"]
+        predicted = next(layouts(at + size + 16, path.stem, storages))
+        assert {key: place.data for key, place in predicted.items()} == {k: found[f"data/{k}"][0] for k, _ in storages}
+
+
+def test_places_beyond_4_gib() -> None:
+    assert next_place(0, "m/data/0", BIG - 1).descriptor == 16
+    assert next_place(0, "m/data/0", BIG).descriptor == 24
+    assert next_place(BIG, "m/data/0", 4).descriptor == 24
+    assert next_place(BIG + 1, "m/data/0", 0).descriptor == 0
+
+
+@pytest.mark.slow
+def test_sparse_file_beyond_4_gib(tmp_path: Path) -> None:
+    state = {"big": torch.empty(1, dtype=torch.uint8).expand(4), "small": torch.arange(10)}
+    big = torch.from_file(str(tmp_path / "zeros"), shared=True, size=2**32 + 100, dtype=torch.uint8)
+    path = tmp_path / "model.pt"
+    torch.save({**state, "big": big}, path)
+    assert set(status(fastckpt.salvage(path)).values()) == {"intact"}
+    os.truncate(path, path.stat().st_size - 200)
+    assert status(fastckpt.salvage(path))["big"] == "intact"
+
+
+# --- the command line ----------------------------------------------------------------------
+
+
+def test_command_line(tmp_path: Path, capsys: Any) -> None:
+    from fastckpt.cli.main import main
+
+    path = tmp_path / "model_000004.pt"
+    path.write_bytes((REAL / "base_checkpoints/d4/model_000004.pt").read_bytes()[:9_000_000])
+    assert main(["salvage", str(path)]) == 3
+    text = capsys.readouterr().out
+    assert "22 of 35 tensors" in text
+    assert f"fastckpt salvage {path} -o" in text
+    assert main(["salvage", str(path), "--json"]) == 3
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["counts"] == {"intact": 22, "unverified": 0, "damaged": 0, "partial": 1, "lost": 12}
+    assert facts["tensors"]["lm_head.weight"]["status"] == "lost"
+    assert main(["salvage", str(path), "-o", str(tmp_path / "o.fckpt"), "--include", "partial"]) == 3
+    assert "wrote" in capsys.readouterr().out
+    assert main(["salvage", str(tmp_path)]) == 3
+    assert "newest whole step: none" in capsys.readouterr().out
+    assert main(["salvage", str(path), "-o", str(tmp_path / "o.zip")]) == 64
+
+
+def test_every_dtype_and_view_through_pt(tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    state = {
+        "views": [base[1:3], base.t(), base[:, ::2]],
+        "fp8": torch.arange(8, dtype=torch.uint8).view(torch.float8_e4m3fn),
+        "u16": torch.arange(8, dtype=torch.int16).view(torch.uint16),
+        "conj": torch.randn(3, dtype=torch.complex64).conj(),
+        "parameter": torch.nn.Parameter(torch.ones(3)),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(3, 0),
+        "plain": (1, -(2**70), 1.5, None, True, "text", b"bytes", b"", 2 + 3j, torch.Size([1, 2]), torch.bfloat16),
+        5: torch.device("cpu"),
+    }
+    fastckpt.save(state, tmp_path / "a.fckpt")
+    report = fastckpt.salvage(tmp_path / "a.fckpt", tmp_path / "b.pt")
+    assert report.complete
+    loaded = torch.load(tmp_path / "b.pt", weights_only=True)
+    assert loaded["plain"] == state["plain"]
+    assert loaded[5] == torch.device("cpu")
+    assert isinstance(loaded["parameter"], torch.nn.Parameter)
+    views = loaded["views"]
+    assert views[0].untyped_storage().data_ptr() == views[1].untyped_storage().data_ptr()
+    assert [v.stride() for v in views] == [v.stride() for v in state["views"]]  # type: ignore[union-attr]
+    for name in ("fp8", "u16", "scalar", "empty"):
+        assert equal(loaded[name], state[name]), name  # type: ignore[arg-type]
+    assert torch.equal(loaded["conj"], state["conj"])  # type: ignore[arg-type]
+    check_written(tmp_path / "b.pt", report, {**flat(state), "parameter": state["parameter"]})  # type: ignore[dict-item]
