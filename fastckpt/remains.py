@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -371,9 +371,8 @@ def find_cuts(remains: Remains, size: int) -> list[Finding]:
 def _cut(record: Record, size: int) -> Finding:
     """The finding for a record whose payload ends beyond the file."""
     names = tuple(tensors_in(record, whole_prefix(record, size), record.raw_size))
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     missing = record.payload.end - size
-    message = f"record {record.number}: its last {missing} bytes are missing, the file ends before them: {shown}"
+    message = f"record {record.number}: its last {missing} bytes are missing, the file ends before them: {_few(names)}"
     return Finding(Kind.MISSING, message, size, 0, record=record.number, tensors=names, loss=bool(names))
 
 
@@ -395,8 +394,7 @@ def find_lost(remains: Remains, size: int) -> list[Finding]:
     return [
         Finding(
             Kind.MISSING,
-            f"record {record} is not in the file: {', '.join(names[:3])}"
-            + (f" and {len(names) - 3} more" if len(names) > 3 else ""),
+            f"record {record} is not in the file: {_few(names)}",
             size,
             0,
             record=record,
@@ -404,3 +402,7 @@ def find_lost(remains: Remains, size: int) -> list[Finding]:
         )
         for record, names in sorted(lost.items())
     ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

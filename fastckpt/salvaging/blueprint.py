@@ -45,10 +45,17 @@ class Blueprint:
     prefix: str = ""
     notes: list[str] = field(default_factory=list)
 
-    def fits(self, found: Mapping[str, int]) -> bool:
-        """Whether every storage that was found, by key and size, is one of these."""
+    def fits(self, found: Mapping[str, int], *, share: float = 0.9) -> bool:
+        """Whether this ``share`` of the storages that were found, by key and size, are among these.
+
+        Not all have to be: a damaged header can have a wrong number or size.
+        """
+        return self.matches(found) >= share * len(found)
+
+    def matches(self, found: Mapping[str, int]) -> int:
+        """How many of the storages that were found, by key and size, are among these."""
         sizes = dict(self.sizes)
-        return all(sizes.get(key) == size for key, size in found.items())
+        return sum(sizes.get(key) == size for key, size in found.items())
 
 
 FindBlueprint = Callable[[Mapping[str, int]], "Blueprint | None"]
@@ -88,7 +95,7 @@ def blueprint_finder(path: str, like: str | None) -> FindBlueprint:
     def find(found: Mapping[str, int]) -> Blueprint | None:
         if like is not None:
             blueprint = read_blueprint(like, "like")
-            if blueprint.fits(found):
+            if blueprint.fits(found, share=0.5):
                 return blueprint
         for sibling in siblings(path):
             try:

@@ -17,7 +17,8 @@ from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Move, transfer
+from fastckpt.io.space import check_space
+from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.payload import Reading, Target, read_targets
@@ -86,13 +87,13 @@ def gathered(
         spool: _Spool | None = None
         origins = []
         for number, piece in enumerate(pieces):
+            if not piece.state.nbytes:
+                origins.append(Origin(MEMORY, 0))
+                continue
             source = sources[piece.wreck.path]
             holes = [hole for hole in piece.state.holes if hole.located]
             if piece.state.offset is not None and not holes:
                 origins.append(Origin(source.fd, piece.state.offset))
-                continue
-            if not piece.state.nbytes:
-                origins.append(Origin(source.fd, 0))
                 continue
             if spool is None:
                 spool = _Spool(stack, directory, threads)
@@ -129,6 +130,11 @@ class _Spool:
         return Origin(self._file.fileno(), offset)
 
     def _reserve(self, size: int) -> int:
+        directory = os.open(self._directory or os.curdir, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            check_space(directory, size, self._directory)
+        finally:
+            os.close(directory)
         offset = self._end
         self._end = align(offset + size)
         os.truncate(self._file.fileno(), self._end)

@@ -35,21 +35,24 @@ def read_model_config(path: str) -> dict[str, int] | None:
 
 def model_blueprint(config: Mapping[str, int], found: Mapping[str, int], meta: str) -> Blueprint | None:
     """The structure of a model with this config, if the storages that were found fit it."""
-    tensors = list(_tensors(config))
-    for embedding in ("float32", "bfloat16"):
-        entries = []
-        sizes = []
-        for number, (name, shape, is_embedding) in enumerate(tensors):
-            dtype = embedding if is_embedding else "float32"
-            entries.append(Entry(name, dtype, shape, contiguous_stride(shape), number, 0))
-            sizes.append((str(number), math.prod(shape) * BY_NAME[dtype].itemsize))
-        tree = {entry.name: TensorRef(number) for number, entry in enumerate(entries)}
-        note = f"names, shapes and dtypes follow from the model config in {meta}"
-        blueprint = Blueprint("nanochat order", tree, entries, sizes, notes=[note])
-        # Without a single storage, nothing says that the config and the file belong together.
-        if found and blueprint.fits(found):
-            return blueprint
-    return None
+    # Without a single storage, nothing says that the config and the file belong together.
+    if not found:
+        return None
+    candidates = [_with_embeddings(config, dtype, meta) for dtype in ("float32", "bfloat16")]
+    best = max(candidates, key=lambda blueprint: blueprint.matches(found))
+    return best if best.fits(found) else None
+
+
+def _with_embeddings(config: Mapping[str, int], embedding: str, meta: str) -> Blueprint:
+    entries = []
+    sizes = []
+    for number, (name, shape, is_embedding) in enumerate(_tensors(config)):
+        dtype = embedding if is_embedding else "float32"
+        entries.append(Entry(name, dtype, shape, contiguous_stride(shape), number, 0))
+        sizes.append((str(number), math.prod(shape) * BY_NAME[dtype].itemsize))
+    tree = {entry.name: TensorRef(number) for number, entry in enumerate(entries)}
+    note = f"names, shapes and dtypes follow from the model config in {meta}"
+    return Blueprint("nanochat order", tree, entries, sizes, notes=[note])
 
 
 def _tensors(config: Mapping[str, int]) -> Iterator[tuple[str, Shape, bool]]:

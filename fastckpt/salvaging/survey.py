@@ -96,7 +96,7 @@ def _guess(source: Source, head: bytes) -> str | None:
 
 
 def _survey_empty(path: str, like: str | None) -> Wreck:
-    wreck = Wreck(path, "unknown", 0)
+    wreck = Wreck(path, "unknown", 0, doubt="the file is empty")
     text = "the file is empty (0 bytes): the save never began to write"
     wreck.findings.append(Finding(Kind.MISSING, text, 0, 0))
     blueprint: Blueprint | None = blueprint_finder(path, like)({})

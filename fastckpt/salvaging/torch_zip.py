@@ -23,7 +23,16 @@ from fastckpt.salvaging.zip_evidence import (
     read_there,
     search_local_headers,
 )
-from fastckpt.salvaging.zip_layout import BIG, DirectoryEntry, LocalHeader, Place, end_of, layouts, next_place
+from fastckpt.salvaging.zip_layout import (
+    BIG,
+    LOCAL_HEADER,
+    DirectoryEntry,
+    LocalHeader,
+    Place,
+    end_of,
+    layouts,
+    next_place,
+)
 from fastckpt.salvaging.zip_pickle import FoundPickle, find_pickle
 from fastckpt.salvaging.zip_storages import Candidate, judge
 
@@ -60,9 +69,12 @@ def survey_torch_zip(
         records = _search(source, pickle, directory)
         blueprint = find_blueprint({key: size for key, _, size in records if size is not None})
         if blueprint is not None or pickle.state is None:
-            candidates = _from_search(records, blueprint)
+            candidates = _from_search(source, pickle.prefix, records, blueprint)
     states = judge(source, pickle.prefix, candidates, directory, threads=threads, progress=progress)
     _relocate(source, pickle.prefix, candidates, states, directory, threads=threads)
+    for state in states:
+        if state.nbytes > source.size and (pickle.doubt or blueprint is not None):
+            state.lose("the file ends before its end, and its size is not certain")
     if blueprint is not None:
         _take_blueprint(wreck, blueprint, states)
     elif pickle.state is not None:
@@ -193,18 +205,16 @@ def _search(source: Source, pickle: FoundPickle, directory: dict[str, DirectoryE
             headers.append((entry.header, LocalHeader(entry.name, data, 0, entry.method, entry.crc, entry.size)))
     headers.sort(key=lambda item: item[0])
     found: list[_Found] = []
-    keys: set[str] = set()
     end = 0
     for number, (at, stated) in enumerate(headers):
         there = by_offset.get(at)
         # Of a name in two places, that in the directory has not been touched by what damaged the header.
         header = stated._replace(name=there.name) if there is not None else stated
         match = _STORAGE_NAME.fullmatch(header.name)
-        if match is None or match[1] != pickle.prefix or match[2] in keys or at < end or header.method:
+        if match is None or match[1] != pickle.prefix or at < end or header.method:
             continue
         size, width = _size_of(source, header, there, [at for at, _ in headers[number + 1 : number + 9]])
         found.append((match[2], Place(at, header.data, width), size))
-        keys.add(match[2])
         if size is not None:
             end = header.data + size
     return found
@@ -228,23 +238,42 @@ def _size_of(
     return None, 16
 
 
-def _from_search(records: Sequence[_Found], blueprint: Blueprint | None) -> list[Candidate]:
+def _from_search(
+    source: Source, prefix: str, records: Sequence[_Found], blueprint: Blueprint | None
+) -> list[Candidate]:
     """Candidates for storages that were found by their headers."""
     if blueprint is None:
-        ordered = sorted(records, key=lambda record: (len(record[0]), record[0]))
+        # A damaged header can have the number of another record: the one with a descriptor counts.
+        best = {key: (key, place, size) for key, place, size in reversed(records) if size is not None}
+        ordered = sorted(best.values(), key=lambda record: (len(record[0]), record[0]))
         return [Candidate(key, size, place) for key, place, size in ordered if size is not None]
-    places = {key: place for key, place, _ in records}
-    candidates = []
-    before: tuple[Place, int] | None = None
+    found: dict[str, list[Place]] = {}
+    for key, place, _ in records:
+        found.setdefault(key, []).append(place)
+    chosen: dict[str, tuple[int, Place]] = {}
+
+    def consider(key: str, size: int, *options: Place | None) -> None:
+        """Keep the place of a storage for which most witnesses speak."""
+        for place in options:
+            if place is not None and place.header >= 0:
+                score = _evidence(source, place, prefix, key, size)
+                if key not in chosen or score > chosen[key][0]:
+                    chosen[key] = (score, place)
+
+    # A record whose own header is lost follows the one before it, and ends where the one after it begins.
+    before: Place | None = None
     for key, size in blueprint.sizes:
-        place = places.get(key)
-        if place is None and before is not None:
-            # Its own header is lost: it follows the one before.
-            place = next_place(end_of(*before), f"{blueprint.prefix or 'x'}/data/{key}", size)
-        if place is not None:
-            before = place._replace(descriptor=16 if size else 0), size
-        candidates.append(Candidate(key, size, place))
-    return candidates
+        follows = next_place(before.header, f"{prefix}/data/{key}", size) if before is not None else None
+        consider(key, size, follows, *found.get(key, ()))
+        before = Place(end_of(chosen[key][1], size), 0, 0) if key in chosen else None
+    after: Place | None = None
+    for key, size in reversed(blueprint.sizes):
+        if after is not None and (key not in chosen or chosen[key][0] == 0) and size:
+            width = 24 if max(size, after.header) >= BIG else 16
+            data = after.header - width - size
+            consider(key, size, Place(data - LOCAL_HEADER.size - len(f"{prefix}/data/{key}") - 4, data, width))
+        after = chosen[key][1] if key in chosen else None
+    return [Candidate(key, size, chosen[key][1] if key in chosen else None) for key, size in blueprint.sizes]
 
 
 def _relocate(
@@ -260,8 +289,7 @@ def _relocate(
     absent = {}
     for number, (candidate, state) in enumerate(zip(candidates, states, strict=True)):
         place = candidate.place
-        witnessed = candidate.named or (candidate.descriptor is not None and candidate.descriptor.signed)
-        if not state.proven and not witnessed and place is not None and place.header < source.size:
+        if not state.proven and not candidate.is_witnessed and place is not None and place.header < source.size:
             absent[candidate.key] = number
     if not absent:
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +13,16 @@ from fastckpt.foreign.pickle_input import PickleCutError
 from fastckpt.foreign.torch_state import TorchState, read_state
 from fastckpt.io.source import Source
 from fastckpt.salvaging.zip_evidence import descriptor_at, local_header_at, read_there
-from fastckpt.salvaging.zip_layout import DirectoryEntry
+from fastckpt.salvaging.zip_layout import ALIGNMENT, DirectoryEntry, next_place
 
 _FIRST_WINDOW: Final = 4 * 2**20
 _MAX_PICKLE: Final = 64 * 2**20
 """Bytes of a pickle that is still read; that of a million tensors is about as large."""
 _PICKLE_START: Final = b"\x80\x02"
 _NAME: Final = "/data.pkl"
+_HEAD: Final = 4096
+_MAX_STARTS: Final = 16
+"""Places in the first bytes of a file where a pickle may begin that are tried."""
 
 
 @dataclass(slots=True)
@@ -75,14 +79,18 @@ def _candidates(source: Source, directory: dict[str, DirectoryEntry]) -> Iterato
     stated_crcs = {entry.crc} if entry is not None else set()
     header = local_header_at(source, 0)
     if header is not None and header.name.endswith(_NAME):
-        yield header.name[: -len(_NAME)], header.data, {header.crc, *stated_crcs}
+        # Of two names, that in the directory has not been touched by what damaged the header.
+        name = entry.name if entry is not None and entry.header == 0 else header.name
+        yield name[: -len(_NAME)], header.data, {header.crc, *stated_crcs}
     if entry is not None:
         stated = local_header_at(source, entry.header)
         if stated is not None and stated.name == entry.name and (header is None or stated.data != header.data):
             yield entry.name[: -len(_NAME)], stated.data, {stated.crc, *stated_crcs}
-    head = read_there(source, 0, 4096)
-    at = head.find(_PICKLE_START)
-    if at > 0:
+        yield entry.name[: -len(_NAME)], next_place(entry.header, entry.name, entry.size).data, stated_crcs
+    head = read_there(source, 0, _HEAD)
+    starts = [match.start() for match in re.finditer(re.escape(_PICKLE_START), head)]
+    # torch aligns it.
+    for at in sorted(starts[:_MAX_STARTS], key=lambda at: (at % ALIGNMENT != 0, at)):
         yield "", at, stated_crcs
 
 

@@ -9,6 +9,7 @@ the bytes are there and unproven.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -57,6 +58,11 @@ class Candidate:
         header = self.header
         usual = header is not None and self.named and header.size == self.nbytes and not header.flags & _HAS_DESCRIPTOR
         return header.crc if header is not None and usual else 0
+
+    @property
+    def is_witnessed(self) -> bool:
+        """Whether its header or its descriptor stands in its place."""
+        return self.named or (self.descriptor is not None and self.descriptor.signed)
 
     @property
     def is_replaced(self) -> bool:
@@ -177,17 +183,21 @@ def _is_inside(candidate: Candidate, size: int) -> bool:
 
 
 def _without_overlaps(candidates: Sequence[Candidate], states: list[StorageState], jobs: list[int]) -> list[int]:
-    """Leave out ranges that reach into another one, so that no byte is read twice."""
+    """Leave out ranges that reach into another one, so that no byte is read twice; those with a witness come first."""
+    begins: list[int] = []
+    ends: list[int] = []
     kept: list[int] = []
-    end = 0
-    for number in sorted(jobs, key=lambda n: (states[n].offset or 0, n)):
-        offset = states[number].offset or 0
-        if offset < end:
+    for number in sorted(jobs, key=lambda n: (not candidates[n].is_witnessed, states[n].offset or 0, n)):
+        begin = states[number].offset or 0
+        end = begin + states[number].nbytes
+        at = bisect_left(begins, begin)
+        if (at and ends[at - 1] > begin) or (at < len(begins) and begins[at] < end):
             states[number].lose("its record overlaps another one")
             continue
+        begins.insert(at, begin)
+        ends.insert(at, end)
         kept.append(number)
-        end = offset + states[number].nbytes
-    return kept
+    return sorted(kept)
 
 
 def _judge_cut(candidate: Candidate, state: StorageState, size: int) -> None:

@@ -338,6 +338,7 @@ def _check_written(case: Case, report: Any, expected: Expected, back: Mapping[st
     missing = set(report.written) - back.keys()
     if missing or len(back) != len(report.written):
         raise WrongError(f"written: {sorted(report.written)}; in the file: {sorted(back)}")
+    saves = set()
     for name in report.written:
         facts, fate, tensor = case.good.tensors.get(name), report.tensors[name], back[name]
         if (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) != (fate.dtype, tuple(fate.shape)):
@@ -351,6 +352,8 @@ def _check_written(case: Case, report: Any, expected: Expected, back: Mapping[st
         elif fate.status.value == INTACT:
             if facts is not None and values not in _true_values(case, facts, name):
                 raise WrongError(f"{name!r} is called intact, and other bytes were written")
+            if facts is not None and facts.values != case.good.sibling_values[name]:
+                saves.add(values == facts.values)
         elif fate.status.value == UNVERIFIED and verdict.now is not None and expected.structure:
             # Where bytes were put in or taken out, headers tell where it stands now.
             moved = len(case.damaged) != len(case.good.raw) and fate.offset is not None
@@ -359,6 +362,8 @@ def _check_written(case: Case, report: Any, expected: Expected, back: Mapping[st
                 raise WrongError(f"{name!r} was written with other bytes than stand at byte {verdict.place}")
         elif fate.status.value == PARTIAL and verdict.place is not None and expected.structure and facts is not None:
             _check_partial(case, fate, facts, values)
+    if len(saves) == 2 and (report.exit_code == 0 or not report.findings):
+        raise WrongError("tensors of two saves are mixed, and nothing is said about it")
 
 
 def _check_partial(case: Case, fate: Any, facts: Facts, values: bytes) -> None:
