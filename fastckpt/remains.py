@@ -90,6 +90,20 @@ def scan(source: Source, *, threads: int) -> Remains:
     return _Scan(source, threads).run()
 
 
+def find_alternates(source: Source, remains: Remains, *, threads: int) -> None:
+    """Look for the mirrors of headers behind the last record, where no footer says where they are."""
+    start = max((record.end for record in remains.records.values()), default=source.size)
+    mirrors = _Scan(source, threads).found_mirrors(start, None)
+    for number, record in remains.records.items():
+        others = [
+            mirror
+            for mirror in mirrors.get(record.header.offset, [])
+            if mirror.digest != record.digest and mirror.manifest_digest == record.manifest_digest
+        ]
+        if others:
+            remains.alternates.setdefault(number, others)
+
+
 class _Scan:
     """One search; the order of its steps is that of SPEC.md, 16.2."""
 

@@ -13,7 +13,7 @@ from fastckpt.layout.manifest import Manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef, decode_tree
 from fastckpt.payload import BadRange, Reading, Target, finding_of, read_targets
-from fastckpt.remains import Remains, find_cuts, find_lost, scan, whole_prefix
+from fastckpt.remains import Remains, find_alternates, find_cuts, find_lost, scan, whole_prefix
 from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, merge_holes
 
 
@@ -31,7 +31,8 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     holes: dict[int, list[Hole]] = {record.number: _cut_off(record, source.size) for record in records}
     leaves: dict[int, list[int]] = {}
     targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in _readable(records, wreck)]
-    for bad in read_targets(source, targets, Reading(threads, progress=progress)):
+    damage = read_targets(source, targets, Reading(threads, progress=progress))
+    for bad in damage:
         holes[bad.record.number].append(_hole_of(bad))
         leaves.setdefault(bad.record.number, []).extend(range(bad.leaf, bad.leaf + bad.leaves))
         wreck.findings.append(finding_of(bad))
@@ -42,6 +43,8 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     for _, record in sorted(remains.records.items()):
         states = [wreck.storages[packed.storage] for packed in record.storages]
         _mark_storages(states, record, merge_holes(holes[record.number]), leaves.get(record.number, []))
+    if remains.footer is None and any(bad.kind is Kind.ROTTED for bad in damage):
+        find_alternates(source, remains, threads=threads)
     _settle(source, wreck, remains, threads=threads)
     return wreck
 

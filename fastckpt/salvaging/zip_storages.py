@@ -53,6 +53,13 @@ class Candidate:
         return bool(signed or self.header_crc or (self.entry is not None and self.entry.crc))
 
     @property
+    def is_disputed(self) -> bool:
+        """Whether the descriptor and the directory state different CRC-32s: they are of two saves."""
+        if self.descriptor is None or self.entry is None or not self.descriptor.signed:
+            return False
+        return self.entry.crc != self.descriptor.crc
+
+    @property
     def header_crc(self) -> int:
         """The CRC-32 in the local header, where torch has none and other programs that pack zips do."""
         header = self.header
