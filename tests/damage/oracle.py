@@ -19,9 +19,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import xxhash
 from goods import Facts, Good
 
-from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK, MAGIC_SUPERBLOCK
+from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK, MAGIC_RECORD, MAGIC_SUPERBLOCK
 from fastckpt.layout.records import Record
 
 INTACT, UNVERIFIED, DAMAGED, PARTIAL, LOST = "intact", "unverified", "damaged", "partial", "lost"
@@ -246,9 +247,10 @@ class Oracle:
         return expected
 
     def _is_stale(self, record: Record) -> bool:
-        """Whether the header of the sibling's record stands in place or in the index."""
+        """Whether a whole header of another save stands in place or in the index."""
         places = (self.good.regions[f"header {record.number}"], self.good.mirrors[record.number])
-        return any(self.stale(place) and not self.same(place) for place in places)
+        blocks = [self.damaged[start:end] for start, end in places if not self.same((start, end))]
+        return any(block[:8] == MAGIC_RECORD and xxhash.xxh3_128_digest(block[:-16]) == block[-16:] for block in blocks)
 
     def _untouched(self, record: Record, start: int, end: int) -> frozenset[str]:
         place = (record.payload.offset + start, record.payload.offset + end)
