@@ -15,6 +15,16 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from states import (
+    DTYPES,
+    assert_same,
+    assert_same_elements,
+    compressible,
+    everything,
+    module,
+    of_dtype,
+    pattern,
+)
 
 import fastckpt
 from fastckpt.errors import (
@@ -24,16 +34,6 @@ from fastckpt.errors import (
     NotACheckpointError,
     UnsupportedStateError,
     UsageError,
-)
-from tests.states import (
-    DTYPES,
-    assert_same,
-    assert_same_elements,
-    compressible,
-    everything,
-    module,
-    of_dtype,
-    pattern,
 )
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"

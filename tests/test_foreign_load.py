@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, reject, settings
+from states import DTYPES, assert_same, assert_same_elements, everything, module, of_dtype, pattern, states
 
 import fastckpt
 from fastckpt.errors import DamagedError, TensorNotFoundError, UnsupportedStateError, UsageError
-from tests.states import DTYPES, assert_same, assert_same_elements, everything, module, of_dtype, pattern, states
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 REAL_FILES = sorted(CHECKPOINTS.rglob("*.pt"))

@@ -13,9 +13,9 @@ from typing import IO
 
 import pytest
 import torch
+from states import compressible, pattern
 
 import fastckpt
-from tests.states import compressible, pattern
 
 LIMIT = 0.5
 """Seconds from the signal to the exception; 0.2 is promised, on a machine that is not busy with other tests."""

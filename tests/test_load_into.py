@@ -10,10 +10,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-
-import fastckpt
-from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError
-from tests.states import (
+from states import (
     assert_same,
     assert_same_elements,
     copied,
@@ -25,6 +22,9 @@ from tests.states import (
     states,
     tensors_of,
 )
+
+import fastckpt
+from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

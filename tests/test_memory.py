@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from states import compressible
 
 import fastckpt
-from tests.states import compressible
 
 MIB = 2**20
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc is not there")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from states import assert_same_elements, compressible, everything, of_dtype, pattern, tensors_of
 
 import fastckpt
 from fastckpt.checkpoint import TensorInfo
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError, TensorNotFoundError, UsageError
-from tests.states import assert_same_elements, compressible, everything, of_dtype, pattern, tensors_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

@@ -16,18 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-import fastckpt
-from fastckpt.errors import (
-    CheckpointIOError,
-    DamagedError,
-    NotACheckpointError,
-    OutOfSpaceError,
-    TensorNotFoundError,
-    UnsupportedStateError,
-    UsageError,
-)
-from tests.states import (
+from states import (
     DTYPES,
     assert_same,
     assert_same_elements,
@@ -40,6 +29,17 @@ from tests.states import (
     same,
     states,
     tensors_of,
+)
+
+import fastckpt
+from fastckpt.errors import (
+    CheckpointIOError,
+    DamagedError,
+    NotACheckpointError,
+    OutOfSpaceError,
+    TensorNotFoundError,
+    UnsupportedStateError,
+    UsageError,
 )
 
 CODECS = ["none", "zstd", "zstd:9"]

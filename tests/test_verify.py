@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from states import compressible, everything, of_dtype, pattern
 
 import fastckpt
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, NotACheckpointError, UsageError
 from fastckpt.findings import Finding, Kind
 from fastckpt.layout.records import Record
-from tests.states import compressible, everything, of_dtype, pattern
 
 LEAVES_IN_CHUNK = CHUNK_SIZE // LEAF_SIZE
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from states import assert_same, assert_same_elements, compressible, of_dtype, pattern, same
 
 import fastckpt
 from fastckpt.constants import ALIGNMENT, CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
 from fastckpt.layout.blocks import Extent
 from fastckpt.layout.records import Record
-from tests.states import assert_same, assert_same_elements, compressible, of_dtype, pattern, same
 
 LEAVES_IN_CHUNK = CHUNK_SIZE // LEAF_SIZE
 
