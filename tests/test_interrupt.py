@@ -61,7 +61,7 @@ while True:
     except KeyboardInterrupt:
         at = time.monotonic()
     settled = time.monotonic() + 1
-    while threads() > before and time.monotonic() < settled:
+    while (threads() > before or threading.active_count() > 1) and time.monotonic() < settled:
         time.sleep(0.005)
     print(at, threads() - before, threading.active_count(), flush=True)
     if sys.stdin.readline().strip() == "end":
