@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastckpt.errors import UnsupportedStateError, UsageError
+from fastckpt.foreign.safetensors_header import can_hold
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import Path as TreePath
@@ -19,7 +20,7 @@ from fastckpt.salvaging.report import SalvageReport, Status
 from fastckpt.salvaging.selection import Selection
 from fastckpt.salvaging.torch_pickle import pickle_state
 from fastckpt.salvaging.wreck import Wreck
-from fastckpt.salvaging.write_safetensors import can_hold, write_safetensors
+from fastckpt.salvaging.write_safetensors import write_safetensors
 from fastckpt.salvaging.write_torch import write_torch
 from fastckpt.writer import Content, write_checkpoint
 
