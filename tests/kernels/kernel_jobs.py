@@ -1,0 +1,170 @@
+"""What the tests let child processes do: see conftest. Triton is imported in the functions only."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import mmap
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from fastckpt.kernels import dispatch, launch
+
+Call = Callable[..., Any]
+Rows = list[tuple[int, int]]
+"""Leaves: the offset in some memory, and the size."""
+CANARY = -0x0123456789ABCDEF
+
+
+def _aligned(memory: bytes) -> torch.Tensor:
+    buffer = torch.empty(len(memory) + 16, dtype=torch.uint8)
+    start = -buffer.data_ptr() % 16
+    ctypes.memmove(buffer.data_ptr() + start, memory, len(memory))
+    return buffer[start:]
+
+
+def _table(base: int, rows: Rows) -> tuple[torch.Tensor, torch.Tensor]:
+    addresses = torch.tensor([base + offset for offset, _ in rows], dtype=torch.int64)
+    return addresses, torch.tensor([size for _, size in rows], dtype=torch.int32)
+
+
+def hash_rows(memory: bytes, rows: Rows) -> list[int]:
+    """The digests of these leaves, by the kernel; rows before and behind those of ``out`` must stay as they were."""
+    held = _aligned(memory)
+    out = torch.full((len(rows) + 16,), CANARY, dtype=torch.int64)
+    launch.hash_leaves(*_table(held.data_ptr(), rows), out[8:-8])
+    assert set(out[:8].tolist() + out[-8:].tolist()) == {CANARY}
+    return [digest % 2**64 for digest in out[8:-8].tolist()]
+
+
+def check_rows(memory: bytes, rows: Rows, expected: list[int], dtype: str = "uint8") -> list[int]:
+    """What the kernel writes to ``bad``, which was full of sevens."""
+    held = _aligned(memory)
+    signed = torch.tensor([digest - 2**64 if digest >> 63 else digest for digest in expected], dtype=torch.int64)
+    bad = torch.full((len(rows) + 16,), 7, dtype=getattr(torch, dtype))
+    launch.check_leaves(*_table(held.data_ptr(), rows), signed, bad[8:-8])
+    assert set(bad[:8].tolist() + bad[-8:].tolist()) == {7}
+    return bad[8:-8].tolist()
+
+
+def hash_at_the_edges(data: bytes) -> list[int]:
+    """The digest of ``data`` right behind a page that must not be read, and right before one."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    page, inner = mmap.PAGESIZE, -(-len(data) // mmap.PAGESIZE) * mmap.PAGESIZE
+    region = mmap.mmap(-1, inner + 2 * page)
+    base = ctypes.addressof(ctypes.c_char.from_buffer(region))
+    for guard in (base, base + page + inner):
+        assert libc.mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    digests = []
+    for start in (page, page + inner - len(data)):
+        ctypes.memmove(base + start, data, len(data))
+        out = torch.zeros(1, dtype=torch.int64)
+        launch.hash_leaves(*_table(base, [(start, len(data))]), out)
+        digests.append(out.item() % 2**64)
+    return digests
+
+
+def tensor_digests(tensors: list[torch.Tensor]) -> list[int]:
+    """The digests of these small tensors, each where it lies in memory."""
+    out = torch.zeros(len(tensors), dtype=torch.int64)
+    launch.hash_leaves(*_table(0, [(tensor.data_ptr(), tensor.nbytes) for tensor in tensors]), out)
+    return [digest % 2**64 for digest in out.tolist()]
+
+
+def bytes_digests(data: bytes) -> list[int]:
+    """The leaf digests of some bytes by the engine for CPU tensors, which is the kernel here."""
+    assert dispatch.engine_for("cpu").name == "triton"
+    held = _aligned(data)[: len(data)]
+    return [digest % 2**64 for digest in dispatch.leaf_digests(held).tolist()]
+
+
+def engine(device: str) -> dispatch.Engine:
+    """The engine, asked for the first time."""
+    with mock.patch.object(dispatch, "_found", {}):
+        return dispatch.engine_for(device)
+
+
+def engine_without_triton() -> dispatch.Engine:
+    with mock.patch.dict(sys.modules, {"triton": None}):
+        return engine("cpu")
+
+
+def engine_with_broken_triton(folder: str) -> dispatch.Engine:
+    """A triton that fails to load its own library."""
+    package = Path(folder, "triton")
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('libtriton.so: wrong ELF class')\n")
+    others = {name: module for name, module in sys.modules.items() if name.split(".")[0] != "triton"}
+    with mock.patch.dict(sys.modules, others, clear=True), mock.patch.object(sys, "path", [folder, *sys.path]):
+        return engine("cpu")
+
+
+def engine_when(function: str, does: str) -> dispatch.Engine:
+    """The engine when one of the two launches raises, leaves its output alone, or writes something wrong."""
+
+    def raises(*_: object) -> None:
+        raise RuntimeError("Failed to find C compiler.\nPlease specify it via the CC environment variable.")
+
+    def nothing(*_: object) -> None:
+        pass
+
+    def zeros(*columns: torch.Tensor) -> None:
+        columns[-1].zero_()
+
+    with mock.patch.object(launch, function, {"raises": raises, "nothing": nothing, "zeros": zeros}[does]):
+        return engine("cpu")
+
+
+def launches_of_two_questions() -> int:
+    """How many kernels run when the engine of one device is asked for twice, after the first time."""
+    dispatch.engine_for("cpu")
+    with mock.patch.object(launch, "hash_leaves", side_effect=AssertionError) as spy:
+        dispatch.engine_for("cpu")
+        dispatch.engine_for(torch.device("cpu"))
+        return spy.call_count
+
+
+def compile_for(kernel: str, capability: int) -> dict[str, Any]:
+    """Compiles a kernel for sm_<capability> and reports what the machine code uses.
+
+    Registers and stack are what Triton's own cuobjdump reads from the very binary that a launch would load.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fastckpt.kernels import leaf_hash
+
+    function = getattr(leaf_hash, kernel)
+    types = {"addresses": "*i64", "sizes": "*i32", "constants": "*u64", "out": "*i64", "expected": "*i64"}
+    types |= {"bad": "*u8", "count": "i32"}
+    options = dict(leaf_hash.LAUNCH)
+    leaves = options.pop("LEAVES")
+    signature = {name: types[name] for name in function.arg_names if name in types}
+    if "constexprs" in inspect.signature(ASTSource.__init__).parameters:
+        place = (function.arg_names.index("LEAVES"),)
+        source = ASTSource(function, {**signature, "LEAVES": "constexpr"}, constexprs={place: leaves})
+    else:  # Triton 3.2
+        source = ASTSource(function, signature, constants={"LEAVES": leaves})
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    cubin = Path(os.environ["TRITON_CACHE_DIR"], f"{kernel}_{capability}.cubin")
+    cubin.write_bytes(binary.asm["cubin"])
+
+    def cuobjdump(flag: str) -> str:
+        environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+        command = [str(tools / "cuobjdump"), flag, str(cubin)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    usage = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", cuobjdump("-res-usage"))}
+    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", cuobjdump("-sass"), re.M)
+    return {"usage": usage, "instructions": instructions}
