@@ -31,8 +31,8 @@ class Abi3Wheel(bdist_wheel):
 
 core = Extension(
     "fastckpt._core",
-    sources=[*sorted(str(path) for path in Path("csrc/core").glob("*.cc")), "csrc/python/module.cc"],
-    depends=sorted(str(path) for path in Path("csrc/core").glob("*.h")),
+    sources=sorted(str(path) for part in ("core", "python") for path in Path("csrc", part).glob("*.cc")),
+    depends=sorted(str(path) for part in ("core", "python") for path in Path("csrc", part).glob("*.h")),
     language="c++",
     define_macros=[("Py_LIMITED_API", LIMITED_API)] if use_limited_api else [],
     py_limited_api=use_limited_api,

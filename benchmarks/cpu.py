@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import math
 import os
 import platform
 import shutil
@@ -37,15 +38,21 @@ Job = Callable[[], object]
 
 
 class Bench:
-    """Named jobs, each with the seconds it took in every round and the bytes it moves."""
+    """Named jobs, each with the seconds it took in every round and the bytes it moves.
 
-    def __init__(self, rounds: int) -> None:
+    After ``deadline`` (`time.monotonic`), a group ends with the round it is in.
+    """
+
+    def __init__(self, rounds: int, deadline: float = math.inf) -> None:
         self.rounds = rounds
+        self.deadline = deadline
         self.results: dict[str, dict[str, Any]] = {}
 
     def group(self, jobs: dict[str, Job], nbytes: int, before: Job | None = None) -> None:
         """Run all jobs in turn, once per round; ``before`` runs, not timed, ahead of each."""
         for round_number in range(self.rounds + 1):
+            if round_number > 1 and time.monotonic() > self.deadline:
+                break
             for name, job in jobs.items():
                 if before is not None:
                     before()

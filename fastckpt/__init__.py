@@ -12,19 +12,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastckpt.checkpoint import Checkpoint, TensorInfo, open
     from fastckpt.conversion import convert
+    from fastckpt.emergency import EmergencySave
     from fastckpt.findings import Finding, Report
     from fastckpt.into import load_into
+    from fastckpt.pending import Pending, save_async
+    from fastckpt.proof import verify_tensors
     from fastckpt.reader import load
+    from fastckpt.retention import Retention
     from fastckpt.salvaging import SalvageReport, salvage
     from fastckpt.saving import save
+    from fastckpt.staging.ring import Ring
+    from fastckpt.streaming import stream
     from fastckpt.verification import verify
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Checkpoint": "fastckpt.checkpoint",
+    "EmergencySave": "fastckpt.emergency",
     "Finding": "fastckpt.findings",
+    "Pending": "fastckpt.pending",
     "Report": "fastckpt.findings",
+    "Retention": "fastckpt.retention",
+    "Ring": "fastckpt.staging.ring",
     "SalvageReport": "fastckpt.salvaging",
     "TensorInfo": "fastckpt.checkpoint",
     "convert": "fastckpt.conversion",
@@ -33,13 +43,20 @@ _HOMES = {
     "open": "fastckpt.checkpoint",
     "salvage": "fastckpt.salvaging",
     "save": "fastckpt.saving",
+    "save_async": "fastckpt.pending",
+    "stream": "fastckpt.streaming",
     "verify": "fastckpt.verification",
+    "verify_tensors": "fastckpt.proof",
 }
 
 __all__ = [
     "Checkpoint",
+    "EmergencySave",
     "Finding",
+    "Pending",
     "Report",
+    "Retention",
+    "Ring",
     "SalvageReport",
     "TensorInfo",
     "convert",
@@ -48,7 +65,10 @@ __all__ = [
     "open",
     "salvage",
     "save",
+    "save_async",
+    "stream",
     "verify",
+    "verify_tensors",
 ]
 
 

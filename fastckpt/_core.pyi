@@ -112,6 +112,56 @@ def transfer(
             signal handler or ``progress`` raises; no thread is left running.
     """
 
+class SlotFiller:
+    """Fills slots of memory from a file, turn after turn, on threads that it starts and keeps.
+
+    A turn is some extents that go into one slot; turn ``t`` uses slot ``t % slots``.
+    As many turns as there are slots are filled ahead of the ones that were released.
+
+    Args:
+        source_fd: A file.
+        extents: Rows as for `transfer`, those of all turns one after the other.
+            The sinks are addresses in the slots, which must stay until `close`.
+        ends: u64 each: the number of extents in all turns up to this one.
+        leaves: As for `transfer`; what belongs to a turn is there once `wait` has returned for it.
+        crcs: So too.
+        slots: How many there are.
+        threads: As for `transfer`. Where not one can be had, `wait` does the work.
+        source_direct_fd: As for `transfer`.
+
+    Raises:
+        ValueError: An extent does not fit its source, slot or ``leaves``, or is in no turn.
+    """
+
+    def __new__(
+        cls,
+        source_fd: int,
+        extents: Buffer,
+        ends: Buffer,
+        leaves: Buffer | None,
+        crcs: Buffer | None,
+        *,
+        slots: int,
+        threads: int,
+        source_direct_fd: int = -1,
+    ) -> SlotFiller: ...
+    def wait(self, turn: int, /) -> list[tuple[int, int, int, int]]:
+        """Wait until a turn is full; what could not be read, as `transfer` has it.
+
+        The turn must have a slot: it is one of the first ``slots`` that were not released.
+
+        Raises:
+            ValueError: The filler is closed.
+            MemoryError: No scratch memory.
+            KeyboardInterrupt: Ctrl-C, within 0.2 s.
+        """
+
+    def release(self) -> None:
+        """Let the slot of the oldest turn be filled again. Raises ValueError if that turn is not full."""
+
+    def close(self) -> None:
+        """Stop and join all threads. Closing twice does nothing; a filler that is dropped is closed."""
+
 def find_blocks(fd: int, magic: bytes, start: int, stop: int, *, threads: int = 1) -> list[int]:
     """Offsets in ``[start, stop)``, multiples of 4096, at which the 8 bytes of ``magic`` stand.
 

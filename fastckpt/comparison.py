@@ -254,7 +254,7 @@ def _measure(pair: _Pair, pairs: ElementPairs, ranges: list[Range] | None) -> Ta
     from fastckpt.tensor.difference import Tally, comparable, one_thread, tally
 
     file_a, a, file_b, b, threads = pair
-    if not comparable(a.dtype, b.dtype):
+    if not comparable(a.dtype, b.dtype) or pairs.endless:
         return None
     start_a, start_b = a.span[0], b.span[0]
     whole_b = None if pairs.alike else file_b.read(b.storage, *b.span)

@@ -113,3 +113,10 @@ MAX_FILE_SIZE: Final[int] = 2**63 - 1
 """Offsets must fit a signed 64-bit file position."""
 MAX_LITERAL_SIZE: Final[int] = 256 * 1024 * 1024
 """Bytes of a foreign file outside its storages that a source section may keep."""
+
+# --- nanochat steps ---------------------------------------------------------
+
+SAVE_MARK_KEY: Final[str] = "nanochat"
+"""Under which key of the metadata a file says which save it belongs to."""
+SAVE_HEAD_SIZE: Final[int] = 4096
+"""Bytes of each tensor, from its start, that the digest of a save covers."""

@@ -20,6 +20,9 @@ PIECE_SIZE: Final = 1024 * 1024
 _MAX_ELEMENTS: Final = PIECE_SIZE
 """Elements of a piece at most: overlapping ones can be more than the bytes they lie in."""
 
+_MAX_OVERLAP: Final = 64
+"""How often an element of a storage may be in a tensor, on average: strides in a file can say so without end."""
+
 
 class Dim(NamedTuple):
     """A dimension of both tensors: its extent, and the steps in elements in one and the other."""
@@ -66,6 +69,12 @@ class ElementPairs:
     def alike(self) -> bool:
         """Whether both lie in their storages in the same way, so that equal bytes mean equal elements."""
         return all(dim.step_a == dim.step_b for dim in self.dims)
+
+    @property
+    def endless(self) -> bool:
+        """Whether the elements overlap so often that going through them has no end in proportion to the files."""
+        pairs = math.prod(dim.extent for dim in self.dims)
+        return pairs > _MAX_OVERLAP * max(reach_a(self.dims), reach_b(self.dims))
 
     def pieces(self, itemsize: int) -> Iterator[Piece]:
         """All pieces; ``itemsize`` is that of the first tensor."""

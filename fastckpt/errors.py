@@ -12,6 +12,7 @@ from typing import ClassVar
 
 __all__ = [
     "CheckpointIOError",
+    "CheckpointNotFoundError",
     "DamagedError",
     "FastckptError",
     "MismatchError",
@@ -146,6 +147,10 @@ class CheckpointIOError(FastckptError, OSError):
         # OSError keeps these two outside of __dict__.
         fields = {**self.__dict__, "errno": self.errno, "filename": self.filename}
         return (_rebuild, (type(self), self.message, fields))
+
+
+class CheckpointNotFoundError(CheckpointIOError, FileNotFoundError):
+    """There is no such checkpoint, or none that is complete. Whoever catches FileNotFoundError catches it."""
 
 
 class OutOfSpaceError(CheckpointIOError):

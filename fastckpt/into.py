@@ -13,8 +13,13 @@ from fastckpt.errors import MismatchError
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
+from fastckpt.origins import opened
 from fastckpt.payload import Reading, Target, raise_damage, read_targets
-from fastckpt.reader import is_foreign, load, read_storages
+from fastckpt.reader import read_storages
+from fastckpt.staging.device import device_of
+from fastckpt.staging.existing import ExistingTensors, apart, copy_pairs, without_repeats
+from fastckpt.staging.ring import Ring
+from fastckpt.staging.stage import bring, staging_for
 from fastckpt.tensor.flatten import flatten
 from fastckpt.tensor.rebuild import build_tensors
 
@@ -24,19 +29,23 @@ def load_into(
     path: str | os.PathLike[str],
     *,
     threads: int | None = None,
+    ring: Ring | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Copy a checkpoint into the tensors of ``destination``, in place.
 
     Names, shapes and dtypes must agree exactly. They are compared first, and
     nothing is written if any differ. A contiguous tensor is filled straight
-    from the file; only strided ones and small ones pass through a buffer.
+    from the file (on a device: from the slots of the ring, and verified there);
+    only strided ones and small ones pass through a buffer.
 
     Args:
-        destination: A module, or a state (any nesting with tensors in it).
+        destination: A module, or a state (any nesting with tensors in it). Its
+            tensors may be on several devices.
         path: What `fastckpt.load` takes.
         threads: Worker threads; None takes one per CPU.
-        progress: Called now and then with the bytes done so far.
+        ring: To a device, or from another format: the slots that the bytes pass through.
+        progress: Called now and then with the bytes done so far (for each device from 0 on).
 
     Raises:
         MismatchError: All differences are listed; nothing was written.
@@ -47,23 +56,20 @@ def load_into(
     state = destination.state_dict(keep_vars=True) if isinstance(destination, torch.nn.Module) else destination
     flat = flatten(state)
     tensors = {entry.name: tensor.detach() for entry, tensor in zip(flat.entries, flat.tensors, strict=True)}
-    if is_foreign(path):
-        loaded = flatten(load(path, threads=threads, progress=progress))
-        require_match(loaded.entries, flat.entries, os.fspath(path))
-        for entry, tensor in zip(loaded.entries, loaded.tensors, strict=True):
-            _copy(tensors[entry.name], tensor.detach())
-        return
-    with CheckpointFile(path) as file:
-        reading = Reading(reading_threads(file.source, threads), progress=progress)
-        entries = file.checked_entries()
-        require_match(entries, flat.entries, file.path)
-        targets = [(_direct_target(file, entry, tensors[entry.name]), entry) for entry in entries]
-        direct = _apart([target for target, _ in targets if target is not None])
-        placed = set(direct)
-        buffered = [entry for target, entry in targets if target not in placed]
+    stagings = {
+        device: staging_for(device_of(device), ring=ring, threads=threads, progress=progress)
+        for device in dict.fromkeys(tensor.device for tensor in tensors.values())
+    }
+    with opened(path, None) as file:
+        require_match(file.entries, flat.entries, os.fspath(path))
         try:
-            raise_damage(file.source, read_targets(file.source, direct, reading))
-            _copy_buffered(file, buffered, tensors, reading)
+            for device, how in stagings.items():
+                entries = [entry for entry in file.entries if tensors[entry.name].device == device]
+                if device.type == "cpu" and file.records is not None:
+                    reading = Reading(reading_threads(file.records.source, threads), progress=progress)
+                    _read_directly(file.records, entries, tensors, reading)
+                else:
+                    bring(file.origin_of(entries), ExistingTensors(how.device, entries, tensors), how)
         except BaseException as error:
             if hasattr(error, "message"):
                 error.message += "; the destination is partly overwritten and must not be used"
@@ -90,25 +96,17 @@ def require_match(entries: Sequence[Entry], destination: Sequence[Entry], path: 
         )
 
 
-def _apart(targets: Sequence[Target]) -> list[Target]:
-    """The targets, each once, without those whose places overlap: these must be written one after the other."""
-    ordered = sorted(set(targets), key=lambda target: target.place or 0)
-    shared: set[Target] = set()
-    last: Target | None = None
-    for target in ordered:
-        if last is not None and (target.place or 0) < (last.place or 0) + last.size:
-            shared |= {last, target}
-        if last is None or (target.place or 0) + target.size > (last.place or 0) + last.size:
-            last = target
-    return [target for target in ordered if target not in shared]
-
-
-def _copy(destination: torch.Tensor, loaded: torch.Tensor) -> None:
-    """Copy in place; where many elements share their memory (stride 0, in both), one of them."""
-    for dimension, step in enumerate(destination.stride()):
-        if step == 0 and destination.shape[dimension] > 1:
-            destination, loaded = destination.narrow(dimension, 0, 1), loaded.narrow(dimension, 0, 1)
-    destination.copy_(loaded)
+def _read_directly(
+    file: CheckpointFile, entries: Sequence[Entry], tensors: dict[str, torch.Tensor], reading: Reading
+) -> None:
+    """Fill tensors in host memory: large contiguous ones by the reading threads themselves."""
+    targets = [(_direct_target(file, entry, tensors[entry.name]), entry) for entry in entries]
+    found = {target for target, _ in targets if target is not None}
+    direct = apart(found, lambda target: (target.place or 0, target.size))
+    placed = set(direct)
+    buffered = [entry for target, entry in targets if target not in placed]
+    raise_damage(file.source, read_targets(file.source, direct, reading))
+    _copy_buffered(file, buffered, tensors, reading)
 
 
 def _direct_target(file: CheckpointFile, entry: Entry, tensor: torch.Tensor) -> Target | None:
@@ -116,7 +114,7 @@ def _direct_target(file: CheckpointFile, entry: Entry, tensor: torch.Tensor) -> 
     place = file.manifest.storages[entry.storage]
     record = file.records[place.record]
     whole_record = place.nbytes == record.raw_size == entry.nbytes > 0
-    plain = tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+    plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
     if not (whole_record and plain and entry.is_contiguous and entry.flags < 4):
         return None
     return Target(record, 0, record.raw_size, tensor.data_ptr())
@@ -131,5 +129,7 @@ def _copy_buffered(
         by_record.setdefault(file.manifest.storages[entry.storage].record, []).append(entry)
     for group in by_record.values():
         bytes_of = read_storages(file, group, reading, mapped=False)
-        for entry, tensor in zip(group, build_tensors(group, bytes_of, torch.device("cpu")), strict=True):
-            _copy(tensors[entry.name], tensor.detach())
+        loaded = build_tensors(group, bytes_of, torch.device("cpu"))
+        copy_pairs(
+            [without_repeats(tensors[entry.name], tensor.detach()) for entry, tensor in zip(group, loaded, strict=True)]
+        )

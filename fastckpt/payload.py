@@ -22,6 +22,8 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, Unsu
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
+from fastckpt.layout.blocks import align
+from fastckpt.layout.manifest import StoragePlace
 from fastckpt.layout.records import Record, raw_chunk_digest
 from fastckpt.workers import map_in_order
 
@@ -38,6 +40,22 @@ class Target(NamedTuple):
     start: int
     size: int
     place: int | None
+
+
+def covering_targets(record: Record, places: Sequence[StoragePlace], address: int | None) -> list[Target]:
+    """The leaf-aligned runs of a record that cover these storages; ``address`` is where raw byte 0 goes."""
+    if len(places) == len(record.storages):
+        return [Target(record, 0, record.raw_size, address)]
+    targets: list[Target] = []
+    for place in sorted(places, key=lambda p: p.offset):
+        if not place.nbytes:
+            continue
+        start = place.offset // LEAF_SIZE * LEAF_SIZE
+        end = min(align(place.offset + place.nbytes, LEAF_SIZE), record.raw_size)
+        if targets and start <= targets[-1].start + targets[-1].size:
+            start = targets.pop().start
+        targets.append(Target(record, start, end - start, None if address is None else address + start))
+    return targets
 
 
 class BadRange(NamedTuple):
@@ -187,8 +205,8 @@ def differing_runs(actual: memoryview, expected: memoryview) -> Iterator[tuple[i
             yield min(chunk + step, len(actual)) // 8 - run, run, kind
 
 
-class _Piece(NamedTuple):
-    """The part of one encoded chunk that a target wants."""
+class EncodedPiece(NamedTuple):
+    """The part of one chunk that a target wants."""
 
     target: Target
     chunk: int
@@ -196,20 +214,21 @@ class _Piece(NamedTuple):
     end: int
 
 
-def _pieces(target: Target) -> Iterator[_Piece]:
+def encoded_pieces(target: Target) -> Iterator[EncodedPiece]:
+    """A target, chunk by chunk."""
     stop = target.start + target.size
     for chunk in range(target.start // CHUNK_SIZE, -(-stop // CHUNK_SIZE)):
         raw = target.record.chunk_raw(chunk)
-        yield _Piece(target, chunk, max(raw.offset, target.start), min(raw.end, stop))
+        yield EncodedPiece(target, chunk, max(raw.offset, target.start), min(raw.end, stop))
 
 
 def _read_encoded(
     source: Source, targets: Sequence[Target], reading: Reading, progress: Progress | None
 ) -> list[BadRange]:
-    pieces = [piece for target in targets for piece in _pieces(target)]
+    pieces = [piece for target in targets for piece in encoded_pieces(target)]
     bad: list[BadRange] = []
     done = 0
-    results = map_in_order(lambda piece: _read_piece(source, piece, reading), pieces, threads=reading.threads)
+    results = map_in_order(lambda piece: read_piece(source, piece, reading), pieces, threads=reading.threads)
     for piece, found in zip(pieces, results, strict=True):
         bad += found
         done += piece.end - piece.start
@@ -218,7 +237,8 @@ def _read_encoded(
     return bad
 
 
-def _read_piece(source: Source, piece: _Piece, reading: Reading) -> list[BadRange]:
+def read_piece(source: Source, piece: EncodedPiece, reading: Reading) -> list[BadRange]:
+    """Read, decode and verify one piece; returns what of it is not as written."""
     record, chunk = piece.target.record, piece.chunk
     first = chunk * LEAVES_PER_CHUNK
     leaves = record.chunk_leaves(chunk)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import os
 import shlex
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -22,9 +23,10 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
-from fastckpt.layout.manifest import StoragePlace
-from fastckpt.layout.records import Record
-from fastckpt.payload import Reading, Target, raise_damage, read_targets
+from fastckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
+from fastckpt.staging.device import device_of
+from fastckpt.staging.ring import Ring
+from fastckpt.staging.stage import staging_for
 from fastckpt.tensor.rebuild import StorageBytes, build_tensors, named, unflatten
 
 
@@ -33,12 +35,20 @@ def load(
     *,
     device: str | torch.device = "cpu",
     mmap: bool = False,
-    verify: bool = True,
+    verify: bool | Literal["host", "device"] = True,
     keys: str | Iterable[str] | None = None,
     threads: int | None = None,
+    ring: Ring | None = None,
+    engine: Literal["auto", "ring", "kvikio"] = "auto",
+    share: Literal["broadcast"] | None = None,
+    group: Any = None,
     progress: Progress | None = None,
 ) -> Any:
     """Load the state saved in ``path``, every byte verified.
+
+    To a device, bytes go file -> pinned slot -> device while the next slot is
+    read, and are verified where they arrive: host memory is bounded by the
+    ring, device memory by the tensors and two slots.
 
     Args:
         path: A ``.fckpt`` file; also a ``.pt`` (its CRCs are checked, nothing
@@ -46,11 +56,20 @@ def load(
         device: Where the tensors shall be.
         mmap: Map the file instead of reading it. The tensors are writable but
             private: what is written to them never reaches the file. Encoded
-            records cannot be mapped and are read.
+            records cannot be mapped and are read. To a device, the map is copied.
         verify: Compare every leaf digest (or CRC). With False, damage goes unnoticed.
+            On the way to a device: ``"device"`` compares them there, ``"host"``
+            in the slots; True takes the device if it can (`fastckpt.kernels`).
         keys: Flat names or globs; only these tensors are read, and the result
             is a flat dict from name to tensor, in file order.
         threads: Worker threads; None takes one per CPU.
+        ring: To a device: the slots that the bytes pass through; None is ``Ring()``.
+        engine: To a device: ``"ring"`` (also ``"auto"``), or ``"kvikio"``, which
+            reads past the host (GPUDirect Storage) if it is installed.
+        share: ``"broadcast"``: a collective call of all processes of ``group``.
+            The first of them reads and verifies; the others receive. What goes
+            wrong in one is raised in all.
+        group: The process group that shares; None is torch.distributed's default one.
         progress: Called now and then with the bytes done so far.
 
     Returns:
@@ -60,21 +79,34 @@ def load(
         DamagedError: A byte is missing or wrong; names the tensors. Nothing is returned.
         NotACheckpointError, UnsupportedVersionError, CheckpointIOError
         TensorNotFoundError: A key matches no tensor.
+        UsageError: An argument is wrong, or what it asks for is not there.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
     """
+    target = torch.device(device)
+    if share is not None:
+        from fastckpt.sharing import load_shared
+
+        options: dict[str, Any] = {"ring": ring, "engine": engine, "threads": threads, "progress": progress}
+        read = functools.partial(load, path, device=device, mmap=mmap, verify=verify, **options)
+        return load_shared(read, os.fspath(path), share=share, device=target, keys=keys, group=group)
+    how = staging_for(device_of(target), verify=verify, ring=ring, engine=engine, threads=threads, progress=progress)
+    if how.engine == "kvikio" or (target.type != "cpu" and not mmap):
+        from fastckpt.streaming import load_through
+
+        return load_through(path, how, keys)
+    proven = how.proof is not None
     if is_foreign(path):
         from fastckpt.conversion.load import load_foreign
 
         return load_foreign(
-            path, device=device, mmap=mmap, verify=verify, keys=keys, threads=threads, progress=progress
+            path, device=device, mmap=mmap, verify=proven, keys=keys, threads=threads, progress=progress
         )
-    target = torch.device(device)
     with CheckpointFile(path) as file:
         with collector_paused():
             entries = file.checked_entries()
             wanted = entries if keys is None else select(entries, keys, file.path)
         count = thread_count(threads) if mmap else reading_threads(file.source, threads)
-        bytes_of = read_storages(file, wanted, Reading(count, verify=verify, progress=progress), mapped=mmap)
+        bytes_of = read_storages(file, wanted, Reading(count, verify=proven, progress=progress), mapped=mmap)
         try:
             with collector_paused():
                 tensors = build_tensors(wanted, bytes_of, target)
@@ -141,12 +173,12 @@ def read_storages(
             if record.is_raw:
                 regions[record.number] = whole[record.payload.offset : record.payload.end]
                 if reading.verify:
-                    targets += _targets(record, [places[s] for s in by_record[record.number]], None)
+                    targets += covering_targets(record, [places[s] for s in by_record[record.number]], None)
     fresh = [record for record in records if record.number not in regions]
     for record, region in zip(fresh, allocate_regions([record.raw_size for record in fresh]), strict=True):
         regions[record.number] = region
         if record.raw_size:
-            targets += _targets(record, [places[s] for s in by_record[record.number]], _core.address(region))
+            targets += covering_targets(record, [places[s] for s in by_record[record.number]], _core.address(region))
     raise_damage(file.source, read_targets(file.source, targets, reading))
     if not file.source.unchanged():
         raise DamagedError("the file changed while it was read", path=file.path, next_step="load it again")
@@ -156,22 +188,6 @@ def read_storages(
         return regions[record], offset, nbytes
 
     return bytes_of
-
-
-def _targets(record: Record, places: Sequence[StoragePlace], address: int | None) -> list[Target]:
-    """The leaf-aligned runs of a record that cover these places; ``address`` is where raw byte 0 goes."""
-    if len(places) == len(record.storages):
-        return [Target(record, 0, record.raw_size, address)]
-    targets: list[Target] = []
-    for place in sorted(places, key=lambda p: p.offset):
-        if not place.nbytes:
-            continue
-        start = place.offset // LEAF_SIZE * LEAF_SIZE
-        end = min(align(place.offset + place.nbytes, LEAF_SIZE), record.raw_size)
-        if targets and start <= targets[-1].start + targets[-1].size:
-            start = targets.pop().start
-        targets.append(Target(record, start, end - start, None if address is None else address + start))
-    return targets
 
 
 def read_span(file: CheckpointFile, storage: int, start: int, end: int, *, threads: int) -> memoryview:

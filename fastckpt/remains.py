@@ -10,18 +10,15 @@ tells it from a header inside some tensor's bytes.
 from __future__ import annotations
 
 import contextlib
-import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
 from fastckpt import _core
 from fastckpt.constants import (
     ALIGNMENT,
-    CHUNK_SIZE,
     FOOTER_SIZE,
-    LEAF_SIZE,
     MAGIC_FOOTER,
     MAGIC_INDEX,
     MAGIC_MANIFEST,
@@ -33,18 +30,20 @@ from fastckpt.constants import (
     SUPERBLOCK_SIZE,
 )
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
-from fastckpt.findings import Finding, Kind, Report, conclude
+from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress
 from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, align, read_prologue, unseal
 from fastckpt.layout.frame import Footer, Superblock, decode_footer, decode_superblock
 from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.records import Record, decode_record_header
-from fastckpt.payload import Reading, Target, finding_of, read_targets, tensors_in
+from fastckpt.readable import read_there
 
 MAX_BLOCK: Final = 256 * 1024 * 1024
 """Bytes of a block that is still looked at: the manifest of some millions of
 tensors, the index of some 200 GB."""
+
+MAX_CUT_INDEX: Final = 64 * 1024 * 1024
+"""Bytes looked at of an index whose end is not known: the file ends before it, or its length is damaged."""
 
 MAX_MIRRORS: Final = 4
 """Different headers for one place that are tried: the payload may be of any of the saves they are from."""
@@ -252,12 +251,15 @@ class _Scan:
         return digest
 
     def report_header(self, record: Record) -> None:
+        error: FastckptError
         error = DamagedError(f"the header of record {record.number} is damaged; its mirror in the index serves")
         offset = record.header.offset
-        with contextlib.suppress(FastckptError):
+        try:
             if not any(self.source.read(offset, min(PROLOGUE_SIZE, self.source.size - offset))):
                 error.actual = "zeros"
-        self.add(error, "record header", offset, record.header.size, record.number)
+        except CheckpointIOError as unreadable:
+            error = unreadable
+        self.add(error, f"header of record {record.number}", offset, record.header.size, record.number)
 
     def report_difference(self, record: Record, others: list[Record]) -> None:
         """Two whole headers for one place are those of two saves of the same structure; the payload decides."""
@@ -292,31 +294,34 @@ class _Scan:
         section = footer.section(SECTION_INDEX) if footer is not None else None
         if section is None or section.extent.size > MAX_BLOCK:
             return {}
-        blocks: list[bytes] = []
+        block = b""
         try:
-            blocks.append(self.source.read(*section.extent))
-            unseal(blocks[0], MAGIC_INDEX, what="index")
-            if blocks[0][-len(section.digest) :] != section.digest:
+            block = self.source.read(*section.extent)
+            unseal(block, MAGIC_INDEX, what="index")
+            if block[-len(section.digest) :] != section.digest:
                 raise DamagedError("the index is not the one the footer names")
         except FastckptError as error:
             self.add(error, "index", *section.extent)
-        return self.mirrors_in(blocks, digest)
+        # Of an index with a bad sector the rest still serves.
+        return self.mirrors_in([block or read_there(self.source, *section.extent)], digest)
 
     def found_mirrors(self, start: int, digest: bytes | None) -> dict[int, list[Record]]:
         """The headers in every index that is found by its magic."""
-        blocks: list[bytes] = []
-        for offset in self.find(MAGIC_INDEX, start):
-            try:
-                blocks.append(self.charged_block(offset, MAGIC_INDEX, "index"))
-            except FastckptError:
-                continue
-        return self.mirrors_in(blocks, digest)
+        # The last one first: those before it may lie in a tensor that holds a checkpoint file.
+        return self.mirrors_in(map(self.index_at, reversed(self.find(MAGIC_INDEX, start))), digest)
 
-    def mirrors_in(self, blocks: list[bytes], digest: bytes | None) -> dict[int, list[Record]]:
+    def index_at(self, offset: int) -> bytes:
+        """What is there of an index: the end of the file may cut it."""
+        with contextlib.suppress(FastckptError):
+            return self.charged_block(offset, MAGIC_INDEX, "index")
+        there = min(self.source.size - offset, self.budget, MAX_CUT_INDEX)
+        self.budget -= there
+        return read_there(self.source, offset, there)
+
+    def mirrors_in(self, blocks: Iterable[bytes], digest: bytes | None) -> dict[int, list[Record]]:
         """The headers in these blocks. Each proves itself, so those in a damaged index are taken too."""
         mirrors: dict[int, list[Record]] = {}
-        # The last one first: those before it may lie in a tensor that holds a checkpoint file.
-        for block in reversed(blocks):
+        for block in blocks:
             for record in self.headers_in(block):
                 if digest in (None, record.manifest_digest):
                     known = mirrors.setdefault(record.header.offset, [])
@@ -338,85 +343,3 @@ class _Scan:
                 at = block.find(MAGIC_RECORD, at + size)
             except FastckptError:
                 at = block.find(MAGIC_RECORD, at + 1)
-
-
-def whole_prefix(record: Record, file_size: int) -> int:
-    """How many of a record's raw bytes can be there at all in a file of ``file_size`` bytes.
-
-    A multiple of the leaf size, or all of them.
-    """
-    if record.payload.end <= file_size:
-        return record.raw_size
-    there = max(file_size - record.payload.offset, 0)
-    if record.is_raw:
-        return there // LEAF_SIZE * LEAF_SIZE
-    whole = sum(1 for chunk in record.chunks if chunk.offset + chunk.stored_size <= there)
-    return min(whole * CHUNK_SIZE, record.raw_size)
-
-
-def find_remains(
-    path: str | os.PathLike[str], failure: FastckptError, *, threads: int, progress: Progress | None
-) -> Report:
-    """The report on a file that cannot be opened because of ``failure`` at its end."""
-    with Source(path) as source:
-        report = Report(source.path, "fckpt", source.size)
-        remains = scan(source, threads=threads)
-        report.findings += remains.findings
-        if not any(finding.offset == max(source.size - ALIGNMENT, 0) for finding in remains.findings):
-            end = max(source.size - ALIGNMENT, 0)
-            report.findings.append(Finding(Kind.MISSING, failure.message, end, source.size - end, loss=False))
-        records = [record for _, record in sorted(remains.records.items())]
-        targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in records]
-        bad = read_targets(source, targets, Reading(threads, progress=progress))
-        report.findings += [finding_of(item) for item in bad]
-        report.findings += find_cuts(remains, source.size)
-        report.verified = sum(target.size for target in targets)
-        report.findings += find_lost(remains, source.size)
-    report.findings.sort(key=lambda finding: (finding.offset, finding.size))
-    conclude(report)
-    return report
-
-
-def find_cuts(remains: Remains, size: int) -> list[Finding]:
-    """One finding for each record whose payload ends beyond the file."""
-    return [_cut(record, size) for _, record in sorted(remains.records.items()) if record.payload.end > size]
-
-
-def _cut(record: Record, size: int) -> Finding:
-    """The finding for a record whose payload ends beyond the file."""
-    names = tuple(tensors_in(record, whole_prefix(record, size), record.raw_size))
-    missing = record.payload.end - size
-    message = f"record {record.number}: its last {missing} bytes are missing, the file ends before them: {_few(names)}"
-    return Finding(Kind.MISSING, message, size, 0, record=record.number, tensors=names, loss=bool(names))
-
-
-def find_lost(remains: Remains, size: int) -> list[Finding]:
-    """One finding for each record that the manifest names and the scan did not find."""
-    if remains.manifest is None:
-        return [Finding(Kind.MISSING, "no manifest is whole: which tensors are lost is not known", size, 0)]
-    lost: dict[int, list[str]] = {}
-    try:
-        entries = list(remains.manifest.entries)
-    except DamagedError as error:
-        return [Finding(Kind.INCONSISTENT, f"which tensors are lost is not known: {error.message}", size, 0)]
-    for entry in entries:
-        if entry.storage >= len(remains.manifest.storages):
-            continue
-        record = remains.manifest.storages[entry.storage].record
-        if record not in remains.records:
-            lost.setdefault(record, []).append(entry.name)
-    return [
-        Finding(
-            Kind.MISSING,
-            f"record {record} is not in the file: {_few(names)}",
-            size,
-            0,
-            record=record,
-            tensors=tuple(names),
-        )
-        for record, names in sorted(lost.items())
-    ]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,17 +1,21 @@
-"""`fastckpt.save`: a state in memory becomes a checkpoint file."""
+"""`fastckpt.save`: a state in memory, or on a device, becomes a checkpoint file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
+from fastckpt.background import wait_for
 from fastckpt.collector import collector_paused
+from fastckpt.content import Content, Supply
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.tree import Path, encode_tree, path_text
-from fastckpt.tensor.flatten import flatten, host_bytes
-from fastckpt.writer import Content, write_checkpoint
+from fastckpt.tensor.flatten import FlatState, flatten, on_device
+from fastckpt.writer import write_checkpoint
 
 
 def save(
@@ -25,6 +29,12 @@ def save(
     progress: Progress | None = None,
 ) -> None:
     """Save ``state`` to ``path``: the whole new file, or the old one as it was.
+
+    Tensors on a device go through a few slots of pinned memory; the state is
+    never copied to host memory as a whole. Their leaf digests are computed on
+    the device where its engine is live (see `fastckpt.kernels.dispatch`). The
+    file is the same, byte for byte, wherever the tensors were. A save of the
+    same path that still goes on in the background is waited for.
 
     Args:
         state: Any nesting of dict (str and int keys), OrderedDict, list, tuple,
@@ -48,14 +58,46 @@ def save(
     """
     with collector_paused():
         flat = flatten(state)
-    storages = [host_bytes(storage) for storage in flat.storages]
-    content = Content(
+    supply, origins = _sources(flat.storages)
+    content = content_of(flat, metadata, origins, supply)
+    wait_for(path)
+    write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress)
+
+
+def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, list[int]]:
+    """What brings the bytes that lie on devices, and where the others begin in host memory."""
+    if not any(map(on_device, storages)):
+        return None, [storage.data_ptr() for storage in storages]
+    from fastckpt.fetching import DeviceSupply, bytes_of
+
+    origins = [0 if on_device(storage) else storage.data_ptr() for storage in storages]
+    return DeviceSupply([bytes_of(storage) for storage in storages]), origins
+
+
+def content_of(
+    flat: FlatState, metadata: Mapping[str, Any] | None, origins: Sequence[int], supply: Supply | None
+) -> Content:
+    """What the writer shall write of a state taken apart. Raises UnsupportedStateError for the metadata."""
+    return Content(
         tree=flat.tree,
         metadata_tree=encode_tree(dict(metadata or {}), _refuse_metadata),
         entries=flat.entries,
-        storage_sizes=[storage.nbytes() for storage in storages],
-        origins=[storage.data_ptr() for storage in storages],
+        storage_sizes=[storage.nbytes() for storage in flat.storages],
+        origins=origins,
+        supply=supply,
     )
+
+
+def write_content(
+    content: Content,
+    path: str | os.PathLike[str],
+    *,
+    codec: str,
+    durable: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    """`writer.write_checkpoint` with as many threads as the medium wants."""
     count = direct_threads(threads) if durable and codec == "none" else thread_count(threads)
     write_checkpoint(content, path, codec=codec, durable=durable, threads=count, progress=progress)
 

@@ -33,8 +33,8 @@ from fastckpt.layout.entries import Entry, encode_entry_table
 from fastckpt.layout.frame import Section, decode_index, decode_superblock
 from fastckpt.layout.records import Record, decode_record_header
 from fastckpt.layout.tree import decode_tree
+from fastckpt.losses import find_remains
 from fastckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
-from fastckpt.remains import find_remains
 
 _BAD = (DamagedError, CheckpointIOError)
 """What reading a damaged part of a file raises: its bytes are wrong, or the system cannot read them."""

@@ -1,7 +1,8 @@
 """Writing a checkpoint file from raw bytes that lie in memory or in another file.
 
 The storages' bytes come from one source: process memory (a save) or a foreign
-file (a conversion). Either way they pass once: read, hashed, written. Within a
+file (a conversion); what lies on a device is brought to memory piece by piece
+by a `Supply`. Every byte passes once: read, hashed, written. Within a
 record the payload is written before the header, and the footer comes last, so
 that what a killed writer leaves behind says exactly what is whole.
 """
@@ -9,8 +10,10 @@ that what a killed writer leaves behind says exactly what is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from fastckpt import _core
@@ -24,6 +27,7 @@ from fastckpt.constants import (
     SECTION_MANIFEST_COPY,
     SUPERBLOCK_SIZE,
 )
+from fastckpt.content import Content, Piece, Supply
 from fastckpt.encode import encode_payload
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.io.commit import Commit, translate_os_error
@@ -47,37 +51,6 @@ from fastckpt.layout.records import Chunk, count_leaves, encode_record_header, h
 BATCH: Final = 256 * 1024 * 1024
 """Raw bytes after which the headers of finished records are written. A killed
 save loses at most the records of one batch to salvage."""
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a checkpoint file shall hold.
-
-    Attributes:
-        tree: The encoded tree.
-        metadata_tree: The encoded metadata.
-        entries: The named tensors, in tree order.
-        storage_sizes: Bytes of every storage.
-        origins: Where each storage's bytes begin: an address, or an offset in ``source``.
-        source: File descriptor the bytes come from, or MEMORY.
-        source_direct: The same file opened with O_DIRECT, or -1.
-        sources: One file descriptor per storage, where they come from several files; then ``source`` is not used.
-        sections: Further sealed blocks to keep, by kind.
-    """
-
-    tree: bytes
-    metadata_tree: bytes
-    entries: Sequence[Entry]
-    storage_sizes: Sequence[int]
-    origins: Sequence[int]
-    source: int = MEMORY
-    source_direct: int = -1
-    sources: Sequence[int] = ()
-    sections: dict[int, bytes] = field(default_factory=dict)
-
-    def source_of(self, storage: int) -> int:
-        """The file descriptor that the bytes of a storage come from, or MEMORY."""
-        return self.sources[storage] if self.sources else self.source
 
 
 CheckCrcs = Callable[[Sequence[int]], None]
@@ -156,7 +129,7 @@ class _Writer:
             threads=self.threads,
             leaves=digests,
             crcs=self.want_crcs and source == self.content.source,
-            progress=self.report if digests and self.progress is not None else None,
+            progress=self.report if sink != MEMORY and self.progress is not None else None,
         )
         if moved.faults:
             fault = moved.faults[0]
@@ -209,32 +182,84 @@ class _Writer:
                 record.pack = None
             self.done += sum(move.size for _, move in jobs)
 
+    def write_supplied(self, sink: Commit, records: list[_Record], supply: Supply) -> None:
+        """Write the payloads that the supply brings as they are, each header once its payload is there."""
+        leaves = bytearray()
+        with closing(_deliveries(supply, records)) as deliveries:
+            for pieces in deliveries:
+                moves = [Move(p.address, records[p.record].payload_offset + p.start, p.size) for p in pieces]
+                moved = self.move(
+                    moves,
+                    source=MEMORY,
+                    sink=sink.fd,
+                    sink_direct=sink.direct_fd,
+                    digests=any(p.leaves is None for p in pieces),
+                )
+                at = 0
+                for piece in pieces:
+                    record, end = records[piece.record], at + count_leaves(piece.size) * 8
+                    # Digests from the device, where there are: they also prove the way to memory.
+                    leaves += moved.leaves[at:end] if piece.leaves is None else piece.leaves
+                    at = end
+                    if piece.start + piece.size == record.plan.raw_size:
+                        self.write_header(
+                            sink, record, raw_chunk_table(record.plan.raw_size, bytes(leaves)), bytes(leaves)
+                        )
+                        leaves = bytearray()
+                self.done += sum(p.size for p in pieces)
+
+    def pieces_here(self, record: _Record) -> Iterator[tuple[int, Piece]]:
+        """The raw bytes of a record that no supply brings, in one piece: ``(source, piece)``."""
+        first = record.plan.storages[0].storage
+        source, origin = self.content.source_of(first), self.content.origins[first]
+        if record.is_pack:
+            record.pack = self.gather(record)
+            source, origin = MEMORY, _core.address(record.pack) if len(record.pack) else 0
+        yield source, Piece(0, 0, record.plan.raw_size, origin, None)
+
     def write_encoded(self, sink: Commit, codec_id: int, codec: Codec) -> None:
         """Write all records with encoded chunks, one after the other; sizes are known only then."""
-        for record in self.records:
-            record.offset = self.end
-            source, origin = self.content.source_of(record.plan.storages[0].storage), 0
-            if record.is_pack:
-                record.pack = self.gather(record)
-                source, origin = MEMORY, _core.address(record.pack) if len(record.pack) else 0
-            elif record.plan.raw_size:
-                origin = self.content.origins[record.plan.storages[0].storage]
+        supply = self.content.supply
+        covered = [record for record in self.records if self.content.covered(record.plan)]
+        with closing(_deliveries(supply, covered)) as deliveries:
+            brought = chain.from_iterable(deliveries)
+            for record in self.records:
+                record.offset = self.end
+                pieces: Iterator[tuple[int, Piece]]
+                if self.content.covered(record.plan):
+                    pieces = ((MEMORY, piece) for piece in _up_to(brought, record.plan.raw_size))
+                else:
+                    pieces = self.pieces_here(record)
+                self.write_header(sink, record, *self.encode_pieces(sink, record, pieces, codec_id, codec))
+                record.pack = None
+
+    def encode_pieces(
+        self, sink: Commit, record: _Record, pieces: Iterator[tuple[int, Piece]], codec_id: int, codec: Codec
+    ) -> tuple[list[Chunk], bytes]:
+        """Encode and write the payload of a record; its chunk table and leaf digests."""
+        chunks: list[Chunk] = []
+        leaves = bytearray()
+        at = 0
+        for source, piece in pieces:
+            base = record.payload_offset + at
             encoded = encode_payload(
                 source,
-                origin,
-                record.plan.raw_size,
+                piece.address,
+                piece.size,
                 codec_id=codec_id,
                 codec=codec,
-                write=lambda at, data, base=record.payload_offset: sink.write(base + at, data),  # type: ignore[misc]
+                write=lambda offset, data, base=base: sink.write(base + offset, data),  # type: ignore[misc]
                 threads=self.threads,
                 want_crc=self.want_crcs and not record.is_pack,
                 progress=self.report,
             )
             if self.want_crcs and not record.is_pack:
                 self.crcs[record.plan.storages[0].storage] = encoded.crc
-            self.write_header(sink, record, encoded.chunks, encoded.leaves)
-            self.done += record.plan.raw_size
-            record.pack = None
+            chunks += [chunk._replace(offset=at + chunk.offset) for chunk in encoded.chunks] if at else encoded.chunks
+            leaves += encoded.leaves if piece.leaves is None else piece.leaves
+            at += sum(chunk.stored_size for chunk in encoded.chunks)
+            self.done += piece.size
+        return chunks, bytes(leaves)
 
     def write_header(self, sink: Commit, record: _Record, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
         block = encode_record_header(
@@ -275,6 +300,20 @@ class _Writer:
 
 
 _REQUIRED: Final = SECTION_FLAG_MUST_UNDERSTAND
+
+
+def _deliveries(supply: Supply | None, records: Sequence[_Record]) -> Generator[list[Piece], None, None]:
+    """What the supply brings of these records, as a generator that can be closed."""
+    if supply is not None and records:
+        yield from supply.deliver([record.plan for record in records])
+
+
+def _up_to(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
+    """The next pieces, up to the one that ends a record of this size."""
+    for piece in pieces:
+        yield piece
+        if piece.start + piece.size == size:
+            return
 
 
 def _batches(records: Sequence[_Record]) -> Iterator[list[_Record]]:
@@ -329,7 +368,10 @@ def write_checkpoint(
         sink.write(SUPERBLOCK_SIZE, writer.manifest)
         try:
             if encoder is None:
-                for batch in _batches(writer.records):
+                supplied = [record for record in writer.records if content.covered(record.plan)]
+                if content.supply is not None and supplied:
+                    writer.write_supplied(sink, supplied, content.supply)
+                for batch in _batches([record for record in writer.records if not content.covered(record.plan)]):
                     writer.write_raw(sink, batch)
             else:
                 writer.write_encoded(sink, codec_id, encoder)

@@ -632,3 +632,11 @@ print(json.dumps({"growth": peak.growth, "all": now("VmHWM") - before, "statuses
     assert result["statuses"] == ["differs"] * 3
     assert result["growth"] < 200 * 2**20
     assert result["all"] < 200 * 2**20
+
+
+def test_tensors_that_overlap_without_end_differ_without_numbers(tmp_path: Path) -> None:
+    for name, base in (("a", torch.zeros(200_000)), ("b", torch.ones(200_000))):
+        torch.save({"x": base.as_strided((100_000, 100_000), (1, 1))}, tmp_path / f"{name}.pt")
+    found = compare(tmp_path / "a.pt", tmp_path / "b.pt").tensors["x"]
+    assert (found.status, found.numbers) == ("differs", None)
+    assert compare(tmp_path / "a.pt", tmp_path / "a.pt").tensors["x"].status == "identical"

@@ -5,14 +5,10 @@
 // exception. The calling thread does not work itself on anything long: it waits for the workers and
 // looks at Python's signals every few milliseconds, so that Ctrl-C is heard.
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "common.h"
 
-#include <cerrno>
-#include <chrono>
 #include <cstring>
 #include <new>
-#include <string>
 #include <vector>
 
 #include "../core/bytes.h"
@@ -23,8 +19,11 @@
 #include "../core/scan.h"
 #include "../core/transfer.h"
 #include "../core/workers.h"
+#include "slot_filler.h"
 
 namespace {
+
+using namespace fastckpt::python;  // NOLINT: the helpers made for this file and its like
 
 using fastckpt::Status;
 
@@ -32,85 +31,6 @@ using fastckpt::Status;
 constexpr uint64_t kInlineBytes = 512 * 1024;
 // Below this many bytes, so does dropping the GIL.
 constexpr Py_ssize_t kHoldGilBytes = 32 * 1024;
-// How long Ctrl-C and the progress callback may have to wait.
-constexpr std::chrono::milliseconds kPollInterval(20);
-constexpr long kMaxThreads = 1024;
-
-// A contiguous buffer, released at the end of the scope.
-class Buffer {
- public:
-  Buffer() = default;
-  ~Buffer() {
-    if (held_) PyBuffer_Release(&view_);
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  // False with a Python exception set.
-  bool Get(PyObject* object, int flags) {
-    held_ = PyObject_GetBuffer(object, &view_, flags) == 0;
-    return held_;
-  }
-  // As Get(); also checks that the buffer is an array of items of this size.
-  bool GetArray(PyObject* object, int flags, size_t item, const char* name) {
-    if (!Get(object, flags)) return false;
-    if (size() % item == 0) return true;
-    PyErr_Format(PyExc_ValueError, "%s: %zd bytes are no multiple of %zd", name, view_.len,
-                 static_cast<Py_ssize_t>(item));
-    return false;
-  }
-  bool IsAligned(size_t unit, const char* name) const {
-    if (size() == 0 || fastckpt::IsAligned(fastckpt::AddressOf(view_.buf), unit)) return true;
-    PyErr_Format(PyExc_ValueError, "%s: must be aligned to %zd bytes", name,
-                 static_cast<Py_ssize_t>(unit));
-    return false;
-  }
-
-  uint8_t* data() const { return static_cast<uint8_t*>(view_.buf); }
-  size_t size() const { return static_cast<size_t>(view_.len); }
-
- private:
-  Py_buffer view_ = {};
-  bool held_ = false;
-};
-
-class WithoutGil {
- public:
-  WithoutGil() : state_(PyEval_SaveThread()) {}
-  ~WithoutGil() { PyEval_RestoreThread(state_); }
-  WithoutGil(const WithoutGil&) = delete;
-  WithoutGil& operator=(const WithoutGil&) = delete;
-
- private:
-  PyThreadState* state_;
-};
-
-// Sets the exception for a status that is not ok. Returns null for the caller to return.
-PyObject* Raise(const Status& status) {
-  const unsigned long long where = status.where();
-  switch (status.code()) {
-    case Status::Code::kNoMemory:
-      return PyErr_NoMemory();
-    case Status::Code::kInvalidArgument:
-      if (where == Status::kNowhere) return PyErr_Format(PyExc_ValueError, "%s", status.message());
-      return PyErr_Format(PyExc_ValueError, "%s (extent %llu)", status.message(), where);
-    case Status::Code::kIoError:
-    case Status::Code::kThreadError:
-    case Status::Code::kOk:
-      break;
-  }
-  std::string text = std::strerror(status.error());
-  text += std::string(" (") + status.message();
-  if (status.code() == Status::Code::kIoError)
-    text += " at file offset " + std::to_string(where);
-  text += ")";
-  PyObject* arguments = Py_BuildValue("(is)", status.error(), text.c_str());
-  if (arguments != nullptr) {
-    PyErr_SetObject(PyExc_OSError, arguments);
-    Py_DECREF(arguments);
-  }
-  return nullptr;
-}
 
 bool ReportProgress(PyObject* progress, const fastckpt::Job& job) {
   if (progress == Py_None) return true;
@@ -146,13 +66,6 @@ bool RunJob(fastckpt::Job* job, long threads, uint64_t bytes, PyObject* progress
     workers.Join();
   }
   return job->cancelled() || ReportProgress(progress, *job);
-}
-
-bool CheckThreads(long threads) {
-  if (threads >= 1 && threads <= kMaxThreads) return true;
-  PyErr_Format(PyExc_ValueError, "threads must be between 1 and %ld, not %ld", kMaxThreads,
-               threads);
-  return false;
 }
 
 // No more threads than there are blocks to share out.
@@ -274,19 +187,6 @@ PyObject* Crc32Combine(PyObject*, PyObject* arguments) {
 
 // --- jobs --------------------------------------------------------------------------------------
 
-PyObject* FaultList(const std::vector<fastckpt::ReadFault>& faults) {
-  PyObject* list = PyList_New(0);
-  for (const fastckpt::ReadFault& fault : faults) {
-    if (list == nullptr) break;
-    PyObject* row = Py_BuildValue("(KKKi)", static_cast<unsigned long long>(fault.extent),
-                                  static_cast<unsigned long long>(fault.offset),
-                                  static_cast<unsigned long long>(fault.size), fault.error);
-    if (row == nullptr || PyList_Append(list, row) != 0) Py_CLEAR(list);
-    Py_XDECREF(row);
-  }
-  return list;
-}
-
 PyObject* TransferExtents(PyObject*, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"source_fd", "sink_fd",          "extents",        "leaves",
                                 "crcs",      "threads",          "source_direct_fd",
@@ -310,30 +210,9 @@ PyObject* TransferExtents(PyObject*, PyObject* arguments, PyObject* keywords) {
   Buffer extents;
   Buffer leaves;
   Buffer crcs;
-  if (!extents.GetArray(extents_object, PyBUF_SIMPLE, sizeof(fastckpt::Extent), "extents") ||
-      !extents.IsAligned(alignof(fastckpt::Extent), "extents"))
+  if (!GetExtents(extents_object, &extents, &request) ||
+      !GetResults(leaves_object, crcs_object, &leaves, &crcs, &request))
     return nullptr;
-  request.extents = reinterpret_cast<const fastckpt::Extent*>(extents.data());
-  request.extent_count = extents.size() / sizeof(fastckpt::Extent);
-  if (leaves_object != Py_None) {
-    if (!leaves.GetArray(leaves_object, PyBUF_WRITABLE, sizeof(uint64_t), "leaves") ||
-        !leaves.IsAligned(alignof(uint64_t), "leaves"))
-      return nullptr;
-    static uint64_t no_leaf = 0;  // an empty buffer may have no address; "hash nothing" must differ
-    request.leaves =
-        leaves.size() != 0 ? reinterpret_cast<uint64_t*>(leaves.data()) : &no_leaf;
-    request.leaf_count = leaves.size() / sizeof(uint64_t);
-  }
-  if (crcs_object != Py_None) {
-    if (!crcs.GetArray(crcs_object, PyBUF_WRITABLE, sizeof(uint32_t), "crcs") ||
-        !crcs.IsAligned(alignof(uint32_t), "crcs"))
-      return nullptr;
-    if (crcs.size() / sizeof(uint32_t) != request.extent_count)
-      return PyErr_Format(PyExc_ValueError, "crcs: %zd for %zd extents",
-                          static_cast<Py_ssize_t>(crcs.size() / sizeof(uint32_t)),
-                          static_cast<Py_ssize_t>(request.extent_count));
-    request.crcs = reinterpret_cast<uint32_t*>(crcs.data());
-  }
 
   uint64_t total = 0;
   Status status = request.Check(&total);
@@ -423,7 +302,7 @@ bool AddMagic(PyObject* module, const char* name, const char* magic) {
   return added;
 }
 
-int AddConstants(PyObject* module) {
+int AddMembers(PyObject* module) {
   const struct {
     const char* name;
     size_t value;
@@ -444,10 +323,10 @@ int AddConstants(PyObject* module) {
                      AddMagic(module, "MAGIC_INDEX", fastckpt::kMagicIndex) &&
                      AddMagic(module, "MAGIC_FOOTER", fastckpt::kMagicFooter) &&
                      AddMagic(module, "MAGIC_SOURCE", fastckpt::kMagicSource);
-  return added ? 0 : -1;
+  return added && AddSlotFiller(module) ? 0 : -1;
 }
 
-PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(AddConstants)},
+PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(AddMembers)},
 #if defined(Py_mod_gil)
                             {Py_mod_gil, Py_MOD_GIL_NOT_USED},
 #endif

@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
@@ -26,6 +27,7 @@
 #include "../core/file_io.h"
 #include "../core/hash.h"
 #include "../core/scan.h"
+#include "../core/slot_filler.h"
 #include "../core/transfer.h"
 #include "../core/workers.h"
 
@@ -234,6 +236,110 @@ void TestCancel() {
   CHECK(transfer.cancelled());
 }
 
+// A file through a few slots: every turn in its slot, digests and faults as of one transfer.
+void TestSlotFiller(int threads, size_t slots, size_t slot_size, bool direct) {
+  const std::vector<uint8_t> data = RandomBytes(5 * 1024 * 1024 + 321, 6);
+  const TempFile file(data);
+  std::vector<uint8_t> memory(slots * slot_size + kAlignment);
+  uint8_t* const base = memory.data() + kAlignment - AddressOf(memory.data()) % kAlignment;
+  // The last turn reaches beyond the end of the file; an empty one is in between.
+  std::vector<Extent> extents;
+  std::vector<uint64_t> ends;
+  uint64_t leaf = 0;
+  for (size_t at = 0; at <= data.size(); at += slot_size) {
+    const uint64_t sink = AddressOf(base) + (ends.size() % slots) * slot_size;
+    extents.push_back({at, sink, slot_size / 2, leaf});
+    leaf += LeafCount(slot_size / 2);
+    extents.push_back({at + slot_size / 2, sink + slot_size / 2, slot_size / 2, leaf});
+    leaf += LeafCount(slot_size / 2);
+    ends.push_back(extents.size());
+    if (ends.size() == 3) ends.push_back(extents.size());
+  }
+  std::vector<uint64_t> leaves(static_cast<size_t>(leaf));
+  std::vector<uint32_t> crcs(extents.size());
+  TransferRequest request;
+  request.source_fd = file.fd();
+  request.source_direct_fd = direct ? file.direct_fd() : -1;
+  request.sink_fd = TransferRequest::kMemory;
+  request.extents = extents.data();
+  request.extent_count = extents.size();
+  request.leaves = leaves.data();
+  request.leaf_count = leaves.size();
+  request.crcs = crcs.data();
+  CHECK(SlotFiller::Check(request, ends.data(), ends.size(), slots).ok());
+  CHECK(!SlotFiller::Check(request, ends.data(), ends.size() - 1, slots).ok());
+  CHECK(!SlotFiller::Check(request, ends.data(), ends.size(), 0).ok());
+  SlotFiller filler(request, ends.data(), ends.size(), slots);
+  Workers workers;
+  if (threads != 0) CHECK(workers.Start(&filler, threads).ok());
+  std::vector<ReadFault> faults;
+  CHECK(!filler.Take(slots, &faults).ok());  // its slot is not free yet
+  size_t lost = 0;
+  for (size_t turn = 0; turn < ends.size(); ++turn) {
+    if (threads == 0) filler.WorkOn(turn);
+    while (!filler.WaitFor(turn, std::chrono::milliseconds(20))) {
+    }
+    CHECK(filler.Take(turn, &faults).ok());
+    for (uint64_t i = turn == 0 ? 0 : ends[turn - 1]; i < ends[turn]; ++i) {
+      const Extent& extent = extents[i];
+      const uint64_t left = data.size() > extent.source ? data.size() - extent.source : 0;
+      const size_t there = static_cast<size_t>(std::min(extent.size, left));
+      const size_t whole = there == extent.size ? there : there / kLeafSize * kLeafSize;
+      const uint8_t* const got = base + (extent.sink - AddressOf(base));
+      CHECK(std::equal(got, got + whole, data.data() + extent.source));
+      uint64_t digest = 0;
+      if (whole != 0) {
+        HashLeaves(got, std::min(whole, kLeafSize), &digest);
+        CHECK(leaves[extent.first_leaf] == digest);
+      }
+      CHECK(crcs[i] == (there == extent.size ? Crc32(0, got, there) : 0));
+      lost += extent.size - there;
+    }
+    for (const ReadFault& fault : faults) {
+      CHECK(fault.error == 0 && fault.extent >= (turn == 0 ? 0 : ends[turn - 1]) &&
+            fault.extent < ends[turn]);
+      lost -= fault.size;
+    }
+    CHECK(filler.Release());
+  }
+  CHECK(lost == 0);
+  CHECK(!filler.Release());
+  filler.Close();
+  workers.Join();
+}
+
+// Closed at any moment, also with threads that wait for a slot.
+void TestSlotFillerCloses() {
+  const std::vector<uint8_t> data = RandomBytes(4 * 1024 * 1024, 7);
+  const TempFile file(data);
+  std::vector<uint8_t> memory(2 * kLeafSize);
+  std::vector<Extent> extents;
+  std::vector<uint64_t> ends;
+  for (size_t at = 0; at < data.size(); at += kLeafSize) {
+    extents.push_back({at, AddressOf(memory.data()) + (ends.size() % 2) * kLeafSize, kLeafSize, 0});
+    ends.push_back(extents.size());
+  }
+  TransferRequest request;
+  request.source_fd = file.fd();
+  request.sink_fd = TransferRequest::kMemory;
+  request.extents = extents.data();
+  request.extent_count = extents.size();
+  for (size_t seen = 0; seen < 40; ++seen) {
+    SlotFiller filler(request, ends.data(), ends.size(), 2);
+    Workers workers;
+    CHECK(workers.Start(&filler, 3).ok());
+    std::vector<ReadFault> faults;
+    for (size_t turn = 0; turn < seen; ++turn) {
+      while (!filler.WaitFor(turn, std::chrono::milliseconds(20))) {
+      }
+      CHECK(filler.Take(turn, &faults).ok() && faults.empty() && filler.Release());
+    }
+    filler.Close();
+    workers.Join();
+    CHECK(filler.WaitFor(seen + 1, std::chrono::milliseconds(1000)));
+  }
+}
+
 void TestScan() {
   std::vector<uint8_t> data(3 * kChunkSize + 8);
   const std::vector<uint64_t> places = {0, kAlignment, kChunkSize, 3 * kChunkSize};
@@ -272,6 +378,12 @@ int main() {
   fastckpt::TestTransfers();
   fastckpt::TestFaultsAndErrors();
   fastckpt::TestCancel();
+  for (const int threads : {0, 1, 3, 9})
+    for (const size_t slots : {size_t{1}, size_t{2}, size_t{5}})
+      for (const size_t slot_size : {2 * fastckpt::kLeafSize, size_t{3} << 20, size_t{32} << 20})
+        for (const bool direct : {false, true})
+          fastckpt::TestSlotFiller(threads, slots, slot_size, direct);
+  fastckpt::TestSlotFillerCloses();
   fastckpt::TestScan();
   std::printf("%s\n", fastckpt::failures == 0 ? "all passed" : "FAILED");
   return fastckpt::failures == 0 ? 0 : 1;

@@ -25,6 +25,8 @@ def pair_lines(facts: Facts, limit: int | None) -> Iterator[str | Styled]:
     yield from _structure_lines(facts, limit)
     yield from _table(facts, limit)
     for name, tensor in facts["tensors"].items():
+        if tensor["status"] == "differs" and tensor["numbers"] is None and not tensor["changes"]:
+            yield f"  differs  {name}: by how much cannot be said"
         if tensor["error"] is not None:
             error = tensor["error"]
             yield Styled(f"  damaged  {name}: {error['message']} ({error['path']}, byte {error['offset']})", "bad")

@@ -1,4 +1,8 @@
-"""What fastckpt runs on here: processor, disk and the versions it works with."""
+"""What fastckpt runs on here: processor, disk, versions, and what checks bytes on each device.
+
+Only torch knows the devices, and only a kernel that ran there shows that it
+runs: both are worth the seconds they take to a person who asks for the engine.
+"""
 
 from __future__ import annotations
 
@@ -35,9 +39,24 @@ def engine_facts(path: str | None) -> Facts:
         "threads": default_threads(),
         "huge_pages": _huge_pages(),
         "o_direct": direct,
-        # Asked of the installer's records: importing torch would take seconds.
+        "verification": _verification(),
+        # Asked of the installer's records: a package need not be importable to be reported.
         "packages": {name: _version(name) for name in _PACKAGES},
     }
+
+
+def _verification() -> list[dict[str, str]]:
+    """For the CPU and each visible CUDA device, what hashes leaves there and why."""
+    import torch
+
+    from fastckpt.kernels.dispatch import engine_for
+
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    engines = [engine_for(torch.device(device)) for device in devices]
+    return [
+        {"device": device, "engine": engine.name, "why": engine.why}
+        for device, engine in zip(devices, engines, strict=True)
+    ]
 
 
 def _huge_pages() -> str | None:
@@ -66,5 +85,6 @@ def engine_lines(facts: Facts) -> Iterator[str]:
         ["huge pages", facts["huge_pages"] or "not known"],
         ["O_DIRECT", direct[facts["o_direct"]]],
     ]
+    rows += [[f"verify, {on['device']}", f"{on['engine']}: {on['why']}"] for on in facts["verification"]]
     rows += [[name, version or "not installed"] for name, version in facts["packages"].items()]
     yield from columns(rows, indent=0)

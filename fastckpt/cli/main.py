@@ -22,7 +22,13 @@ COMMANDS: Final = {
     "inspect": "show what a checkpoint holds, without loading it",
     "diff": "say what is different between two checkpoints, and by how much",
     "verify": "check every byte of checkpoint files",
+    "doctor": "say what is wrong with nanochat checkpoints, and what to type next",
     "salvage": "get what is still proven out of a damaged checkpoint",
+    "reshard": "deal the optimizer of a nanochat step to another number of ranks",
+    "backup": "put a verified copy of a nanochat directory elsewhere",
+    "prune": "delete the steps of a nanochat directory that are no longer needed",
+    "plot": "draw a checkpoint, or the steps of a directory, as one HTML file",
+    "run": "run an unchanged nanochat script with fastckpt's saves and loads",
     "demo": "convert, damage and restore a checkpoint, and show that every bit comes back",
 }
 
@@ -86,8 +92,12 @@ def _run(arguments: list[str], out: Output) -> int:
         )
         module.add_arguments(parser)
         parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        own, passed = arguments[1:], []
+        if hasattr(module, "split_arguments"):
+            own, passed = module.split_arguments(own)
         # Paths may stand before, between and after the options.
-        code: int = module.run(parser.parse_intermixed_args(arguments[1:]), out)
+        args = parser.parse_intermixed_args(own, argparse.Namespace(passed=passed))
+        code: int = module.run(args, out)
         return code
     except SystemExit as end:
         # argparse ends --help and --version this way.

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import torch
 
 from fastckpt import _core
 from fastckpt.collector import collector_paused
+from fastckpt.conversion.origin import raise_read_fault
 from fastckpt.conversion.to_fckpt import check_crcs, refuse_unsupported
-from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.errors import DamagedError
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.io.memory import allocate_regions
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, thread_count, transfer
-from fastckpt.layout.entries import check_entry
+from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.reader import select
 from fastckpt.tensor.rebuild import StorageBytes, build_tensors, named, resolve_tree
 
@@ -41,14 +42,8 @@ def load_foreign(
         DamagedError: A CRC does not match, or a storage is missing; names the tensor.
         UnsupportedStateError: The file holds objects that are not plain values.
     """
-    with collector_paused():
-        foreign = open_foreign(path)
-        if keys is None:
-            refuse_unsupported(foreign)
-        sizes = [storage.nbytes for storage in foreign.storages]
-        for entry in foreign.entries:
-            check_entry(entry, sizes)
-        entries = foreign.entries if keys is None else select(foreign.entries, keys, foreign.path)
+    foreign, entries = open_checked(path, keys)
+    sizes = [storage.nbytes for storage in foreign.storages]
     wanted = sorted({entry.storage for entry in entries})
     places: dict[int, StorageBytes] = {}
     with Source(path) as source:
@@ -78,6 +73,23 @@ def load_foreign(
     with collector_paused():
         tensors = build_tensors(entries, places.__getitem__, torch.device(device))
         return resolve_tree(foreign.tree, lambda ref: tensors[ref.entry]) if keys is None else named(entries, tensors)
+
+
+def open_checked(path: str | os.PathLike[str], keys: str | Iterable[str] | None) -> tuple[ForeignFile, Sequence[Entry]]:
+    """The structure of a file, and the entries that ``keys`` name (None: all).
+
+    Raises:
+        UnsupportedStateError: Without ``keys``: it holds objects that are not plain values.
+        TensorNotFoundError: A key matches nothing.
+    """
+    with collector_paused():
+        foreign = open_foreign(path)
+        if keys is None:
+            refuse_unsupported(foreign)
+        sizes = [storage.nbytes for storage in foreign.storages]
+        for entry in foreign.entries:
+            check_entry(entry, sizes)
+        return foreign, foreign.entries if keys is None else select(foreign.entries, keys, foreign.path)
 
 
 _WIDEST: Final = 16
@@ -111,10 +123,6 @@ class _Reading:
         if moved.faults:
             fault = moved.faults[0]
             offset = self.foreign.storages[storages[fault.move]].offset + fault.offset
-            if fault.errno:
-                raise CheckpointIOError(
-                    f"cannot read: {os.strerror(fault.errno)}", errno=fault.errno, path=self.source.path, offset=offset
-                )
-            raise DamagedError("the file became shorter while it was read", path=self.source.path, offset=offset)
+            raise_read_fault(self.source, offset, fault.errno)
         for storage, crc in zip(storages, moved.crcs, strict=False):
             self.crcs[storage] = crc

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastckpt.constants import SECTION_SOURCE
+from fastckpt.content import Content
 from fastckpt.conversion.source_section import Segment, encode_source_section, read_source_file
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import Path, encode_tree, path_text
-from fastckpt.writer import Content, write_checkpoint
+from fastckpt.writer import write_checkpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,9 @@ class Engine:
     why: str
 
 
+_OLDEST: Final = (8, 0)
+"""Compute capability of Ampere, the oldest that Triton's README lists."""
+
 _found: Final[dict[torch.device, Engine]] = {}
 _lock: Final = threading.Lock()
 
@@ -38,7 +41,7 @@ _lock: Final = threading.Lock()
 def engine_for(device: torch.device | str) -> Engine:
     """The engine that is live on this device.
 
-    The first question about a device compiles the kernels (Triton keeps them on disk) and runs them once on 50 KB,
+    The first question about a device compiles the kernels (Triton keeps them on disk) and runs them once on 100 KB,
     which waits for the device; after that it is a look-up. CPU tensors can have the kernels too, in Triton's
     interpreter, if the environment says ``TRITON_INTERPRET=1`` before Triton is imported: that is for tests.
     """
@@ -76,19 +79,12 @@ def leaf_digests(data: Tensor) -> Tensor:
 
 
 def _find_engine(device: torch.device) -> Engine:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type == "cpu" and not interpreted:
+    if device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
         return Engine("host", "tensors in host memory are hashed by the native core")
     if device.type not in ("cpu", "cuda"):
         return Engine("host", f"the kernels are for CUDA devices, not for {device.type}")
     try:
-        import triton
-
-        if device.type == "cuda" and interpreted:
-            return Engine("host", "TRITON_INTERPRET=1 is set: kernels would run in Triton's interpreter")
-        if not _agrees_with_host(device):
-            return Engine("host", f"the kernel of triton {triton.__version__} gives wrong digests on {_name(device)}")
-        return Engine("triton", f"triton {triton.__version__} on {_name(device)}")
+        return _try_triton(device)
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
         return Engine("host", "triton is not installed" if missing else f"triton cannot be imported: {_brief(error)}")
@@ -96,10 +92,32 @@ def _find_engine(device: torch.device) -> Engine:
         return Engine("host", f"the kernel does not run on {device}: {_brief(error)}")
 
 
+def _try_triton(device: torch.device) -> Engine:
+    import triton
+
+    from fastckpt.kernels import leaf_hash
+
+    # Asked of the kernel, not of the environment: what counts is how it was when Triton was imported.
+    interpreted = not isinstance(leaf_hash.hash_kernel, triton.JITFunction)
+    if interpreted != (device.type == "cpu"):
+        return Engine("host", f"triton was imported to {'interpret' if interpreted else 'compile'} kernels")
+    where = "the CPU, in its interpreter"
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        where = f"{torch.cuda.get_device_name(device)} (sm_{capability[0]}{capability[1]})"
+        if torch.version.hip is None and capability < _OLDEST:
+            # Triton's compiler may end the process on these, instead of raising.
+            return Engine("host", f"{where} is older than what triton supports")
+    if not _agrees_with_host(device):
+        return Engine("host", f"the kernel of triton {triton.__version__} gives wrong digests on {where}")
+    return Engine("triton", f"triton {triton.__version__} on {where}")
+
+
 def _agrees_with_host(device: torch.device) -> bool:
     """Runs both kernels on leaves of every kind: whole and aligned, unaligned, short."""
-    generator = torch.Generator().manual_seed(1)
-    sample = torch.randint(0, 256, (6 * LEAF_SIZE + 1000,), dtype=torch.uint8, generator=generator)
+    # Devices are named here, because torch.set_default_device() may say another.
+    generator = torch.Generator("cpu").manual_seed(1)
+    sample = torch.randint(0, 256, (6 * LEAF_SIZE + 1000,), dtype=torch.uint8, device="cpu", generator=generator)
     whole, ragged = sample[: 5 * LEAF_SIZE], sample[5 * LEAF_SIZE + 7 :]
     on_device = sample.to(device)
     for part in (whole, ragged):
@@ -108,7 +126,7 @@ def _agrees_with_host(device: torch.device) -> bool:
         expected = _host_digests(part)
         if not torch.equal(_kernel_digests(there).cpu(), expected):
             return False
-        addresses, sizes = (column.to(device) for column in launch.leaf_table(there.data_ptr(), len(there)))
+        addresses, sizes = launch.leaf_table(there.data_ptr(), len(there), device=device)
         wrong = torch.zeros_like(expected, dtype=torch.uint8)
         wrong[-1] = 1
         bad = torch.full_like(wrong, 7).to(device)
@@ -119,7 +137,7 @@ def _agrees_with_host(device: torch.device) -> bool:
 
 
 def _kernel_digests(data: Tensor) -> Tensor:
-    addresses, sizes = (column.to(data.device) for column in launch.leaf_table(data.data_ptr(), len(data)))
+    addresses, sizes = launch.leaf_table(data.data_ptr(), len(data), device=data.device)
     out = torch.empty(len(addresses), dtype=torch.int64, device=data.device)
     launch.hash_leaves(addresses, sizes, out)
     return out
@@ -127,16 +145,9 @@ def _kernel_digests(data: Tensor) -> Tensor:
 
 def _host_digests(data: Tensor) -> Tensor:
     if not len(data):
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
     memory = (ctypes.c_ubyte * len(data)).from_address(data.data_ptr())
     return torch.frombuffer(bytearray(_core.leaf_digests(memory, default_threads())), dtype=torch.int64)
-
-
-def _name(device: torch.device) -> str:
-    if device.type == "cpu":
-        return "the CPU, in its interpreter"
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"{torch.cuda.get_device_name(device)} (sm_{major}{minor})"
 
 
 def _brief(error: BaseException) -> str:

@@ -1,6 +1,54 @@
-"""nanochat's checkpoint directories: what is in them, whether it belongs together, and converting them.
+"""nanochat's checkpoint directories, and nanochat's own functions for them with saves that cannot be torn.
 
-A directory holds, for each step, ``model_000500.pt``, ``meta_000500.json`` and
-one ``optim_000500_rank0.pt`` per rank. Nothing here imports torch, nanochat or
-any of its model code: files of every revision are taken as they are.
+A directory holds, for each step, ``model_000500``, ``meta_000500.json`` and one
+``optim_000500_rank0`` per rank, as ``.pt`` or ``.fckpt``. The functions take
+the place of those in ``nanochat.checkpoint_manager``, one by one or all at once
+with `install`. nanochat is not imported here, nor any of its model code: files
+of every revision are taken as they are.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastckpt.nanochat.backing_up import backup
+    from fastckpt.nanochat.checkpoints import load_checkpoint, load_optimizer_state, save_checkpoint
+    from fastckpt.nanochat.choosing import find_largest_model, find_last_step
+    from fastckpt.nanochat.installing import install, uninstall
+    from fastckpt.nanochat.ranks import reshard
+
+_HOMES = {
+    "backup": "fastckpt.nanochat.backing_up",
+    "find_largest_model": "fastckpt.nanochat.choosing",
+    "find_last_step": "fastckpt.nanochat.choosing",
+    "install": "fastckpt.nanochat.installing",
+    "load_checkpoint": "fastckpt.nanochat.checkpoints",
+    "load_optimizer_state": "fastckpt.nanochat.checkpoints",
+    "reshard": "fastckpt.nanochat.ranks",
+    "save_checkpoint": "fastckpt.nanochat.checkpoints",
+    "uninstall": "fastckpt.nanochat.installing",
+}
+
+__all__ = [
+    "backup",
+    "find_largest_model",
+    "find_last_step",
+    "install",
+    "load_checkpoint",
+    "load_optimizer_state",
+    "reshard",
+    "save_checkpoint",
+    "uninstall",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fastckpt.nanochat' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -57,7 +57,7 @@ def check_step(number: int, facts: Sequence[Facts], meta_path: str | None) -> li
         MismatchError: Its files do not belong together; names them and what to do.
         CheckpointIOError: The meta file cannot be read.
     """
-    meta, notes = _read_meta(number, meta_path)
+    meta, notes = read_meta(number, meta_path)
     optimizers = [file for file in facts if file.stem.role == OPTIM]
     model = next((file for file in facts if file.stem.role == MODEL), None)
     if model is None:
@@ -67,7 +67,7 @@ def check_step(number: int, facts: Sequence[Facts], meta_path: str | None) -> li
     for other in optimizers[1:]:
         _check_same_save(optimizers[0], other)
     if optimizers:
-        notes += _find_missing_ranks(optimizers, _vocabulary(model, meta))
+        notes += _missing_ranks_note(optimizers, *find_missing_ranks(facts, meta))
         notes += _check_counter(number, optimizers[0], meta)
     return notes
 
@@ -76,7 +76,8 @@ def _name(path: str) -> str:
     return os.path.basename(path)
 
 
-def _read_meta(number: int, path: str | None) -> tuple[dict[str, Any], list[str]]:
+def read_meta(number: int, path: str | None) -> tuple[dict[str, Any], list[str]]:
+    """What a meta file says, and a note if it is missing or not whole (rule 5). Raises CheckpointIOError."""
     if path is None:
         return {}, [f"there is no meta_{number:06d}.json: nanochat needs it to load the model"]
     try:
@@ -160,15 +161,20 @@ def _vocabulary(model: Facts | None, meta: dict[str, Any]) -> int | None:
     return -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE if type(size) is int else None
 
 
-def _find_missing_ranks(optimizers: Sequence[Facts], vocabulary: int | None) -> list[str]:
-    """Rule 4."""
+def find_missing_ranks(facts: Sequence[Facts], meta: dict[str, Any]) -> tuple[list[int], int]:
+    """Rule 4: the ranks without an optimizer file, and how many ranks there were (at least, if it cannot be told)."""
+    optimizers = [file for file in facts if file.stem.role == OPTIM]
     present = {file.stem.rank or 0 for file in optimizers}
-    moment = optimizers[0].first_moment
+    vocabulary = _vocabulary(next((file for file in facts if file.stem.role == MODEL), None), meta)
+    moment = optimizers[0].first_moment if optimizers else None
     if not vocabulary or not moment or not moment[0] or vocabulary % moment[0]:
-        world_size = max(present) + 1  # At least.
+        world_size = max(present, default=-1) + 1
     else:
         world_size = vocabulary // moment[0]
-    missing = sorted(set(range(world_size)) - present)
+    return sorted(set(range(world_size)) - present), world_size
+
+
+def _missing_ranks_note(optimizers: Sequence[Facts], missing: Sequence[int], world_size: int) -> list[str]:
     if not missing:
         return []
     if [file.stem.rank for file in optimizers] == [None]:

@@ -6,6 +6,7 @@ rules in `fastckpt.nanochat.checks` hold in both directions.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -123,6 +124,14 @@ def _is_optimizer(part: object) -> bool:
 
 
 def _counters(
+    state: Iterable[tuple[object, Any]], entries: Sequence[Entry], read: ReadTensor
+) -> Iterable[tuple[object, float]]:
+    for key, step in _steps(state, entries, read):
+        if math.isfinite(step):  # A number that is no count tells nothing about the save.
+            yield key, step
+
+
+def _steps(
     state: Iterable[tuple[object, Any]], entries: Sequence[Entry], read: ReadTensor
 ) -> Iterable[tuple[object, float]]:
     for key, values in state:

@@ -105,7 +105,7 @@ def _no_steps(directory: str) -> FastckptError:
     return UsageError(
         f"the checkpoints are in its subdirectories: {shown}{more}",
         path=directory,
-        next_step=f"convert them one at a time: fastckpt convert {shlex.quote(tags[0])}",
+        next_step=f"name one of them: {shlex.quote(tags[0])}",
     )
 
 

@@ -12,8 +12,9 @@ from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.manifest import Manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef, decode_tree
+from fastckpt.losses import find_cuts, find_lost, whole_prefix
 from fastckpt.payload import BadRange, Reading, Target, finding_of, read_targets
-from fastckpt.remains import Remains, find_alternates, find_cuts, find_lost, scan, whole_prefix
+from fastckpt.remains import Remains, find_alternates, scan
 from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, merge_holes
 
 
@@ -50,7 +51,7 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
 
 
 def _settle(source: Source, wreck: Wreck, remains: Remains, *, threads: int) -> None:
-    """Where a header and its mirror are of different saves, take storages that only the mirror proves from there."""
+    """Where a header and its mirror are of different saves, take storages of which the mirror proves more."""
     pairs = [(number, other) for number, others in sorted(remains.alternates.items()) for other in others]
     for number, other in pairs:
         own = remains.records.get(number)
@@ -66,7 +67,7 @@ def _settle(source: Source, wreck: Wreck, remains: Remains, *, threads: int) -> 
         _mark_storages(theirs, other, merge_holes(holes), leaves)
         taken = 0
         for (packed, state), their in zip(states, theirs, strict=True):
-            if state.holes and not their.holes:
+            if _missing(their) < _missing(state):
                 wreck.storages[packed.storage] = their
                 taken += 1
         if taken:
@@ -74,6 +75,11 @@ def _settle(source: Source, wreck: Wreck, remains: Remains, *, threads: int) -> 
                 f"record {number} is a mixture of two saves: {taken} of its {len(states)} storages are those of the "
                 "save that the index belongs to"
             )
+
+
+def _missing(state: StorageState) -> int:
+    """Bytes of a storage that are not proven."""
+    return sum(hole.end - hole.start for hole in state.holes)
 
 
 def _hole_of(bad: BadRange) -> Hole:

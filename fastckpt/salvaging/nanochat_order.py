@@ -46,7 +46,7 @@ def model_blueprint(config: Mapping[str, int], found: Mapping[str, int], meta: s
 def _with_embeddings(config: Mapping[str, int], embedding: str, meta: str) -> Blueprint:
     entries = []
     sizes = []
-    for number, (name, shape, is_embedding) in enumerate(_tensors(config)):
+    for number, (name, shape, is_embedding) in enumerate(model_tensors(config)):
         dtype = embedding if is_embedding else "float32"
         entries.append(Entry(name, dtype, shape, contiguous_stride(shape), number, 0))
         sizes.append((str(number), math.prod(shape) * BY_NAME[dtype].itemsize))
@@ -55,7 +55,7 @@ def _with_embeddings(config: Mapping[str, int], embedding: str, meta: str) -> Bl
     return Blueprint("nanochat order", tree, entries, sizes, notes=[note])
 
 
-def _tensors(config: Mapping[str, int]) -> Iterator[tuple[str, Shape, bool]]:
+def model_tensors(config: Mapping[str, int]) -> Iterator[tuple[str, Shape, bool]]:
     """Name, shape, and whether it is an embedding (which may be bfloat16) of every tensor of the current layout."""
     layers, width = config["n_layer"], config["n_embd"]
     head = width // config["n_head"]

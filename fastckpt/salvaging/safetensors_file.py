@@ -14,11 +14,12 @@ from fastckpt.findings import Finding, Kind
 from fastckpt.foreign.safetensors_file import DTYPE_NAMES
 from fastckpt.foreign.sniff import SAFETENSORS_MAX_HEADER
 from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import TensorRef
-from fastckpt.salvaging.wreck import Hole, StorageState, Wreck
-from fastckpt.salvaging.zip_evidence import read_there
+from fastckpt.readable import can_read, read_there
+from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, mark_unreadable
 
 _LENGTH: Final = struct.Struct("<Q")
 _MAX_SEARCH: Final = 32 * 2**20
@@ -40,7 +41,7 @@ class _Row(NamedTuple):
     end: int
 
 
-def survey_safetensors(source: Source, like: str | None) -> Wreck:
+def survey_safetensors(source: Source, like: str | None, *, threads: int, progress: Progress | None) -> Wreck:
     """What stands of a safetensors file. Nothing in it is ever proven.
 
     Raises:
@@ -64,9 +65,9 @@ def survey_safetensors(source: Source, like: str | None) -> Wreck:
             )
         else:
             wreck.structure = "none"
-        wreck.findings.append(
-            Finding(Kind.ROTTED, problem, 0, min(data_start, source.size), loss=wreck.structure != "like")
-        )
+        header = min(data_start, source.size)
+        kind = Kind.ROTTED if can_read(source, 0, header) else Kind.UNREADABLE
+        wreck.findings.append(Finding(kind, problem, 0, header, loss=wreck.structure != "like"))
     wreck.metadata = dict(metadata)
     doubt = "the header is damaged: name, shape and place are not certain, and the format has no checksums"
     for row in rows:
@@ -78,15 +79,18 @@ def survey_safetensors(source: Source, like: str | None) -> Wreck:
         elif there < state.nbytes:
             state.holes = [Hole(there, state.nbytes, Kind.MISSING)]
             state.reason = f"the file ends inside it: {there} of {state.nbytes} bytes are there, unproven"
-        if state.holes:
-            offset = min(data_start + row.start, source.size)
-            text = f"{row.name}: {state.reason}"
-            size = min(state.nbytes, source.size - offset)
-            wreck.findings.append(Finding(Kind.MISSING, text, offset, size, tensors=(row.name,)))
         wreck.entries.append(
             Entry(row.name, row.dtype, row.shape, contiguous_stride(row.shape), len(wreck.storages), 0)
         )
         wreck.storages.append(state)
+    in_file = [state for state in wreck.storages if (state.offset or 0) < source.size]
+    mark_unreadable(source, in_file, threads=threads, progress=progress)
+    for entry, state in zip(wreck.entries, wreck.storages, strict=True):
+        if state.holes:
+            offset = min(state.offset or 0, source.size)
+            size = min(state.nbytes, source.size - offset)
+            text = f"{entry.name}: {state.reason}"
+            wreck.findings.append(Finding(state.holes[0].kind, text, offset, size, tensors=(entry.name,)))
     wreck.tree = {entry.name: TensorRef(number) for number, entry in enumerate(wreck.entries)}
     end = data_start + max((row.end for row in rows), default=0)
     if rows and end < source.size and not problem:

@@ -9,7 +9,7 @@ is initialised anew.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -21,6 +21,11 @@ from fastckpt.salvaging.wreck import StorageState, Wreck
 
 _DROPPED: Final = object()
 _SHOWN: Final = 40
+
+_MOSTLY_FILL: Final = 1000
+_SMALL: Final = 64 * 2**20
+"""A tensor of more than this many bytes of which less than one in `_MOSTLY_FILL` is there is not written, even if
+partial ones are asked for: a damaged or forged header can claim any size, and the file would be nothing but fill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,15 +88,19 @@ class _Selector:
             self.others = {entry.name: entry for entry in other.entries if entry.name in good}
 
     def run(self) -> Selection:
+        for name, fate in self.fates.items():
+            if fate.status in self.include and _is_mostly_fill(fate):
+                self.note(f"{name}: only {fate.present} of {fate.nbytes} bytes are there: it is left out")
         tree = self.node(self.wreck.tree, self.other.tree if self.other is not None else None, ())
         self.result.tree = {} if tree is _DROPPED else tree
         return self.result
 
     def keep(self, name: str) -> bool:
         """Whether this file's own tensor is good enough, and nothing better is at hand."""
-        status = self.fates[name].status
-        whole = status in (Status.INTACT, Status.UNVERIFIED)
-        return status in self.include and (whole or self.substitute(name) is None)
+        fate = self.fates[name]
+        if fate.status in (Status.INTACT, Status.UNVERIFIED):
+            return fate.status in self.include
+        return fate.status in self.include and not _is_mostly_fill(fate) and self.substitute(name) is None
 
     def substitute(self, name: str) -> Entry | None:
         """The other file's tensor of this name, if it has the same shape and dtype."""
@@ -219,6 +228,11 @@ class _Selector:
             self.result.notes.append("... and more of the same kind")
 
 
+def _is_mostly_fill(fate: TensorFate) -> bool:
+    """Whether next to nothing of a large tensor is there."""
+    return fate.nbytes > _SMALL and fate.present * _MOSTLY_FILL < fate.nbytes
+
+
 def is_optimizer(value: Any) -> bool:
     """Whether a node is what ``Optimizer.state_dict()`` gives."""
     return (
@@ -246,9 +260,3 @@ def _map_tensors(value: Any, change: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_map_tensors(item, change) for item in value)
     return None if type(value) is Opaque else value
-
-
-def missing_names(entries: Sequence[Entry], names: Sequence[str]) -> list[str]:
-    """Names of ``entries`` that are not among ``names``."""
-    there = set(names)
-    return [entry.name for entry in entries if entry.name not in there]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from typing import Final
 
 from fastckpt import _core
@@ -13,14 +14,17 @@ from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.frame import decode_footer
+from fastckpt.readable import read_there
 from fastckpt.salvaging.blueprint import Blueprint, blueprint_finder
 from fastckpt.salvaging.fckpt import survey_fckpt
 from fastckpt.salvaging.safetensors_file import survey_safetensors
-from fastckpt.salvaging.torch_legacy import survey_torch_legacy
+from fastckpt.salvaging.torch_legacy import is_headless, survey_torch_legacy
 from fastckpt.salvaging.torch_zip import survey_torch_zip
 from fastckpt.salvaging.wreck import StorageState, Wreck
-from fastckpt.salvaging.zip_evidence import read_directory, read_there, search_local_headers
+from fastckpt.salvaging.zip_evidence import read_directory, search_local_headers
 
+_PIECE: Final = 64 * 2**20
+"""Bytes that are searched for blocks of a .fckpt at once."""
 TORCH_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -37,15 +41,15 @@ def survey(path: str, *, like: str | None, threads: int, progress: Progress | No
     find_blueprint = blueprint_finder(path, like)
     with Source(path) as source:
         head = read_there(source, 0, HEAD_SIZE)
-        kind = _kind(source, head)
+        kind = _kind(source, head, like)
         if kind == "fckpt":
             wreck = survey_fckpt(source, threads=threads, progress=progress)
         elif kind == "torch-zip":
             wreck = survey_torch_zip(source, find_blueprint, threads=threads, progress=progress)
         elif kind == "torch-legacy":
-            wreck = survey_torch_legacy(source, find_blueprint)
+            wreck = survey_torch_legacy(source, find_blueprint, threads=threads, progress=progress)
         elif kind == "safetensors":
-            wreck = survey_safetensors(source, like)
+            wreck = survey_safetensors(source, like, threads=threads, progress=progress)
         else:
             raise not_a_checkpoint(head, path=source.path, size=source.size)
         if not source.unchanged():
@@ -53,7 +57,7 @@ def survey(path: str, *, like: str | None, threads: int, progress: Progress | No
     return wreck
 
 
-def _kind(source: Source, head: bytes) -> str | None:
+def _kind(source: Source, head: bytes, like: str | None) -> str | None:
     """The kind of a file. A tensor can hold a checkpoint of another kind: the end counts for more."""
     kind = sniff(head)
     if kind != "fckpt":
@@ -66,20 +70,17 @@ def _kind(source: Source, head: bytes) -> str | None:
         directory, whole = read_directory(source)
         if whole and any(name.endswith("/data.pkl") for name in directory):
             return "torch-zip"
-    return (_guess(source, head) or kind) if kind in (None, "tar") else kind
+    return (_guess(source, head, like) or kind) if kind in (None, "tar") else kind
 
 
-def _guess(source: Source, head: bytes) -> str | None:
+def _guess(source: Source, head: bytes, like: str | None) -> str | None:
     """The kind of a file whose beginning is damaged: by what stands elsewhere, then by its name."""
-    for magic in (MAGIC_FOOTER, MAGIC_MANIFEST, MAGIC_RECORD, MAGIC_INDEX):
-        if _core.find_blocks(source.fd, magic, 0, source.size):
-            return "fckpt"
-    directory, _ = read_directory(source)
-    if any(name.partition("/")[2].startswith(("data.pkl", "data/")) for name in directory):
-        return "torch-zip"
-    if any("/data/" in header.name or header.name.endswith("/data.pkl") for _, header in search_local_headers(source)):
-        return "torch-zip"
     suffix = os.path.splitext(source.path)[1]
+    # A tensor can hold a file of the other kind; and each takes reading up to all of the file.
+    kinds = {"fckpt": _has_blocks, "torch-zip": _has_records}
+    for kind in reversed(kinds) if suffix in TORCH_SUFFIXES else kinds:
+        if kinds[kind](source):
+            return kind
     try:
         refusal = not_a_checkpoint(head, path=source.path, size=source.size)
     except FastckptError as error:  # pragma: no cover
@@ -91,8 +92,28 @@ def _guess(source: Source, head: bytes) -> str | None:
     if head[8:9] == b"{" or suffix == ".safetensors":
         return "safetensors"
     if suffix in TORCH_SUFFIXES and not refusal.message.startswith("this is a zip archive"):
-        return "torch-zip"
+        return "torch-legacy" if is_headless(source) or _is_legacy(like) else "torch-zip"
     return "fckpt" if suffix == ".fckpt" else None
+
+
+def _has_blocks(source: Source) -> bool:
+    magics = (MAGIC_MANIFEST, MAGIC_RECORD, MAGIC_INDEX, MAGIC_FOOTER)
+    # Piece by piece, since the first one nearly always tells.
+    pieces = ((start, min(start + _PIECE, source.size)) for start in range(0, source.size, _PIECE))
+    return any(_core.find_blocks(source.fd, magic, *piece) for piece in pieces for magic in magics)
+
+
+def _has_records(source: Source) -> bool:
+    directory, _ = read_directory(source)
+    found = (header.name for _, header in search_local_headers(source))
+    return any(name.partition("/")[2].startswith(("data.pkl", "data/")) for name in chain(directory, found))
+
+
+def _is_legacy(path: str | None) -> bool:
+    if path is None:
+        return False
+    with Source(path) as source:
+        return sniff(source.head(HEAD_SIZE)) == "torch-legacy"
 
 
 def _survey_empty(path: str, like: str | None) -> Wreck:

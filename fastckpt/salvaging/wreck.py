@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.findings import Finding, Kind
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import Record
+from fastckpt.readable import unreadable_parts
 from fastckpt.salvaging.report import Status, TensorFate
 
 
@@ -172,6 +175,25 @@ def good_rows(entry: Entry, holes: Iterable[Hole]) -> list[tuple[int, int]]:
     if at < rows:
         good.append((at, rows))
     return good
+
+
+def mark_unreadable(
+    source: Source, storages: Iterable[StorageState], *, threads: int, progress: Progress | None
+) -> None:
+    """Read all that is there of storages that have no checksum: only that tells whether it can be read."""
+    there = []
+    for state in storages:
+        if state.offset is not None and state.nbytes:
+            end = min([hole.start for hole in state.holes if hole.kind is Kind.MISSING], default=state.nbytes)
+            there.append((state, end))
+    ranges = [(state.offset or 0, size) for state, size in there]
+    for (state, _), faults in zip(
+        there, unreadable_parts(source, ranges, threads=threads, progress=progress), strict=True
+    ):
+        if faults:
+            bad = [Hole(fault.offset, fault.offset + fault.size, Kind.UNREADABLE) for fault in faults]
+            state.holes = merge_holes([*state.holes, *bad])
+            state.reason = "parts of it cannot be read"
 
 
 def merge_holes(holes: Iterable[Hole]) -> list[Hole]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from fastckpt.content import Content
 from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.foreign.safetensors_header import can_hold
 from fastckpt.io.source import Source
@@ -22,7 +23,7 @@ from fastckpt.salvaging.torch_pickle import pickle_state
 from fastckpt.salvaging.wreck import Wreck
 from fastckpt.salvaging.write_safetensors import write_safetensors
 from fastckpt.salvaging.write_torch import write_torch
-from fastckpt.writer import Content, write_checkpoint
+from fastckpt.writer import write_checkpoint
 
 FORMATS: Final = {
     ".fckpt": "fckpt",

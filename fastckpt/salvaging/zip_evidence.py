@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
-from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.source import Source
+from fastckpt.readable import read_there
 from fastckpt.salvaging.zip_layout import (
     CENTRAL_MAGIC,
     DESCRIPTOR_MAGIC,
@@ -25,29 +28,69 @@ WINDOW: Final = 8 * 2**20
 """Bytes looked at in one piece when the file is searched."""
 MAX_DIRECTORY: Final = 128 * 2**20
 MAX_NAME: Final = 1024
-MAX_FOUND: Final = 1_000_000
-"""Local headers that a search gives back; a checkpoint has some thousands."""
+_USUAL_NAME: Final = 64
+_STORAGE_NAME: Final = re.compile(r"([^/]+)/data/([0-9]{1,18})")
+MAX_FOUND: Final = 300_000
+"""Local headers that a search gives back; a checkpoint has some thousands, and these fit into 100 MB."""
 
 
-def read_there(source: Source, offset: int, size: int) -> bytes:
-    """The bytes of the range that are in the file and can be read; fewer than ``size`` at its end."""
-    if offset < 0 or offset >= source.size:
-        return b""
-    try:
-        return source.read(offset, min(size, source.size - offset))
-    except (CheckpointIOError, DamagedError):
-        return b""
+@dataclass(slots=True)
+class Archive:
+    """What is known of a damaged archive as a whole.
+
+    Attributes:
+        source: The file.
+        directory: The entries of the central directory that stand, by name.
+        whole_directory: Whether all of it stands, at the end of the file.
+        prefix: The top directory of all names; "" while nothing tells.
+        headers: The local headers of the whole file and their offsets, once it was searched for them.
+    """
+
+    source: Source
+    directory: dict[str, DirectoryEntry]
+    whole_directory: bool
+    prefix: str = ""
+    headers: list[tuple[int, LocalHeader]] | None = None
+
+    def name(self, key: str) -> str:
+        """The name of a storage's record."""
+        return f"{self.prefix}/data/{key}"
+
+    def key_of(self, name: str) -> str | None:
+        """The key of the storage whose record has this name; None if it is that of no storage."""
+        match = _STORAGE_NAME.fullmatch(name)
+        return match[2] if match is not None and match[1] == self.prefix else None
+
+    def search(self) -> list[tuple[int, LocalHeader]]:
+        """Every local header in the file and its offset. Reads all of it, once."""
+        if self.headers is None:
+            self.headers = list(search_local_headers(self.source))
+        return self.headers
+
+    def storage_headers(self, start: int, stop: int) -> Iterator[tuple[int, str, LocalHeader]]:
+        """Offset, key and content of every local header of a storage in a part of the file."""
+        if self.headers is None:
+            found: Iterable[tuple[int, LocalHeader]] = search_local_headers(self.source, start, stop)
+        else:
+            first = bisect_left(self.headers, start, key=lambda item: item[0])
+            found = takewhile(lambda item: item[0] < stop, islice(self.headers, first, None))
+        for at, header in found:
+            key = self.key_of(header.name)
+            if key is not None:
+                yield at, key, header
 
 
 def local_header_at(source: Source, at: int) -> LocalHeader | None:
     """The local header at an offset; None if there is none."""
-    raw = read_there(source, at, LOCAL_HEADER.size)
+    raw = read_there(source, at, LOCAL_HEADER.size + _USUAL_NAME)
     if len(raw) < LOCAL_HEADER.size:
         return None
-    name_size = LOCAL_HEADER.unpack(raw)[9]
+    name_size = LOCAL_HEADER.unpack_from(raw)[9]
     if name_size > MAX_NAME:
         return None
-    return parse_local(raw + read_there(source, at + len(raw), name_size), at)
+    if name_size > _USUAL_NAME:
+        raw = read_there(source, at, LOCAL_HEADER.size + name_size)
+    return parse_local(raw, at)
 
 
 class Descriptor(NamedTuple):
@@ -78,28 +121,26 @@ def descriptor_at(source: Source, at: int, size: int, width: int) -> Descriptor 
 
 
 def read_directory(source: Source) -> tuple[dict[str, DirectoryEntry], bool]:
-    """The entries of the central directory by name, as far as they stand, and whether its end is where it should be."""
+    """The entries of the central directory by name, as far as they stand, and whether it is whole and at the end."""
     tail_size = min(source.size, 70_000)
     tail = read_there(source, source.size - tail_size, tail_size)
     base = source.size - tail_size
-    whole = tail[-22:-18] == END_MAGIC
-    start = None
+    start, count = None, -1
     at = tail.rfind(END64_MAGIC)
     if at >= 0 and at + 56 <= len(tail):
-        start = struct.unpack_from("<Q", tail, at + 48)[0]
+        count, start = struct.unpack_from("<Q8xQ", tail, at + 32)
     else:
         at = tail.rfind(END_MAGIC)
         if at >= 0 and at + 22 <= len(tail):
-            start = struct.unpack_from("<I", tail, at + 16)[0]
+            count, start = struct.unpack_from("<H4xI", tail, at + 10)
     if start is None or read_there(source, start, 4) != CENTRAL_MAGIC or source.size - start > MAX_DIRECTORY:
         # Its end is lost: what of it lies in the last part of the file is found by its signature.
-        start = max(base - 2**20, 0)
-        whole = False
+        start, count = max(base - 2**20, 0), -1
     raw = read_there(source, start, min(source.size - start, MAX_DIRECTORY))
     entries: dict[str, DirectoryEntry] = {}
     for entry in parse_directory(raw):
         entries.setdefault(entry.name, entry)
-    return entries, whole
+    return entries, len(entries) == count and tail[-22:-18] == END_MAGIC
 
 
 _LOCAL: Final = re.compile(re.escape(b"PK\x03\x04"))
@@ -113,8 +154,7 @@ def search_local_headers(source: Source, start: int = 0, stop: int | None = None
     while at < end and found < MAX_FOUND:
         window = read_there(source, at, min(WINDOW, end - at))
         if not window:
-            at += WINDOW
-            continue
+            return
         for match in _LOCAL.finditer(window):
             raw = window[match.start() : match.start() + LOCAL_HEADER.size + MAX_NAME]
             header = parse_local(raw, at + match.start())

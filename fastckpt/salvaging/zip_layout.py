@@ -47,13 +47,36 @@ class Place(NamedTuple):
     descriptor: int
 
 
-def next_place(header: int, name: str, size: int, alignment: int = ALIGNMENT) -> Place:
-    """The place of a record whose local header begins at ``header``."""
+def descriptor_size(header: int, size: int) -> int:
+    """Bytes of the descriptor of a record whose local header begins at ``header``; empty records have none."""
+    return 0 if not size else 24 if max(size, header) >= BIG else 16
+
+
+def _least_header(header: int, name: str, size: int) -> int:
+    """Bytes of a local header before it is filled up to the alignment."""
     big_size, big_offset = size >= BIG, header >= BIG
     extra64 = 4 + 16 * big_size + 8 * big_offset if big_size or big_offset else 0
-    data = align(header + LOCAL_HEADER.size + len(name.encode()) + extra64 + 4, alignment)
-    descriptor = 0 if not size else 24 if big_size or big_offset else 16
-    return Place(header, data, descriptor)
+    return LOCAL_HEADER.size + len(name.encode()) + extra64 + 4
+
+
+def next_place(header: int, name: str, size: int, alignment: int = ALIGNMENT) -> Place:
+    """The place of a record whose local header begins at ``header``."""
+    data = align(header + _least_header(header, name, size), alignment)
+    return Place(header, data, descriptor_size(header, size))
+
+
+def place_before(after: Place, after_name: str, after_size: int, name: str, size: int) -> Place | None:
+    """The place of the record in front of one whose data is at ``after.data``; None if none fits there.
+
+    Its own header is somewhere in front of it: that is told only by the record before. So of ``after`` too only the
+    data counts.
+    """
+    header = after.data - _least_header(after.data, after_name, after_size)
+    width = descriptor_size(header, size)
+    data = (header - width - size) // ALIGNMENT * ALIGNMENT
+    if data < 0 or next_place(data + size + width, after_name, after_size).data != after.data:
+        return None
+    return Place(max(data - _least_header(data, name, size), 0), data, width)
 
 
 def end_of(place: Place, size: int) -> int:
@@ -96,6 +119,11 @@ class LocalHeader(NamedTuple):
     method: int
     crc: int
     size: int
+
+    @property
+    def has_descriptor(self) -> bool:
+        """Whether CRC-32 and size stand behind the data instead of in here."""
+        return bool(self.flags & 8)
 
 
 def parse_local(raw: bytes, at: int) -> LocalHeader | None:

@@ -12,7 +12,8 @@ from fastckpt.errors import FastckptError
 from fastckpt.foreign.pickle_input import PickleCutError
 from fastckpt.foreign.torch_state import TorchState, read_state
 from fastckpt.io.source import Source
-from fastckpt.salvaging.zip_evidence import descriptor_at, local_header_at, read_there
+from fastckpt.readable import read_there
+from fastckpt.salvaging.zip_evidence import descriptor_at, local_header_at
 from fastckpt.salvaging.zip_layout import ALIGNMENT, DirectoryEntry, next_place
 
 _FIRST_WINDOW: Final = 4 * 2**20
@@ -35,6 +36,7 @@ class FoundPickle:
         offset: Where it begins.
         end: First byte after it.
         proven: Whether its CRC-32 matches.
+        contradicted: Whether there is a CRC-32 that does not match.
         not_computed: Whether its writer computed no CRC-32.
         doubt: Why it is not proven.
         problem: Why it cannot be read.
@@ -45,6 +47,7 @@ class FoundPickle:
     offset: int = 0
     end: int = 0
     proven: bool = False
+    contradicted: bool = False
     not_computed: bool = False
     doubt: str = ""
     problem: str = ""
@@ -114,13 +117,13 @@ def _read(source: Source, prefix: str, at: int, crcs: set[int]) -> FoundPickle:
     crc = zlib.crc32(raw[:size])
     descriptor = descriptor_at(source, found.end, size, 16)
     stated = crcs | {descriptor.crc} if descriptor is not None else crcs
-    signed = (descriptor is not None and descriptor.signed and descriptor.crc) or any(crcs)
+    signed = descriptor is not None and descriptor.signed
+    checked = (signed and descriptor is not None and descriptor.crc) or any(crcs)
     found.proven = crc in stated - {0}
-    found.not_computed = descriptor is not None and descriptor.signed and not signed
-    if not found.proven:
-        found.doubt = (
-            "data.pkl fails its CRC-32, so names, shapes and dtypes may be wrong"
-            if signed
-            else "nothing proves data.pkl, which has names, shapes and dtypes"
-        )
+    found.contradicted = bool(checked) and not found.proven
+    found.not_computed = signed and not checked
+    if found.contradicted:
+        found.doubt = "data.pkl fails its CRC-32, so names, shapes and dtypes may be wrong"
+    elif not found.proven:
+        found.doubt = "nothing proves data.pkl, which has names, shapes and dtypes"
     return found

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from fastckpt.findings import Kind
-from fastckpt.io.source import Source
 from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
+from fastckpt.readable import narrowed, read_there
 from fastckpt.salvaging.wreck import Hole, StorageState, merge_holes
-from fastckpt.salvaging.zip_evidence import Descriptor, descriptor_at, local_header_at, read_there
+from fastckpt.salvaging.zip_evidence import Archive, Descriptor, descriptor_at, local_header_at
 from fastckpt.salvaging.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry, LocalHeader, Place, end_of, places
 
-_HAS_DESCRIPTOR: Final = 0x8
 _TORCH_RECORD: Final = re.compile(r"[^/]+/(version|byteorder|\.format_version|\.data/serialization_id|data/[^/]+)")
 _ZERO_RUN: Final = 16
 """Bytes at the end of a storage, before a descriptor of zeros, that count as a hole."""
@@ -29,12 +28,19 @@ _ZERO_RUN: Final = 16
 
 @dataclass(slots=True)
 class Candidate:
-    """A storage and the place where it should be.
+    """A storage, a place where it may be, and what stands there.
 
     Attributes:
         key: Its key; its record is ``PREFIX/data/KEY``.
         nbytes: Its size.
-        place: Where it should be; None if nothing tells.
+        place: Where it may be; None if nothing tells.
+        header: The local header at the place, whatever record it names.
+        descriptor: What stands behind the storage.
+        entry: The directory entry of the storage; its CRC-32 is that of the bytes, wherever they are.
+        listed: Whether it gives this place.
+        named: Whether the local header names this storage.
+        in_line: Whether a record behind it stands where this place, and the sizes, put it.
+        anchored: Whether one before it does.
     """
 
     key: str
@@ -43,9 +49,20 @@ class Candidate:
     header: LocalHeader | None = None
     descriptor: Descriptor | None = None
     entry: DirectoryEntry | None = None
+    listed: bool = False
     named: bool = False
     in_line: bool = False
     anchored: bool = False
+
+    @property
+    def is_signed(self) -> bool:
+        """Whether its descriptor stands behind it, with signature and sizes."""
+        return self.descriptor is not None and self.descriptor.signed
+
+    @property
+    def is_witnessed(self) -> bool:
+        """Whether its header or its descriptor stands in its place."""
+        return self.named or self.is_signed
 
     def has_checksum(self) -> bool:
         """Whether a CRC-32 is stated where it should be, so that one that does not match means damage."""
@@ -63,21 +80,16 @@ class Candidate:
     def header_crc(self) -> int:
         """The CRC-32 in the local header, where torch has none and other programs that pack zips do."""
         header = self.header
-        usual = header is not None and self.named and header.size == self.nbytes and not header.flags & _HAS_DESCRIPTOR
-        return header.crc if header is not None and usual else 0
-
-    @property
-    def is_witnessed(self) -> bool:
-        """Whether its header or its descriptor stands in its place."""
-        return self.named or (self.descriptor is not None and self.descriptor.signed)
+        if header is None or not self.named or header.size != self.nbytes or header.has_descriptor:
+            return 0
+        return header.crc
 
     @property
     def is_replaced(self) -> bool:
         """Whether the header of another record stands here, and nothing says that this record does."""
         if self.header is None or self.named or self.in_line:
             return False
-        signed = self.descriptor is not None and self.descriptor.signed
-        return not signed and self.entry is None and _TORCH_RECORD.fullmatch(self.header.name) is not None
+        return not self.is_signed and not self.listed and _TORCH_RECORD.fullmatch(self.header.name) is not None
 
     def stated_crcs(self) -> set[int]:
         """The CRC-32s that the file states for it. 0 stands for "not computed"."""
@@ -85,72 +97,112 @@ class Candidate:
         return (crcs | {self.header_crc}) - {0}
 
 
-def judge(
-    source: Source,
-    prefix: str,
-    candidates: Sequence[Candidate],
-    directory: dict[str, DirectoryEntry],
-    *,
-    threads: int,
-    progress: Progress | None,
-) -> list[StorageState]:
-    """The state of every candidate; all bytes are read once."""
+def look(archive: Archive, key: str, nbytes: int, place: Place | None) -> Candidate:
+    """What stands at a place where a storage may be; its bytes are not read."""
+    candidate = Candidate(key, nbytes, place)
+    if place is None:
+        return candidate
+    name = archive.name(key)
+    candidate.header = local_header_at(archive.source, place.header)
+    if candidate.header is not None:
+        there = candidate.header.name
+        candidate.named = there == name if archive.prefix else there.endswith(name) and there.count("/") == 2
+    candidate.descriptor = descriptor_at(archive.source, place.data + nbytes, nbytes, place.descriptor or 16)
+    entry = archive.directory.get(name)
+    if entry is not None and entry.size == nbytes:
+        candidate.entry = entry
+        candidate.listed = entry.header == place.header
+    return candidate
+
+
+class _Sum(NamedTuple):
+    """CRC-32 of a range, and what of it could not be read."""
+
+    crc: int
+    holes: list[Hole]
+
+
+class Sums:
+    """The CRC-32s of ranges of a file, each read once."""
+
+    def __init__(self, archive: Archive, *, threads: int, progress: Progress | None) -> None:
+        self._source = archive.source
+        self._threads = threads
+        self._progress = progress
+        self._done = 0
+        self._sums: dict[tuple[int, int], _Sum] = {}
+
+    def read(self, candidates: Iterable[Candidate]) -> None:
+        """Read the bytes of these, unless that was done. Of those that overlap only one is read."""
+        wanted = [c for c in candidates if c.nbytes and c.place is not None and self.of(c) is None]
+        chosen = without_overlaps(
+            [c for c in wanted if _is_inside(c, self._source.size)], lambda c: (not c.is_witnessed,)
+        )
+        moves = [Move(c.place.data, 0, c.nbytes) for c in chosen if c.place is not None]
+        if not moves:
+            return
+        done, progress = self._done, self._progress
+        moved = transfer(
+            moves,
+            source=self._source.fd,
+            source_direct=self._source.direct_fd,
+            sink=NOWHERE,
+            threads=self._threads,
+            leaves=False,
+            crcs=True,
+            progress=None if progress is None else (lambda count: progress(done + count)),
+        )
+        self._done += sum(move.size for move in moves)
+        holes: dict[int, list[Hole]] = {}
+        for fault in moved.faults:
+            kind = Kind.UNREADABLE if fault.errno else Kind.MISSING
+            for part in narrowed(self._source, moves[fault.move].source, fault):
+                holes.setdefault(fault.move, []).append(Hole(part.offset, part.offset + part.size, kind))
+        for number, (move, crc) in enumerate(zip(moves, moved.crcs, strict=True)):
+            self._sums[move.source, move.size] = _Sum(crc, holes.get(number, []))
+
+    def of(self, candidate: Candidate) -> _Sum | None:
+        """The sum of a candidate; None if it was not read."""
+        return self._sums.get((candidate.place.data, candidate.nbytes)) if candidate.place is not None else None
+
+    def prove(self, candidate: Candidate) -> bool:
+        """Whether the bytes at the place have a CRC-32 that the file states for the storage."""
+        found = self.of(candidate)
+        return found is not None and not found.holes and found.crc in candidate.stated_crcs()
+
+
+def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list[StorageState]:
+    """The state of every storage, given one place for each."""
+    _find_line(archive, candidates)
+    size = archive.source.size
+    sums.read(candidates)
+    inside = [c for c in candidates if c.nbytes and _is_inside(c, size)]
+    alone = {id(c) for c in without_overlaps(inside, lambda c: (not sums.prove(c), not c.is_witnessed))}
+    states = []
     for candidate in candidates:
-        _gather(source, prefix, candidate, directory)
-    _find_line(source, prefix, candidates)
-    states = [StorageState(c.nbytes, c.place.data if c.place is not None else None) for c in candidates]
-    jobs = [n for n, c in enumerate(candidates) if c.place is not None and c.nbytes and _is_inside(c, source.size)]
-    jobs = _without_overlaps(candidates, states, jobs)
-    moved = transfer(
-        (Move(states[n].offset or 0, 0, states[n].nbytes) for n in jobs),
-        source=source.fd,
-        source_direct=source.direct_fd,
-        sink=NOWHERE,
-        threads=threads,
-        leaves=False,
-        crcs=True,
-        progress=progress,
-    )
-    faults: dict[int, list[Hole]] = {}
-    for fault in moved.faults:
-        kind = Kind.UNREADABLE if fault.errno else Kind.MISSING
-        faults.setdefault(jobs[fault.move], []).append(Hole(fault.offset, fault.offset + fault.size, kind))
-    crcs = dict(zip(jobs, moved.crcs, strict=True))
-    for number, (candidate, state) in enumerate(zip(candidates, states, strict=True)):
+        place, found = candidate.place, sums.of(candidate)
+        state = StorageState(candidate.nbytes, place.data if place is not None else None)
+        states.append(state)
         if not candidate.nbytes:
             state.proven = True
-        elif state.reason:
-            continue
-        elif candidate.place is None:
+        elif place is None:
             state.lose("its record is nowhere to be found")
-        elif number in faults:
-            state.holes, state.reason = merge_holes(faults[number]), "parts of it cannot be read"
-        elif number not in crcs:
-            _judge_cut(candidate, state, source.size)
-        elif crcs[number] in candidate.stated_crcs():
+        elif not _is_inside(candidate, size):
+            _judge_cut(candidate, place, state, size)
+        elif id(candidate) not in alone or found is None:
+            state.lose("its record overlaps another one")
+        elif found.holes:
+            state.holes, state.reason = merge_holes(found.holes), "parts of it cannot be read"
+        elif sums.prove(candidate):
             state.proven = True
         else:
-            _judge_unproven(source, candidate, state)
+            _judge_unproven(archive, candidate, place, state)
     return states
 
 
-def _gather(source: Source, prefix: str, candidate: Candidate, directory: dict[str, DirectoryEntry]) -> None:
-    if candidate.place is None:
-        return
-    inner = f"/data/{candidate.key}"
-    candidate.header = local_header_at(source, candidate.place.header)
-    if candidate.header is not None:
-        name = candidate.header.name
-        candidate.named = name == prefix + inner if prefix else name.endswith(inner) and name.count("/") == 2
-    end = candidate.place.data + candidate.nbytes
-    candidate.descriptor = descriptor_at(source, end, candidate.nbytes, candidate.place.descriptor or 16)
-    entry = directory.get(prefix + inner)
-    if entry is not None and entry.header == candidate.place.header and entry.size == candidate.nbytes:
-        candidate.entry = entry
-
-
-def _find_line(source: Source, prefix: str, candidates: Sequence[Candidate]) -> None:
+def _find_line(archive: Archive, candidates: Sequence[Candidate]) -> None:
     """Tell which candidates stand in line: behind a record that is whole, or before one in its place."""
+    source, prefix = archive.source, archive.prefix
     following = False
     placed = sorted(
         (candidate for candidate in candidates if candidate.place is not None),
@@ -161,16 +213,14 @@ def _find_line(source: Source, prefix: str, candidates: Sequence[Candidate]) -> 
     anchored = False
     for candidate in placed:
         candidate.anchored = anchored
-        signed = candidate.descriptor is not None and candidate.descriptor.signed
-        anchored = signed or (whole and (anchored or candidate.named))
+        anchored = candidate.is_signed or (whole and (anchored or candidate.named))
     for candidate in reversed(placed):
         assert candidate.place is not None
         if not following:
             after = local_header_at(source, end_of(candidate.place, candidate.nbytes))
             following = after is not None and (not prefix or after.name.startswith(prefix + "/"))
         candidate.in_line = following
-        signed = candidate.descriptor is not None and candidate.descriptor.signed
-        following = following or candidate.named or signed
+        following = following or candidate.is_witnessed
 
 
 def _expected_size(placed: Sequence[Candidate], prefix: str) -> int:
@@ -185,32 +235,30 @@ def _expected_size(placed: Sequence[Candidate], prefix: str) -> int:
 
 
 def _is_inside(candidate: Candidate, size: int) -> bool:
-    assert candidate.place is not None
-    return candidate.place.data + candidate.nbytes <= size
+    return candidate.place is not None and candidate.place.data + candidate.nbytes <= size
 
 
-def _without_overlaps(candidates: Sequence[Candidate], states: list[StorageState], jobs: list[int]) -> list[int]:
-    """Leave out ranges that reach into another one, so that no byte is read twice; those with a witness come first."""
+def without_overlaps(candidates: Sequence[Candidate], rank: Callable[[Candidate], tuple[bool, ...]]) -> list[Candidate]:
+    """Leave out ranges that reach into another one, so that no byte counts twice; lower ranks come first."""
     begins: list[int] = []
     ends: list[int] = []
-    kept: list[int] = []
-    for number in sorted(jobs, key=lambda n: (not candidates[n].is_witnessed, states[n].offset or 0, n)):
-        begin = states[number].offset or 0
-        end = begin + states[number].nbytes
+    kept: list[Candidate] = []
+    for candidate in sorted(candidates, key=lambda c: (rank(c), c.place or ())):
+        assert candidate.place is not None
+        begin = candidate.place.data
+        end = begin + candidate.nbytes
         at = bisect_left(begins, begin)
         if (at and ends[at - 1] > begin) or (at < len(begins) and begins[at] < end):
-            states[number].lose("its record overlaps another one")
             continue
         begins.insert(at, begin)
         ends.insert(at, end)
-        kept.append(number)
-    return sorted(kept)
+        kept.append(candidate)
+    return kept
 
 
-def _judge_cut(candidate: Candidate, state: StorageState, size: int) -> None:
+def _judge_cut(candidate: Candidate, place: Place, state: StorageState, size: int) -> None:
     """A storage that ends beyond the file."""
-    assert candidate.place is not None
-    there = size - candidate.place.data
+    there = size - place.data
     if there <= 0 or not candidate.named:
         state.lose("the file ends before it" if there <= 0 else "another record, or none, is in its place")
     else:
@@ -218,11 +266,10 @@ def _judge_cut(candidate: Candidate, state: StorageState, size: int) -> None:
         state.reason = f"the file ends inside it: {there} of {state.nbytes} bytes are there, unproven"
 
 
-def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -> None:
+def _judge_unproven(archive: Archive, candidate: Candidate, place: Place, state: StorageState) -> None:
     """A storage whose bytes are in the file without a checksum that matches."""
-    assert candidate.place is not None
-    descriptor, entry = candidate.descriptor, candidate.entry
-    placed = candidate.named or entry is not None or candidate.in_line
+    descriptor = candidate.descriptor
+    placed = candidate.named or candidate.listed or candidate.in_line
     if candidate.is_replaced:
         state.lose("the save was interrupted before it: another record is in its place")
     elif candidate.has_checksum():
@@ -232,7 +279,7 @@ def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -
         (placed or candidate.anchored)
         and descriptor is not None
         and not any(descriptor.raw)
-        and (run := _zero_run(source, candidate)) >= _ZERO_RUN
+        and (run := _zero_run(archive, place.data, candidate.nbytes)) >= _ZERO_RUN
     ):
         if run == state.nbytes:
             state.lose("it was never written: it reads as zeros, as does its descriptor")
@@ -248,15 +295,14 @@ def _judge_unproven(source: Source, candidate: Candidate, state: StorageState) -
         state.lose("neither its header nor its descriptor is there, nor any record after it")
 
 
-def _zero_run(source: Source, candidate: Candidate) -> int:
-    """How many bytes at the end of a storage are zero."""
-    assert candidate.place is not None
-    at = candidate.nbytes
+def _zero_run(archive: Archive, start: int, size: int) -> int:
+    """How many bytes at the end of a range are zero."""
+    at = size
     while at:
-        size = min(at, 2**20)
-        window = read_there(source, candidate.place.data + at - size, size)
+        step = min(at, 2**20)
+        window = read_there(archive.source, start + at - step, step)
         kept = len(window.rstrip(b"\0"))
-        if kept or len(window) < size:
-            return candidate.nbytes - (at - size + kept)
-        at -= size
-    return candidate.nbytes
+        if kept or len(window) < step:
+            return size - (at - step + kept)
+        at -= step
+    return size

@@ -146,6 +146,15 @@ def tally(a: Elements, b: Elements) -> Tally:
     return total
 
 
+def values_of(elements: Elements) -> torch.Tensor:
+    """The numbers as float64, one row per element: two columns for complex and fp4x2, else one.
+
+    Raises:
+        UnsupportedStateError: The installed torch lacks the dtype.
+    """
+    return _values(_parts(elements), elements)
+
+
 def _parts(elements: Elements) -> torch.Tensor:
     """The stored parts of every element, one row each: two columns for complex numbers, else one."""
     dtype = _PART_TYPES.get(elements.dtype) or torch_dtype(elements.dtype)

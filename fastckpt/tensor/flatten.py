@@ -115,6 +115,6 @@ def _small_object(value: object, path: Path) -> object:
     )
 
 
-def host_bytes(storage: torch.UntypedStorage) -> torch.UntypedStorage:
-    """The storage itself, or its copy in host memory when it lies on another device."""
-    return storage if storage.device.type == "cpu" else storage.cpu()  # type: ignore[no-untyped-call]
+def on_device(memory: torch.Tensor | torch.UntypedStorage) -> bool:
+    """Whether bytes lie where the processor cannot read them by address."""
+    return memory.device.type != "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,21 @@ def build_tensors(
             tensor = torch.empty(0, dtype=dtype, device=device).set_(storage, offset, shape, stride)
         tensors.append(_with_flags(tensor, flags) if flags else tensor)
     return tensors
+
+
+def build_on(entries: Iterable[Entry], memory_of: Callable[[int], torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensor of every entry, on storages that are where they shall be.
+
+    Args:
+        entries: What to build.
+        memory_of: The bytes of a storage, by its number: uint8 [nbytes], from
+            the first to the last byte of a torch storage.
+    """
+    for _, dtype_name, shape, stride, number, offset, flags in entries:
+        memory = memory_of(number)
+        tensor = torch.empty(0, dtype=torch_dtype(dtype_name), device=memory.device)
+        tensor.set_(memory.untyped_storage(), offset, shape, stride)
+        yield _with_flags(tensor, flags) if flags else tensor
 
 
 def _with_flags(tensor: torch.Tensor, flags: int) -> torch.Tensor:

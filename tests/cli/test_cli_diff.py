@@ -235,6 +235,14 @@ def test_torch_is_imported_only_for_numbers(arguments, needs_torch, pair):
     assert done.stderr.split()[:2] == [str(needs_torch), "False"]
 
 
+def test_a_tensor_that_has_no_numbers_is_named_all_the_same(here, tmp_path):
+    for name, base in (("a", torch.zeros(200_000)), ("b", torch.ones(200_000))):
+        torch.save({"x": base.as_strided((100_000, 100_000), (1, 1))}, tmp_path / f"{name}.pt")
+    ended = here("diff", tmp_path / "a.pt", tmp_path / "b.pt")
+    assert ended.code == 1
+    assert "  differs  x: by how much cannot be said" in ended.out.splitlines()
+
+
 # Damage and other ends
 
 

@@ -177,9 +177,13 @@ def test_engine(cli, samples):
     assert facts["simd"] in facts["simd_available"]
     assert facts["packages"]["torch"] == torch.__version__
     assert isinstance(facts["o_direct"], bool)
+    assert [on["device"] for on in facts["verification"]][:1] == ["cpu"]
+    assert len(facts["verification"]) == 1 + torch.cuda.device_count()
+    assert all(on["engine"] in ("triton", "host") and on["why"] for on in facts["verification"])
     ended = cli("inspect", "--engine")
     assert ended.code == 0
     assert "simd" in ended.out
+    assert "verify, cpu" in ended.out
 
 
 def test_nanochat_files(here, real):

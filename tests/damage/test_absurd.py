@@ -113,6 +113,33 @@ def test_storage_that_claims_to_be_huge(tmp_path: Path, numel: int) -> None:
     assert report is None or report.counts["intact"] == 0
 
 
+@pytest.mark.parametrize("extent", [2**24 + 1, 2**34])
+def test_what_is_mostly_fill_is_left_out(tmp_path: Path, extent: int) -> None:
+    """Though the disk could hold it: next to nothing of it is there, and all else comes back."""
+    path = tmp_path / "file.safetensors"
+    table = {
+        "small": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        "huge": {"dtype": "F32", "shape": [extent], "data_offsets": [8, 8 + 4 * extent]},
+    }
+    path.write_bytes(header(table, b"12345678" * 2))
+    report = salvaged(path, include=EVERYTHING)
+    assert report.written == ["small"]
+    assert report.tensors["huge"].status.value == "partial"
+    assert any("huge: only 8 of" in note for note in report.notes)
+    assert report.exit_code == 3
+    assert path.with_suffix(".out.fckpt").stat().st_size < 2**20
+
+
+def test_a_small_tensor_may_be_mostly_fill(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    tensor = {"dtype": "F32", "shape": [2**20], "data_offsets": [0, 2**22]}
+    path.write_bytes(header({"x": tensor}, b"12345678"))
+    assert salvaged(path, include=EVERYTHING).written == ["x"]
+    back = fastckpt.load(path.with_suffix(".out.fckpt"))["x"]
+    assert back[:2].view(torch.uint8).numpy().tobytes() == b"12345678"
+    assert not back[2:].any()
+
+
 def test_broadcast_that_is_huge(tmp_path: Path) -> None:
     """A tensor may have more elements than its storage: nothing may copy them out."""
     path = tmp_path / "file.pt"

@@ -23,6 +23,7 @@ import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch  # noqa: F401  (the first import takes longer than an input may)
 from targets import TARGETS, Target
 
 CORPUS = Path(__file__).parent / "corpus"

@@ -1,21 +1,25 @@
 """Everything that reads files, fuzzed: a replay of the corpus, then a second of new inputs for each target.
 
-``FASTCKPT_FUZZ_SECONDS=30 pytest tests/fuzz`` takes longer for each target, and ``FASTCKPT_FUZZ_SEED`` makes other
-inputs. ``python tests/fuzz/fuzz.py`` is the same without pytest, and keeps the inputs that fail. The targets for what
-the native core parses are ``csrc/tests/fuzz_*.cc``: they are built with clang and libFuzzer where those are at hand,
-and otherwise with g++, the address and undefined behaviour sanitizers and a driver of their own.
+``FASTCKPT_FUZZ_SECONDS=30 pytest tests/fuzz`` takes longer for each target, as many at a time as there are CPUs, and
+``FASTCKPT_FUZZ_SEED`` makes other inputs. ``python tests/fuzz/fuzz.py`` is the same without pytest, and keeps the
+inputs that fail. The targets for what the native core parses are ``csrc/tests/fuzz_*.cc``: they are built with clang
+and libFuzzer where those are at hand, and otherwise with g++, the address and undefined behaviour sanitizers and a
+driver of their own.
 """
 
 from __future__ import annotations
 
 import base64
+import multiprocessing
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fuzz import CORPUS, fuzz
+from fuzz import CORPUS, Result, fuzz
 from targets import TARGETS, packed, resealed, run_blocks, run_fckpt, unpacked
 
 import fastckpt
@@ -25,9 +29,16 @@ SEED = int(os.environ.get("FASTCKPT_FUZZ_SEED", "1"))
 CORE_TESTS = Path(__file__).parents[2] / "csrc" / "tests"
 
 
+@pytest.fixture(scope="module")
+def results() -> Iterator[dict[str, Future[Result]]]:
+    """What comes of every target, each in a process of its own."""
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("fork")) as pool:
+        yield {name: pool.submit(fuzz, name, SECONDS, SEED) for name in sorted(TARGETS)}
+
+
 @pytest.mark.parametrize("target", sorted(TARGETS))
-def test_target(target: str, capsys: pytest.CaptureFixture[str]) -> None:
-    result = fuzz(target, SECONDS, SEED)
+def test_target(target: str, results: dict[str, Future[Result]], capsys: pytest.CaptureFixture[str]) -> None:
+    result = results[target].result()
     with capsys.disabled():
         print(f"\n{result}", end="")
     shown = [f"{base64.b64encode(data[:3000]).decode()}\n{text}" for data, text in result.failures]
@@ -77,6 +88,13 @@ def core_targets() -> None:
 
 def test_core_targets(core_targets: None) -> None:
     """The core's targets, under the sanitizers."""
-    options = [f"FUZZ_SECONDS={max(1, round(SECONDS))}", f"FUZZ_SEED={SEED}"]
-    run = subprocess.run(["make", "-C", str(CORE_TESTS), "fuzz", *options], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, f"{run.stdout}\n{run.stderr}"
+
+    def run(name: str) -> subprocess.CompletedProcess[str]:
+        options = [f"FUZZ_TARGETS={name}", f"FUZZ_SECONDS={max(1, round(SECONDS))}", f"FUZZ_SEED={SEED}"]
+        command = ["make", "-C", str(CORE_TESTS), "fuzz", *options]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    names = [path.stem.removeprefix("fuzz_") for path in CORE_TESTS.glob("fuzz_*.cc") if path.stem != "fuzz_main"]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in pool.map(run, names):
+            assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"

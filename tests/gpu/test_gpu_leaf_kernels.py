@@ -70,7 +70,7 @@ def test_the_reference_agrees_on_a_gigabyte() -> None:
 def test_flipped_bits_are_found_in_their_leaves(dtype: torch.dtype) -> None:
     rng = random.Random(3)
     data = random_bytes(2000 * LEAF + 1000, seed=3)
-    addresses, sizes = (column.cuda() for column in leaf_table(data.data_ptr(), len(data)))
+    addresses, sizes = leaf_table(data.data_ptr(), len(data), device="cuda")
     expected = leaf_digests(data)
     bad = torch.full((len(addresses) + 16,), 7, dtype=dtype, device="cuda")
     check_leaves(addresses, sizes, expected, bad[8:-8])
@@ -88,7 +88,7 @@ def test_flipped_bits_are_found_in_their_leaves(dtype: torch.dtype) -> None:
 def test_work_stays_on_the_current_stream() -> None:
     """The kernel sees what the stream did before it, and nothing waits for it."""
     data = torch.zeros(64 << 20, dtype=torch.uint8, device="cuda")
-    addresses, sizes = (column.cuda() for column in leaf_table(data.data_ptr(), len(data)))
+    addresses, sizes = leaf_table(data.data_ptr(), len(data), device="cuda")
     out = torch.zeros(len(addresses), dtype=torch.int64, device="cuda")
     hash_leaves(addresses, sizes, out)  # compiled now, if not before
     torch.cuda.synchronize()

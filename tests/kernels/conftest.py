@@ -8,26 +8,19 @@ has a child of its own, with the environment it needs.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 
 import pytest
-from kernel_jobs import Call
-
-
-def _set_environment(changes: dict[str, str | None]) -> None:
-    for name, value in changes.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+from kernel_jobs import Call, set_environment
 
 
 def _child(changes: dict[str, str | None]) -> Iterator[Call]:
-    pytest.importorskip("triton", reason="triton is not installed")
+    if find_spec("triton") is None:
+        pytest.skip("triton is not installed")
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_set_environment, initargs=(changes,)) as pool:
+    with ProcessPoolExecutor(1, mp_context=context, initializer=set_environment, initargs=(changes,)) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result(timeout=120)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import inspect
 import mmap
 import os
 import re
@@ -22,6 +21,14 @@ Call = Callable[..., Any]
 Rows = list[tuple[int, int]]
 """Leaves: the offset in some memory, and the size."""
 CANARY = -0x0123456789ABCDEF
+
+
+def set_environment(changes: dict[str, str | None]) -> None:
+    for name, value in changes.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _aligned(memory: bytes) -> torch.Tensor:
@@ -92,6 +99,11 @@ def engine(device: str) -> dispatch.Engine:
         return dispatch.engine_for(device)
 
 
+def engine_with_a_default_device() -> dispatch.Engine:
+    with torch.device("meta"):
+        return engine("cpu")
+
+
 def engine_without_triton() -> dispatch.Engine:
     with mock.patch.dict(sys.modules, {"triton": None}):
         return engine("cpu")
@@ -146,15 +158,9 @@ def compile_for(kernel: str, capability: int) -> dict[str, Any]:
     function = getattr(leaf_hash, kernel)
     types = {"addresses": "*i64", "sizes": "*i32", "constants": "*u64", "out": "*i64", "expected": "*i64"}
     types |= {"bad": "*u8", "count": "i32"}
-    options = dict(leaf_hash.LAUNCH)
-    leaves = options.pop("LEAVES")
-    signature = {name: types[name] for name in function.arg_names if name in types}
-    if "constexprs" in inspect.signature(ASTSource.__init__).parameters:
-        place = (function.arg_names.index("LEAVES"),)
-        source = ASTSource(function, {**signature, "LEAVES": "constexpr"}, constexprs={place: leaves})
-    else:  # Triton 3.2
-        source = ASTSource(function, signature, constants={"LEAVES": leaves})
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    signature = {name: types[name] for name in function.arg_names}
+    source = ASTSource(function, signature)
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=leaf_hash.OPTIONS)
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     cubin = Path(os.environ["TRITON_CACHE_DIR"], f"{kernel}_{capability}.cubin")

@@ -14,6 +14,7 @@ from kernel_jobs import (
     Call,
     engine,
     engine_when,
+    engine_with_a_default_device,
     engine_with_broken_triton,
     engine_without_triton,
     launches_of_two_questions,
@@ -27,6 +28,14 @@ def test_the_interpreter_is_an_engine_for_cpu_tensors(interpreted: Call) -> None
     live = interpreted(engine, "cpu")
     assert live.name == "triton"
     assert "interpreter" in live.why
+
+
+def test_the_default_device_of_torch_does_not_matter(interpreted: Call) -> None:
+    assert interpreted(engine_with_a_default_device).name == "triton"
+    with torch.device("meta"):
+        digests = leaf_digests(torch.zeros(20_000, dtype=torch.uint8, device="cpu"))
+        assert leaf_digests(torch.zeros(0, dtype=torch.uint8, device="cpu")).device.type == "cpu"
+    assert [digest % 2**64 for digest in digests.tolist()] == oracle(bytes(20_000))
 
 
 def test_cpu_tensors_are_hashed_by_the_native_core() -> None:

@@ -6,12 +6,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 import fastckpt
 from fastckpt.salvaging import SalvageReport
 
-REAL = Path("/work/shared/checkpoints")
+REAL = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
+"""Real files of nanochat, beside a development checkout."""
+
+with_real_files = pytest.mark.skipif(not REAL.is_dir(), reason="the real checkpoints are not beside this checkout")
 
 
 def make_state() -> dict[str, Any]:

@@ -162,6 +162,42 @@ def test_a_tensor_that_holds_a_checkpoint(tmp_path: Path) -> None:
     assert status(report) == {"a": "intact", "file": "lost", "b": "intact"}
 
 
+def test_index_cut_by_the_end_of_the_file(tmp_path: Path) -> None:
+    """The mirrors in what is there of it stand in for headers that are lost."""
+    path = tmp_path / "model.fckpt"
+    state = {f"t{number}": torch.arange(70_000) + number for number in range(30)}
+    fastckpt.save(state, path)
+    at, size = sections(path)[2]
+    blocks = headers(path)
+    assert size > 30_000
+    path.write_bytes(path.read_bytes()[: at + size // 2])
+    destroy(path, *blocks[:10])
+    report = fastckpt.salvage(path, tmp_path / "out.fckpt")
+    assert set(status(report).values()) == {"intact"}
+    check_written(tmp_path / "out.fckpt", report, state)
+
+
+def test_header_of_an_older_save_and_a_bad_leaf(tmp_path: Path) -> None:
+    """Each storage comes from the save of which more is left, when neither is whole."""
+    path, older = tmp_path / "model.fckpt", tmp_path / "older.fckpt"
+    state = {"a": torch.arange(3000), "b": torch.arange(9000), "c": torch.arange(3000)}
+    fastckpt.save({name: tensor + 1 for name, tensor in state.items()}, older)
+    fastckpt.save(state, path)
+    ((at, size),) = headers(path)
+    overwrite(path, at, older.read_bytes()[at : at + size])
+    with CheckpointFile(older) as file:
+        payload = file.records[0].payload.offset
+    # Leaf 4 lies inside of b, and is now that of no save.
+    overwrite(path, payload + 4 * LEAF_SIZE, b"\xaa" * LEAF_SIZE)
+    report = fastckpt.salvage(path, tmp_path / "out.fckpt", include=["damaged"], fill="zeros")
+    assert status(report) == {"a": "intact", "b": "damaged", "c": "intact"}
+    assert report.tensors["b"].leaves == [4]
+    loaded = fastckpt.load(tmp_path / "out.fckpt")
+    kept = [row for first, end in report.tensors["b"].rows_intact for row in range(first, end)]
+    assert torch.equal(loaded["b"][kept], state["b"][kept])
+    assert len(kept) >= 9000 - 2 * LEAF_SIZE // 8
+
+
 def test_garbage_appended_and_hole(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"x" * 12345)
     assert set(status(fastckpt.salvage(path)).values()) == {"intact"}

@@ -6,13 +6,15 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from salvage.support import REAL, check_written, equal, flat, make_state, overwrite, places, status
+from salvage.support import REAL, check_written, equal, flat, make_state, overwrite, places, status, with_real_files
 
 import fastckpt
 from fastckpt.salvaging.directory import salvage_directory
@@ -135,6 +137,7 @@ def test_adamw_resumes(tmp_path: Path, cut: float, suffix: str) -> None:
     optimizer.step()
 
 
+@with_real_files
 def test_nanochat_optimizer(tmp_path: Path) -> None:
     source = REAL / "base_checkpoints/d4/optim_000004_rank0.pt"
     path = tmp_path / "optim_000004_rank0.pt"
@@ -159,6 +162,7 @@ def test_nanochat_optimizer(tmp_path: Path) -> None:
 # --- directories ------------------------------------------------------------------------
 
 
+@with_real_files
 def test_directory(tmp_path: Path) -> None:
     for name in os.listdir(REAL / "base_checkpoints/d4_w4"):
         shutil.copyfile(REAL / "base_checkpoints/d4_w4" / name, tmp_path / name)
@@ -179,6 +183,7 @@ def test_directory(tmp_path: Path) -> None:
 # --- large files ---------------------------------------------------------------------------
 
 
+@with_real_files
 def test_places_as_torch_gives_them() -> None:
     for path in sorted(REAL.rglob("*.pt")):
         found = places(path)
@@ -195,20 +200,65 @@ def test_places_beyond_4_gib() -> None:
     assert next_place(BIG + 1, "m/data/0", 0).descriptor == 0
 
 
+@pytest.fixture(scope="module")
+def beyond_4_gib(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file as torch writes it, with a record of more than 4 GiB and others behind it."""
+    directory = tmp_path_factory.mktemp("zip64")
+    big = torch.from_file(str(directory / "zeros"), shared=True, size=2**32 + 100, dtype=torch.uint8)
+    path = directory / "model.pt"
+    torch.save({"first": torch.arange(99), "big": big, "small": torch.arange(1000), "last": torch.ones(7)}, path)
+    return path
+
+
 @pytest.mark.slow
-def test_sparse_file_beyond_4_gib(tmp_path: Path) -> None:
-    state = {"big": torch.empty(1, dtype=torch.uint8).expand(4), "small": torch.arange(10)}
-    big = torch.from_file(str(tmp_path / "zeros"), shared=True, size=2**32 + 100, dtype=torch.uint8)
-    path = tmp_path / "model.pt"
-    torch.save({**state, "big": big}, path)
-    assert set(status(fastckpt.salvage(path)).values()) == {"intact"}
-    os.truncate(path, path.stat().st_size - 200)
-    assert status(fastckpt.salvage(path))["big"] == "intact"
+@pytest.mark.parametrize("lost", ["nothing", "header", "descriptor", "directory", "data.pkl", "data.pkl and directory"])
+def test_beyond_4_gib(beyond_4_gib: Path, lost: str) -> None:
+    """Local headers and the directory have zip64 fields there, descriptors 24 bytes."""
+    path, size = beyond_4_gib, beyond_4_gib.stat().st_size
+    found = places(path)
+    small = found["data/2"]
+    assert small[0] > 2**32
+    end = found[".data/serialization_id"][0] + 40 + 24
+    ranges = {
+        "header": [(small[0] - 64, 64)],
+        "descriptor": [(sum(small), 24)],
+        "directory": [(end, size - end)],
+        "data.pkl": [found["data.pkl"]],
+        "data.pkl and directory": [found["data.pkl"], (end, size - end)],
+    }.get(lost, [])
+    like = beyond_4_gib.with_name("like.pt")
+    if not like.exists():
+        subprocess.run(["cp", "--sparse=always", path, like], check=True)
+    with open(path, "r+b") as file:
+        saved = [(at, os.pread(file.fileno(), count, at)) for at, count in ranges]
+        for at, raw in saved:
+            os.pwrite(file.fileno(), b"\xaa" * len(raw), at)
+        try:
+            report = fastckpt.salvage(path, like=like if lost.startswith("data.pkl") else None)
+        finally:
+            for at, raw in saved:
+                os.pwrite(file.fileno(), raw, at)
+    assert set(status(report).values()) == {"intact"}
+
+
+@pytest.mark.slow
+def test_writing_beyond_4_gib(beyond_4_gib: Path, tmp_path: Path) -> None:
+    """What is written is a file for torch too."""
+    os.truncate(beyond_4_gib, beyond_4_gib.stat().st_size - 200)
+    report = fastckpt.salvage(beyond_4_gib, tmp_path / "out.pt", durable=False)
+    assert report.complete
+    loaded = torch.load(tmp_path / "out.pt", mmap=True)
+    assert torch.equal(loaded["small"], torch.arange(1000))
+    assert torch.equal(loaded["last"], torch.ones(7))
+    with zipfile.ZipFile(tmp_path / "out.pt") as archive:
+        assert archive.getinfo("out/data/1").file_size == 2**32 + 100
+    assert set(status(fastckpt.salvage(tmp_path / "out.pt")).values()) == {"intact"}
 
 
 # --- the command line ----------------------------------------------------------------------
 
 
+@with_real_files
 def test_command_line(tmp_path: Path, capsys: Any) -> None:
     from fastckpt.cli.main import main
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from salvage.support import REAL, check_written, equal, flat, make_state, overwrite, places, status
+from salvage.support import REAL, check_written, equal, flat, make_state, overwrite, places, status, with_real_files
 
 import fastckpt
 from fastckpt.errors import NotACheckpointError, UsageError
@@ -66,6 +66,7 @@ def test_cut_anywhere(path: Path, tmp_path: Path, suffix: str) -> None:
     assert not [p for p in tmp_path.iterdir() if p.name not in ("model_000004.pt", f"out{suffix}")]
 
 
+@with_real_files
 @pytest.mark.parametrize(("kept", "intact"), [(0.1, 7), (0.5, 21), (0.9, 33), (0.999, 34), (None, 35)])
 def test_real_model_cut(tmp_path: Path, kept: float | None, intact: int) -> None:
     raw = (REAL / "base_checkpoints/d4/model_000004.pt").read_bytes()
@@ -222,6 +223,7 @@ def test_first_bytes_destroyed_names_from_like(path: Path, tmp_path: Path) -> No
     check_written(tmp_path / "out.pt", report, ORIGINAL)
 
 
+@with_real_files
 def test_real_model_names_from_meta_alone(tmp_path: Path) -> None:
     source = REAL / "base_checkpoints/d4_w4"
     path = tmp_path / "model_000004.pt"
@@ -239,6 +241,7 @@ def test_real_model_names_from_meta_alone(tmp_path: Path) -> None:
     assert all(equal(loaded[name], original[name]) for name in original)
 
 
+@with_real_files
 def test_names_from_a_sibling_step(tmp_path: Path) -> None:
     raw = (REAL / "base_checkpoints/d4/model_000004.pt").read_bytes()
     (tmp_path / "model_000004.pt").write_bytes(raw)
@@ -261,6 +264,7 @@ def test_flip_in_the_pickle_is_never_intact(path: Path) -> None:
     assert "intact" not in status(report).values()
 
 
+@with_real_files
 def test_empty_file(tmp_path: Path) -> None:
     raw = (REAL / "base_checkpoints/d4/model_000004.pt").read_bytes()
     (tmp_path / "model_000004.pt").write_bytes(b"")

@@ -1,0 +1,93 @@
+"""Put a verified copy of every whole step of a nanochat directory into another one.
+
+On one file system files are reflinked, or hard-linked if they are .fckpt; else
+they are copied, and what the disk gives back is compared. A run that was cut
+short is finished by running it again. A step that is damaged, or not all there,
+is left out and named: the exit code is 1 if it only lacks files, 3 if it is
+damaged, 2 if nothing could be backed up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from fastckpt.cli.progress import progress_bar
+from fastckpt.cli.render import Facts, Output, Styled, columns, count_text, duration_text, size_text
+from fastckpt.nanochat.backing_up import Backup, backup
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``fastckpt backup``."""
+    parser.add_argument("source", metavar="DIR", help="a directory with files like model_000500.pt")
+    parser.add_argument("destination", metavar="DST", help="where the copies go, under the same names")
+    parser.add_argument("--step", type=int, metavar="N", help="only this step")
+    parser.add_argument("--copy", action="store_true", help="copy the bytes also where they could be shared")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Back up, then show what was copied how, and what was left out."""
+    start = time.perf_counter()
+    with progress_bar(f"backing up {os.path.basename(os.path.abspath(args.source))}", _size(args.source)) as progress:
+        done = backup(
+            args.source,
+            args.destination,
+            step=args.step,
+            share=not args.copy,
+            threads=args.threads,
+            progress=progress,
+        )
+    facts: Facts = {
+        "source": args.source,
+        "destination": args.destination,
+        "steps": [{"step": step, "files": [asdict(file) for file in files]} for step, files in done.steps.items()],
+        "left_out": [asdict(left) for left in done.left_out],
+        "nbytes": sum(file.nbytes for files in done.steps.values() for file in files),
+        "seconds": time.perf_counter() - start,
+    }
+    out.show(facts, _lines)
+    out.document(facts)
+    return _exit_code(done)
+
+
+def _exit_code(done: Backup) -> int:
+    if not done.left_out:
+        return 0
+    if not done.steps:
+        return 2
+    return 3 if any(left.damaged for left in done.left_out) else 1
+
+
+def _size(directory: str) -> int:
+    try:
+        with os.scandir(directory) as listing:
+            return sum(item.stat().st_size for item in listing if item.is_file())
+    except OSError:
+        return 0  # The backup will say what is wrong.
+
+
+def _lines(facts: Facts) -> Iterator[str | Styled]:
+    rows = [
+        [f"step {step['step']}", size_text(sum(file["nbytes"] for file in step["files"])), _how(step["files"])]
+        for step in facts["steps"]
+    ]
+    if rows:
+        yield from columns(rows, right=(1,))
+    for left in facts["left_out"]:
+        what = "damaged" if left["damaged"] else "not whole"
+        yield Styled(f"  step {left['step']}  left out, {what}: {'; '.join(left['reasons'])}", "bad")
+    total = count_text(len(facts["steps"]), "step")
+    amount = f"{total}, {size_text(facts['nbytes'])}"
+    text = f"{amount}, verified in {facts['destination']} ({duration_text(facts['seconds'])})"
+    yield Styled(text, "good" if not facts["left_out"] else "warn")
+
+
+def _how(files: list[Facts]) -> str:
+    counts = Counter(file["how"] for file in files)
+    words = {"copy": "copied", "reflink": "reflinked", "hard link": "hard-linked", "already there": "already there"}
+    return ", ".join(f"{count_text(count, 'file')} {words[how]}" for how, count in counts.items())

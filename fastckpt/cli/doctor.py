@@ -1,0 +1,249 @@
+"""Say what is wrong with nanochat checkpoints, why, and what to type next.
+
+DIR is a base directory (default: $NANOCHAT_BASE_DIR or ~/.cache/nanochat), one
+of its checkpoint directories, or a file of one. Nothing is changed. Without
+--deep the structure of the newest steps is looked at, which is quick whatever
+their size; with it every byte is read, and the numbers are looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import textwrap
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final
+
+from fastckpt.cli.progress import progress_bar
+from fastckpt.cli.render import Facts, Output, Styled, count_text, size_text
+from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.nanochat.names import parse_name
+
+if TYPE_CHECKING:
+    from fastckpt.doctor.sizes import Sizes
+
+_WIDTH: Final = 100
+_LABEL: Final = 7
+_STYLES: Final = {"bad": "bad", "warn": "warn", "note": "dim"}
+_SHOWN_NOTES: Final = 4
+_SHOWN_TAGS: Final = 12
+_SHOWN_COMMANDS: Final = 3
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``fastckpt doctor``."""
+    parser.add_argument("path", nargs="?", metavar="DIR", help="a base directory, a checkpoint directory, or a file")
+    parser.add_argument("--tag", metavar="TAG", help="only this tag, such as d12")
+    parser.add_argument("--step", type=int, metavar="N", help="only this step")
+    parser.add_argument("--deep", action="store_true", help="read every byte, and look for NaN and zero moments")
+    parser.add_argument("--all", action="store_true", help="look at all steps, and show every finding by itself")
+    parser.add_argument("--depth", type=int, metavar="N", help="does the model fit base_train --depth N?")
+    parser.add_argument("--config", metavar="FILE", help="does it fit the model_config in this JSON file?")
+    parser.add_argument("--world-size", type=int, metavar="N", help="on how many ranks it is to go on")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Examine, and show one screen."""
+    from fastckpt.doctor.directories import default_base
+    from fastckpt.doctor.examination import Question, examine
+
+    path = (args.path.rstrip("/") or "/") if args.path else default_base()
+    if path.startswith("-"):  # After `--`; in the commands that are told it must not look like an option.
+        path = os.path.join(".", path)
+    sizes, sizes_as = _sizes(args)
+    for name, value in (("--step", args.step), ("--world-size", args.world_size)):
+        if value is not None and value < (0 if name == "--step" else 1):
+            raise UsageError(f"{name} cannot be {value}")
+    question = Question(args.tag, args.step, sizes, sizes_as, args.world_size, args.deep, args.all)
+    with progress_bar("reading every byte", _total(path) if args.deep else 0) as progress:
+        result = examine(path, question, threads=args.threads, progress=progress)
+    space = result.space
+    facts: Facts = {
+        "path": result.path,
+        "deep": args.deep,
+        "tags": result.tags,
+        "findings": [one.as_dict() for one in result.diagnoses],
+        "free": space.free if space is not None else None,
+        "exit_code": result.exit_code,
+    }
+    out.show(facts, lambda facts: _lines(facts, every=args.all))
+    out.document(facts)
+    return result.exit_code
+
+
+def _sizes(args: argparse.Namespace) -> tuple[Sizes | None, str]:
+    from fastckpt.doctor.sizes import sizes_of_config, sizes_of_depth
+
+    if args.depth is not None and args.config is not None:
+        raise UsageError("--depth and --config both say what the model should be", next_step="give one of them")
+    if args.depth is not None:
+        if not 0 < args.depth <= 10_000:
+            raise UsageError(f"--depth cannot be {args.depth}")
+        return sizes_of_depth(args.depth), f"--depth {args.depth}"
+    if args.config is None:
+        return None, ""
+    try:
+        with open(args.config, "rb") as file:
+            config = json.loads(file.read(1 << 24))
+    except OSError as error:
+        raise CheckpointIOError(error.strerror or str(error), errno=error.errno, path=args.config) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"this is not JSON: {str(error)[:80]}", path=args.config) from None
+    config = config.get("model_config", config) if isinstance(config, dict) else {}
+    sizes = sizes_of_config(config) if isinstance(config, dict) else None
+    if sizes is None:
+        expected = "n_layer, n_embd, n_head, n_kv_head, vocab_size"
+        raise UsageError("this is no model_config of nanochat", path=args.config, expected=expected)
+    return sizes, args.config
+
+
+def _total(path: str) -> int:
+    """Bytes of the checkpoints below a path, for the progress bar."""
+    total = os.stat(path).st_size if os.path.isfile(path) else 0
+    for directory, _, names in os.walk(path):
+        for name in names:
+            if parse_name(name) is None:
+                continue
+            try:
+                total += os.stat(os.path.join(directory, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+# --- text ---------------------------------------------------------------------
+
+
+def _lines(facts: Facts, *, every: bool) -> Iterator[str | Styled]:
+    yield from _heading(facts)
+    groups = _grouped(facts["findings"], every=every)
+    labels = {tag["path"]: tag["tag"] for tag in facts["tags"]} if len(facts["tags"]) > 1 else {}
+    notes = 0
+    for finding, others in groups:
+        if finding["severity"] == "note" and not every:
+            notes += 1
+            if notes > _SHOWN_NOTES:
+                continue
+        yield from _finding_lines(finding, others, labels)
+    if notes > _SHOWN_NOTES:
+        yield Styled(f"... and {count_text(notes - _SHOWN_NOTES, 'more note')} (--all)", "dim")
+    yield from _conclusion(facts)
+
+
+def _heading(facts: Facts) -> Iterator[str | Styled]:
+    tags = facts["tags"]
+    if not tags:
+        return
+    yield Styled(facts["path"], "bold")
+    for tag in tags[:_SHOWN_TAGS]:
+        steps, newest = tag["steps"], tag["newest_whole"]
+        shown = next((step for step in tag["examined"] if step["step"] == newest), None)
+        numbers = ", ".join(map(str, steps[-4:]))
+        if len(steps) > 4:
+            numbers = f"{count_text(len(steps), 'step')}, the newest {steps[-1]}"
+        else:
+            numbers = f"step{'s' if len(steps) > 1 else ''} {numbers}"
+        parts = [numbers]
+        if newest is None:
+            parts.append("none whole")
+        elif newest == steps[-1]:
+            parts.append("whole")
+        else:
+            parts.append(f"newest whole {newest}")
+        if shown is not None:
+            ranks = shown["world_size"]
+            parts.append(f"{size_text(shown['nbytes'])} {shown['suffix']}".strip())
+            parts += [count_text(ranks, "rank")] if ranks else []
+        saves = tag["space"]["saves"]
+        parts += [f"room for {saves:,} more"] if saves is not None else []
+        style = "good" if newest == steps[-1] else "bad" if newest is None else "warn"
+        yield from _wrapped(f"{tag['tag']}: {', '.join(parts)}", indent=2, style=style)
+        about = [part for part in (tag["sizes"], f"nanochat of {tag['nanochat']}" if tag["nanochat"] else None) if part]
+        yield from _wrapped("; ".join(about), indent=4, style="dim")
+    if len(tags) > _SHOWN_TAGS:
+        yield Styled(f"  ... and {len(tags) - _SHOWN_TAGS} more tags (--json lists all)", "dim")
+
+
+def _grouped(findings: list[dict[str, Any]], *, every: bool) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Findings of the same kind in the same directory as one, with the others behind it."""
+    groups: dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    for number, finding in enumerate(findings):
+        # What is not about a step stands by itself.
+        own = number if every or finding["step"] is None else None
+        key = (finding["kind"], finding["severity"], _directory(finding), own)
+        if key not in groups:
+            groups[key] = (finding, [])
+        else:
+            groups[key][1].append(finding)
+    return list(groups.values())
+
+
+def _directory(finding: dict[str, Any]) -> str:
+    path: str = finding["path"]
+    return path if os.path.isdir(path) else os.path.dirname(path)
+
+
+def _finding_lines(
+    finding: dict[str, Any], others: list[dict[str, Any]], labels: dict[str, str]
+) -> Iterator[str | Styled]:
+    yield ""
+    label = labels.get(_directory(finding), "")
+    what = finding["what"]
+    if label and not what.startswith(label):
+        what = f"{label}: {what}"
+    steps = sorted({other["step"] for other in others} - {finding["step"]}, reverse=True)
+    if steps:
+        more = f" and {len(steps) - 6} more" if len(steps) > 6 else ""
+        what += f"; the same at step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps[:6]))}{more} (--all)"
+    elif others:
+        what += f"; and {count_text(len(others), 'file')} more of this step (--all)"
+    yield from _wrapped(what, label=finding["severity"].ljust(_LABEL), style=_STYLES[finding["severity"]])
+    if finding["cause"]:
+        yield from _wrapped(finding["cause"], label="cause".ljust(_LABEL))
+    # One command may mend several findings.
+    commands = list(dict.fromkeys(one["next"] for one in (finding, *others) if one["next"]))
+    for number, command in enumerate(commands[:_SHOWN_COMMANDS]):
+        yield from shell_lines(command, label=("next" if not number else "").ljust(_LABEL))
+
+
+def _wrapped(text: str, *, label: str = "", indent: int = 0, style: str = "") -> Iterator[str | Styled]:
+    space = " " * (indent + len(label))
+    lines = textwrap.wrap(
+        text, _WIDTH, initial_indent=" " * indent + label, subsequent_indent=space, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    for line in lines:
+        yield Styled(line, style) if style else line
+
+
+_WORD: Final = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:[^"\\]|\\.)*"|\\.)+""")
+
+
+def shell_lines(command: str, *, label: str) -> Iterator[str]:
+    """A command on lines of a readable length, continued by backslashes so that it can still be pasted."""
+    line = label
+    fresh = True
+    for word in _WORD.findall(command):
+        if not fresh and len(line) + 1 + len(word) + 2 > _WIDTH:
+            yield f"{line} \\"
+            line, fresh = " " * (len(label) + 2), True
+        line += word if fresh else f" {word}"
+        fresh = False
+    yield line
+
+
+def _conclusion(facts: Facts) -> Iterator[str | Styled]:
+    serious = [finding for finding in facts["findings"] if finding["severity"] != "note"]
+    if facts["tags"] and not serious:
+        read = "every byte is as it was written" if facts["deep"] else "--deep would read every byte"
+        yield Styled(f"nothing wrong; {read}", "good")
+        return
+    stale = [tag for tag in facts["tags"] if tag["resume"] and tag["newest_whole"] != tag["steps"][-1]]
+    for tag in stale[:2]:
+        state = "is whole" if tag["resume_step"] == tag["newest_whole"] else "this makes whole"
+        yield ""
+        yield from _wrapped(f"then go on from step {tag['resume_step']} of {tag['tag']}, which {state}:", style="good")
+        yield from shell_lines(tag["resume"], label=" " * _LABEL)

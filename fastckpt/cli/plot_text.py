@@ -1,0 +1,149 @@
+"""``fastckpt plot --text``: bytes, norms, bad numbers and damage as a few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from math import isfinite
+from typing import Final
+
+from fastckpt.cli.render import Facts, Styled, columns, count_text, size_text
+from fastckpt.plotting.markup import quantity, shortened
+from fastckpt.plotting.summary import KindOfTensor, bad_numbers, kinds_of, size_words, total_norm, verdict
+
+_MAX_KINDS: Final = 24
+_MAX_REMARKS: Final = 12
+_MAX_LABEL: Final = 44
+_BAR: Final = 24
+_BLOCKS: Final = "▁▂▃▄▅▆▇█"
+_MAP_WIDTH: Final = 64
+_MAP_ROWS: Final = 16
+_SIGNS: Final = {"intact": "·", "unproven": "?", "damaged": "x", "lost": "!"}
+_STYLES: Final = {"good": "good", "warning": "warn", "bad": "bad"}
+
+
+def file_lines(facts: Facts) -> Iterator[str | Styled]:
+    """The text about a file."""
+    yield Styled(f"{facts['path']}: {size_words(facts)}", "bold")
+    words, kind = verdict(facts)
+    yield Styled(f"  {words}", _STYLES[kind])
+    yield from _kind_lines(kinds_of(facts))
+    noted = [_remark(tensor) for tensor in facts["tensors"] if bad_numbers(tensor) or tensor["reason"]]
+    for words in noted[:_MAX_REMARKS]:
+        yield Styled(f"  {words}", "bad")
+    if len(noted) > _MAX_REMARKS:
+        yield Styled(f"  ... and {count_text(len(noted) - _MAX_REMARKS, 'more tensor')}", "bad")
+    if facts["chunks"] is not None:
+        yield from _map_lines(facts["chunks"])
+    if facts["next"]:
+        yield f"  next: {facts['next']}"
+
+
+def _remark(tensor: Facts) -> str:
+    if tensor["reason"]:
+        return f"{tensor['name']}: not measured: {tensor['reason']}"
+    return f"{tensor['name']}: {tensor['numbers']['nan']:,} NaN, {tensor['numbers']['inf']:,} inf"
+
+
+def _kind_lines(kinds: Sequence[KindOfTensor]) -> Iterator[str]:
+    if not kinds:
+        return
+    largest = max(kind.nbytes for kind in kinds) or 1
+    rows = [["kind", "size", "", "norm", "zeros", "by layer"]]
+    for kind in kinds[:_MAX_KINDS]:
+        bar = "█" * round(_BAR * kind.nbytes / largest)
+        zeros = f"{100 * kind.zeros / kind.count:.3g}%" if kind.zeros else "-"
+        norms = [norm for _, norm in sorted(kind.norms.items()) if isfinite(norm)]
+        norm = "-" if kind.unmeasured else quantity(kind.norm)
+        rows.append(
+            [
+                shortened(kind.label, _MAX_LABEL, keep_end=True),
+                size_text(kind.nbytes),
+                bar,
+                norm,
+                zeros,
+                sparkline(norms),
+            ]
+        )
+    yield ""
+    yield from columns(rows, right=(1, 3, 4))
+    if len(kinds) > _MAX_KINDS:
+        yield f"  ... and {count_text(len(kinds) - _MAX_KINDS, 'more kind')}"
+    yield ""
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """A value per character, from the smallest to the largest; at most 48 of them."""
+    if len(values) < 2:
+        return ""
+    values = values[:: -(-len(values) // 48)]
+    low, high = min(values), max(values)
+    if high == low:
+        return _BLOCKS[0] * len(values)
+    return "".join(_BLOCKS[int((value - low) / (high - low) * (len(_BLOCKS) - 1))] for value in values)
+
+
+def _map_lines(chunks: Facts) -> Iterator[str | Styled]:
+    cells, per_cell = chunks["cells"], chunks["per_cell"]
+    if not cells:
+        return
+    counts = Counter(cell["state"] for cell in cells)
+    legend = ", ".join(f"{_SIGNS[state]} {state} {counts[state]:,}" for state in _SIGNS if counts[state])
+    each = f" for {per_cell:,} chunks each" if per_cell > 1 else " of 1 MiB"
+    yield f"  {count_text(len(cells), 'cell' if per_cell > 1 else 'chunk')}{each}: {legend}"
+    rows = ["".join(_SIGNS[c["state"]] for c in cells[at : at + _MAP_WIDTH]) for at in range(0, len(cells), _MAP_WIDTH)]
+    runs = [(row, len(list(group))) for row, group in groupby(rows)]
+    for row, times in runs[:_MAP_ROWS]:
+        repeated = f"  ({times} rows)" if times > 1 else ""
+        yield Styled(f"  {row}{repeated}", "bad" if "!" in row else "warn" if "x" in row else "good")
+    if len(runs) > _MAP_ROWS:
+        yield "  ..."
+
+
+def directory_lines(facts: Facts) -> Iterator[str | Styled]:
+    """The text about a directory: its steps, then the files of the newest one."""
+    yield Styled(f"{facts['path']}: {count_text(len(facts['steps']), 'step')}", "bold")
+    rows = [["step", "model", "val_bpb", "norm", "change", "NaN, inf", ""]]
+    styles = []
+    for step in facts["steps"]:
+        rows.append(_step_row(step))
+        styles.append("bad" if step["model"] is None else _STYLES[verdict(step["model"])[1]])
+    head, *lines = columns(rows, right=(0, 1, 2, 3, 4, 5))
+    yield head
+    for line, style in zip(lines, styles, strict=True):
+        yield line if style == "good" else Styled(line, style)
+    if facts["left_out"]:
+        yield f"  {count_text(facts['left_out'], 'step')} in between left out"
+    for file in facts["newest"]["files"]:
+        yield ""
+        yield from file_lines(file)
+    for failed in facts["newest"]["failed"]:
+        yield Styled(f"{failed['path']}: {failed['error']}", "bad")
+
+
+def _step_row(step: Facts) -> list[str]:
+    value = "-" if step["val_bpb"] is None else quantity(step["val_bpb"])
+    model = step["model"]
+    if model is None:
+        return [f"{step['step']:,}", "-", value, "-", "-", "-", step["error"]]
+    bad = sum(map(bad_numbers, model["tensors"]))
+    largest = _largest((step["changes"] or {}).items())
+    return [
+        f"{step['step']:,}",
+        size_text(model["size"]),
+        value,
+        total_norm(model),
+        largest,
+        f"{bad:,}",
+        verdict(model)[0],
+    ]
+
+
+def _largest(changes: Iterable[tuple[str, float | None]]) -> str:
+    """The module that changed most, and by how much."""
+    known = [(value, module) for module, value in changes if value is not None]
+    if not known:
+        return "-"
+    value, module = max(known)
+    return f"{module} {quantity(value)}"

@@ -1,0 +1,67 @@
+"""Delete the steps of a nanochat directory that are no longer needed.
+
+A step stays if a rule keeps it. The newest whole step always stays, and is
+verified first; so does everything newer, which may still be being saved. If no
+step is whole, nothing is deleted. Look first: --dry-run.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from fastckpt.cli.render import Facts, Output, Styled, columns, count_text, size_text
+from fastckpt.retention import Retention
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``fastckpt prune``."""
+    parser.add_argument("directory", metavar="DIR", help="a directory with files like model_000500.pt")
+    parser.add_argument(
+        "--keep-last", type=int, default=2, metavar="N", help="keep the N newest whole steps (default: 2)"
+    )
+    parser.add_argument("--keep-every", type=int, metavar="N", help="keep every step that is a multiple of N")
+    parser.add_argument("--keep-best", metavar="KEY", help="keep the step with the smallest KEY in its meta: val_bpb")
+    parser.add_argument(
+        "--min-free", metavar="X", help="delete only while less than this is free: 10%%, 50GB or bytes, oldest first"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Delete what no rule keeps, and show every decision."""
+    policy = Retention(args.keep_last, args.keep_every, args.keep_best, args.min_free)
+    decisions = policy.plan(args.directory) if args.dry_run else policy.apply(args.directory)
+    facts: Facts = {
+        "directory": args.directory,
+        "dry_run": args.dry_run,
+        "steps": [
+            {
+                "step": decision.step,
+                "keep": decision.keep,
+                "why": decision.why,
+                "nbytes": decision.nbytes,
+                "files": list(decision.files),
+                "deleted": decision.deleted,
+            }
+            for decision in decisions
+        ],
+        "nbytes": sum(decision.nbytes for decision in decisions if not decision.keep),
+    }
+    out.show(facts, _lines)
+    out.document(facts)
+    return 0
+
+
+def _lines(facts: Facts) -> Iterator[str | Styled]:
+    drop = "would delete" if facts["dry_run"] else "deleted"
+    rows = [["step", "frees", "", "why"]]
+    for step in facts["steps"]:
+        rows.append([f"{step['step']:,}", size_text(step["nbytes"]), "keep" if step["keep"] else drop, step["why"]])
+    head, *lines = columns(rows, right=(0, 1))
+    yield Styled(head, "bold")
+    for step, line in zip(facts["steps"], lines, strict=True):
+        yield line if step["keep"] else Styled(line, "warn")
+    dropped = sum(not step["keep"] for step in facts["steps"])
+    kept = len(facts["steps"]) - dropped
+    yield f"{drop} {count_text(dropped, 'step')}, {size_text(facts['nbytes'])}; {count_text(kept, 'step')} kept"

@@ -1,0 +1,88 @@
+"""Deal the optimizer of a nanochat step to another number of ranks, exactly.
+
+DIR is a checkpoint directory with optim_*_rank*.pt or .fckpt files. nanochat can
+resume only on as many GPUs as saved the step; this writes the very rank files
+that another number of GPUs would have written, and the way back gives the old
+ones again. They take the place of the old ones when all of them are written and
+verified; a run that was killed is finished by running it again. With -o the
+step goes to another directory, model and meta with it, and DIR stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Iterator
+
+from fastckpt.cli.progress import progress_bar
+from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, size_text
+from fastckpt.nanochat.names import OPTIM
+from fastckpt.nanochat.steps import choose_steps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``fastckpt reshard``."""
+    parser.add_argument("directory", metavar="DIR", help="the directory with the model_* files")
+    parser.add_argument("--step", type=int, metavar="N", required=True, help="which step")
+    parser.add_argument("--world-size", type=int, metavar="M", required=True, help="how many ranks will resume")
+    parser.add_argument("-o", "--output", metavar="DST", help="write the step into this directory")
+    parser.add_argument("--codec", default="none", metavar="C", help="for .fckpt files: none, zstd or zstd:1-22")
+    parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
+
+
+def run(args: argparse.Namespace, out: Output) -> int:
+    """Reshard, then show what was written."""
+    from fastckpt.nanochat.ranks import reshard
+
+    start = time.perf_counter()
+    with progress_bar(f"resharding step {args.step}", _size(args.directory, args.step)) as progress:
+        done = reshard(
+            args.directory,
+            args.output,
+            step=args.step,
+            world_size=args.world_size,
+            codec=args.codec,
+            threads=args.threads,
+            progress=progress,
+        )
+    facts: Facts = {
+        "directory": done.directory,
+        "step": done.step,
+        "form": done.form,
+        "ranks_before": done.ranks_before,
+        "ranks": done.ranks,
+        "files": list(done.files),
+        "removed": list(done.removed),
+        "nbytes": done.nbytes,
+        "notes": list(done.notes),
+        "seconds": time.perf_counter() - start,
+    }
+    out.show(facts, _lines)
+    out.document(facts)
+    return 0
+
+
+def _size(directory: str, number: int) -> int:
+    """Bytes of optimizer there are: what the progress bar is out of."""
+    (step,) = choose_steps(directory, number)
+    ranks = [paths for stem, paths in step.states.items() if stem.role == OPTIM]
+    return sum(os.path.getsize(next(iter(paths.values()))) for paths in ranks)
+
+
+def _lines(facts: Facts) -> Iterator[str | Styled]:
+    step = f"step {facts['step']} in {facts['directory']}"
+    if not facts["files"]:
+        yield f"{step}: nothing to write"
+    else:
+        ranks = f"{facts['ranks_before']} -> {facts['ranks']} ranks"
+        size = f"{facts['form']}, {size_text(facts['nbytes'])} of optimizer state"
+        yield Styled(f"{step}: {ranks}, {size}, verified, {duration_text(facts['seconds'])}", "good")
+        yield f"  written: {count_text(len(facts['files']), 'file')}"
+    if facts["removed"]:
+        yield f"  replaced: {', '.join(map(os.path.basename, facts['removed']))}"
+    for note in facts["notes"]:
+        yield Styled(f"  note: {note}", "warn")
+    tag = os.path.basename(os.path.abspath(facts["directory"]))
+    start = f"torchrun --standalone --nproc_per_node={facts['ranks']} -m scripts.base_train --"
+    yield f"  next: {start} --model-tag={tag} --resume-from-step={facts['step']}"

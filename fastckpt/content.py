@@ -1,0 +1,83 @@
+"""What a checkpoint file shall hold, and where the bytes come from.
+
+A storage in memory or in a file is named by where it begins; the engine reads
+it there. What lies on a device has no such place: a `Supply` brings it to
+memory piece by piece while the writer writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from fastckpt.io.transfer import MEMORY
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.plan import RecordPlan
+
+
+class Piece(NamedTuple):
+    """A part of a record's raw bytes that lies in memory now.
+
+    Attributes:
+        record: Which of the records that were asked for.
+        start: First byte in the record, a multiple of CHUNK_SIZE.
+        size: Bytes; a multiple of CHUNK_SIZE unless the record ends with them.
+        address: Where they lie.
+        leaves: Their leaf digests, taken where they came from; None: hash them here.
+    """
+
+    record: int
+    start: int
+    size: int
+    address: int
+    leaves: bytes | None
+
+
+class Supply(Protocol):
+    """Brings to memory what the engine cannot reach by an address: storages on a device."""
+
+    def covers(self, plan: RecordPlan) -> bool:
+        """Whether this record's raw bytes come from here, not from `Content.origins`."""
+        ...
+
+    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Piece]]:
+        """The raw bytes of these records, in order. A list is good until the next one is asked for."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a checkpoint file shall hold.
+
+    Attributes:
+        tree: The encoded tree.
+        metadata_tree: The encoded metadata.
+        entries: The named tensors, in tree order.
+        storage_sizes: Bytes of every storage.
+        origins: Where each storage's bytes begin: an address, or an offset in ``source``.
+        source: File descriptor the bytes come from, or MEMORY.
+        source_direct: The same file opened with O_DIRECT, or -1.
+        sources: One file descriptor per storage, where they come from several files; then ``source`` is not used.
+        sections: Further sealed blocks to keep, by kind.
+        supply: Where the bytes of storages on a device come from; their origins mean nothing.
+    """
+
+    tree: bytes
+    metadata_tree: bytes
+    entries: Sequence[Entry]
+    storage_sizes: Sequence[int]
+    origins: Sequence[int]
+    source: int = MEMORY
+    source_direct: int = -1
+    sources: Sequence[int] = ()
+    sections: dict[int, bytes] = field(default_factory=dict)
+    supply: Supply | None = None
+
+    def covered(self, plan: RecordPlan) -> bool:
+        """Whether the supply brings the bytes of a record."""
+        return self.supply is not None and self.supply.covers(plan)
+
+    def source_of(self, storage: int) -> int:
+        """The file descriptor that the bytes of a storage come from, or MEMORY."""
+        return self.sources[storage] if self.sources else self.source

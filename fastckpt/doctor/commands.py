@@ -1,0 +1,198 @@
+"""The commands that doctor tells: made for a shell, with every name quoted, and short enough to be read.
+
+A command that changes files runs in their directory, in a subshell, so that the
+names in it are plain file names and the user's own directory stays what it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from fastckpt.nanochat.names import parse_name
+
+ASIDE: Final = "damaged"
+"""Where files go that nanochat shall not find: it looks at no directory inside a tag's."""
+
+_NO_STATE: Final = (
+    'import sys, torch; s = torch.load(sys.argv[1], map_location="cpu"); '
+    "{empty}; [torch.save(s, p) for p in sys.argv[2:]]"
+)
+_NO_STATE_OWN: Final = (
+    'import sys, fastckpt as f; s = f.load(sys.argv[1]); m = f.open(sys.argv[1]).metadata["nanochat"]; '
+    "{empty}; "
+    '[f.save(s, p, metadata={{"nanochat": {{**m, "rank": r, "save": None}}}}) for r, p in enumerate(sys.argv[2:])]'
+)
+
+
+def inside(directory: str, *steps: str) -> str:
+    """Run commands one after the other in a directory, as long as none fails."""
+    joined = " && ".join(steps)
+    return f"(cd {shlex.quote(directory)} && {joined})" if directory not in ("", ".") else f"({joined})"
+
+
+def _place(path: str) -> tuple[str, str]:
+    return os.path.split(path)
+
+
+def _move(old: str, new: str) -> str:
+    words = ["mv", old, new]
+    return shlex.join(words if not old.startswith("-") else ["mv", "--", old, new])
+
+
+def move(path: str, new_name: str) -> str:
+    """Give a file or directory another name."""
+    directory, name = _place(path)
+    return inside(directory, _move(name, new_name))
+
+
+def rename_all(pairs: Sequence[tuple[str, str]]) -> str:
+    """Rename files of one directory; old and new names may overlap, as those of two that were swapped do."""
+    directory = os.path.dirname(pairs[0][0])
+    names = [(os.path.basename(old), os.path.basename(new)) for old, new in pairs]
+    taken = {old for old, _ in names}
+    if not any(new in taken for _, new in names):
+        return inside(directory, *(_move(old, new) for old, new in names))
+    away = [_move(old, f"{old}.moved") for old, _ in names]
+    return inside(directory, *away, *(_move(f"{old}.moved", new) for old, new in names))
+
+
+def set_aside(paths: Sequence[str]) -> str:
+    """Move files into a subdirectory of their own, where neither nanochat nor fastckpt takes them for a step."""
+    names = [os.path.basename(path) for path in paths]
+    return inside(os.path.dirname(paths[0]), f"mkdir -p {ASIDE}", shlex.join(["mv", "--", *names, ASIDE]))
+
+
+def set_step_aside(directory: str, step: int) -> str:
+    """The same for all files of a step, however many ranks it has."""
+    return inside(directory, f"mkdir -p {ASIDE}", f"mv *_{step:06d}[._]* {ASIDE}")
+
+
+def salvage_in_place(paths: Sequence[str]) -> str:
+    """Salvage files, and put what came back in their place; the damaged ones are kept beside it."""
+    parts = []
+    for path in paths:
+        name = os.path.basename(path)
+        stem, suffix = os.path.splitext(name)
+        salvaged = f"{stem}.salvaged{suffix}"
+        # salvage exits with 1 or 3 when it got around damage: whether to go on is told by the file.
+        parts.append(
+            f"{shlex.join(['fastckpt', 'salvage', name, '-o', salvaged])}; {shlex.join(['test', '-e', salvaged])} && "
+            f"{_move(name, name + '.damaged')} && {_move(salvaged, name)}"
+        )
+    return inside(os.path.dirname(paths[0]), *parts)
+
+
+def without_moments(source: str, targets: Iterable[str], *, is_list: bool) -> str:
+    """Write optimizer files that have the groups of one rank and no state: nanochat then begins it anew.
+
+    Args:
+        source: A whole optimizer file.
+        targets: The files to write, by rank.
+        is_list: Whether it holds a list of optimizers, as until January 2026.
+    """
+    empty = "[o.update(state={}) for o in s]" if is_list else 's["state"] = {}'
+    program = (_NO_STATE_OWN if source.endswith(".fckpt") else _NO_STATE).replace("{empty}", empty)
+    program = program.replace("{{", "{").replace("}}", "}")
+    names = [os.path.basename(path) for path in (source, *targets)]
+    return inside(os.path.dirname(source), shlex.join(["python", "-c", program, *names]))
+
+
+def edit_meta(path: str, changes: Mapping[str, tuple[int, int]]) -> str:
+    """Change whole numbers in a meta file, ``key: (old, new)``; the old file is kept, all other bytes stay."""
+    directory, name = _place(path)
+    edits = [word for key, (old, new) in changes.items() for word in ("-e", f's/"{key}": *{old}\\b/"{key}": {new}/')]
+    return inside(directory, shlex.join(["sed", "-i.before", *edits, name]))
+
+
+def close_meta(path: str, size: int, missing: Mapping[str, Any]) -> str:
+    """End a cut meta file after its last whole entry, and add what is missing; the cut one is kept."""
+    end = "".join(f',\\n  "{key}": {json.dumps(value)}' for key, value in missing.items()) + "\\n}"
+    directory, name = _place(path)
+    cut = name + ".cut"
+    head = f"{{ {shlex.join(['head', '-c', str(size), cut])}; printf {shlex.quote(end)}; }} > {shlex.quote(name)}"
+    return inside(directory, _move(name, cut), head)
+
+
+def write_meta(path: str, values: Mapping[str, Any], *, there: bool) -> str:
+    """Write a meta file; one that is there is kept."""
+    directory, name = _place(path)
+    keep = [_move(name, name + ".cut")] if there else []
+    return inside(directory, *keep, f"printf %s {shlex.quote(json.dumps(values))} > {shlex.quote(name)}")
+
+
+def meta_of_other_step(path: str, step: int, other: int, *, there: bool) -> str:
+    """Write the meta file of a step as that of another one in the same directory."""
+    directory, name = _place(path)
+    keep = [_move(name, name + ".cut")] if there else []
+    edit = shlex.join(["sed", f's/"step": *{other}\\b/"step": {step}/', f"meta_{other:06d}.json"])
+    return inside(directory, *keep, f"{edit} > {shlex.quote(name)}")
+
+
+def reshard(directory: str, step: int, world_size: int) -> str:
+    """Divide the optimizer of a step among another number of ranks."""
+    return shlex.join(["fastckpt", "reshard", directory, "--step", str(step), "--world-size", str(world_size)])
+
+
+def rename_step(paths: Iterable[str], step: int) -> list[tuple[str, str]]:
+    """What the files of a step would be called if it were another one."""
+    pairs = []
+    for path in paths:
+        parsed = parse_name(os.path.basename(path))
+        if parsed is not None:
+            stem, suffix = parsed
+            pairs.append((path, os.path.join(os.path.dirname(path), f"{stem._replace(step=step)}.{suffix}")))
+    return pairs
+
+
+def resume(options: Mapping[str, Any], *, base: str | None, world_size: int, own_format: bool, dashes: bool) -> str:
+    """Start base_train.
+
+    Args:
+        options: Its options, named as the meta file keeps them.
+        base: What ``NANOCHAT_BASE_DIR`` must be, if the default will not do.
+        world_size: Ranks that saved it.
+        own_format: Whether its files are ``.fckpt``.
+        dashes: Whether options are spelled with dashes, as since January 2026.
+    """
+    words = []
+    for key, value in options.items():
+        name = key.replace("_", "-") if dashes else key
+        if value is True:
+            words.append(f"--{name}" if dashes else f"--{name}=True")
+        elif isinstance(value, str | int | float) and value is not False:
+            words.append(f"--{name}={value}")
+    train = ["scripts.base_train", "--", *words]
+    if world_size > 1:
+        launch = ["torchrun", "--standalone", f"--nproc_per_node={world_size}", "-m"]
+        launch += ["fastckpt", "run", "-m"] if own_format else []
+    elif own_format:
+        launch = ["fastckpt", "run", "-m"]
+    else:
+        launch, train = ["python", "-m"], ["scripts.base_train", *words]
+    place = f"NANOCHAT_BASE_DIR={shlex.quote(base)} " if base is not None else ""
+    return place + shlex.join([*launch, *train])
+
+
+def check_out(before: str) -> str:
+    """In a clone of nanochat: the last revision before a commit."""
+    return f"git checkout {before}~1"
+
+
+def remove_directory(path: str) -> str:
+    """Delete a directory and all in it."""
+    directory, name = _place(path)
+    return inside(directory, shlex.join(["rm", "-r", "--", name]))
+
+
+def find_copy(path: str) -> str:
+    """Look for another copy of a file."""
+    return f"find ~ -name {shlex.quote(os.path.basename(path))} -not -path '*/{ASIDE}/*'"
+
+
+def remove(paths: Sequence[str]) -> str:
+    """Delete files of one directory."""
+    return inside(os.path.dirname(paths[0]), shlex.join(["rm", "-f", "--", *map(os.path.basename, paths)]))

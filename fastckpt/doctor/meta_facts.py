@@ -1,0 +1,102 @@
+"""What a ``meta_*.json`` says, also one that is cut."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from fastckpt.io.os_errors import translate_os_error
+
+_MAX_SIZE: Final = 16 * 2**20
+"""nanochat's are about 2 kB."""
+
+
+@dataclass(slots=True)
+class MetaFacts:
+    """A meta file.
+
+    Attributes:
+        path: The file.
+        values: What it holds; empty if it cannot be read.
+        fault: Why not, if it cannot.
+        not_json: ``name is Infinity`` for values that are not finite, which JSON has no word for.
+        whole_until: Of a cut file: how many bytes hold whole entries.
+        whole_values: Of a cut file: those entries.
+    """
+
+    path: str
+    values: dict[str, Any] = field(default_factory=dict)
+    fault: str | None = None
+    not_json: list[str] = field(default_factory=list)
+    whole_until: int = 0
+    whole_values: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        return os.path.basename(self.path)
+
+    @property
+    def step(self) -> int | None:
+        """The step it was written for; meta of reinforcement learning has none."""
+        step = self.values.get("step")
+        return step if type(step) is int else None
+
+    def section(self, key: str) -> dict[str, Any]:
+        """A dict inside it, or inside what is whole of it; empty if there is none."""
+        value = (self.values or self.whole_values).get(key)
+        return value if isinstance(value, dict) else {}
+
+
+def read_meta_facts(path: str) -> MetaFacts:
+    """The facts of a meta file, whatever is in it."""
+    facts = MetaFacts(path)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_SIZE + 1)
+    except OSError as error:
+        facts.fault = translate_os_error(error, path, doing="read the file").message
+        return facts
+    if len(raw) > _MAX_SIZE:
+        facts.fault = f"it is larger than {_MAX_SIZE} bytes, which no meta file is"
+        return facts
+    try:
+        values = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
+        facts.fault = f"it is not whole JSON{line}" if raw else "it is empty"
+        facts.whole_until, facts.whole_values = _whole_part(raw)
+        return facts
+    if not isinstance(values, dict):
+        facts.fault = "it does not hold a dict"
+        return facts
+    facts.values = values
+    facts.not_json = list(_not_finite(values, ""))
+    return facts
+
+
+def _not_finite(value: Any, name: str, depth: int = 0) -> list[str]:
+    if isinstance(value, float):
+        return [] if math.isfinite(value) else [f"{name} is a bare {json.dumps(value)}"]
+    if depth > 8 or not isinstance(value, dict):
+        return []
+    return [found for key, item in value.items() for found in _not_finite(item, f"{name}.{key}".strip("."), depth + 1)]
+
+
+def _whole_part(raw: bytes) -> tuple[int, dict[str, Any]]:
+    """The longest beginning of a cut file that ``}`` makes whole, and what it holds then.
+
+    nanochat indents by two, so an entry of the outermost dict ends where ``,``
+    is followed by a line break, two spaces and a quotation mark.
+    """
+    end = len(raw)
+    while (end := raw.rfind(b',\n  "', 0, end)) > 0:
+        try:
+            values = json.loads(raw[:end].decode("utf-8") + "\n}")
+        except (ValueError, RecursionError):
+            continue
+        return (end, values) if isinstance(values, dict) else (0, {})
+    return 0, {}

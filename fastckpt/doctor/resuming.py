@@ -1,0 +1,55 @@
+"""How to go on from a whole step."""
+
+from __future__ import annotations
+
+import os
+
+from fastckpt.doctor import commands
+from fastckpt.doctor.directories import BASE, default_base
+from fastckpt.doctor.facts import StepFacts
+from fastckpt.doctor.sizes import HEAD_SIZE, sizes_of_model
+from fastckpt.doctor.versions import EPOCH, HISTORY, model_shapes, version_range
+
+_MOST_OPTIONS = 200
+
+
+def resume_command(step: StepFacts, like: StepFacts | None = None) -> str | None:
+    """What starts base_train at a step, with the options of the run that saved it.
+
+    Args:
+        step: The step.
+        like: Another step of the same run, for the options if this one's meta is damaged.
+
+    Returns:
+        None if it has no optimizer, or is of a revision that could not resume (until November 2025).
+    """
+    if not step.optimizers or step.optimizers[0].stem.rank is None:
+        return None
+    # nanochat keeps all options in meta; without them, the depth is what matters.
+    metas = [other.meta for other in (step, like) if other is not None and other.meta is not None]
+    options = dict(next((found for meta in metas if (found := meta.section("user_config"))), {}))
+    made = sizes_of_model(model_shapes(step), {})
+    if not options and made is not None and made.n_embd % HEAD_SIZE == 0:
+        options["depth"] = made.n_layer
+    base, name = _place(step.directory)
+    if name != f"d{options.get('depth')}":
+        options["model_tag"] = name
+    options.pop("resume_from_step", None)
+    if len(options) > _MOST_OPTIONS:
+        return None  # No base_train has as many: this is not what it saved.
+    versions = version_range(like or step)
+    return commands.resume(
+        {**options, "resume_from_step": step.number},
+        base=base,
+        world_size=step.world_size or 1,
+        own_format=step.state.suffix == ".fckpt",
+        dashes=versions is not None and HISTORY.index(versions.since) >= HISTORY.index(EPOCH),
+    )
+
+
+def _place(directory: str) -> tuple[str | None, str]:
+    """The base directory that nanochat must be told of, if it is not the default, and the tag."""
+    above, name = os.path.split(os.path.abspath(directory))
+    base, source = os.path.split(above)
+    known = source != BASE or os.path.realpath(base) == os.path.realpath(default_base())
+    return (None if known else base), name

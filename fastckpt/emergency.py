@@ -1,0 +1,217 @@
+"""`fastckpt.EmergencySave`: a signal saves at the end of the step, and only then ends the run.
+
+Schedulers take a machine back with SIGTERM and some seconds of notice, people
+press Ctrl-C; either may come in the middle of a step, where a save would mix old
+weights with new ones. So the signal is only noted, and acted on where the loop
+says that a step is over:
+
+    with fastckpt.EmergencySave(save) as guard:
+        for batch in loader:
+            train_on(batch)
+            guard.step()
+
+- **SIGINT, SIGTERM** and others that end a program: at the next boundary
+  ``save()`` is called once, then the program ends with 128 + the signal's number
+  (130, 143) by SystemExit, so that ``finally`` blocks run.
+- **SIGUSR1, SIGUSR2**: save at the next boundary and go on.
+- **The same wish again**, a second or more after the first: ends at once, without
+  saving, and a save that is under way is given up; `fastckpt.save` leaves the old
+  file then. Within that second it is one wish: torchrun passes on the Ctrl-C that
+  the terminal has sent to the ranks already.
+
+Ranks agree at every boundary (`fastckpt.agreement`), so all of them have to be
+in the block: if one of them got the signal, all save the same step, and none
+ends before all have saved, because torchrun ends the others with the first one
+that goes. To a rank that leaves by an exception the others' next agreement fails.
+
+A process forked in the block, such as a data-loader worker, takes no part: it
+survives the terminal's Ctrl-C, for the step needs it, and SIGTERM ends it. One
+that was started before, or with another start method, knows nothing of this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Final
+
+from fastckpt.agreement import Agreement
+from fastckpt.errors import UsageError
+
+ONE_WISH_SECONDS: Final = 1.0
+"""Signals this soon after the first that asks to stop are the same wish."""
+
+_GO_ON: Final = frozenset((signal.SIGUSR1, signal.SIGUSR2))
+_STOP: Final = 1000
+"""Added to the number of a signal that ends the run: it outweighs those that do not."""
+
+
+class EmergencySave:
+    """Saves at the end of a step when a signal asks for it; a context manager for the main thread.
+
+    Leaving the block without an exception is a boundary, too. The handlers that
+    were there before come back then; blocks can be nested, and the inner one
+    gets the signals.
+
+    Attributes:
+        agreement: How the ranks decide together.
+
+    Args:
+        save: Called without arguments, to save the state as it is between two
+            steps; the save is done when it returns (of `fastckpt.save_async`, wait for
+            the result). Its exceptions reach the caller of `step`.
+        signals: Which signals to take.
+        every: Agree with the other ranks only at every n-th boundary. Alone, a process looks at each.
+
+    Raises (on entering the block):
+        UsageError: This is not the main thread, or the block has been entered already.
+    """
+
+    def __init__(
+        self,
+        save: Callable[[], object],
+        *,
+        signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1),
+        every: int = 1,
+    ) -> None:
+        if type(every) is not int or every < 1:
+            raise UsageError("every must be a whole number of at least 1", actual=every)
+        self._save = save
+        self._signals = tuple(dict.fromkeys(signals))
+        self._every = every
+        self.agreement = Agreement()
+        self._before: dict[signal.Signals, Any] = {}
+        self._pid = 0
+        self._boundaries = 0
+        self._wishes: set[int] = set()
+        self._stop_since: float | None = None
+
+    def __enter__(self) -> EmergencySave:
+        if threading.current_thread() is not threading.main_thread():
+            raise UsageError(
+                "signals reach the main thread only", next_step="enter the EmergencySave block in the main thread"
+            )
+        if self._before:
+            raise UsageError("this EmergencySave is in use already", next_step="make another one for an inner block")
+        self._pid = os.getpid()
+        self._wishes, self._stop_since, self._boundaries = set(), None, 0
+        try:
+            for each in self._signals:
+                self._before[each] = signal.signal(signal.Signals(each), self._receive)
+        except (OSError, ValueError) as error:
+            self.release()
+            raise UsageError(f"the signal {each!r} cannot be taken: {error}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._at_boundary()
+        finally:
+            self.release()
+
+    @property
+    def wanted(self) -> bool:
+        """Whether a signal has asked this rank for a save that has not begun."""
+        return bool(self._wishes)
+
+    def step(self) -> bool:
+        """Say that a step is over: weights, optimizer and counters belong together now.
+
+        Returns:
+            Whether a save was made, and the run goes on.
+
+        Raises:
+            SystemExit: A save was made, and the signal ends the run.
+        """
+        self._boundaries += 1
+        if self._boundaries % self._every and not self.agreement.alone:
+            return False
+        return self._at_boundary()
+
+    def _at_boundary(self) -> bool:
+        number = self.decide()
+        if number is None:
+            return False
+        start = time.monotonic()
+        try:
+            self._save()
+        except Exception:
+            if ends_run(number):
+                self._all_saved(saved=False)
+            raise
+        say(f"saved in {time.monotonic() - start:.1f} s")
+        if ends_run(number):
+            if not self._all_saved(saved=True):
+                say("another rank could not save: this step is not complete")
+            raise SystemExit(128 + number)
+        return True
+
+    def decide(self) -> signal.Signals | None:
+        """The signal that all ranks now act on; None if none of them got any.
+
+        Every rank calls this at the same boundary, and then acts as told: who
+        calls it instead of `step` sees to the save, and to the end.
+        """
+        brought = set(self._wishes)
+        agreed = self.agreement.highest(max(brought, default=0))
+        self._wishes -= brought  # Not what has come meanwhile.
+        return signal.Signals(agreed % _STOP) if agreed else None
+
+    def _all_saved(self, *, saved: bool) -> bool:
+        """Wait until every rank has saved or failed; whether all have saved."""
+        try:
+            return not self.agreement.highest(int(not saved))
+        except RuntimeError:
+            return False  # A rank has gone before it could say how its save went.
+
+    def release(self) -> None:
+        """Give the signals back to the handlers they had before, without a boundary. Leaving the block does it, too."""
+        while self._before:
+            number, handler = self._before.popitem()
+            # None stands for a handler that was not set from Python, and cannot be set from there.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._pid:
+            self._receive_in_child(number)
+            return
+        name = signal.Signals(number).name
+        if number in _GO_ON:
+            self._wishes.add(number)
+            say(f"{name}: saving at the end of this step, then going on")
+            return
+        now = time.monotonic()
+        if self._stop_since is not None and now - self._stop_since >= ONE_WISH_SECONDS:
+            say(f"{name} again: ending at once, without saving; what was saved before stays")
+            raise SystemExit(128 + number)
+        if self._stop_since is None:
+            self._stop_since = now
+            say(f"{name}: saving at the end of this step, then ending; once more ends at once")
+        self._wishes.add(_STOP + number)
+
+    def _receive_in_child(self, number: int) -> None:
+        """In a forked process: the run's wishes are not for it, but whoever wants to end it can."""
+        if number == signal.SIGINT or number in _GO_ON:
+            return
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def ends_run(number: signal.Signals) -> bool:
+    """Whether a signal asks the run to end after the save."""
+    return number not in _GO_ON
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    # Not print: a handler can come in the middle of another one's. If nobody reads, the run goes on all the same.
+    with contextlib.suppress(OSError):
+        os.write(2, f"fastckpt: {text}\n".encode())

@@ -1,0 +1,285 @@
+"""Bringing the bytes of storages on a device to memory: device -> pinned slot -> writer.
+
+A few slots go round: while the writer takes the bytes of one, the device copies
+into the next ones, on a stream of its own. Leaf digests are computed on the
+device, from the device's own bytes: a copy that went wrong on the way does not
+match them, and the first load says so. Small storages, which share a record,
+are brought together on the device, so that they cost one copy, not one each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+
+from fastckpt.constants import CHUNK_SIZE, PACK_ALIGNMENT
+from fastckpt.content import Piece
+from fastckpt.io.transfer import MEMORY, NOWHERE, Move, transfer
+from fastckpt.kernels.dispatch import engine_for
+from fastckpt.kernels.launch import hash_leaves, leaf_table
+from fastckpt.layout.blocks import align
+from fastckpt.layout.plan import RecordPlan
+from fastckpt.layout.records import PackedStorage, Record, count_leaves
+from fastckpt.staging.device import Device, device_of
+from fastckpt.staging.ring import Ring, borrowed_slots
+from fastckpt.tensor.flatten import on_device
+
+Slots = Callable[[torch.device], AbstractContextManager[list[torch.Tensor]]]
+"""Lends slots (uint8, of one size) that this device can copy into."""
+
+
+def bytes_of(storage: torch.UntypedStorage) -> torch.Tensor:
+    """A storage as a uint8 tensor of one dimension, on the same memory."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def host_bytes(tensor: torch.Tensor) -> bytes:
+    """The bytes of a contiguous tensor in host memory, copied."""
+    return ctypes.string_at(tensor.data_ptr(), tensor.nbytes) if tensor.nbytes else b""
+
+
+def laid_out(plan: RecordPlan | Record, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The raw bytes of a record from those of its storages, all on one device; the gaps are zero."""
+    zeros = torch.zeros(PACK_ALIGNMENT, dtype=torch.uint8, device=parts[0].device)
+    pieces: list[torch.Tensor] = []
+    at = 0
+    for (_, offset, nbytes), part in zip(plan.storages, parts, strict=True):
+        pieces += [zeros[: offset - at], part]
+        at = offset + nbytes
+    return torch.cat(pieces)
+
+
+def queue_digests(runs: Sequence[torch.Tensor], device: Device) -> list[torch.Tensor]:
+    """Queue the leaf digests of these bytes on a device, in one launch.
+
+    Returns:
+        int64 [leaves] in host memory for each run; filled once a mark set afterwards has been waited for.
+    """
+    tables = [leaf_table(run.data_ptr(), run.numel()) for run in runs]
+    addresses, sizes = (torch.cat(columns) for columns in zip(*tables, strict=True))
+    if device.pinned:
+        addresses, sizes = addresses.pin_memory(), sizes.pin_memory()
+    here = torch.empty(len(addresses), dtype=torch.int64, pin_memory=device.pinned)
+
+    def work() -> None:
+        there = torch.empty(len(addresses), dtype=torch.int64, device=device.target)
+        hash_leaves(addresses.to(device.target, non_blocking=True), sizes.to(device.target, non_blocking=True), there)
+        here.copy_(there, non_blocking=True)
+
+    device.then(work)
+    return list(torch.split(here, [len(rows) for rows, _ in tables]))
+
+
+class _Part(NamedTuple):
+    """Bytes ``[start, start + size)`` of a record, and where in the slot they go."""
+
+    record: int
+    start: int
+    size: int
+    offset: int
+
+
+def slot_loads(sizes: Sequence[int], capacity: int) -> list[list[_Part]]:
+    """Share the bytes of records of these sizes out to slots of ``capacity`` bytes; cuts fall between chunks."""
+    loads: list[list[_Part]] = [[]]
+    at = 0
+    for record, size in enumerate(sizes):
+        start = 0
+        while start < size:
+            room = max(capacity - at, 0)
+            part = size - start if size - start <= room else room // CHUNK_SIZE * CHUNK_SIZE
+            if not part:
+                loads.append([])
+                at = 0
+                continue
+            loads[-1].append(_Part(record, start, part, at))
+            start += part
+            at = align(at + part)
+    return loads
+
+
+class _Load(NamedTuple):
+    """A slot that is being filled.
+
+    Attributes:
+        slot: The slot.
+        pieces: What will be in it, still without digests.
+        digests: Of each piece, on their way; None where the host hashes.
+        marks: What must be waited for, and whose.
+        kept: What the copies come from.
+    """
+
+    slot: torch.Tensor
+    pieces: list[Piece]
+    digests: list[torch.Tensor | None]
+    marks: list[tuple[Device, Any]]
+    kept: list[torch.Tensor]
+
+    def wait(self) -> None:
+        """Wait until everything is in the slot."""
+        for device, mark in self.marks:
+            device.wait(mark)
+
+
+class _Run(NamedTuple):
+    """The raw bytes of a record, and the device that copies them; None: they are in host memory."""
+
+    raw: torch.Tensor
+    device: Device | None
+
+
+class DeviceSupply:
+    """The storages of a state that lie on devices, for the writer (a `content.Supply`).
+
+    Args:
+        storages: The bytes of all storages of the state, each uint8 [nbytes];
+            those in host memory are used only where they share a record with one on a device.
+        slots: Where the bytes go. They must hold a chunk at least.
+    """
+
+    def __init__(self, storages: Sequence[torch.Tensor], slots: Slots | None = None) -> None:
+        self._storages = storages
+        self._slots = slots or ring_slots
+        self._devices: dict[torch.device, Device] = {}
+
+    def covers(self, plan: RecordPlan) -> bool:
+        """Whether a record holds bytes that lie on a device."""
+        return any(nbytes and on_device(self._storages[storage]) for storage, _, nbytes in plan.storages)
+
+    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Piece]]:
+        """See `content.Supply`. Closing the generator gives the slots back."""
+        first = next(s for plan in plans for s in plan.storages if s.nbytes and on_device(self._storages[s.storage]))
+        with self._slots(self._storages[first.storage].device) as slots:
+            free = deque(slots)
+            filling: deque[_Load] = deque()
+            runs: dict[int, _Run] = {}
+            waiting = deque(slot_loads([plan.raw_size for plan in plans], slots[0].numel()))
+            try:
+                while waiting or filling:
+                    while waiting and free:
+                        filling.append(self._start(waiting.popleft(), free.popleft(), plans, runs))
+                    # Half of the slots to the writer, so that many threads find work; the other half to the device.
+                    ready = [filling.popleft() for _ in range(min(len(filling), max(1, len(slots) // 2)))]
+                    for load in ready:
+                        load.wait()
+                    yield [
+                        piece if digests is None else piece._replace(leaves=host_bytes(digests))
+                        for load in ready
+                        for piece, digests in zip(load.pieces, load.digests, strict=True)
+                    ]
+                    free.extend(load.slot for load in ready)
+            finally:
+                # Nothing may be on its way into a slot that is given back.
+                for device in self._devices.values():
+                    device.synchronize()
+
+    def _start(
+        self, parts: list[_Part], slot: torch.Tensor, plans: Sequence[RecordPlan], runs: dict[int, _Run]
+    ) -> _Load:
+        """Queue the copies that fill a slot."""
+        load = _Load(slot, [], [None] * len(parts), [], [])
+        copies: dict[torch.device, list[int]] = {}
+        for number, (record, start, size, offset) in enumerate(parts):
+            run = runs.get(record) or self._run(plans[record])
+            load.kept.append(run.raw[start : start + size])
+            load.pieces.append(Piece(record, start, size, slot.data_ptr() + offset, None))
+            if run.device is None:
+                slot[offset : offset + size].copy_(load.kept[-1])
+            else:
+                copies.setdefault(run.device.target, []).append(number)
+            runs.pop(record, None)
+            if start + size < plans[record].raw_size:
+                runs[record] = run
+        for target, numbers in copies.items():
+            device = self._devices[target]
+            if engine_for(target).name == "triton":
+                # Before the copies: work waits for those that are queued already.
+                for number, digests in zip(
+                    numbers, queue_digests([load.kept[number] for number in numbers], device), strict=True
+                ):
+                    load.digests[number] = digests
+            for number in numbers:
+                part = parts[number]
+                device.copy(slot[part.offset : part.offset + part.size], load.kept[number])
+            load.marks.append((device, device.mark()))
+        return load
+
+    def _device(self, target: torch.device) -> Device:
+        if target not in self._devices:
+            self._devices[target] = device_of(target)
+        device = self._devices[target]
+        device.take_over()
+        return device
+
+    def _run(self, plan: RecordPlan) -> _Run:
+        """The raw bytes of a record, in one piece."""
+        parts = [self._storages[packed.storage] for packed in plan.storages]
+        if len(parts) == 1:
+            return _Run(parts[0], self._device(parts[0].device))
+        far = [bool(part.numel()) and on_device(part) for part in parts]
+        homes = sorted({part.device for part, is_far in zip(parts, far, strict=True) if is_far}, key=str)
+        if len(homes) == 1 and all(is_far or not part.numel() for part, is_far in zip(parts, far, strict=True)):
+            raw = laid_out(plan, [part.to(homes[0]) for part in parts])
+            return _Run(raw, self._device(homes[0]))
+        # Storages of several devices in one record can only meet in host memory, and are hashed there.
+        for home in homes:
+            own = [number for number, part in enumerate(parts) if far[number] and part.device == home]
+            together = torch.cat([parts[number] for number in own]).cpu()
+            for number, part in zip(own, torch.split(together, [parts[n].numel() for n in own]), strict=True):
+                parts[number] = part
+        return _Run(laid_out(plan, [part.cpu() for part in parts]), None)
+
+
+@contextmanager
+def ring_slots(target: torch.device, ring: Ring | None = None) -> Iterator[list[torch.Tensor]]:
+    """The slots that loads use as well."""
+    with borrowed_slots(ring or Ring(), device_of(target)) as slots:
+        yield slots
+
+
+def digests_of(raws: Sequence[torch.Tensor], *, threads: int) -> list[bytes]:
+    """The leaf digests (u64 little-endian each) of contiguous uint8 tensors, computed where they lie.
+
+    Where a device has no engine for that, its bytes pass through the slots and
+    are hashed by ``threads`` threads, as those of host memory are.
+    """
+    results = [b""] * len(raws)
+    near = [number for number, raw in enumerate(raws) if raw.numel() and not on_device(raw)]
+    far = [number for number, raw in enumerate(raws) if raw.numel() and on_device(raw)]
+    live = {
+        target: device_of(target) for target in {raws[n].device for n in far} if engine_for(target).name == "triton"
+    }
+    queued: dict[int, torch.Tensor] = {}
+    for target, device in live.items():
+        own = [number for number in far if raws[number].device == target]
+        device.take_over()
+        queued |= zip(own, queue_digests([raws[number] for number in own], device), strict=True)
+    pieces = [Piece(n, 0, raws[n].numel(), raws[n].data_ptr(), None) for n in near]
+    for number, leaves in zip(near, _hashed(pieces, threads), strict=True):
+        results[number] = leaves
+    passing = [number for number in far if raws[number].device not in live]
+    if passing:
+        plans = [RecordPlan(raws[n].numel(), [PackedStorage(n, 0, raws[n].numel())]) for n in passing]
+        for load in DeviceSupply(raws).deliver(plans):
+            for piece, leaves in zip(load, _hashed(load, threads), strict=True):
+                results[passing[piece.record]] += leaves
+    for device in live.values():
+        device.synchronize()
+    results = [host_bytes(queued[number]) if number in queued else found for number, found in enumerate(results)]
+    return results
+
+
+def _hashed(pieces: Sequence[Piece], threads: int) -> Iterator[bytes]:
+    """The leaf digests of each of these pieces of memory."""
+    moves = [Move(piece.address, 0, piece.size) for piece in pieces]
+    leaves = transfer(moves, source=MEMORY, sink=NOWHERE, threads=threads).leaves if moves else memoryview(b"")
+    at = 0
+    for piece in pieces:
+        end = at + count_leaves(piece.size) * 8
+        yield bytes(leaves[at:end])
+        at = end

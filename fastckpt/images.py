@@ -1,0 +1,194 @@
+"""Rebuilding the bytes of a file's storage from the tensors that are in memory now.
+
+A leaf digest covers all bytes of its leaf, also those that belong to no tensor.
+So the storage behind a tensor is taken whole where it has the same layout as
+in the file; else the tensors are laid out as they are in the file, and every
+other byte is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
+from fastckpt.fetching import bytes_of, laid_out
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.records import Record
+from fastckpt.tensor.dtypes import torch_dtype
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+Intervals = list[tuple[int, int]]
+"""Ranges of bytes, ascending and apart."""
+
+
+@dataclass(slots=True)
+class Image:
+    """The bytes of a storage or record as the tensors here give them.
+
+    Attributes:
+        raw: uint8 [nbytes], contiguous.
+        known: Which of them are given; the others mean nothing.
+        shown: The tensors they were taken from.
+    """
+
+    raw: torch.Tensor
+    known: Intervals = field(default_factory=list)
+    shown: set[str] = field(default_factory=set)
+
+    def add(self, start: int, end: int) -> None:
+        """Note that these bytes are given."""
+        merged: Intervals = []
+        for a, b in sorted([*self.known, (start, end)]):
+            if merged and a <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(b, merged[-1][1]))
+            else:
+                merged.append((a, b))
+        self.known = merged
+
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether any of these bytes is given already."""
+        return any(a < end and start < b for a, b in self.known)
+
+
+def storage_images(
+    nbytes: int, entries: Sequence[Entry], tensors: Mapping[str, torch.Tensor]
+) -> tuple[list[Image], set[str]]:
+    """Every way in which the tensors give the bytes of one storage.
+
+    There are several where tensors share the storage in the file and not
+    here: each of them must be the same as the file.
+
+    Args:
+        nbytes: Size of the storage in the file.
+        entries: Those on it.
+        tensors: The tensors that are here, by name.
+
+    Returns:
+        The images, and the tensors that none of them shows: their elements
+        leave holes or overlap, and no storage here has the same layout.
+    """
+    images: list[Image] = []
+    whole: dict[int, Image] = {}
+    hidden: set[str] = set()
+    for entry in entries:
+        tensor = tensors.get(entry.name)
+        if tensor is None:
+            continue
+        storage = tensor.untyped_storage()
+        if storage.nbytes() == nbytes and _same_layout(entry, tensor):
+            if storage._cdata not in whole:
+                whole[storage._cdata] = Image(bytes_of(storage), [(0, nbytes)])
+                images.append(whole[storage._cdata])
+            whole[storage._cdata].shown.add(entry.name)
+        elif not entry.nbytes:
+            continue
+        elif is_dense(entry):
+            _lay_out(entry, tensor, nbytes, images)
+        else:
+            hidden.add(entry.name)
+    if len(images) > 1:
+        for image in images:
+            _complete(image, images, nbytes)
+    return images, hidden
+
+
+def _complete(image: Image, others: Sequence[Image], nbytes: int) -> None:
+    """Take the bytes that an image lacks from others: whatever is the same as the file proves what stands beside it."""
+    for other in others:
+        end = 0
+        for start, stop in [*image.known, (nbytes, nbytes)]:
+            for a, b in other.known:
+                first, last = max(a, end), min(b, start)
+                if first < last:
+                    image.raw[first:last] = other.raw[first:last].to(image.raw.device)
+                    image.add(first, last)
+            end = stop
+
+
+def record_images(record: Record, by_storage: Mapping[int, list[Image]], device: torch.device) -> list[Image]:
+    """Every way in which the tensors give the raw bytes of a record that holds several storages."""
+    images = []
+    for variant in range(max(map(len, by_storage.values()), default=0)):
+        known: Intervals = []
+        parts = []
+        end = 0
+        for packed in record.storages:
+            known.append((end, packed.offset))  # The gaps are zero.
+            ways = by_storage.get(packed.storage)
+            image = ways[min(variant, len(ways) - 1)] if ways else None
+            parts.append(
+                image.raw.to(device) if image else torch.zeros(packed.nbytes, dtype=torch.uint8, device=device)
+            )
+            known += [(packed.offset + a, packed.offset + b) for a, b in (image.known if image else [])]
+            end = packed.offset + packed.nbytes
+        whole = Image(laid_out(record, parts))
+        for start, stop in known:
+            if whole.known and whole.known[-1][1] == start:
+                whole.known[-1] = (whole.known[-1][0], stop)
+            elif start < stop:
+                whole.known.append((start, stop))
+        whole.shown = {name for ways in by_storage.values() for image in ways for name in image.shown}
+        images.append(whole)
+    return images
+
+
+def _same_layout(entry: Entry, tensor: torch.Tensor) -> bool:
+    return (
+        entry.stride == tensor.stride()
+        and entry.storage_offset == tensor.storage_offset()
+        and bool(entry.flags & ENTRY_FLAG_CONJ) == tensor.is_conj()
+        and bool(entry.flags & ENTRY_FLAG_NEG) == tensor.is_neg()
+    )
+
+
+def is_dense(entry: Entry) -> bool:
+    """Whether the elements fill their span, each byte once."""
+    expected = 1
+    for step, extent in sorted(zip(entry.stride, entry.shape, strict=True)):
+        if extent != 1:
+            if step != expected:
+                return False
+            expected = step * extent
+    return True
+
+
+def _lay_out(entry: Entry, tensor: torch.Tensor, nbytes: int, images: list[Image]) -> None:
+    """Put the bytes of a tensor where they are in the file, into the first image that has none there."""
+    start, end = entry.span
+    plain = entry.is_contiguous and not entry.flags & _LAZY
+    if plain and nbytes == entry.nbytes and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
+        raw = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+        raw.set_(tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size(), (nbytes,), (1,))
+        images.append(Image(raw, [(0, nbytes)], {entry.name}))
+        return
+    for image in images:
+        if not image.overlaps(start, end) and image.raw.device == tensor.device:
+            break
+    else:
+        image = Image(torch.zeros(nbytes, dtype=torch.uint8, device=tensor.device))
+        images.append(image)
+    target = torch.empty(0, dtype=torch_dtype(entry.dtype), device=tensor.device)
+    target.set_(image.raw.untyped_storage(), entry.storage_offset, entry.shape, entry.stride)
+    _copy_bits(target, tensor.detach(), entry.flags)
+    image.add(start, end)
+    image.shown.add(entry.name)
+
+
+_LAZY = ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG
+
+
+def _copy_bits(target: torch.Tensor, source: torch.Tensor, flags: int) -> None:
+    """Copy bit for bit; ``flags`` say what the bits in ``target`` stand for."""
+    if flags & ENTRY_FLAG_CONJ:
+        target = target.conj()
+    if flags & ENTRY_FLAG_NEG:
+        target = torch._neg_view(target)
+    bits = _BITS.get(source.element_size())
+    if bits is not None and not flags & _LAZY and not source.is_conj() and not source.is_neg():
+        # A copy of bools would make every byte 0 or 1, and some dtypes cannot be copied at all.
+        target, source = target.view(bits), source.view(bits)
+    target.copy_(source)

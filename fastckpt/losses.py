@@ -1,0 +1,97 @@
+"""What a damaged ``.fckpt`` file has lost, given what remains of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from fastckpt.constants import ALIGNMENT, CHUNK_SIZE, LEAF_SIZE
+from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.findings import Finding, Kind, Report, conclude
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.layout.records import Record
+from fastckpt.payload import Reading, Target, finding_of, read_targets, tensors_in
+from fastckpt.remains import Remains, scan
+
+
+def whole_prefix(record: Record, file_size: int) -> int:
+    """How many of a record's raw bytes can be there at all in a file of ``file_size`` bytes.
+
+    A multiple of the leaf size, or all of them.
+    """
+    if record.payload.end <= file_size:
+        return record.raw_size
+    there = max(file_size - record.payload.offset, 0)
+    if record.is_raw:
+        return there // LEAF_SIZE * LEAF_SIZE
+    whole = sum(1 for chunk in record.chunks if chunk.offset + chunk.stored_size <= there)
+    return min(whole * CHUNK_SIZE, record.raw_size)
+
+
+def find_remains(
+    path: str | os.PathLike[str], failure: FastckptError, *, threads: int, progress: Progress | None
+) -> Report:
+    """The report on a file that cannot be opened because of ``failure`` at its end."""
+    with Source(path) as source:
+        report = Report(source.path, "fckpt", source.size)
+        remains = scan(source, threads=threads)
+        report.findings += remains.findings
+        if not any(finding.offset == max(source.size - ALIGNMENT, 0) for finding in remains.findings):
+            end = max(source.size - ALIGNMENT, 0)
+            report.findings.append(Finding(Kind.MISSING, failure.message, end, source.size - end, loss=False))
+        records = [record for _, record in sorted(remains.records.items())]
+        targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in records]
+        bad = read_targets(source, targets, Reading(threads, progress=progress))
+        report.findings += [finding_of(item) for item in bad]
+        report.findings += find_cuts(remains, source.size)
+        report.verified = sum(target.size for target in targets)
+        report.findings += find_lost(remains, source.size)
+    report.findings.sort(key=lambda finding: (finding.offset, finding.size))
+    conclude(report)
+    return report
+
+
+def find_cuts(remains: Remains, size: int) -> list[Finding]:
+    """One finding for each record whose payload ends beyond the file."""
+    return [_cut(record, size) for _, record in sorted(remains.records.items()) if record.payload.end > size]
+
+
+def _cut(record: Record, size: int) -> Finding:
+    """The finding for a record whose payload ends beyond the file."""
+    names = tuple(tensors_in(record, whole_prefix(record, size), record.raw_size))
+    missing = record.payload.end - size
+    message = f"record {record.number}: its last {missing} bytes are missing, the file ends before them: {_few(names)}"
+    return Finding(Kind.MISSING, message, size, 0, record=record.number, tensors=names, loss=bool(names))
+
+
+def find_lost(remains: Remains, size: int) -> list[Finding]:
+    """One finding for each record that the manifest names and the scan did not find."""
+    if remains.manifest is None:
+        return [Finding(Kind.MISSING, "no manifest is whole: which tensors are lost is not known", size, 0)]
+    lost: dict[int, list[str]] = {}
+    try:
+        entries = list(remains.manifest.entries)
+    except DamagedError as error:
+        return [Finding(Kind.INCONSISTENT, f"which tensors are lost is not known: {error.message}", size, 0)]
+    for entry in entries:
+        if entry.storage >= len(remains.manifest.storages):
+            continue
+        record = remains.manifest.storages[entry.storage].record
+        if record not in remains.records:
+            lost.setdefault(record, []).append(entry.name)
+    return [
+        Finding(
+            Kind.MISSING,
+            f"record {record} is not in the file: {_few(names)}",
+            size,
+            0,
+            record=record,
+            tensors=tuple(names),
+        )
+        for record, names in sorted(lost.items())
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,207 @@
+"""`fastckpt.nanochat.backup`: the whole steps of a directory, verified, in another one.
+
+Every file of a step is verified before the first one is put in place, and the
+model comes last, so the backup never shows half a step. What is there already
+is compared by content: a run that was killed is finished by running it again.
+A file that is whole and holds something else is never overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fastckpt.errors import DamagedError, FastckptError, MismatchError, NotACheckpointError, UsageError
+from fastckpt.io.cloning import How, clone, same_bytes
+from fastckpt.io.commit import fsync_directory
+from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.nanochat.completeness import step_state
+from fastckpt.nanochat.existing import read_small
+from fastckpt.nanochat.places import refuse_taken_for_model
+from fastckpt.nanochat.steps import Step, choose_steps
+from fastckpt.verification import verify
+
+
+@dataclass(frozen=True, slots=True)
+class CopiedFile:
+    """One file of a backup.
+
+    Attributes:
+        source, destination: Where it was, and where its second one is.
+        nbytes: Its size.
+        how: ``reflink``, ``hard link``, ``copy``, or ``already there``.
+    """
+
+    source: str
+    destination: str
+    nbytes: int
+    how: How | Literal["already there"]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A step that is not in the backup.
+
+    Attributes:
+        step: Its number.
+        damaged: Whether bytes are lost or in the way; False for a step that is merely not (yet) all there.
+        reasons: What is wrong with it.
+    """
+
+    step: int
+    damaged: bool
+    reasons: tuple[str, ...]
+
+
+class _SavedAnew(MismatchError):
+    """A file is not the one that was verified any more."""
+
+
+@dataclass(slots=True)
+class Backup:
+    """What a backup did: the files by step, and the steps it left out."""
+
+    steps: dict[int, list[CopiedFile]] = field(default_factory=dict)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+
+def backup(
+    source: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    share: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Backup:
+    """Put verified copies of the whole steps of a nanochat directory into another directory.
+
+    On one file system the files are reflinked, or, if they are ``.fckpt`` files,
+    which are never written to in place, hard-linked; everything else is copied
+    and compared with what the disk gives back.
+
+    Args:
+        source: The directory with the ``model_*`` files.
+        destination: Another directory, made if it is missing. The names stay the same.
+        step: Only this step.
+        share: False copies the bytes also where they could be shared: a disk that fails takes shared ones with it.
+        threads: Worker threads; None takes one per CPU.
+        progress: Called now and then with the bytes copied so far of the current file.
+
+    Raises:
+        UsageError: No such step, or a destination that is the source or that nanochat would take for a model.
+        NotACheckpointError: There is no checkpoint here.
+        OutOfSpaceError, CheckpointIOError: What was backed up before is whole and stays.
+    """
+    source, destination = os.fsdecode(source), os.fsdecode(destination)
+    count = thread_count(threads)
+    steps = choose_steps(source, step)
+    _refuse_destination(source, destination)
+    if not os.path.isdir(destination):
+        try:
+            os.makedirs(destination)
+        except OSError as error:
+            raise translate_os_error(error, destination, doing="make the directory") from error
+        fsync_directory(os.path.dirname(os.path.abspath(destination)))
+    result = Backup()
+    for each in steps:
+        before = {path: _identity(path) for path in _paths(each)}
+        state = step_state(each, verify=True, threads=count)
+        if not state.complete:
+            damaged = not all(_is_whole(path, threads=count) for path in state.files)
+            result.left_out.append(LeftOut(each.number, damaged, state.reasons))
+            continue
+        try:
+            with contextlib.ExitStack() as stack:
+                # All are opened before the first is copied, so that what is copied is what was verified.
+                files = [stack.enter_context(Source(path)) for path in state.files]
+                _check_same(files, before)
+                copied = _back_up(files, destination, share=share, threads=count, progress=progress)
+            result.steps[each.number] = copied
+        except (DamagedError, MismatchError) as error:
+            result.left_out.append(LeftOut(each.number, not isinstance(error, _SavedAnew), (str(error),)))
+    return result
+
+
+def _refuse_destination(source: str, destination: str) -> None:
+    if os.path.isdir(destination) and os.path.samefile(source, destination):
+        raise UsageError("the backup would be the directory itself", path=destination, next_step="name another one")
+    try:
+        refuse_taken_for_model(source, destination, to="fckpt")
+    except UsageError as error:
+        error.next_step = "choose a name that does not begin with d<number>, or a directory elsewhere"
+        raise
+
+
+def _paths(step: Step) -> list[str]:
+    paths = [path for by_suffix in step.states.values() for path in by_suffix.values()]
+    return paths if step.meta is None else [*paths, step.meta]
+
+
+def _identity(file: str | int) -> tuple[int, ...] | None:
+    """What changes when a file is written to, or replaced by another one of the same name."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None  # Verifying or opening it says more.
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_same(files: Iterable[Source], before: Mapping[str, tuple[int, ...] | None]) -> None:
+    for file in files:
+        if _identity(file.fd) != before[file.path]:
+            raise _SavedAnew("the step was saved anew meanwhile", path=file.path, next_step="run the backup again")
+
+
+def _back_up(
+    files: Sequence[Source], destination: str, *, share: bool, threads: int, progress: Progress | None
+) -> list[CopiedFile]:
+    """All files of a step, the model last."""
+    pairs = [(file, os.path.join(destination, os.path.basename(file.path))) for file in files]
+    # Before the first file is written: a step is backed up as a whole or not at all.
+    there = {target for file, target in pairs if _is_there(file, target, threads=threads)}
+    copied = []
+    for file, target in pairs:
+        how: How | Literal["already there"] = "already there"
+        if target not in there:
+            link = file.path.endswith(".fckpt")
+            how = clone(file, target, share=share, link=link, threads=threads, progress=progress)
+        copied.append(CopiedFile(file.path, target, file.size, how))
+    return copied
+
+
+def _is_there(file: Source, target: str, *, threads: int) -> bool:
+    """Whether ``target`` holds what the file holds. Raises MismatchError if it is whole and holds something else."""
+    if not os.path.lexists(target):
+        return False
+    try:
+        with Source(target) as there:
+            if same_bytes(file, there, threads=threads):
+                return True
+    except NotACheckpointError:
+        return False  # It is empty. What is no file at all, the commit refuses.
+    if not _is_whole(target, threads=threads):
+        return False
+    raise MismatchError(
+        "there is a file in the backup already, whole, that holds something else",
+        path=target,
+        next_step="move it away, or back up into another directory",
+    )
+
+
+def _is_whole(path: str, *, threads: int) -> bool:
+    try:
+        if path.endswith(".json"):
+            json.loads(read_small(path))
+            return True
+        return verify(path, threads=threads).ok
+    except (ValueError, RecursionError, NotACheckpointError):
+        return False
+    except FastckptError:
+        return True  # It cannot be judged, so it is not ours to overwrite.

@@ -1,0 +1,288 @@
+"""Which steps of a directory are complete: every file there, whole, and of one and the same save.
+
+Files that `fastckpt.nanochat.save_checkpoint` wrote carry marks
+(`fastckpt.nanochat.save_mark`), and the marks decide; the rule is in SPEC.md,
+section 23. Files without marks, which nanochat wrote or which were converted
+from such, are judged by `fastckpt.nanochat.checks`.
+
+A step can lie there in two formats. Its files are then taken from one of them,
+or from both if they belong together; `StepState.files` says which, and a load
+takes exactly these, so that all ranks choose alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.errors import FastckptError
+from fastckpt.nanochat.checks import check_step, find_missing_ranks, read_meta
+from fastckpt.nanochat.existing import read_small
+from fastckpt.nanochat.facts import Facts, read_facts
+from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
+from fastckpt.nanochat.save_mark import SaveMark, meta_digest, parse_mark
+from fastckpt.nanochat.steps import Step, list_numbers, read_steps
+from fastckpt.salvaging.write import METADATA_KEY as SALVAGE_KEY
+from fastckpt.verification import verify as verify_file
+
+_DAMAGED: Final = 2
+"""Exit code of a report from which on tensors are lost."""
+
+_REPLACED: Final = ("not_proven", "left_out", "backfilled", "filled_bytes")
+"""What salvage notes in a file that does not hold all that was saved."""
+
+Files = Mapping[Stem, str]
+"""Model and optimizer files of a step: the path by what the file is."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepState:
+    """Whether a step is complete, and why not.
+
+    Attributes:
+        step: The step.
+        complete: Whether a run can go on from it.
+        verified: Whether every byte was found to be as written. None if that was not asked for, or if the step
+            was found incomplete without reading its tensors.
+        reasons: Why it is not complete, one sentence each.
+        world_size: How many ranks saved it; None if that cannot be told.
+        missing_ranks: Ranks whose optimizer file is not there.
+        files: The files that make up the step, meta first, model last. Files of other saves are not among them.
+        suffix: Of its model and optimizer files, with the dot; empty if they are of both formats.
+    """
+
+    step: int
+    complete: bool
+    verified: bool | None
+    reasons: tuple[str, ...]
+    world_size: int | None
+    missing_ranks: tuple[int, ...]
+    files: tuple[str, ...]
+    suffix: str
+
+
+def newest_complete(
+    directory: str | os.PathLike[str], *, verify: bool, threads: int | None = None
+) -> tuple[StepState | None, list[StepState]]:
+    """The newest complete step of a directory, and the newer ones that were passed over, newest first.
+
+    Args:
+        directory: With the ``model_*`` files.
+        verify: Read every byte of a step before it counts as complete.
+        threads: Worker threads; None takes one per CPU.
+
+    Raises:
+        CheckpointIOError: The directory cannot be read.
+    """
+    passed: list[StepState] = []
+    for _, step in sorted(read_steps(os.fsdecode(directory)).items(), reverse=True):
+        state = step_state(step, verify=verify, threads=threads)
+        if state.complete:
+            return state, passed
+        passed.append(state)
+    return None, passed
+
+
+def step_state(step: Step, *, verify: bool, threads: int | None = None) -> StepState:
+    """Whether a step is complete. Damage is a reason, never raised.
+
+    Args:
+        step: Of `fastckpt.nanochat.steps.read_steps`.
+        verify: Read every byte. Otherwise only the structure of the files is looked at.
+        threads: Worker threads; None takes one per CPU.
+    """
+    judged = []
+    for files in _candidates(step):
+        state = _judge(step, files, verify=verify, threads=threads)
+        if state.complete:
+            return state
+        judged.append(state)
+    return judged[0]
+
+
+def choose_files(step: Step) -> Files:
+    """The files that a load of this step takes, on every rank the same.
+
+    Where a file is there in both formats, every byte of the step is read to
+    tell which of them make a complete step; ``.fckpt`` is preferred. If none
+    do, the files that could be loaded are given all the same.
+    """
+    preferred, *others = _candidates(step)
+    if not others or not any({"fckpt", "pt"} <= paths.keys() for paths in step.states.values()):
+        return preferred
+    state = step_state(step, verify=True)
+    if not state.complete:
+        return preferred
+    parsed = ((parse_name(os.path.basename(path)), path) for path in state.files)
+    return {found[0]: path for found, path in parsed if found is not None and found[0].role != META}
+
+
+def _candidates(step: Step) -> Iterator[dict[Stem, str]]:
+    """Sets of files that the step could be read from, the preferred one first."""
+    tried: list[dict[Stem, str]] = []
+    for wanted in (("fckpt", "pt"), ("fckpt",), ("pt",)):
+        files = {}
+        for stem, paths in step.states.items():
+            path = next((paths[suffix] for suffix in wanted if suffix in paths), None)
+            if path is not None:
+                files[stem] = path
+        if files not in tried and (files or not tried):
+            tried.append(files)
+            yield files
+
+
+class _Judgement(NamedTuple):
+    """What is found about one set of files: why it is no complete step, and which of the files are needed for one."""
+
+    reasons: list[str]
+    needed: Files
+    world_size: int | None
+    missing_ranks: Sequence[int] = ()
+
+
+def _judge(step: Step, files: Files, *, verify: bool, threads: int | None) -> StepState:
+    marks: dict[Stem, SaveMark | None] = {}
+    faults: dict[Stem, str] = {}
+    for stem, path in files.items():
+        try:
+            marks[stem], salvaged = _read_metadata(path)
+        except FastckptError as error:
+            faults[stem] = _reason(path, error)
+        else:
+            if salvaged:
+                faults[stem] = f"{_name(path)} was salvaged, and not all of it is what was saved"
+    judge = _judge_marked if any(marks.values()) else _judge_unmarked
+    reasons, needed, world_size, missing_ranks = judge(step, files, marks, faults)
+    verified = None
+    if verify and not reasons:
+        reasons = _verify(needed.values(), threads)
+        verified = not reasons
+    suffixes = {os.path.splitext(path)[1] for path in needed.values()}
+    return StepState(
+        step.number,
+        complete=not reasons,
+        verified=verified,
+        reasons=tuple(reasons),
+        world_size=world_size,
+        missing_ranks=tuple(missing_ranks),
+        files=(*([step.meta] if step.meta else []), *needed.values()),
+        suffix=suffixes.pop() if len(suffixes) == 1 else "",
+    )
+
+
+def _read_metadata(path: str) -> tuple[SaveMark | None, bool]:
+    """The mark of a file, and whether salvage put something else in the place of what was lost."""
+    if not path.endswith(".fckpt"):
+        return None, False
+    with CheckpointFile(path) as file:
+        file.checked_entries()  # With these, everything but the tensors is proven: the file is loadable.
+        metadata = file.manifest.metadata
+    told = metadata.get(SALVAGE_KEY)
+    replaced = isinstance(told, dict) and any(told.get(key) for key in _REPLACED)
+    return parse_mark(metadata), replaced
+
+
+def _verify(paths: Iterable[str], threads: int | None) -> list[str]:
+    reasons = []
+    for path in paths:
+        try:
+            report = verify_file(path, threads=threads)
+        except FastckptError as error:
+            reasons.append(_reason(path, error))
+            continue
+        if report.exit_code >= _DAMAGED:
+            first = next(finding for finding in report.findings if finding.loss)
+            reasons.append(f"{_name(path)} is damaged: {first.message}")
+    return reasons
+
+
+def _name(path: str) -> str:
+    return os.path.basename(path)
+
+
+def _reason(path: str, error: FastckptError) -> str:
+    return f"{_name(path)}: {error.message}"
+
+
+def _judge_marked(
+    step: Step, files: Files, marks: Mapping[Stem, SaveMark | None], faults: Mapping[Stem, str]
+) -> _Judgement:
+    """The rule of SPEC.md, section 23."""
+    model = marks.get(step.model)
+    # Without a model, any rank tells how many there should be.
+    lead = model or next(mark for mark in marks.values() if mark is not None)
+    ranks = range(lead.world_size if lead.optimizer else 0)
+    wanted = [*(optimizer_stem(files, step.number, rank) for rank in ranks), step.model]
+    needed = {stem: files[stem] for stem in wanted if stem in files}
+    missing = [rank for rank in ranks if wanted[rank] not in files]
+    reasons = []
+    if step.model not in files:
+        reasons.append(f"there is no {step.model}: the save was cut short, or is going on")
+    reasons += _meta_reasons(step, model)
+    reasons += _missing_reason(missing, lead.world_size)
+    for stem, path in needed.items():
+        mark = marks.get(stem)
+        if stem in faults:
+            reasons.append(faults[stem])
+        elif mark is None:
+            reasons.append(f"{_name(path)} does not say which save it belongs to, as other files of the step do")
+        elif mark.stem != stem:
+            reasons.append(f"{_name(path)} was saved as {mark.stem}")
+        elif not mark.agrees_with(lead):
+            reasons.append(f"{_name(path)} is of another save than {lead.stem}")
+    return _Judgement(reasons, needed, lead.world_size, missing)
+
+
+def _missing_reason(missing: Sequence[int], world_size: int) -> list[str]:
+    plural = "s" if len(missing) > 1 else ""
+    return [f"there is no optimizer of rank{plural} {list_numbers(missing)} of {world_size}"] if missing else []
+
+
+def _meta_reasons(step: Step, model: SaveMark | None) -> list[str]:
+    if step.meta is None:
+        return read_meta(step.number, None)[1]
+    try:
+        data = read_small(step.meta)
+    except FastckptError as error:
+        return [_reason(step.meta, error)]
+    if model is not None and model.meta != meta_digest(data):
+        return [f"{_name(step.meta)} is not the one that was saved with the model"]
+    return []
+
+
+def optimizer_stem(files: Files, step: int, rank: int) -> Stem:
+    """How the optimizer file of a rank is called. The only file of old, without a rank, is that of rank 0."""
+    stem = Stem(OPTIM, step, rank)
+    old = Stem(OPTIM, step)
+    return old if rank == 0 and stem not in files and old in files else stem
+
+
+def _judge_unmarked(
+    step: Step, files: Files, marks: Mapping[Stem, SaveMark | None], faults: Mapping[Stem, str]
+) -> _Judgement:
+    """The rules of `fastckpt.nanochat.checks`, and nothing may be missing."""
+    needed = dict(sorted(files.items(), key=lambda item: (item[0].role == MODEL, item[0].rank or 0)))
+    facts: list[Facts] = []
+    reasons = list(faults.values())
+    for stem in [stem for stem in needed if stem not in faults]:
+        try:
+            facts.append(read_facts(needed[stem], stem))
+        except FastckptError as error:
+            reasons.append(_reason(needed[stem], error))
+    try:
+        meta, notes = read_meta(step.number, step.meta)
+        if not reasons:
+            check_step(step.number, facts, step.meta)
+    except FastckptError as error:
+        return _Judgement([*reasons, error.message], needed, None)
+    if step.model not in files:
+        notes.append(f"there is no {step.model}")
+    ranks = [stem.rank for stem in needed if stem.role == OPTIM]
+    missing, world_size = find_missing_ranks(facts, meta)
+    # Of several ranks nanochat kept only the first until November 2025: such a step was never more than this.
+    if ranks != [None]:
+        notes += _missing_reason(missing, world_size)
+    return _Judgement(reasons + notes, needed, world_size if ranks else None, missing)

@@ -1,0 +1,124 @@
+"""`fastckpt run --emergency-save`: a signal makes an unchanged nanochat script save now, with its own code.
+
+Only the script knows what belongs to a step: its model, optimizer, data loader
+and counters. It also knows how to save them, and asks itself at each step whether
+to: ``step % args.save_every == 0``. So a wish to save is granted by setting
+``args.save_every`` to 1 for a moment, after the optimizer's step in which the ranks have
+agreed on it (`fastckpt.EmergencySave`). Evaluation, which nanochat does before it
+saves, is switched off meanwhile.
+
+One process ends as soon as that save is done. Several do one more step first: some
+scripts save on one rank only, and the others are in the middle of that step,
+waiting for it, when the save is done.
+
+Signals are taken from the first optimizer step on; until then there is nothing
+to save, and they end the script as ever.
+"""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from types import ModuleType, TracebackType
+from typing import Any, Final
+
+from fastckpt.emergency import EmergencySave, ends_run, say
+
+_SAVE: Final = "save_every"
+_BEFORE_SAVE: Final = ("eval_every", "core_metric_every", "sample_every", "chatcore_every")
+"""How often nanochat does other things that take long, at the same place, before it saves."""
+_NEVER: Final = 2**62
+"""More steps than there will be. Not -1: some scripts do not take that for never."""
+
+
+class ScriptSave:
+    """Grants wishes to save in a script that has ``args.save_every``; a context manager around its run."""
+
+    def __init__(self) -> None:
+        self._guard: EmergencySave | None = None
+        self._hook: Any = None
+        self._granting: signal.Signals | None = None
+        self._saves = 0
+        self._kept: dict[str, Any] = {}
+
+    def __enter__(self) -> ScriptSave:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._detach()
+
+    def attach(self, manager: ModuleType) -> None:
+        """Watch the script's saves and optimizer steps.
+
+        Args:
+            manager: ``nanochat.checkpoint_manager``, before the script takes functions from it.
+        """
+        from torch.optim.optimizer import register_optimizer_step_post_hook
+
+        save = manager.save_checkpoint
+
+        @functools.wraps(save)
+        def watched(*args: Any, **named: Any) -> Any:
+            result = save(*args, **named)
+            self._after_save()
+            return result
+
+        manager.save_checkpoint = watched  # type: ignore[attr-defined]
+        self._hook = register_optimizer_step_post_hook(self._after_step)
+
+    def _detach(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+        if self._guard is not None:
+            self._guard.release()
+            self._guard = None
+
+    def _after_save(self) -> None:
+        self._saves += 1
+        if self._granting is not None and self._guard is not None and self._guard.agreement.alone:
+            self._conclude()
+
+    def _after_step(self, *_: object) -> None:
+        """A boundary: the optimizer has made a step."""
+        if self._guard is None:
+            if not isinstance(_setting(_SAVE), int):
+                say("this script has no args.save_every: signals end it without a save")
+                self._detach()
+                return
+            self._guard = EmergencySave(lambda: None).__enter__()
+        if self._granting is not None:
+            self._conclude()
+        number = self._guard.decide()
+        if number is not None:
+            self._grant(number)
+
+    def _grant(self, number: signal.Signals) -> None:
+        """Let the script save at the next place where it does so."""
+        self._granting, self._saves = number, 0
+        settings = vars(_arguments())
+        wanted = {_SAVE: 1} | {name: _NEVER for name in _BEFORE_SAVE if name in settings}
+        self._kept = {name: settings[name] for name in wanted}
+        settings.update(wanted)
+
+    def _conclude(self) -> None:
+        """Put the script's settings back; end it if that is wished."""
+        number, self._granting = self._granting, None
+        assert self._guard is not None
+        assert number is not None
+        vars(_arguments()).update(self._kept)
+        saved = self._guard.agreement.highest(self._saves)
+        say(f"{number.name}: the script has saved" if saved else f"{number.name}: the script did not save")
+        if ends_run(number):
+            raise SystemExit(128 + number)
+
+
+def _arguments() -> Any:
+    return getattr(sys.modules.get("__main__"), "args", None)
+
+
+def _setting(name: str) -> object:
+    return getattr(_arguments(), name, None)

@@ -1,0 +1,75 @@
+"""What the dotted name of a tensor says: its layer, its kind, its module.
+
+``transformer.h.3.attn.c_q.weight`` is layer 3 of the kind
+``transformer.h.*.attn.c_q.weight``, in the module ``transformer.h.3``; its
+family, which gives it its colour, is ``attn``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+
+class Name(NamedTuple):
+    """A name taken apart.
+
+    Attributes:
+        kind: The name with ``*`` in the place of its first number.
+        layer: That number; None if there is none.
+        module: The name up to that number, or up to its last dot.
+        family: What stands behind the number, unless that is only ``weight`` or ``bias``; else what is before it.
+    """
+
+    kind: str
+    layer: int | None
+    module: str
+    family: str
+
+
+def parse(name: str) -> Name:
+    """Take a name apart."""
+    parts = name.split(".")
+    at = next((place for place, part in enumerate(parts) if is_number(part)), None)
+    if at is None:
+        module = ".".join(parts[:-1]) if len(parts) > 1 else name
+        return Name(name, None, module, (parts[-2] if len(parts) > 1 else name) or name)
+    kind = ".".join([*parts[:at], "*", *parts[at + 1 :]])
+    after = parts[at + 1 :]
+    inner = len(after) > 1 or (after and after[0] not in ("weight", "bias"))
+    family = after[0] if inner else parts[at - 1] if at else kind
+    return Name(kind, int(parts[at]), ".".join(parts[: at + 1]), family)
+
+
+def is_number(part: str) -> bool:
+    """Whether a part of a name is a number, such as that of a layer."""
+    return part.isascii() and part.isdecimal() and len(part) < 10
+
+
+def short_labels(kinds: Iterable[str]) -> dict[str, str]:
+    """Each kind without the ends that all of them can do without: what is before ``*.``, and ``.weight``."""
+    every = list(dict.fromkeys(kinds))
+    for shorten in (_without_both, _without_suffix):
+        labels = {kind: shorten(kind) for kind in every}
+        if len(set(labels.values())) == len(every):
+            return labels
+    return {kind: kind for kind in every}
+
+
+def _without_suffix(kind: str) -> str:
+    return kind.removesuffix(".weight") or kind
+
+
+def _without_both(kind: str) -> str:
+    before, star, after = kind.partition("*.")
+    short = _without_suffix(after) if star else _without_suffix(before)
+    return _without_suffix(kind) if star and short in ("", "weight") else short
+
+
+def ranked_families(names: Sequence[str], nbytes: Sequence[int]) -> list[str]:
+    """The families, the one with the most bytes first."""
+    totals: dict[str, int] = {}
+    for name, size in zip(names, nbytes, strict=True):
+        family = parse(name).family
+        totals[family] = totals.get(family, 0) + size
+    return sorted(totals, key=lambda family: (-totals[family], family))

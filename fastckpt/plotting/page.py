@@ -1,0 +1,133 @@
+"""The page: a file, or the steps of a directory, in one HTML document that is well-formed XML as well.
+
+It loads nothing and runs nothing, and a policy in its head forbids both to
+whatever might have found its way in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+from fastckpt.plotting.markup import amount, counted, element, escaped, quantity, shortened
+from fastckpt.plotting.sections import (
+    damage_section,
+    drift_section,
+    histogram_section,
+    norm_section,
+    tensor_section,
+    treemap_section,
+)
+from fastckpt.plotting.style import style_sheet
+from fastckpt.plotting.summary import bad_numbers, total_norm, verdict
+
+Facts = dict[str, Any]
+
+_MAX_NAMED: Final = 4
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def file_page(facts: Facts) -> str:
+    """The page of a file; see `fastckpt.plotting.survey.file_facts`."""
+    body = [*_heading(facts["path"], [facts]), *_damage([facts])]
+    body += _measurements([facts], group_names=False)
+    return _document(facts["path"], body)
+
+
+def directory_page(facts: Facts) -> str:
+    """The page of a directory; see `fastckpt.plotting.survey.directory_facts`."""
+    files, newest = facts["newest"]["files"], facts["newest"]["step"]
+    body = _heading(facts["path"], files, of=f"Step {newest:,}, the newest of {counted(len(facts['steps']), 'step')}")
+    body += _steps_table(facts)
+    models = [step["model"] for step in facts["steps"] if step["model"] is not None]
+    # The newest model is among both.
+    body += _damage({id(file): file for file in (*models, *files)}.values())
+    body += drift_section(facts["steps"])
+    if files:
+        body.append(element("h1", escaped(f"Step {newest:,}")))
+        body += _measurements(files, group_names=len(files) > 1)
+    return _document(facts["path"], body)
+
+
+def _measurements(files: Sequence[Facts], *, group_names: bool) -> Iterator[str]:
+    yield from treemap_section(files)
+    for file in files:
+        suffix = f" of {file['path'].rpartition('/')[2]}" if group_names else ""
+        yield from norm_section(file, suffix)
+        yield from histogram_section(file, suffix)
+        yield from tensor_section(file, suffix)
+
+
+def _document(path: str, body: Iterable[str]) -> str:
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", escaped(f"{path} - fastckpt plot")),
+        element("style", style_sheet()),
+    )
+    content = element("body", "\n".join(body))
+    page = element("html", "\n", head, "\n", content, "\n", xmlns="http://www.w3.org/1999/xhtml", lang="en")
+    return f"<!DOCTYPE html>\n{page}\n"
+
+
+def _heading(path: str, files: Sequence[Facts], of: str | None = None) -> list[str]:
+    tensors = [tensor for file in files for tensor in file["tensors"]]
+    own = [tensor for tensor in tensors if tensor["tied_to"] is None]
+    bad = sum(map(bad_numbers, tensors))
+    tiles = [
+        (amount(sum(file["size"] for file in files)), "in " + counted(len(files), "file"), None),
+        (f"{len(tensors):,}", "tensors", None),
+        (f"{sum(tensor['elements'] for tensor in own):,}", "elements", None),
+        (f"{bad:,}", "NaN and infinities", "bad" if bad else None),
+    ]
+    items = [
+        element("li", element("b", escaped(value), class_=kind), element("span", words)) for value, words, kind in tiles
+    ]
+    parts = [element("h1", element("bdi", escaped(path)))]
+    if of is not None:
+        parts.append(element("p", escaped(of), class_="quiet"))
+    parts.append(element("ul", *items, class_="tiles"))
+    for file in files:
+        words, kind = verdict(file)
+        name = f"{file['path'].rpartition('/')[2]}: " if len(files) > 1 else ""
+        parts.append(element("p", element("bdi", escaped(name)), element("b", escaped(words), class_=kind)))
+    spoilt = [tensor for tensor in tensors if bad_numbers(tensor)]
+    if spoilt:
+        names = ", ".join(f"{shortened(t['name'], 60)} ({bad_numbers(t):,})" for t in spoilt[:_MAX_NAMED])
+        more = f" and {counted(len(spoilt) - _MAX_NAMED, 'more tensor')}" if len(spoilt) > _MAX_NAMED else ""
+        parts.append(element("p", "NaN or infinities in ", element("bdi", escaped(names)), more, class_="bad"))
+    return parts
+
+
+def _steps_table(facts: Facts) -> Iterator[str]:
+    yield element("h2", "Steps")
+    if facts["left_out"]:
+        yield element("p", escaped(f"{counted(facts['left_out'], 'step')} in between are not shown."), class_="quiet")
+    names = ("step", "model", "tensors", "val_bpb", "norm", "NaN, inf", "verified")
+    head = element("tr", *(element("th", name, class_="left" if name == "verified" else None) for name in names))
+    rows = []
+    for step in facts["steps"]:
+        model = step["model"]
+        value = "-" if step["val_bpb"] is None else quantity(step["val_bpb"])
+        if model is None:
+            cells = ["-", "-", value, "-", "-", step["error"]]
+            kind = "bad"
+        else:
+            words, kind = verdict(model)
+            bad = sum(map(bad_numbers, model["tensors"]))
+            count, norm = f"{len(model['tensors']):,}", total_norm(model)
+            cells = [amount(model["size"]), count, value, norm, f"{bad:,}", words]
+        last = element("td", escaped(cells.pop()), class_=f"left {kind}")
+        others = [element("td", escaped(cell)) for cell in (f"{step['step']:,}", *cells)]
+        rows.append(element("tr", *others, last))
+    yield element("div", element("table", element("thead", head), element("tbody", *rows)), class_="table")
+    for failed in facts["newest"]["failed"]:
+        yield element("p", element("bdi", escaped(failed["path"])), escaped(f": {failed['error']}"), class_="bad")
+
+
+def _damage(files: Iterable[Facts]) -> Iterator[str]:
+    for file in files:
+        if file["chunks"] is not None:
+            yield from damage_section(file)

@@ -1,0 +1,226 @@
+"""The sections of a page: each a heading, a sentence that says how to read it, and a figure."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from fastckpt.plotting.charts import MAX_LINES, Line, heatmap, lines
+from fastckpt.plotting.chunk_map import chunk_map
+from fastckpt.plotting.chunk_states import STATES, UNPROVEN
+from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
+from fastckpt.plotting.markup import amount, counted, element, escaped, quantity, shortened
+from fastckpt.plotting.naming import parse, ranked_families
+from fastckpt.plotting.style import COLOURS
+from fastckpt.plotting.summary import KindOfTensor, kinds_of
+from fastckpt.plotting.treemap import Leaf, tree_of, treemap
+
+Facts = dict[str, Any]
+
+_MAX_ROWS: Final = 2000
+_MAX_NAME: Final = 100
+_MAX_FINDINGS: Final = 30
+_MAX_MODULES: Final = 60
+_LOG_FROM: Final = 20
+"""Values further apart than this factor are drawn on a logarithmic scale."""
+
+
+def _quiet(words: str) -> str:
+    return element("p", escaped(words), class_="quiet")
+
+
+def treemap_section(files: Sequence[Facts]) -> Iterator[str]:
+    """Bytes by module, of several files in one figure."""
+    own = [tensor for file in files for tensor in file["tensors"] if not tensor["tied_to"] and tensor["nbytes"]]
+    if not own:
+        return
+    ranked = ranked_families([tensor["name"] for tensor in own], [tensor["nbytes"] for tensor in own])
+    shown = ranked[: len(COLOURS)]
+    groups = {
+        file["path"].rpartition("/")[2]: [
+            Leaf(tensor["name"], tensor["nbytes"], _about(tensor), whole=tensor["name"] not in file["not_whole"])
+            for tensor in file["tensors"]
+            if not tensor["tied_to"]
+        ]
+        for file in files
+    }
+    yield element("h2", "Bytes by module")
+    tied = sum(tensor["tied_to"] is not None for file in files for tensor in file["tensors"])
+    marked = " What is damaged has a red frame." if any(file["not_whole"] for file in files) else ""
+    note = f" Left out: {counted(tied, 'tensor')} in the memory of another." if tied else ""
+    yield _quiet(f"Areas are in proportion to bytes; {amount(sum(t['nbytes'] for t in own))} in all.{marked}{note}")
+    keys = [_key(f"k{place}", family) for place, family in enumerate(shown)]
+    if len(ranked) > len(shown):
+        keys.append(_key(f"k{len(COLOURS)}", f"{len(ranked) - len(shown)} more"))
+    yield element("div", *keys, class_="keys")
+    yield treemap(tree_of(groups), {family: place for place, family in enumerate(shown)})
+
+
+def _about(tensor: Facts) -> str:
+    reason = f"; {tensor['reason']}" if tensor["reason"] else ""
+    return f"{tensor['dtype']} ({', '.join(map(str, tensor['shape']))}){reason}"
+
+
+def _key(class_: str, words: str) -> str:
+    # Not self-closing: HTML would leave the element open.
+    return element("span", element("i", "", class_=class_), element("bdi", escaped(words)))
+
+
+def norm_section(file: Facts, suffix: str) -> Iterator[str]:
+    """The norm of each kind of tensor, layer by layer."""
+    # The numbers in an optimizer's state are those of parameters, not of layers.
+    kinds = [kind for kind in kinds_of(file) if "state" not in kind.kind.partition(".*")[0].split(".")]
+    layered = [kind for kind in kinds if sum(map(_drawable, kind.norms.values())) > 1]
+    if not layered:
+        return
+    yield element("h2", escaped(f"Norms by layer{suffix}"))
+    more = len(layered) - MAX_LINES
+    rest = f" The {MAX_LINES} largest kinds are shown, {more} more are in the table." if more > 0 else ""
+    yield _quiet(f"L2 norm of each tensor, NaN and infinities left out, by the first number in its name.{rest}")
+    series = [
+        Line(kind.label, sorted((layer, norm) for layer, norm in kind.norms.items() if _drawable(norm)))
+        for kind in layered[:MAX_LINES]
+    ]
+    yield lines("Norms by layer", "layer (the first number in the name)", "L2 norm", series, log=_wide(series))
+
+
+def _drawable(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+def _wide(series: Sequence[Line]) -> bool:
+    values = [y for line in series for _, y in line.points]
+    return max(values) > _LOG_FROM * min(values)
+
+
+def histogram_section(file: Facts, suffix: str) -> Iterator[str]:
+    """How large the numbers are, kind by kind."""
+    kinds = [kind for kind in kinds_of(file) if any(kind.octaves)]
+    if not kinds:
+        return
+    yield element("h2", escaped(f"Magnitudes{suffix}"))
+    more = len(kinds) - MAX_PANELS
+    rest = f" The {MAX_PANELS} largest kinds are shown, {more} more are not." if more > 0 else ""
+    yield _quiet(f"How many numbers lie between one power of two and the next, all layers together.{rest}")
+    panels = [Panel(kind.label, kind.octaves, kind.zeros, _odd(kind)) for kind in kinds[:MAX_PANELS]]
+    yield histograms(panels, file["first_octave"])
+
+
+def _odd(kind: KindOfTensor) -> str:
+    counts = [(kind.nan, "NaN"), (kind.inf, "inf")]
+    return ", ".join(f"{count:,} {word}" for count, word in counts if count)
+
+
+def tensor_section(file: Facts, suffix: str) -> Iterator[str]:
+    """All tensors in a table, behind a fold if there are many."""
+    tensors = file["tensors"]
+    if not tensors:
+        return
+    yield element("h2", escaped(f"Tensors{suffix}"))
+    names = ("name", "dtype", "shape", "size", "norm", "rms", "largest", "zeros", "NaN", "inf", "")
+    head = element("tr", *(element("th", name, class_="left" if name in ("name", "dtype") else None) for name in names))
+    rows = [_row(tensor) for tensor in tensors[:_MAX_ROWS]]
+    table = element("div", element("table", element("thead", head), element("tbody", *rows)), class_="table")
+    if len(tensors) > _MAX_ROWS:
+        table = _quiet(f"The first {_MAX_ROWS:,} of {len(tensors):,}; fastckpt plot --json has all.") + table
+    is_open = "open" if len(tensors) <= 60 else None
+    yield element("details", element("summary", counted(len(tensors), "tensor")), table, open=is_open)
+
+
+def _row(tensor: Facts) -> str:
+    numbers = tensor["numbers"]
+    cells = [
+        element("td", element("bdi", escaped(shortened(tensor["name"], _MAX_NAME))), class_="left name"),
+        element("td", escaped(tensor["dtype"]), class_="left"),
+        element("td", escaped(" x ".join(map(str, tensor["shape"])) or "scalar")),
+        element("td", amount(tensor["nbytes"])),
+    ]
+    if numbers is None:
+        cells.append(element("td", escaped(f"not measured: {tensor['reason']}"), colspan=7, class_="left bad"))
+    else:
+        rms = "-" if numbers["rms"] is None else quantity(numbers["rms"])
+        cells += [element("td", words) for words in (quantity(numbers["norm"]), rms, quantity(numbers["max_abs"]))]
+        share = 100 * numbers["zeros"] / numbers["count"] if numbers["count"] else 0.0
+        cells.append(element("td", f"{share:.3g}%" if numbers["zeros"] else "0"))
+        for key in ("nan", "inf"):
+            cells.append(element("td", f"{numbers[key]:,}", class_="bad" if numbers[key] else None))
+        tied = f"is {shortened(tensor['tied_to'], _MAX_NAME)}" if tensor["tied_to"] else ""
+        cells.append(element("td", element("bdi", escaped(tied)), class_="left"))
+    return element("tr", *cells)
+
+
+def damage_section(file: Facts) -> Iterator[str]:
+    """What is wrong with a damaged file, and where."""
+    cells, per_cell = file["chunks"]["cells"], file["chunks"]["per_cell"]
+    yield element("h2", "Damage in ", element("bdi", escaped(file["path"].rpartition("/")[2])))
+    findings = [element("li", element("bdi", escaped(finding["message"]))) for finding in file["findings"]]
+    if len(findings) > _MAX_FINDINGS:
+        findings[_MAX_FINDINGS:] = [element("li", escaped(f"... and {len(findings) - _MAX_FINDINGS} more"))]
+    yield element("ul", *findings)
+    if file["next"]:
+        yield element("p", "Next: ", element("code", escaped(file["next"])))
+    if not cells:
+        yield _quiet("Nothing in the file says what it held, so there is no map of it.")
+        return
+    counts = Counter(cell["state"] for cell in cells)
+    each = "1 MiB" if per_cell == 1 else f"{per_cell} chunks of 1 MiB, as bad as the worst of them"
+    yield _quiet(f"Each cell is a chunk of {each}, in file order. Point at one to see whose it is.")
+    present = [state for state in STATES if counts[state] or state != UNPROVEN]
+    keys = [_key(f"k-{state}", f"{state}: {counts[state]:,}") for state in present]
+    yield element("div", *keys, class_="keys")
+    yield chunk_map(cells)
+
+
+def drift_section(steps: Sequence[Facts]) -> Iterator[str]:
+    """How the norms of the models moved over the steps, and by how much the weights changed."""
+    measured = [(step["step"], kinds_of(step["model"])) for step in steps if step["model"] is not None]
+    series = _drift_lines(measured)
+    if series:
+        yield element("h2", "Norms over the steps")
+        yield _quiet(f"L2 norm of each kind of tensor, all layers together, over its norm at step {measured[0][0]:,}.")
+        yield lines("Norms over the steps", "step", "norm over the first", series, log=_wide(series))
+    changes = [(step["step"], step["changes"]) for step in steps if step["changes"] is not None]
+    rows = _change_rows(changes)
+    values = [value for row in rows.values() for value in row if value]
+    if not values:
+        return
+    yield element("h2", "Change from step to step")
+    yield _quiet("L2 norm of the difference to the step before, over the norm of the step before, by module.")
+    yield heatmap(
+        "Change from step to step",
+        [f"{step:,}" for step, _ in changes],
+        rows,
+        low=min(values),
+        high=max(values) * 1.0001,
+        x_label="step",
+        words=quantity,
+    )
+
+
+def _drift_lines(measured: Sequence[tuple[int, Sequence[KindOfTensor]]]) -> list[Line]:
+    if len(measured) < 2:
+        return []
+    series = []
+    for kind in measured[-1][1]:
+        points = [
+            (step, found.norm)
+            for step, kinds in measured
+            for found in kinds
+            if found.kind == kind.kind and not found.unmeasured
+        ]
+        first = points[0][1] if points else 0.0
+        ratios = [(step, norm / first) for step, norm in points if first > 0]
+        if len(ratios) > 1 and all(_drawable(ratio) for _, ratio in ratios):
+            series.append(Line(kind.label, ratios))
+    return series[:MAX_LINES]
+
+
+def _change_rows(changes: Sequence[tuple[int, Mapping[str, float | None]]]) -> dict[str, list[float | None]]:
+    modules = dict.fromkeys(module for _, change in changes for module in change)
+    ordered = sorted(modules, key=lambda module: (parse(module).kind, parse(module).layer or 0))
+    rows = {module: [change.get(module) for _, change in changes] for module in ordered}
+    finite = {m: [v for v in row if v is not None and math.isfinite(v)] for m, row in rows.items()}
+    most = sorted((m for m in ordered if finite[m]), key=lambda m: -max(finite[m]))[:_MAX_MODULES]
+    return {module: row for module, row in rows.items() if module in set(most)}

@@ -1,0 +1,96 @@
+"""What page and terminal both say about a file: its verdict, and its kinds of tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastckpt.plotting.markup import amount, counted, quantity
+from fastckpt.plotting.naming import parse, short_labels
+
+Facts = dict[str, Any]
+
+
+def verdict(file: Facts) -> tuple[str, str]:
+    """Whether a file is intact, in words, and ``good``, ``warning`` or ``bad``."""
+    if file["proven"]:
+        return f"intact: every {'byte' if file['format'] == 'fckpt' else 'tensor'} verified", "good"
+    if file["ok"]:
+        return "whole, but it has no checksums that could prove it", "warning"
+    if not any(finding["loss"] for finding in file["findings"]):
+        return "damaged; no tensor is lost", "warning"
+    count = len(file["not_whole"])
+    return "damaged" + (f": {counted(count, 'tensor')} not whole" if count else ""), "bad"
+
+
+def bad_numbers(tensor: Facts) -> int:
+    """How many of a tensor's numbers are NaN or infinite."""
+    numbers = tensor["numbers"]
+    return numbers["nan"] + numbers["inf"] if numbers is not None else 0
+
+
+@dataclass(slots=True)
+class KindOfTensor:
+    """All tensors that have the same name but for the layer.
+
+    Attributes:
+        kind: The name with ``*`` for the layer.
+        label: The same, shorter.
+        nbytes: Of all of them.
+        squares, nan, inf, zeros, count: Sums over those that were measured.
+        octaves: Their magnitudes.
+        norms: The norm by layer.
+        unmeasured: How many of them could not be read.
+    """
+
+    kind: str
+    label: str
+    nbytes: int = 0
+    squares: float = 0.0
+    nan: int = 0
+    inf: int = 0
+    zeros: int = 0
+    count: int = 0
+    octaves: list[int] = field(default_factory=list)
+    norms: dict[int, float] = field(default_factory=dict)
+    unmeasured: int = 0
+
+    @property
+    def norm(self) -> float:
+        """The L2 norm of all of them."""
+        return math.sqrt(self.squares)
+
+
+def kinds_of(file: Facts) -> list[KindOfTensor]:
+    """The kinds of tensors in a file, the one with the most bytes first; tied weights count once."""
+    labels = short_labels(parse(tensor["name"]).kind for tensor in file["tensors"])
+    kinds: dict[str, KindOfTensor] = {}
+    for tensor in file["tensors"]:
+        name, numbers = parse(tensor["name"]), tensor["numbers"]
+        if tensor["tied_to"] is not None:
+            continue
+        found = kinds.setdefault(name.kind, KindOfTensor(name.kind, labels[name.kind]))
+        found.nbytes += tensor["nbytes"]
+        if numbers is None:
+            found.unmeasured += 1
+            continue
+        found.squares += numbers["norm"] ** 2
+        for key in ("nan", "inf", "zeros", "count"):
+            setattr(found, key, getattr(found, key) + numbers[key])
+        before = found.octaves or [0] * len(numbers["octaves"])
+        found.octaves = [a + b for a, b in zip(before, numbers["octaves"], strict=True)]
+        if name.layer is not None:
+            found.norms[name.layer] = math.hypot(found.norms.get(name.layer, 0.0), numbers["norm"])
+    return sorted(kinds.values(), key=lambda kind: (-kind.nbytes, kind.kind))
+
+
+def total_norm(file: Facts) -> str:
+    """The L2 norm of all tensors; a dash if one of them could not be read."""
+    kinds = kinds_of(file)
+    return "-" if any(kind.unmeasured for kind in kinds) else quantity(math.sqrt(sum(kind.squares for kind in kinds)))
+
+
+def size_words(file: Facts) -> str:
+    """Format, size and tensors of a file."""
+    return f"{file['format']}, {amount(file['size'])}, {counted(len(file['tensors']), 'tensor')}"

@@ -1,0 +1,201 @@
+"""The facts that are drawn: of a file, or of the steps of a nanochat directory. Plain values, fit for JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from fastckpt.comparison import compare
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.findings import Kind
+from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.nanochat.existing import read_small
+from fastckpt.nanochat.names import MODEL
+from fastckpt.nanochat.steps import Step, choose_steps
+from fastckpt.plotting.chunk_states import chunk_states, merged
+from fastckpt.plotting.measure import Measured, WreckTensors, measure
+from fastckpt.plotting.naming import parse
+from fastckpt.salvaging.report import Status
+from fastckpt.salvaging.survey import survey
+from fastckpt.stored_tensors import StoredTensors, open_stored
+from fastckpt.verification import verify
+
+Facts = dict[str, Any]
+
+MAX_STEPS: Final = 48
+"""Steps of a directory that are drawn; of more, as many at even distances."""
+MAX_CELLS: Final = 20_000
+"""Cells of a damage map: some 2 MB of SVG."""
+_PREFERRED: Final = ("fckpt", "pt", "safetensors")
+_STRUCTURE_LOST: Final = (DamagedError, UnsupportedStateError, CheckpointIOError)
+
+
+def file_facts(path: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
+    """Verify and measure a checkpoint file.
+
+    Args:
+        path: A ``.fckpt``, ``.pt`` or ``.safetensors`` file, damaged or not.
+        threads: Worker threads; None takes one per CPU.
+        progress: Told of the bytes of tensors measured so far.
+
+    Raises:
+        NotACheckpointError, UnsupportedVersionError, UnsupportedStateError: It is none that can be read.
+        CheckpointIOError: It cannot be opened.
+    """
+    from fastckpt.tensor.profile import FIRST_OCTAVE
+
+    count = thread_count(threads)
+    report = verify(path, threads=count)
+    damaged = any(finding.kind is not Kind.UNPROVEN for finding in report.findings)
+    wreck = survey(path, like=None, threads=count, progress=None) if damaged else None
+    chunks: Facts | None = None
+    not_whole: list[str] = []
+    if wreck is not None:
+        states, per_cell = merged(chunk_states(wreck), MAX_CELLS)
+        cells = [{"state": item.state, "place": item.place, "tensors": list(item.tensors)} for item in states]
+        chunks = {"per_cell": per_cell, "cells": cells}
+        there = (Status.INTACT, Status.UNVERIFIED)
+        not_whole = [name for name, fate in wreck.fates().items() if fate.status not in there]
+    file: StoredTensors
+    try:
+        file = open_stored(path)
+    except _STRUCTURE_LOST:
+        if wreck is None:
+            raise
+        file = WreckTensors(wreck)
+    with file:
+        tensors = [_tensor(item) for item in measure(file, threads=count, progress=progress)]
+    first: dict[tuple[Any, ...], str] = {}
+    for tensor, entry in zip(tensors, file.entries.values(), strict=True):
+        place = (entry.storage, entry.span)
+        tensor["tied_to"] = first.get(place) if entry.nbytes else None
+        first.setdefault(place, entry.name)
+    return {
+        "path": path,
+        "format": wreck.format if wreck is not None else report.format,
+        "size": report.size,
+        "ok": report.ok,
+        "proven": not report.findings,
+        "findings": [finding.as_dict() for finding in report.findings],
+        "next": report.next_step,
+        "not_whole": not_whole,
+        "first_octave": FIRST_OCTAVE,
+        "tensors": tensors,
+        "chunks": chunks,
+    }
+
+
+def _tensor(item: Measured) -> Facts:
+    entry, found = item.entry, item.profile
+    facts: Facts = {
+        "name": entry.name,
+        "dtype": entry.dtype,
+        "shape": list(entry.shape),
+        # What is repeated without being stored takes no room.
+        "nbytes": min(entry.nbytes, entry.span[1] - entry.span[0]),
+        "elements": entry.numel,
+        "reason": item.reason or None,
+        "numbers": None,
+    }
+    if found is not None:
+        facts["numbers"] = {
+            "norm": found.norm,
+            "rms": found.rms,
+            "max_abs": found.max_abs,
+            "nan": found.nan,
+            "inf": found.inf,
+            "zeros": found.zeros,
+            "count": found.numbers,
+            "octaves": found.octaves,
+        }
+    return facts
+
+
+def directory_facts(directory: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
+    """Measure the models of a directory's steps, how each changed since the one before, and all of the newest step.
+
+    Raises:
+        UsageError, NotACheckpointError: It holds no steps.
+        CheckpointIOError: It cannot be read.
+    """
+    every = [step for step in choose_steps(directory, None) if step.states]
+    chosen = _evenly(every, MAX_STEPS)
+    steps: list[Facts] = []
+    previous: Facts | None = None
+    for step in chosen:
+        path = _model_path(step)
+        facts: Facts = {"step": step.number, "val_bpb": _val_bpb(step), "model": None, "error": None, "changes": None}
+        if path is None:
+            facts["error"] = f"there is no {step.model}"
+        else:
+            try:
+                facts["model"] = file_facts(path, threads=threads, progress=progress)
+                if previous is not None:
+                    facts["changes"] = _changes(previous, path, threads)
+                if facts["model"]["ok"]:
+                    previous = facts["model"]
+            except FastckptError as error:
+                facts["error"] = error.message
+        steps.append(facts)
+    newest = chosen[-1]
+    files = [steps[-1]["model"]] if steps[-1]["model"] is not None else []
+    failed: list[Facts] = []
+    for stem, by_suffix in newest.states.items():
+        if stem.role != MODEL:
+            path = next(by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix)
+            try:
+                files.append(file_facts(path, threads=threads, progress=progress))
+            except FastckptError as error:
+                failed.append({"path": path, "error": error.message})
+    return {
+        "path": directory,
+        "steps": steps,
+        "left_out": len(every) - len(chosen),
+        "newest": {"step": newest.number, "files": files, "failed": failed},
+    }
+
+
+def _evenly(steps: Sequence[Step], limit: int) -> list[Step]:
+    """At most ``limit`` of the steps, the first and the last among them."""
+    if len(steps) <= limit:
+        return list(steps)
+    return [steps[round(place * (len(steps) - 1) / (limit - 1))] for place in range(limit)]
+
+
+def _model_path(step: Step) -> str | None:
+    by_suffix = step.states.get(step.model, {})
+    return next((by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix), None)
+
+
+def _val_bpb(step: Step) -> float | None:
+    try:
+        value = json.loads(read_small(step.meta)).get("val_bpb") if step.meta is not None else None
+    except (ValueError, AttributeError, RecursionError, CheckpointIOError):
+        return None
+    return value if type(value) is float and math.isfinite(value) else None
+
+
+def _changes(before: Facts, after: str, threads: int | None) -> Facts:
+    """By how much each module changed from one file to the next: the L2 norm of the difference over that before.
+
+    None where that is no finite number.
+    """
+    norms: dict[str, float] = {}
+    for tensor in before["tensors"]:
+        if tensor["numbers"] is not None:
+            module = parse(tensor["name"]).module
+            norms[module] = math.hypot(norms.get(module, 0.0), tensor["numbers"]["norm"])
+    squares = dict.fromkeys(norms, 0.0)
+    for name, difference in compare(before["path"], after, threads=threads).tensors.items():
+        module = parse(name).module
+        if module in squares and difference.status != "identical":
+            squares[module] += math.nan if difference.numbers is None else difference.numbers.squares
+    ratios = {module: math.sqrt(total) / norms[module] for module, total in squares.items() if norms[module]}
+    return {module: ratio if math.isfinite(ratio) else None for module, ratio in ratios.items()}
+
+
+def all_tensors(files: Iterable[Facts]) -> list[Facts]:
+    """The tensors of several files."""
+    return [tensor for file in files for tensor in file["tensors"]]

@@ -1,0 +1,320 @@
+"""`fastckpt.Retention`: which steps of a nanochat directory to keep, and deleting the others safely.
+
+A step is kept if one of the rules wants it. Above the rules stand these:
+
+- The newest whole step is kept, every byte of it proven first. If no step is
+  whole, nothing is deleted at all.
+- What is newer than that is kept: other ranks may still be saving it. So is an
+  older step that is not whole but was written to since, as it is when a run
+  resumed from further back saves again what was there before.
+- Only files that nanochat names as parts of a step are deleted, and of symbolic
+  links the link.
+
+The model goes first, in every format, and is gone from the disk before the
+rest follows: a crash in between never leaves a model without its optimizer,
+which nanochat would load. What it leaves is no whole step, and goes next time.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, ParamSpec, TypeVar
+
+from fastckpt.errors import CheckpointIOError, FastckptError, UsageError
+from fastckpt.io.commit import fsync_directory, translate_os_error
+from fastckpt.io.space import free_bytes
+from fastckpt.nanochat.completeness import newest_complete, step_state
+from fastckpt.nanochat.existing import read_small
+from fastckpt.nanochat.names import META, MODEL, parse_name
+from fastckpt.nanochat.steps import Step, choose_steps
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+logger = logging.getLogger("fastckpt.nanochat")
+
+_BLOCK: Final = 512
+"""The unit of st_blocks, whatever the file system's block size (stat(2))."""
+_ENOUGH: Final = "there is space enough"
+_UNITS: Final[dict[str, int]] = {"B": 1} | {
+    prefix + suffix: base**power
+    for base, suffix in ((1000, "B"), (1024, "iB"))
+    for power, prefix in enumerate(("K", "M", "G", "T"), 1)
+}
+_AMOUNT: Final = re.compile(r"\s*(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[KMGT]?i?B)?\s*", re.IGNORECASE | re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What becomes of one step.
+
+    Attributes:
+        step: Its number.
+        keep: Whether it stays.
+        why: The rule that keeps it, or why it may go.
+        nbytes: What deleting it frees; a file with another hard link frees nothing.
+        files: Its files, in the order in which they would be deleted.
+        deleted: Whether they were.
+    """
+
+    step: int
+    keep: bool
+    why: str
+    nbytes: int
+    files: tuple[str, ...]
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Which steps to keep.
+
+    Args:
+        keep_last: The newest whole steps, this many.
+        keep_every: Every step that is a multiple of this.
+        keep_best: A number in the meta files, such as ``val_bpb``: the whole step with the smallest one. Steps
+            without it (``null``, ``Infinity``, no meta) do not count.
+        min_free: Delete what no rule keeps only while less than this is free on the file system, the oldest first:
+            ``"10%"`` of it, ``"50GB"``, ``"50GiB"`` or bytes. Without it, all of that is deleted.
+
+    Raises:
+        UsageError: A number is out of range, or ``min_free`` is no amount.
+    """
+
+    keep_last: int = 2
+    keep_every: int | None = None
+    keep_best: str | None = None
+    min_free: str | int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("keep_last", 1), ("keep_every", 1)):
+            value = getattr(self, name)
+            if not (value is None and name == "keep_every") and (type(value) is not int or value < least):
+                raise UsageError(f"{name} must be a whole number of at least {least}", actual=value)
+        if self.min_free is not None:
+            _amount(self.min_free, total=0)
+
+    def plan(self, directory: str | os.PathLike[str], *, saved: int | None = None) -> list[Decision]:
+        """What `apply` would do now; nothing is changed.
+
+        Args:
+            directory: A nanochat checkpoint directory.
+            saved: A step that was just saved and is kept, whatever its number.
+
+        Returns:
+            A decision for every step, by number.
+
+        Raises:
+            NotACheckpointError, UsageError: It holds no steps.
+            CheckpointIOError: It cannot be read.
+        """
+        path = os.fsdecode(directory)
+        steps = choose_steps(path, None)
+        kept, faults = self._judge(path, steps, saved)
+        decisions = [_decide(step, kept.get(step.number), faults.get(step.number)) for step in steps]
+        if self.min_free is None:
+            return decisions
+        free, wanted = _space(path, self.min_free)
+        for number, decision in enumerate(decisions):
+            if not decision.keep and free >= wanted:
+                decisions[number] = replace(decision, keep=True, why=_ENOUGH)
+            elif not decision.keep:
+                free += decision.nbytes
+        return decisions
+
+    def apply(self, directory: str | os.PathLike[str], *, saved: int | None = None, rank: int = 0) -> list[Decision]:
+        """Delete the steps that no rule keeps, the oldest first.
+
+        Args:
+            directory: A nanochat checkpoint directory.
+            saved: The step this call follows the save of; it is kept, whatever its number.
+            rank: Of this process. Only rank 0 does anything.
+
+        Returns:
+            The decisions, with what was really deleted; none on other ranks.
+
+        Raises:
+            NotACheckpointError, UsageError: It holds no steps.
+            CheckpointIOError: It cannot be read, or a file cannot be deleted.
+        """
+        if rank != 0:
+            return []
+        path = os.fsdecode(directory)
+        done = []
+        for decision in self.plan(path, saved=saved):
+            if not decision.keep:
+                # The sizes are an estimate: files that share blocks free less. What is free is looked up each time.
+                if self.min_free is not None and _enough(path, self.min_free):
+                    decision = replace(decision, keep=True, why=_ENOUGH)
+                else:
+                    _delete(path, decision.files)
+                    decision = replace(decision, deleted=True)
+            done.append(decision)
+        return done
+
+    def after(self, save: Callable[P, T]) -> Callable[P, T]:
+        """``save_checkpoint``, nanochat's or fastckpt's, followed by `apply` on rank 0.
+
+        A save that succeeded stays one: what goes wrong with deleting is logged, never raised.
+
+        Args:
+            save: A function with parameters ``checkpoint_dir``, ``step`` and perhaps ``rank``.
+        """
+        signature = inspect.signature(save)
+
+        @functools.wraps(save)
+        def save_then_prune(*args: P.args, **named: P.kwargs) -> T:
+            result = save(*args, **named)
+            given = signature.bind(*args, **named).arguments
+            try:
+                done = self.apply(given["checkpoint_dir"], saved=given["step"], rank=given.get("rank", 0))
+            except FastckptError as error:
+                logger.warning("Old checkpoints were not deleted: %s", error)
+            else:
+                for decision in done:
+                    if decision.deleted:
+                        logger.info("Deleted step %d (%s)", decision.step, decision.why)
+            return result
+
+        return save_then_prune
+
+    def _judge(self, directory: str, steps: Sequence[Step], saved: int | None) -> tuple[dict[int, str], dict[int, str]]:
+        """By step: why it is kept, for all that are; and why it is not whole, for all that are not."""
+        newest, passed_over = newest_complete(directory, verify=True)
+        if newest is None:
+            return {step.number: "no step is whole, so nothing is deleted" for step in steps}, {}
+        older = [step for step in steps if step.number < newest.step]
+        states = [*passed_over, *(step_state(step, verify=False) for step in older)]
+        faults = {state.step: "; ".join(state.reasons) for state in states if not state.complete}
+        kept: dict[int, str] = {} if saved is None else {saved: "just saved"}
+        since = min(_changed(path) for path in _paths(next(step for step in steps if step.number == newest.step)))
+        for step in older:
+            if step.number in faults and max(map(_changed, _paths(step))) >= since:
+                kept.setdefault(step.number, "not whole, but written to lately: perhaps it is being saved")
+        kept = self._rules([step for step in steps if step.number <= newest.step], faults) | kept
+        kept[newest.step] = "the newest whole step, verified"
+        for step in steps:
+            if step.number > newest.step:
+                fault = f" ({faults[step.number]})" if step.number in faults else ""
+                kept[step.number] = f"newer than the newest whole step{fault}"
+        return kept, faults
+
+    def _rules(self, steps: Sequence[Step], faults: Mapping[int, str]) -> dict[int, str]:
+        """The steps that the rules keep, of those up to the newest whole one."""
+        whole = [step for step in steps if step.number not in faults]
+        kept = {step.number: f"one of the {self.keep_last} newest whole steps" for step in whole[-self.keep_last :]}
+        best = self._best(whole)
+        if best is not None:
+            kept.setdefault(best[0], f"the best {self.keep_best}, {best[1]:g}")
+        for step in steps:
+            if self.keep_every is not None and step.number % self.keep_every == 0:
+                kept.setdefault(step.number, f"a multiple of {self.keep_every}")
+        return kept
+
+    def _best(self, steps: Iterable[Step]) -> tuple[int, float] | None:
+        if self.keep_best is None:
+            return None
+        values = [(_read_value(step.meta, self.keep_best), -step.number) for step in steps]
+        found = [(value, number) for value, number in values if value is not None]
+        return (-min(found)[1], min(found)[0]) if found else None
+
+
+def _decide(step: Step, kept: str | None, fault: str | None) -> Decision:
+    files = sorted(_paths(step), key=_deletion_order)
+    why = kept or (f"not whole: {fault}" if fault else "no rule keeps it")
+    return Decision(step.number, kept is not None, why, sum(map(_frees, files)), tuple(files))
+
+
+def _paths(step: Step) -> list[str]:
+    paths = [path for by_suffix in step.states.values() for path in by_suffix.values()]
+    return paths + ([step.meta] if step.meta is not None else [])
+
+
+def _deletion_order(path: str) -> tuple[int, str]:
+    parsed = parse_name(os.path.basename(path))
+    role = parsed[0].role if parsed is not None else ""
+    return {MODEL: 0, META: 1}.get(role, 2), path
+
+
+def _frees(path: str) -> int:
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return 0
+    return status.st_blocks * _BLOCK if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else 0
+
+
+def _changed(path: str) -> int:
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError as error:
+        raise translate_os_error(error, path, doing="look at the file") from error
+
+
+def _read_value(meta: str | None, key: str) -> float | None:
+    """A finite number of a meta file; None if it has none, or is no whole JSON."""
+    if meta is None:
+        return None
+    try:
+        content = json.loads(read_small(meta))
+        value = content.get(key) if isinstance(content, dict) else None
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except (ValueError, RecursionError, OverflowError, CheckpointIOError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _amount(text: str | int, *, total: int) -> int:
+    """Bytes: of ``"10%"``, of ``total``."""
+    if type(text) is int and text >= 0:
+        return text
+    match = _AMOUNT.fullmatch(text) if isinstance(text, str) else None
+    if match is None or (match["unit"] == "%" and float(match["number"]) > 100):
+        raise UsageError("min_free is not an amount of space", expected="10%, 50GB, 50GiB or bytes", actual=text)
+    number, unit = float(match["number"]), match["unit"] or "B"
+    if unit == "%":
+        return math.ceil(total * number / 100)
+    return math.ceil(number * _UNITS[unit.upper().replace("IB", "iB")])
+
+
+def _space(directory: str, min_free: str | int) -> tuple[int, int]:
+    """Bytes that are free, and bytes that should be."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            status, free = os.fstatvfs(fd), free_bytes(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise translate_os_error(error, directory, doing="look up the free space") from error
+    if free is None:
+        raise UsageError("this file system does not say how much is free: leave out min_free", path=directory)
+    return free, _amount(min_free, total=status.f_blocks * status.f_frsize)
+
+
+def _enough(directory: str, min_free: str | int) -> bool:
+    free, wanted = _space(directory, min_free)
+    return free >= wanted
+
+
+def _delete(directory: str, files: Sequence[str]) -> None:
+    """Delete the files of a step: the models, then, when these are surely gone, the rest."""
+    models = [path for path in files if _deletion_order(path)[0] == 0]
+    for group in (models, files[len(models) :]):
+        for path in group:
+            try:
+                os.unlink(path)
+            except FileNotFoundError:
+                continue  # Someone else deletes here too.
+            except OSError as error:
+                raise translate_os_error(error, path, doing="delete the file") from error
+        fsync_directory(directory)

@@ -1,0 +1,116 @@
+"""A destination that exists: the tensors of a model, filled without a second copy of them in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import torch
+
+from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
+from fastckpt.layout.entries import Entry
+from fastckpt.staging.device import Device
+from fastckpt.staging.regions import Region
+from fastckpt.tensor.rebuild import build_on
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+"""A destination and what is to be copied into it."""
+
+T = TypeVar("T")
+
+
+class ExistingTensors:
+    """Tensors on one device, by name (a `pipeline.Destination`).
+
+    A storage whose bytes are those of one contiguous tensor arrives in that
+    tensor directly; others pass through memory that is freed behind them. The
+    cargo is of no interest: it keeps that memory alive while it is used.
+    """
+
+    def __init__(self, device: Device, entries: Sequence[Entry], tensors: Mapping[str, torch.Tensor]) -> None:
+        self._device = device
+        self._tensors = tensors
+        self._on_storage: dict[int, list[Entry]] = {}
+        for entry in entries:
+            self._on_storage.setdefault(entry.storage, []).append(entry)
+        direct = {number: bytes_in_place(group, tensors) for number, group in self._on_storage.items()}
+        found = [(number, memory) for number, memory in direct.items() if memory is not None]
+        self._direct = dict(apart(found, lambda item: (item[1].data_ptr(), item[1].numel())))
+
+    def place(self, region: Region) -> torch.Tensor:
+        """See `Destination`."""
+        number = region.placed[0].storage
+        if region.is_one_storage and number in self._direct and self._direct[number].numel() == region.nbytes:
+            return self._direct[number]
+        return self._device.allocate([region.nbytes])[0]
+
+    def complete(self, region: Region, memory: torch.Tensor) -> list[Pair]:
+        """See `Destination`."""
+        if self._direct.get(region.placed[0].storage) is memory:
+            return []
+        pairs = []
+        for number, offset, _ in region.placed:
+            for entry in self._on_storage[number]:
+                moved = entry._replace(storage_offset=entry.storage_offset + offset // entry.itemsize)
+                (arrived,) = build_on([moved], lambda _: memory)
+                pairs.append(without_repeats(self._tensors[entry.name], arrived.detach()))
+        self._device.then(lambda: copy_pairs(pairs))
+        return pairs
+
+
+def bytes_in_place(entries: Sequence[Entry], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    """The memory that the bytes of a storage can go to as they are, if there is one; uint8 [nbytes].
+
+    Args:
+        entries: All entries on the storage.
+        tensors: Where they shall go.
+    """
+    first = tensors[entries[0].name]
+    for entry in entries:
+        tensor = tensors[entry.name]
+        whole = entry.is_contiguous and entry.storage_offset == 0 and entry.nbytes > 0
+        plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+        lazy = entry.flags & (ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG)
+        if not whole or not plain or lazy or tensor.data_ptr() != first.data_ptr() or tensor.nbytes != first.nbytes:
+            return None
+    memory = torch.empty(0, dtype=torch.uint8, device=first.device)
+    return memory.set_(first.untyped_storage(), first.storage_offset() * first.element_size(), (first.nbytes,), (1,))
+
+
+def apart(items: Iterable[T], span: Callable[[T], tuple[int, int]]) -> list[T]:
+    """The items without those whose memory overlaps: these must be written one after the other.
+
+    Args:
+        items: What is to be written.
+        span: Address and number of bytes of an item.
+    """
+    ordered = sorted(items, key=lambda item: span(item)[0])
+    shared: set[int] = set()
+    reach, last = 0, -1
+    for number, item in enumerate(ordered):
+        start, size = span(item)
+        if start < reach:
+            shared |= {last, number}
+        if start + size > reach:
+            reach, last = start + size, number
+    return [item for number, item in enumerate(ordered) if number not in shared]
+
+
+def without_repeats(destination: torch.Tensor, source: torch.Tensor) -> Pair:
+    """Both narrowed to one element where many share their memory in the destination (stride 0)."""
+    for dimension, step in enumerate(destination.stride()):
+        if step == 0 and destination.shape[dimension] > 1:
+            destination, source = destination.narrow(dimension, 0, 1), source.narrow(dimension, 0, 1)
+    return destination, source
+
+
+def copy_pairs(pairs: Sequence[Pair]) -> None:
+    """Copy in place, as many as possible in one launch."""
+    plain: list[Pair] = []
+    for destination, source in pairs:
+        if any(tensor.is_conj() or tensor.is_neg() for tensor in (destination, source)):
+            destination.copy_(source)
+        else:
+            plain.append((destination, source))
+    if plain:
+        torch._foreach_copy_([destination for destination, _ in plain], [source for _, source in plain])

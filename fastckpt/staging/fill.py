@@ -1,0 +1,214 @@
+"""Filling slots: the bytes of a plan's turns, read ahead of whoever takes them.
+
+A filler starts on all slots at once and refills each as soon as it is
+released. What it can tell about bad bytes it says when a turn is waited for.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, Protocol
+
+import torch
+
+from fastckpt import _core
+from fastckpt.constants import LEAF_SIZE
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Fault
+from fastckpt.payload import BadRange, EncodedPiece, Reading, Target, encoded_pieces, read_piece
+from fastckpt.staging.regions import Piece, Region
+from fastckpt.workers import POLL_SECONDS
+
+
+class Suspect(NamedTuple):
+    """Leaves of a record (or, without leaf digests, a whole region) that must not be used."""
+
+    region: Region
+    leaf: int
+    leaves: int
+
+
+class Filler(Protocol):
+    """Fills slot ``turn % slots`` with the pieces of each turn, in order."""
+
+    def wait(self, turn: int) -> list[Suspect]:
+        """Wait until a turn is full; says what of it is bad. KeyboardInterrupt within 0.2 s of Ctrl-C."""
+
+    def release(self) -> None:
+        """The slot of the oldest turn may be filled again."""
+
+    def close(self) -> None:
+        """Stop; no thread is left when this returns."""
+
+
+class Row(NamedTuple):
+    """One contiguous read: a part of a piece, which begins ``offset`` bytes into the piece's region."""
+
+    piece: Piece
+    offset: int
+    size: int
+
+
+class RowFiller:
+    """The native threads, and which row each of their results belongs to.
+
+    Attributes:
+        rows: The rows of every turn.
+        leaves: Leaf digests of all rows, one after the other; empty if not asked for.
+        crcs: CRC-32 of each row; empty if not asked for.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        turns: Sequence[Sequence[Piece]],
+        slots: Sequence[torch.Tensor],
+        *,
+        threads: int,
+        leaves: bool = False,
+        crcs: bool = False,
+    ) -> None:
+        extents, ends = array("Q"), array("Q")
+        self.rows: list[list[Row]] = []
+        leaf_count = row_count = 0
+        for turn, pieces in enumerate(turns):
+            base = slots[turn % len(slots)].data_ptr()
+            rows = []
+            for piece in pieces:
+                for origin, offset, size in piece.parts():
+                    extents.extend((origin, base + piece.slot_offset + offset, size, leaf_count))
+                    leaf_count += -(-size // LEAF_SIZE) if leaves else 0
+                    rows.append(Row(piece, piece.offset + offset, size))
+            self.rows.append(rows)
+            row_count += len(rows)
+            ends.append(row_count)
+        self.leaves = bytearray(leaf_count * 8)
+        self.crcs = array("I", bytes(4 * row_count)) if crcs else array("I")
+        self._slots = slots  # The threads know only their addresses.
+        self._native = _core.SlotFiller(
+            source.fd,
+            extents,
+            ends,
+            self.leaves if leaves else None,
+            self.crcs if crcs else None,
+            slots=len(slots),
+            threads=threads,
+            source_direct_fd=source.direct_fd,
+        )
+        self._ends = ends
+
+    def first_row(self, turn: int) -> int:
+        """The number of the first row of a turn."""
+        return self._ends[turn - 1] if turn else 0
+
+    def wait(self, turn: int) -> list[tuple[Row, Fault]]:
+        """Wait until a turn is full; returns what could not be read."""
+        first = self.first_row(turn)
+        faults = [Fault(*fault) for fault in self._native.wait(turn)]
+        return [(self.rows[turn][fault.move - first], fault) for fault in faults]
+
+    def release(self) -> None:
+        self._native.release()
+
+    def close(self) -> None:
+        self._native.close()
+
+
+class RawFiller:
+    """Records that are stored as they are. With ``verify``, the threads hash what they read."""
+
+    def __init__(
+        self,
+        source: Source,
+        turns: Sequence[Sequence[Piece]],
+        slots: Sequence[torch.Tensor],
+        *,
+        threads: int,
+        verify: bool,
+    ) -> None:
+        self._filler = RowFiller(source, turns, slots, threads=threads, leaves=verify)
+        self._leaves = memoryview(self._filler.leaves)
+        self._compared = 0
+
+    def wait(self, turn: int) -> list[Suspect]:
+        suspects = []
+        for row, fault in self._filler.wait(turn):
+            first = (row.piece.region.start + row.offset + fault.offset) // LEAF_SIZE
+            end = -(-(row.piece.region.start + row.offset + fault.offset + fault.size) // LEAF_SIZE)
+            suspects.append(Suspect(row.piece.region, first, end - first))
+        if self._leaves:
+            for row in self._filler.rows[turn]:
+                expected = row.piece.digests
+                actual = self._leaves[self._compared : self._compared + len(expected)]
+                self._compared += len(expected)
+                if actual != expected:
+                    bad = [at // 8 for at in range(0, len(actual), 8) if actual[at : at + 8] != expected[at : at + 8]]
+                    suspects += [Suspect(row.piece.region, row.piece.leaves[leaf], 1) for leaf in bad]
+        return suspects
+
+    def release(self) -> None:
+        self._filler.release()
+
+    def close(self) -> None:
+        self._filler.close()
+
+
+class DecodingFiller:
+    """Records of any codec: chunks are read, decoded and hashed on Python threads (the codecs release the GIL)."""
+
+    def __init__(
+        self,
+        source: Source,
+        turns: Sequence[Sequence[Piece]],
+        slots: Sequence[torch.Tensor],
+        *,
+        threads: int,
+        verify: bool,
+    ) -> None:
+        self._source = source
+        self._turns = turns
+        self._slots = slots
+        self._reading = Reading(1, verify=verify)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastckpt")
+        self._stopped = False
+        self._pending: dict[int, list[tuple[Piece, Future[list[BadRange]]]]] = {}
+        self._started = 0
+        self._released = 0
+        self._start()
+
+    def _start(self) -> None:
+        while self._started < min(self._released + len(self._slots), len(self._turns)):
+            turn, self._started = self._started, self._started + 1
+            base = self._slots[turn % len(self._slots)].data_ptr()
+            self._pending[turn] = [
+                (piece, self._pool.submit(self._read, part))
+                for piece in self._turns[turn]
+                if piece.size and piece.region.record is not None
+                for part in encoded_pieces(
+                    Target(
+                        piece.region.record,
+                        piece.region.start + piece.offset,
+                        piece.size,
+                        base + piece.slot_offset,
+                    )
+                )
+            ]
+
+    def _read(self, part: EncodedPiece) -> list[BadRange]:
+        return [] if self._stopped else read_piece(self._source, part, self._reading)
+
+    def wait(self, turn: int) -> list[Suspect]:
+        pending = self._pending.pop(turn)
+        while wait([future for _, future in pending], timeout=POLL_SECONDS).not_done:
+            pass  # Between two waits, signals are heard.
+        return [Suspect(piece.region, bad.leaf, bad.leaves) for piece, future in pending for bad in future.result()]
+
+    def release(self) -> None:
+        self._released += 1
+        self._start()
+
+    def close(self) -> None:
+        self._stopped = True
+        self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,95 @@
+"""`fastckpt.stream`, and loads to a device: tensors as their bytes arrive, each proven first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from typing import Any
+
+import torch
+
+from fastckpt.collector import collector_paused
+from fastckpt.layout.entries import Entry
+from fastckpt.origins import opened
+from fastckpt.staging.device import device_of
+from fastckpt.staging.ring import Ring
+from fastckpt.staging.stage import EngineName, FreshStorages, Staging, Verify, arrivals, bring, staging_for
+from fastckpt.tensor.rebuild import build_on, named
+
+
+def stream(
+    path: str | os.PathLike[str],
+    *,
+    device: str | torch.device = "cpu",
+    keys: str | Iterable[str] | None = None,
+    verify: Verify = True,
+    ring: Ring | None = None,
+    threads: int | None = None,
+    engine: EngineName = "auto",
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file one after the other, each verified before it is handed out.
+
+    They come in the order in which their bytes lie in the file; tensors that
+    share a storage come together. While one is in use the next ones are read.
+    Host memory is bounded by the ring; tensors that are dropped again take no
+    memory. Closing the generator, or leaving the loop over it, stops the reading.
+
+    Args:
+        path: What `fastckpt.load` takes.
+        device: Where the tensors shall be.
+        keys: Flat names or globs; only these tensors are read.
+        verify: See `fastckpt.load`.
+        ring: The slots that the bytes pass through; None is ``Ring()``.
+        threads: Threads that read; None takes one per CPU, more for a cold file.
+        engine: See `fastckpt.load`.
+
+    Yields:
+        Flat name and tensor, with strides, views, aliases and flags as saved.
+
+    Raises:
+        DamagedError: A byte of the next tensors is missing or wrong. Those
+            handed out before are good.
+        NotACheckpointError, UnsupportedVersionError, CheckpointIOError
+        TensorNotFoundError: A key matches no tensor.
+        UsageError: An argument is wrong, or what it asks for is not there.
+        KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+    """
+    how = staging_for(device_of(torch.device(device)), verify=verify, ring=ring, engine=engine, threads=threads)
+    return stream_through(path, how, keys)
+
+
+def stream_through(
+    path: str | os.PathLike[str], how: Staging, keys: str | Iterable[str] | None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """`stream`, with its arguments checked."""
+    with opened(path, keys) as file:
+        on_storage: dict[int, list[Entry]] = {}
+        for entry in file.entries:
+            on_storage.setdefault(entry.storage, []).append(entry)
+        origin = file.origin_of(file.entries)
+        with closing(arrivals(origin, FreshStorages(how.device), how)) as flow:
+            for arrival in flow:
+                if arrival.suspects:
+                    origin.raise_damage(arrival.suspects, verify=how.proof is not None)
+                cargo = arrival.cargo
+                del arrival  # From here on the consumer alone keeps tensors alive.
+                for storage in list(cargo):
+                    memory = {storage: cargo.pop(storage)}
+                    built = build_on(on_storage[storage], memory.__getitem__)
+                    names = [entry.name for entry in on_storage[storage]]
+                    group = list(zip(names, built, strict=True))
+                    del memory, built
+                    while group:
+                        yield group.pop(0)
+
+
+def load_through(path: str | os.PathLike[str], how: Staging, keys: str | Iterable[str] | None) -> Any:
+    """`fastckpt.load` to the device of ``how``."""
+    with opened(path, keys) as file:
+        memories: dict[int, torch.Tensor] = {}
+        for cargo in bring(file.origin_of(file.entries), FreshStorages(how.device), how):
+            memories |= cargo
+        with collector_paused():
+            tensors = list(build_on(file.entries, memories.__getitem__))
+            return file.rebuild(tensors) if keys is None else named(file.entries, tensors)

@@ -1,0 +1,33 @@
+"""Salvages a file of which pages cannot be read: run with ``LD_PRELOAD`` of bad_sectors.c.
+
+Each line of the input is a request as JSON (``source``, ``destination``, ``pages``, ``include``); each line of the
+output the report, or the name of the typed error.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+
+import fastckpt
+from fastckpt.errors import FastckptError
+
+
+def main() -> None:
+    """Answer every request."""
+    shim = ctypes.CDLL(None)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pages = request["pages"]
+        shim.bad_pages(request["source"].encode(), len(pages), (ctypes.c_long * len(pages))(*pages))
+        try:
+            report = fastckpt.salvage(request["source"], request["destination"], include=request["include"])
+            answer = report.as_dict()
+        except FastckptError as error:
+            answer = {"error": type(error).__name__, "message": str(error)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Meta files that are cut, missing, of another step, or not quite JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Doctor, Shell
+from doctor_builds import CONFIG, cut, meta, model, optimizer, write_meta
+
+import fastckpt.nanochat
+
+
+def read(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def test_bare_infinity_is_a_note(run_of, doctor: Doctor):
+    directory = run_of(4)
+    values = meta(4)
+    values["loop_state"]["min_val_bpb"] = math.inf
+    write_meta(directory, 4, values)
+    told = doctor(".")
+    assert (told.code, told.kinds, told.notes) == (0, [], ["meta-infinity"])
+    found = told.the("meta-infinity")
+    assert "loop_state.min_val_bpb is a bare Infinity" in found["what"]
+    assert found["next"] is None
+
+
+def test_cut_beside_another_step(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    cut(directory / "meta_000004.json")
+    told = doctor(".")
+    found = told.the("meta-torn")
+    assert told.tag["resume_step"] == 4
+    assert shell(found["next"]).returncode == 0
+    assert doctor(".").kinds == []
+    assert read(directory / "meta_000004.json") == meta(2) | {"step": 4}
+    assert shell(told.tag["resume"]).stdout == "resumed 'a run' at step 4 on 1\n"
+
+
+@pytest.mark.parametrize("keep", [0.6, 0.9, 0.97])
+def test_cut_and_no_other_step(keep: float, run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(4)
+    cut(directory / "meta_000004.json", keep)
+    told = doctor(".")
+    assert told.code == 1
+    done = shell(told.the("meta-torn")["next"])
+    assert done.returncode == 0, done.stderr
+    assert doctor(".").kinds == []
+    values = read(directory / "meta_000004.json")
+    assert values["step"] == 4
+    assert values["model_config"] == CONFIG
+    assert shell(told.tag["resume"]).stdout.endswith("at step 4 on 1\n")
+
+
+def test_cut_before_the_config(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(4)
+    cut(directory / "meta_000004.json", 0.05)
+    told = doctor(".")
+    assert "its sizes follow from the model" in told.the("meta-torn")["cause"]
+    assert shell(told.the("meta-torn")["next"]).returncode == 0
+    assert doctor(".").kinds == []
+    config = read(directory / "meta_000004.json")["model_config"]
+    unknown = {"sequence_len": 2048, "vocab_size": 64}
+    assert config == {key: value for key, value in CONFIG.items() if key != "window_pattern"} | unknown
+    assert shell("python -m scripts.base_train --depth=2 --resume-from-step=4").returncode == 0
+
+
+def test_the_closest_step_lends_its_meta(run_of, doctor: Doctor):
+    directory = run_of(2, 4, 6, 8)
+    (directory / "meta_000004.json").unlink()
+    assert "meta_000002.json > meta_000004.json" in doctor(".").the("meta-missing")["next"]
+
+
+def test_missing(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    (directory / "meta_000004.json").unlink()
+    told = doctor(".")
+    assert told.kinds == ["meta-missing"]
+    assert shell(told.the("meta-missing")["next"]).returncode == 0
+    assert doctor(".").kinds == []
+    assert read(directory / "meta_000004.json")["step"] == 4
+
+
+def test_of_another_step(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    shutil.copy(directory / "meta_000002.json", directory / "meta_000004.json")
+    told = doctor(".")
+    assert "meta-step" in told.kinds
+    assert told.tag["newest_whole"] == 2
+    assert shell(told.the("meta-step")["next"]).returncode == 0
+    assert doctor(".").kinds == []
+    assert read(directory / "meta_000004.json") == meta(2) | {"step": 4}
+    assert read(directory / "meta_000004.json.before") == meta(2)
+
+
+def test_of_another_model(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    wrong = {"n_layer": 12, "n_embd": 768, "n_head": 6, "n_kv_head": 6, "vocab_size": 32768}
+    write_meta(directory, 4, meta(4, **wrong))
+    told = doctor(".")
+    found = told.the("config")
+    assert "depth 12, n_embd 768, 6 heads, vocab 32768" in found["what"]
+    assert "depth 2, n_embd 16, 2 heads, vocab 64" in found["what"]
+    assert "transformer.wte.weight is 64x16, not 32768x768" in found["cause"]
+    assert shell(found["next"]).returncode == 0
+    assert doctor(".").kinds == []
+    assert read(directory / "meta_000004.json")["model_config"] == CONFIG | {"vocab_size": 64}
+
+
+def test_own_format_names_its_meta_by_digest(tmp_path: Path, doctor: Doctor, shell: Shell):
+    directory = tmp_path / "base_checkpoints" / "d2"
+    for step in (2, 4):
+        fastckpt.nanochat.save_checkpoint(directory, step, model(step), optimizer(step), meta(step))
+    cut(directory / "meta_000004.json")
+    told = doctor(".")
+    assert told.kinds == ["meta-torn"]
+    assert shell(told.the("meta-torn")["next"]).returncode == 0, "a meta of another step would not be taken"
+    assert doctor(".").tag["newest_whole"] == 2
+
+
+@pytest.mark.parametrize("data", [b"[1, 2]", b"\xff\xfe{", b"", b"[" * 100_000, b"{" + b'"a":' * 50_000, b"null"])
+def test_hostile(data: bytes, run_of, doctor: Doctor):
+    directory = run_of(2, 4)
+    (directory / "meta_000004.json").write_bytes(data)
+    assert doctor(".").kinds == ["meta-torn"]

@@ -1,0 +1,145 @@
+"""NaN, infinity and moments that never moved; and zeros that are there by design."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Doctor, Shell
+from doctor_builds import meta, model, optimizer, write_step
+
+import fastckpt.nanochat
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_moments_that_are_not_finite(value: float, run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    state = optimizer(4)
+    state["state"][1]["exp_avg_sq"][5, :3] = value
+    torch.save(state, directory / "optim_000004_rank0.pt")
+    assert doctor(".").kinds == []
+    told = doctor(".", "--deep")
+    found = told.the("not-finite")
+    assert "3 NaN or infinite numbers in 1 of 24 tensors: state.1.exp_avg_sq" in found["what"]
+    assert (told.code, told.tag["newest_whole"]) == (1, 2)
+    assert shell(found["next"]).returncode == 0
+    assert doctor(".", "--deep").kinds == []
+
+
+def test_moments_of_the_only_step(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(4, world=2)
+    state = optimizer(4, 1, 2)
+    state["state"][0]["exp_avg"][0] = math.nan
+    torch.save(state, directory / "optim_000004_rank1.pt")
+    told = doctor(".", "--deep")
+    assert "warm up again" in told.the("not-finite")["cause"]
+    done = shell(told.the("not-finite")["next"])
+    assert done.returncode == 0, done.stderr
+    assert doctor(".", "--deep").kinds == []
+    assert torch.load(directory / "optim_000004_rank1.pt")["state"] == {}
+
+
+def test_a_model_that_diverged(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    state = model(4)
+    state["lm_head.weight"][0, 0] = math.nan
+    torch.save(state, directory / "model_000004.pt")
+    told = doctor(".", "--deep")
+    assert "lm_head.weight" in told.the("not-finite")["what"]
+    assert shell(told.the("not-finite")["next"]).returncode == 0
+    assert doctor(".", "--deep").tag["newest_whole"] == 2
+    torch.save({name: value * math.nan for name, value in model(2).items()}, directory / "model_000002.pt")
+    assert doctor(".", "--deep").code == 2, "no weights are left that could be used"
+
+
+def test_moments_that_never_moved(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    state = optimizer(4)
+    for held in state["state"].values():
+        for value in held.values():
+            if torch.is_tensor(value):
+                value.zero_()
+    torch.save(state, directory / "optim_000004_rank0.pt")
+    told = doctor(".", "--deep")
+    found = told.the("zero-moments")
+    assert found["severity"] == "bad"
+    assert "all of 24" in found["what"]
+    assert shell(found["next"]).returncode == 0
+    assert doctor(".", "--deep").kinds == []
+
+
+def test_one_moment_that_never_moved(run_of, doctor: Doctor):
+    directory = run_of(2, 4)
+    state = optimizer(4)
+    state["state"][2]["exp_avg"].zero_()
+    torch.save(state, directory / "optim_000004_rank0.pt")
+    found = doctor(".", "--deep").the("zero-moments")
+    assert found["severity"] == "warn"
+    assert "state.2.exp_avg" in found["what"]
+
+
+def test_rows_that_no_rank_owns_are_zero_by_design(run_of, doctor: Doctor):
+    directory = run_of(4, world=4)
+    gates = torch.load(directory / "optim_000004_rank3.pt")["state"][8]["momentum_buffer"]
+    assert not gates.any(), "one gate on four ranks: the last three own none"
+    assert doctor(".", "--deep").kinds == []
+
+
+def test_a_swapped_file_has_the_zeros_of_its_own_rank(run_of, doctor: Doctor):
+    directory = run_of(2, 4, world=2)
+    (directory / "optim_000004_rank0.pt").rename(directory / "x")
+    (directory / "optim_000004_rank1.pt").rename(directory / "optim_000004_rank0.pt")
+    (directory / "x").rename(directory / "optim_000004_rank1.pt")
+    assert doctor(".", "--deep").kinds == ["swapped"]
+
+
+def test_an_owned_row_that_is_zero_is_seen(run_of, doctor: Doctor):
+    directory = run_of(4, world=4)
+    state = optimizer(4, 0, 4)
+    state["state"][8]["momentum_buffer"].zero_()
+    torch.save(state, directory / "optim_000004_rank0.pt")
+    assert doctor(".", "--deep").kinds == ["zero-moments"]
+
+
+def test_own_format(tmp_path: Path, doctor: Doctor, shell: Shell):
+    directory = tmp_path / "base_checkpoints" / "d2"
+    write_step(directory, 2)
+    state = optimizer(4)
+    state["state"][0]["exp_avg"][0, 0] = math.nan
+    fastckpt.nanochat.save_checkpoint(directory, 4, model(4), state, meta(4))
+    told = doctor(".", "--deep")
+    assert told.kinds == ["not-finite"]
+    assert shell(told.the("not-finite")["next"]).returncode == 0
+    assert doctor(".", "--deep").tag["newest_whole"] == 2
+
+
+def test_tensors_larger_than_one_piece(tmp_path: Path, doctor: Doctor, monkeypatch: pytest.MonkeyPatch):
+    from fastckpt.doctor import moments
+
+    monkeypatch.setattr(moments, "_PIECE", 128)
+    directory = tmp_path / "d2"
+    write_step(directory, 4, world=4)
+    assert doctor(directory, "--deep").kinds == []
+    state = optimizer(4, 2, 4)
+    state["state"][0]["exp_avg"][-1, -1] = math.inf
+    torch.save(state, directory / "optim_000004_rank2.pt")
+    assert "has 1 NaN or infinite" in doctor(directory, "--deep").the("not-finite")["what"]
+
+
+def test_every_kind_of_float(tmp_path: Path, doctor: Doctor):
+    names = ["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+    directory = tmp_path / "d2"
+    write_step(directory, 4)
+    for bad in (None, *names):
+        state = model(4)
+        for name in names:
+            value = torch.tensor([1.0, math.nan if name == bad else 2.0], dtype=torch.float32)
+            state[f"extra.{name}"] = value.to(getattr(torch, name))
+        state["extra.int"], state["extra.packed"] = torch.arange(3), torch.ones(4, dtype=torch.float8_e8m0fnu)
+        torch.save(state, directory / "model_000004.pt")
+        told = doctor(directory, "--deep")
+        assert ("not-finite" in told.kinds) == (bad is not None), bad
+        if bad is not None:
+            assert f"has 1 NaN or infinite numbers in 1 of 27 tensors: extra.{bad}" in told.the("not-finite")["what"]

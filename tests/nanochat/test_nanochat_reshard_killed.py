@@ -1,0 +1,155 @@
+"""A reshard that is killed: nothing that nanochat would train on wrongly, and running it again finishes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from nanochat_finders import contents, find_last_step
+from nanochat_ranks import STEP, V, optim, write_ranks
+
+from fastckpt.errors import CheckpointIOError, DamagedError, MismatchError, OutOfSpaceError, UsageError
+from fastckpt.io import space
+from fastckpt.nanochat import reshard, staging
+from fastckpt.nanochat.completeness import step_state
+from fastckpt.nanochat.steps import read_steps
+
+BEFORE, AFTER = 4, 2
+
+
+def loads_on(directory: Path, ranks: int) -> bool:
+    """Whether nanochat would train on this many ranks: each finds a file, and lm_head's rows are its share."""
+    paths = [directory / optim(rank) for rank in range(ranks)]
+    if not all(path.exists() for path in paths):
+        return False
+    states = [torch.load(path) for path in paths]
+    return all(state["state"][0]["exp_avg"].shape[0] == V // ranks for state in states)
+
+
+def run_killed(source: Path, work: Path, mode: str) -> int:
+    script = Path(__file__).with_name("killed_reshard.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(source), str(work), mode], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout)
+
+
+def test_in_place(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "source", BEFORE)
+    old, new = contents(source), contents(write_ranks(tmp_path / "expected", AFTER))
+    kills = run_killed(source, tmp_path / "work", "in-place")
+    assert kills >= 7, "the commit, two ranks in, two ranks out, and the rest"
+    halfway = 0
+    for number in range(kills):
+        directory = tmp_path / "work" / str(number) / "d12"
+        for ranks in (1, 2, 4, 8):
+            if loads_on(directory, ranks):
+                whole = old if ranks == BEFORE else new
+                assert ranks in (BEFORE, AFTER)
+                assert {name: (directory / name).read_bytes() for name in whole} == whole
+        halfway += not loads_on(directory, BEFORE) and not loads_on(directory, AFTER)
+        reshard(directory, step=STEP, world_size=AFTER)
+        assert contents(directory) == new
+        assert sorted(path.name for path in directory.iterdir()) == sorted(new)
+    assert halfway, "some kills came between the files"
+
+
+def test_elsewhere(tmp_path: Path) -> None:
+    source = write_ranks(tmp_path / "source", BEFORE)
+    old, new = contents(source), contents(write_ranks(tmp_path / "expected", AFTER))
+    kills = run_killed(source, tmp_path / "work", "elsewhere")
+    for number in range(kills):
+        directory, target = tmp_path / "work" / str(number) / "d12", tmp_path / "work" / str(number) / "to"
+        if find_last_step(target) is not None:
+            assert contents(target) == new, "the model comes last"
+        assert contents(directory) == old
+        reshard(directory, target, step=STEP, world_size=AFTER)
+        assert contents(target) == new
+        assert sorted(path.name for path in target.iterdir()) == sorted(new)
+        assert step_state(read_steps(str(target))[STEP], verify=True).complete
+
+
+def test_another_number_after_the_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = write_ranks(tmp_path / "d12", BEFORE)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_put_in_place", lambda *_: None)
+        reshard(directory, tmp_path / "to", step=STEP, world_size=AFTER)
+    with pytest.raises(UsageError, match="files of step 12 already"):
+        reshard(directory, tmp_path / "to", step=STEP, world_size=1)
+    assert contents(tmp_path / "to") == contents(write_ranks(tmp_path / "expected", AFTER))
+
+
+def test_saved_anew_after_the_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training came back to the step before the reshard was run again: what it saved is not replaced by what was."""
+    directory = write_ranks(tmp_path / "d12", BEFORE)
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "_put_in_place", lambda *_: None)  # Killed right after the commit point.
+        reshard(directory, step=STEP, world_size=AFTER)
+    write_ranks(directory, BEFORE)
+    saved = contents(directory)
+    with pytest.raises(MismatchError, match="saved anew") as caught:
+        reshard(directory, step=STEP, world_size=AFTER)
+    assert contents(directory) == saved
+    assert caught.value.next_step is not None
+    subprocess.run(caught.value.next_step.split(",")[0], shell=True, check=True)
+    reshard(directory, step=STEP, world_size=AFTER)
+    assert contents(directory) == contents(write_ranks(tmp_path / "expected", AFTER))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"old": 3, "remove": []}', '{"old": {}, "remove": ["../kept"]}', '{"old": {}, "remove": [5]}'],
+)
+def test_change_that_is_not_ours(tmp_path: Path, text: str) -> None:
+    directory = write_ranks(tmp_path / "d12", BEFORE)
+    (tmp_path / "kept").write_text("kept")
+    before = contents(directory)
+    left = directory / f".fckpt-step-{STEP:06d}.ready"
+    left.mkdir()
+    (left / "change.json").write_text(text)
+    with pytest.raises(DamagedError, match="does not say"):
+        reshard(directory, step=STEP, world_size=AFTER)
+    assert contents(directory) == before
+    assert (tmp_path / "kept").exists()
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    directory = write_ranks(tmp_path / "d12", BEFORE)
+    before = contents(directory)
+    with staging.stage(str(directory), STEP):
+        with pytest.raises(CheckpointIOError, match="another process"):
+            reshard(directory, step=STEP, world_size=AFTER)
+        assert contents(directory) == before
+    reshard(directory, step=STEP, world_size=AFTER)
+
+
+def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked before anything is written: the new files, and one rank more on the way."""
+    directory = write_ranks(tmp_path / "d12", BEFORE)
+    size = sum(path.stat().st_size for path in directory.glob("optim*"))
+    monkeypatch.setattr(space, "free_bytes", lambda fd: 2 * size)
+    with pytest.raises(OutOfSpaceError):
+        reshard(directory, tmp_path / "to", step=STEP, world_size=1)
+    assert list((tmp_path / "to").iterdir()) == []
+    monkeypatch.setattr(space, "free_bytes", lambda fd: 3 * size)
+    reshard(directory, tmp_path / "to", step=STEP, world_size=1)
+
+
+def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch reports a full disk in its own way; nothing is left of the new files."""
+    directory = write_ranks(tmp_path / "d12", BEFORE)
+    before = contents(directory)
+
+    def full(*args: object, **named: object) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4195136 vs 4195088")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointIOError, match="unexpected pos") as caught:
+        reshard(directory, step=STEP, world_size=AFTER)
+    assert "df -h" in str(caught.value)
+    assert contents(directory) == before
+    assert [path for path in directory.iterdir() if path.is_dir()] == []

@@ -1,0 +1,157 @@
+"""``fastckpt run --emergency-save``: signals to an unchanged script, which then saves with its own code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import nanochat_standin
+import pytest
+
+from fastckpt.nanochat.completeness import newest_complete
+
+HERE = Path(__file__).parent
+RUN = ["-u", "-m", "fastckpt", "run", "--emergency-save", "-m", "scripts.base_train", "--"]
+LONG = ["--num-iterations=1000000", "--save-every=1000000"]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    return nanochat_standin.build(tmp_path / "checkout")
+
+
+@pytest.fixture
+def processes() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+def start(checkout: Path, processes: ExitStack, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment |= {
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "NANOCHAT_BASE_DIR": str(checkout.parent / "base"),
+        "OMP_NUM_THREADS": "1",
+        **variables,
+    }
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=checkout,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    processes.callback(process.communicate)
+    processes.callback(process.kill)
+    return process
+
+
+def wait_for_step(process: subprocess.Popen[str], number: int) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step") and int(line.split()[1]) >= number:
+            return
+    raise AssertionError(process.communicate()[1])
+
+
+def wait_for_save(checkout: Path) -> None:
+    """Until a model is there, and some steps more."""
+    directory = checkout.parent / "base" / "base_checkpoints" / "d4"
+    deadline = time.monotonic() + 60
+    while not list(directory.glob("model_*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.5)
+
+
+def newest(checkout: Path) -> tuple[int, int | None]:
+    state, passed = newest_complete(checkout.parent / "base" / "base_checkpoints" / "d4", verify=True)
+    assert state is not None
+    assert passed == []
+    return state.step, state.world_size
+
+
+def test_saves_and_ends(checkout: Path, processes: ExitStack) -> None:
+    """What was saved is a step as any other: a run from it goes on with the losses that this one would have had."""
+    process = start(checkout, processes, *RUN, *LONG)
+    wait_for_step(process, 3)
+    process.send_signal(signal.SIGUSR1)
+    wait_for_save(checkout)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "SIGUSR1: the script has saved" in err
+    assert "SIGTERM: the script has saved" in err
+    assert "Traceback" not in err
+    step, ranks = newest(checkout)
+    assert ranks == 1
+    assert f"step {step} " in out
+    assert f"step {step + 1} " not in out
+    saved = sorted((checkout.parent / "base" / "base_checkpoints" / "d4").glob("model_*"))
+    assert len(saved) == 2, "one for each signal"
+    more = [f"--num-iterations={step + 2}", "--save-every=1000000"]
+    resumed = start(checkout, processes, *RUN, *more, f"--resume-from-step={step}").communicate(timeout=60)[0]
+    whole = start(checkout, processes, "-m", "scripts.base_train", *more).communicate(timeout=60)[0]
+    last = [line for line in resumed.splitlines() if line.startswith(("step", "weights"))]
+    assert len(last) == 3
+    assert last == [line for line in whole.splitlines() if line.startswith(("step", "weights"))][-3:]
+
+
+def test_two_ranks_one_signal(checkout: Path, processes: ExitStack) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first, second = (start(checkout, processes, *RUN, *LONG, RANK=str(rank), **variables) for rank in range(2))
+    wait_for_step(first, 3)
+    second.send_signal(signal.SIGTERM)
+    assert first.communicate(timeout=60)[1].count("the script has saved") == 1
+    assert second.communicate(timeout=60)[1].count("the script has saved") == 1
+    assert (first.returncode, second.returncode) == (143, 143)
+    assert newest(checkout)[1] == 2
+
+
+@pytest.mark.slow
+def test_no_evaluation_before_the_save(checkout: Path, processes: ExitStack) -> None:
+    """It may take longer than the notice that the machine gives; and it comes back after a save that goes on."""
+    script = checkout / "scripts" / "base_train.py"
+    text = script.read_text().replace(
+        'parser.add_argument("--save-every"',
+        'parser.add_argument("--eval-every", type=int)\nparser.add_argument("--save-every"',
+    )
+    before_save = "    if step % args.save_every == 0:\n"
+    assert text.count(before_save) == 1
+    script.write_text(
+        text.replace(
+            before_save, f"    if step % args.eval_every == 0 and rank == 0: print('eval', step)\n{before_save}"
+        )
+    )
+    process = start(checkout, processes, *RUN, *LONG, "--eval-every=1")
+    wait_for_step(process, 3)
+    process.send_signal(signal.SIGUSR1)
+    wait_for_save(checkout)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    step = newest(checkout)[0]
+    assert f"eval {step - 1}\n" in out
+    assert f"eval {step}\n" not in out
+
+
+@pytest.mark.slow
+def test_script_without_save_every(checkout: Path, processes: ExitStack) -> None:
+    script = checkout / "scripts" / "base_train.py"
+    script.write_text(script.read_text().replace("save_every", "keep_every").replace("save-every", "keep-every"))
+    process = start(checkout, processes, *RUN, "--num-iterations=1000000", "--keep-every=1000000")
+    wait_for_step(process, 2)
+    process.send_signal(signal.SIGTERM)
+    assert "no args.save_every" in process.communicate(timeout=60)[1]
+    assert process.returncode == -signal.SIGTERM
