@@ -182,13 +182,23 @@ _LAZY = ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG
 
 
 def _copy_bits(target: torch.Tensor, source: torch.Tensor, flags: int) -> None:
-    """Copy bit for bit; ``flags`` say what the bits in ``target`` stand for."""
-    if flags & ENTRY_FLAG_CONJ:
-        target = target.conj()
-    if flags & ENTRY_FLAG_NEG:
-        target = torch._neg_view(target)
-    bits = _BITS.get(source.element_size())
-    if bits is not None and not flags & _LAZY and not source.is_conj() and not source.is_neg():
-        # A copy of bools would make every byte 0 or 1, and some dtypes cannot be copied at all.
-        target, source = target.view(bits), source.view(bits)
-    target.copy_(source)
+    """Copy bit for bit; ``flags`` say what the bits in ``target`` stand for.
+
+    Not with torch's own conjugation: that of complex32 makes a signalling NaN a quiet one.
+    """
+    there, here = _as_bits(target), _as_bits(source)
+    there.copy_(here)
+    conj = bool(flags & ENTRY_FLAG_CONJ) != source.is_conj()
+    neg = bool(flags & ENTRY_FLAG_NEG) != source.is_neg()
+    if conj or neg:
+        sign = torch.iinfo(there.dtype).min
+        signs = [sign * neg, sign * (neg != conj)] if source.is_complex() else [sign * neg]
+        there.bitwise_xor_(torch.tensor(signs, dtype=there.dtype, device=there.device))
+
+
+def _as_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The parts of the elements as integers, [*shape, 2] for complex numbers, else [*shape, 1]; as they are stored."""
+    parts = 2 if tensor.is_complex() else 1
+    bits = torch.empty(0, dtype=_BITS[tensor.element_size() // parts], device=tensor.device)
+    stride = (*(step * parts for step in tensor.stride()), 1)
+    return bits.set_(tensor.untyped_storage(), tensor.storage_offset() * parts, (*tensor.shape, parts), stride)

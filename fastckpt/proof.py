@@ -275,9 +275,11 @@ def _span(entry: Entry, start: int, end: int) -> TensorSpan:
     a, b = max(start, first) - first, min(end, last) - first
     row = None
     if entry.shape and is_dense(entry):
-        period = entry.stride[0] * entry.shape[0]  # After so many elements, dimension 0 begins anew.
-        begin, stop = a // entry.itemsize, -(-b // entry.itemsize)
-        row = begin % period // entry.stride[0] if begin // period == (stop - 1) // period else 0
+        row = 0
+        if entry.shape[0] > 1:
+            period = entry.stride[0] * entry.shape[0]  # After so many elements, dimension 0 begins anew.
+            begin, stop = a // entry.itemsize, -(-b // entry.itemsize)
+            row = begin % period // entry.stride[0] if begin // period == (stop - 1) // period else 0
     return TensorSpan(entry.name, a, b, row)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from typing import Any
 
@@ -27,7 +27,7 @@ def stream(
     ring: Ring | None = None,
     threads: int | None = None,
     engine: EngineName = "auto",
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Generator[tuple[str, torch.Tensor], None, None]:
     """The tensors of a file one after the other, each verified before it is handed out.
 
     They come in the order in which their bytes lie in the file; tensors that
@@ -61,7 +61,7 @@ def stream(
 
 def stream_through(
     path: str | os.PathLike[str], how: Staging, keys: str | Iterable[str] | None
-) -> Iterator[tuple[str, torch.Tensor]]:
+) -> Generator[tuple[str, torch.Tensor], None, None]:
     """`stream`, with its arguments checked."""
     with opened(path, keys) as file:
         on_storage: dict[int, list[Entry]] = {}

@@ -9,23 +9,37 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from typing import Final
 
 from fastckpt.cli.render import Facts, Output, Styled, columns, count_text, size_text
 from fastckpt.retention import Retention
+
+RULES: Final = ("--keep-last", "--keep-every", "--keep-best", "--min-free")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``fastckpt prune``."""
     parser.add_argument("directory", metavar="DIR", help="a directory with files like model_000500.pt")
+    add_rules(parser, keep_last=2)
+    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
+
+
+def add_rules(parser: argparse.ArgumentParser, *, keep_last: int | None) -> None:
+    """The arguments that say which steps to keep.
+
+    Args:
+        parser: Of the command.
+        keep_last: What ``--keep-last`` is if it is not given.
+    """
+    default = f" (default: {keep_last})" if keep_last else ""
     parser.add_argument(
-        "--keep-last", type=int, default=2, metavar="N", help="keep the N newest whole steps (default: 2)"
+        "--keep-last", type=int, default=keep_last, metavar="N", help=f"keep the N newest whole steps{default}"
     )
     parser.add_argument("--keep-every", type=int, metavar="N", help="keep every step that is a multiple of N")
     parser.add_argument("--keep-best", metavar="KEY", help="keep the step with the smallest KEY in its meta: val_bpb")
     parser.add_argument(
         "--min-free", metavar="X", help="delete only while less than this is free: 10%%, 50GB or bytes, oldest first"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be deleted, and delete nothing")
 
 
 def run(args: argparse.Namespace, out: Output) -> int:

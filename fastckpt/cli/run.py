@@ -10,6 +10,9 @@ nanochat.checkpoint_manager, save_checkpoint, load_checkpoint, find_last_step,
 find_largest_model and load_optimizer_state are replaced by those of
 fastckpt.nanochat: steps are saved as .fckpt, and loaded from .fckpt or .pt. The
 exit code is that of the script.
+
+With one of --keep-last, --keep-every, --keep-best and --min-free the steps that
+no rule keeps are deleted after each save, as fastckpt prune does it.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ import runpy
 import sys
 from importlib.machinery import PathFinder
 
+from fastckpt.cli.prune import RULES, add_rules
 from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError
 from fastckpt.nanochat.installing import MANAGER, InstallOnImport, not_importable
 from fastckpt.nanochat.script_save import ScriptSave
+from fastckpt.retention import Retention
 
 FAILED = 1
 """What python ends with after an exception that nobody caught."""
@@ -38,17 +43,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="save the step on SIGTERM and Ctrl-C; SIGUSR1 saves and goes on",
     )
+    add_rules(parser, keep_last=None)
     parser.add_argument("script", nargs="?", metavar="SCRIPT", help="or a file to run")
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Our own arguments, up to the name of the program, and those of the program."""
     end = len(arguments)
+    value = False
     for position, argument in enumerate(arguments):
-        if argument == "-m":
+        if value:
+            value = False
+        elif argument in RULES:
+            value = True
+        elif argument == "-m":
             end = position + 2
             break
-        if argument.startswith("-m") or not argument.startswith("-"):
+        elif argument.startswith("-m") or not argument.startswith("-"):
             end = position + 1
             break
     passed = arguments[end:]
@@ -68,12 +79,25 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.module is not None:
         _require(args.module)
     sys.argv = [args.script or args.module, *args.passed]
+    retention = _retention(args)
     saving = ScriptSave()
-    with saving, InstallOnImport(saving.attach) if args.emergency_save else InstallOnImport():
+    installing = (
+        InstallOnImport(saving.attach, retention=retention)
+        if args.emergency_save
+        else InstallOnImport(retention=retention)
+    )
+    with saving, installing:
         code = _execute(args)
     if code == 0 and MANAGER not in sys.modules:
         out.note(f"nothing was replaced: the program did not import {MANAGER}")
     return code
+
+
+def _retention(args: argparse.Namespace) -> Retention | None:
+    """The rules that were given; None if none was."""
+    names = [rule.removeprefix("--").replace("-", "_") for rule in RULES]
+    given = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+    return Retention(**given) if given else None
 
 
 def _require(module: str) -> None:

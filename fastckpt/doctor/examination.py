@@ -219,7 +219,7 @@ def _incomplete(step: StepFacts, kind: str, what: str, cause: str, *, others_who
     if not others_whole and step.model is None:
         command = commands.find_copy(os.path.join(step.directory, f"{Stem(MODEL, step.number)}.pt"))
     elif not others_whole:
-        command = shlex.join(["fastckpt", "verify", *step.paths])
+        command = shlex.join(["fastckpt", "verify", *(file.path for file in step.files)])
     return Diagnosis(kind, "bad", step.directory, step.number, what, cause, command, loss=not others_whole)
 
 

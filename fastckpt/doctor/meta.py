@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts, TagFacts
 from fastckpt.doctor.ranks import mark_of
-from fastckpt.doctor.sizes import sizes_of_config, sizes_of_model
+from fastckpt.doctor.sizes import Sizes, sizes_of_config, sizes_of_model
 from fastckpt.doctor.versions import model_shapes
 from fastckpt.nanochat.names import META, Stem
 
 _SEQUENCE_LEN: Final = 2048
 """nanochat's --max-seq-len, unless told otherwise."""
+_WINDOW_PATTERN: Final = "SSSL"
+"""Its --window-pattern."""
 _TO_RESUME: Final = {
     "dataloader_state_dict": {"pq_idx": 0, "rg_idx": 0, "epoch": 1},
     "loop_state": {"min_val_bpb": math.inf, "smooth_train_loss": 0, "total_training_time": 0},
@@ -73,45 +75,51 @@ def _is_marked(step: StepFacts) -> bool:
 
 def _repaired(tag: TagFacts, step: StepFacts, kind: str, path: str, what: str, cause: str) -> Diagnosis:
     """The diagnosis with the best way to get a meta file that nanochat can use."""
-    made = sizes_of_model(model_shapes(step), {})
-    donor = None
+    whole = next((other for other in tag.examined if other.is_whole), None)
+    marked = _is_marked(step)
+    how, command = None, commands.set_step_aside(step.directory, step.number)
+    if not marked or whole is None:
+        how, repair = _repair(tag, step, path)
+        command = repair or command
+    mends = how is not None and not marked
+    if how is None and whole is not None:
+        how = f"step {whole.number} is whole"
+    cause += f"; {how}" if how is not None else ""
+    return Diagnosis(kind, "bad", path, step.number, what, cause, command, whole is None and not mends, mends)
+
+
+def _repair(tag: TagFacts, step: StepFacts, path: str) -> tuple[str | None, str | None]:
+    """How to make a meta file for this model, in words and as a command."""
+    meta, made = step.meta, sizes_of_model(model_shapes(step), {})
+    there = meta is not None
     for other in sorted(tag.examined, key=lambda other: (abs(other.number - step.number), other.number)):
         config = other.meta.section("model_config") if other.meta is not None else {}
         same = made is not None and sizes_of_model(model_shapes(step), config) == sizes_of_config(config)
         if same and other.meta is not None and other.meta.step == other.number:
-            donor = other
-            break
-    meta = step.meta
-    whole = next((other for other in tag.examined if other.is_whole), None)
-    command: str
-    mends = False
-    if _is_marked(step):
-        command = commands.set_step_aside(step.directory, step.number)
-        cause += f"; step {whole.number} is whole" if whole is not None else ""
-    elif donor is not None and donor.meta is not None:
-        command, mends = commands.meta_of_other_step(path, step.number, donor.number, there=meta is not None), True
-        cause += f"; that of step {donor.number} will do, with its place in the data"
-    elif meta is not None and "model_config" in meta.whole_values:
+            command = commands.meta_of_other_step(path, step.number, other.number, there=there)
+            return f"that of step {other.number} will do, with its place in the data", command
+    if meta is not None and "model_config" in meta.whole_values:
         rest = {key: value for key, value in _TO_RESUME.items() if step.optimizers and key not in meta.whole_values}
-        command, mends = commands.close_meta(path, meta.whole_until, rest), True
-        cause += f"; {', '.join(meta.whole_values)} can be kept"
-        cause += f", {' and '.join(rest)} anew" if rest else ""
-    elif made is not None:
-        config = {
-            "sequence_len": _SEQUENCE_LEN,
-            "vocab_size": made.rows,
-            "n_layer": made.n_layer,
-            "n_head": made.n_head,
-        }
-        config |= {"n_kv_head": made.n_kv_head, "n_embd": made.n_embd}
-        values = {
-            "step": step.number,
-            "val_bpb": None,
-            "model_config": config,
-            **(_TO_RESUME if step.optimizers else {}),
-        }
-        command, mends = commands.write_meta(path, values, there=meta is not None), True
-        cause += "; its sizes follow from the model, except sequence_len and what vocab_size was before padding"
-    else:
-        command = commands.set_step_aside(step.directory, step.number)
-    return Diagnosis(kind, "bad", path, step.number, what, cause, command, not (whole or mends), mends)
+        how = f"{', '.join(meta.whole_values)} can be kept" + (f", {' and '.join(rest)} anew" if rest else "")
+        return how, commands.close_meta(path, meta.whole_until, rest)
+    if made is None:
+        return None, None
+    how = "its sizes follow from the model; sequence_len, window_pattern and the vocab_size before padding are "
+    how += "nanochat's defaults: correct them if yours differ"
+    return how, commands.write_meta(path, _rebuilt(step, made), there=there)
+
+
+def _rebuilt(step: StepFacts, made: Sizes) -> dict[str, Any]:
+    """A meta file for a model of which only the tensors are left."""
+    config: dict[str, Any] = {
+        "sequence_len": _SEQUENCE_LEN,
+        "vocab_size": made.rows,
+        "n_layer": made.n_layer,
+        "n_head": made.n_head,
+        "n_kv_head": made.n_kv_head,
+        "n_embd": made.n_embd,
+    }
+    if "resid_lambdas" in model_shapes(step):  # Since the same day as window_pattern.
+        config["window_pattern"] = _WINDOW_PATTERN
+    values = {"step": step.number, "val_bpb": None, "model_config": config}
+    return values | _TO_RESUME if step.optimizers else values

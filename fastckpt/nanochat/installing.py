@@ -20,10 +20,13 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastckpt.errors import UsageError
 from fastckpt.nanochat.save_mark import is_first_rank
+
+if TYPE_CHECKING:
+    from fastckpt.retention import Retention
 
 logger = logging.getLogger("fastckpt.nanochat")
 
@@ -42,8 +45,11 @@ _originals: dict[Function, Function] = {}
 """nanochat's own function by the one that took its place."""
 
 
-def install() -> list[str]:
+def install(*, retention: Retention | None = None) -> list[str]:
     """Replace nanochat's checkpoint functions by those of `fastckpt.nanochat`. Calling it again changes nothing.
+
+    Args:
+        retention: Which steps to keep; rank 0 deletes the others after each save.
 
     Returns:
         What was replaced by this call, as ``module.name``.
@@ -52,7 +58,7 @@ def install() -> list[str]:
         UsageError: nanochat cannot be imported, or is a fork whose functions take other arguments; nothing
             was replaced.
     """
-    return _replace_in(_import_manager())
+    return _replace_in(_import_manager(), retention)
 
 
 def uninstall() -> list[str]:
@@ -80,10 +86,10 @@ def not_importable() -> UsageError:
     )
 
 
-def _replace_in(manager: ModuleType) -> list[str]:
+def _replace_in(manager: ModuleType, retention: Retention | None) -> list[str]:
     present = {name: getattr(manager, name) for name in FUNCTIONS if hasattr(manager, name)}
     own = {name: function for name, function in present.items() if function not in _originals}
-    exchange = {function: _stand_in(name, function) for name, function in own.items()}
+    exchange = {function: _stand_in(name, function, retention) for name, function in own.items()}
     _originals.update((new, old) for old, new in exchange.items())
     replaced = _exchange(exchange)
     if replaced and is_first_rank():
@@ -91,10 +97,12 @@ def _replace_in(manager: ModuleType) -> list[str]:
     return replaced
 
 
-def _stand_in(name: str, original: Function) -> Function:
+def _stand_in(name: str, original: Function, retention: Retention | None) -> Function:
     """A function with the face of nanochat's that calls ours."""
     signature = inspect.signature(original)
     function = _counterpart(name, signature)
+    if name == "save_checkpoint" and retention is not None:
+        function = retention.after(function)
 
     @functools.wraps(original)
     def stand_in(*args: Any, **kwargs: Any) -> Any:
@@ -147,18 +155,22 @@ class InstallOnImport(importlib.abc.MetaPathFinder):
 
     Args:
         then: Called with ``nanochat.checkpoint_manager`` once that was done.
+        retention: See `install`.
 
     Attributes:
         replaced: What was replaced, as ``module.name``.
     """
 
-    def __init__(self, then: Callable[[ModuleType], None] = lambda manager: None) -> None:
+    def __init__(
+        self, then: Callable[[ModuleType], None] = lambda manager: None, *, retention: Retention | None = None
+    ) -> None:
         self.replaced: list[str] = []
         self._then = then
+        self._retention = retention
 
     def __enter__(self) -> InstallOnImport:
         if MANAGER in sys.modules:
-            self.replaced = install()
+            self.replaced = install(retention=self._retention)
             self._then(sys.modules[MANAGER])
         else:
             sys.meta_path.insert(0, self)
@@ -184,7 +196,7 @@ class InstallOnImport(importlib.abc.MetaPathFinder):
 
         def execute_and_install(module: ModuleType) -> None:
             execute(module)
-            self.replaced = _replace_in(module)
+            self.replaced = _replace_in(module, self._retention)
             self._then(module)
 
         spec.loader.exec_module = execute_and_install  # type: ignore[method-assign]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.findings import Kind
@@ -86,7 +86,7 @@ def salvage(
     selection = select(wreck, fates, wanted, donor)
     if kind is not None:
         refuse_what_does_not_fit(selection, kind)
-    report = _report(wreck, fates, selection, donor)
+    report = _report(wreck, fates, selection, donor, include=wanted)
     if destination is not None and selection.entries:
         report.destination = destination
         write_destination(
@@ -116,7 +116,9 @@ def _refuse_overwriting(destination: str, inputs: Iterable[str]) -> None:
             raise UsageError("the destination is one of the files that are read", path=destination)
 
 
-def _report(wreck: Wreck, fates: dict[str, TensorFate], selection: Selection, donor: Wreck | None) -> SalvageReport:
+def _report(
+    wreck: Wreck, fates: dict[str, TensorFate], selection: Selection, donor: Wreck | None, *, include: frozenset[Status]
+) -> SalvageReport:
     written = selection.names
     report = SalvageReport(
         wreck.path,
@@ -127,21 +129,31 @@ def _report(wreck: Wreck, fates: dict[str, TensorFate], selection: Selection, do
         wreck.structure,
         written=written,
         backfilled=selection.backfilled,
-        complete=wreck.structure != "none" and set(fates) <= set(written) and not _is_open(wreck),
         notes=[*wreck.notes, *selection.notes],
     )
+    report.complete = wreck.structure != "none" and not report.broken and not _is_open(wreck)
     if donor is not None:
         donor_fates = donor.fates()
         doubtful = [name for name in selection.backfilled if donor_fates[name].status is not Status.INTACT]
         if doubtful:
             report.notes.append(f"{len(doubtful)} tensors were taken from {donor.path}, where nothing proves them")
-    if fates and not has_optimizer(wreck.tree) and wreck.structure != "none":
-        lost = [name for name in fates if name not in set(written)]
-        if lost:
-            report.notes.append(
-                f"incomplete: {len(lost)} of {len(fates)} tensors would be missing, and a strict load refuses that"
-            )
+    report.notes += _what_is_missing(report, include, strict=not has_optimizer(wreck.tree))
     return report
+
+
+def _what_is_missing(report: SalvageReport, include: frozenset[Status], *, strict: bool) -> Iterator[str]:
+    """Notes on the tensors that do not come back whole. A model is loaded strictly: all of them must be there."""
+    missing = set(report.tensors) - set(report.written)
+    unproven = {name for name in missing if report.tensors[name].status is Status.UNVERIFIED}
+    if unproven and Status.UNVERIFIED not in include:
+        yield f"{len(unproven)} tensors are all there and nothing proves them: --include unverified takes them"
+        missing -= unproven
+    if missing and strict and report.structure != "none":
+        share = f"{len(missing)} of {len(report.tensors)} tensors"
+        yield f"incomplete: {share} would be missing, and a strict load refuses that"
+    holed = set(report.broken) & set(report.written)
+    if holed:
+        yield f"{len(holed)} of the tensors that come back are not whole: wrong bytes, or filled ones, are in them"
 
 
 def _is_open(wreck: Wreck) -> bool:
@@ -158,7 +170,7 @@ def _exit_code(report: SalvageReport, *, written: bool) -> int:
     usable = names if written else names | {n for n, fate in report.tensors.items() if fate.status in there}
     if not usable:
         return 2
-    broken = [n for n, fate in report.tensors.items() if fate.status not in there and n not in report.backfilled]
-    if report.structure == "none" or broken or any(name not in usable for name in report.tensors):
+    holed = any(fate.status not in there and n not in report.backfilled for n, fate in report.tensors.items())
+    if report.structure == "none" or holed or any(name not in usable for name in report.tensors):
         return 3
     return 1 if damaged else 0

@@ -31,7 +31,10 @@ def next_step(report: SalvageReport, *, include: frozenset[Status]) -> str:
     enough = {name for name, fate in report.tensors.items() if unverified and fate.status is Status.UNVERIFIED}
     if backfill is not None and not report.backfilled and any(name not in enough for name in lost):
         command += ["--backfill", backfill]
-    return shlex.join(command)
+    text = shlex.join(command)
+    if report.structure == "none":
+        text += " --like OTHER  (a checkpoint of the same structure, for the names)"
+    return text
 
 
 def suggested_name(report: SalvageReport) -> str:
@@ -54,8 +57,7 @@ def _after_writing(report: SalvageReport) -> str:
     stem = parsed[0]
     backfill = _whole_sibling(report)
     if stem.role == MODEL and not report.complete:
-        lost = len(report.tensors) - len(report.written)
-        text = f"{lost} tensors are still missing, and a model loads only when it is complete: "
+        text = f"{len(report.broken)} tensors are still missing or not whole, and a model needs all of them: "
         if backfill is not None:
             again = shlex.join(["fastckpt", "salvage", report.path, "-o", destination, "--backfill", backfill])
             number = parse_name(os.path.basename(backfill))

@@ -96,7 +96,8 @@ class SalvageReport:
         destination: The file that was written, if any.
         written: Names of the tensors in it; in a dry run, of those that would be.
         backfilled: Names of tensors taken from another checkpoint, and that checkpoint.
-        complete: Whether every tensor of the structure is (or would be) in the destination.
+        complete: Whether every tensor of the structure is (or would be) in the destination, none with bytes that are
+            missing or known to be wrong.
         notes: What else the user should know.
         next_step: The next command to run.
         exit_code: 0 nothing lost, 1 damage got around, 3 a part came back, 2 nothing usable, 4 not a checkpoint.
@@ -123,6 +124,14 @@ class SalvageReport:
         for fate in self.tensors.values():
             counts[fate.status.value] += 1
         return counts
+
+    @property
+    def broken(self) -> list[str]:
+        """Names of the tensors that are not (or would not be) in the destination, or not whole."""
+        whole = (Status.INTACT, Status.UNVERIFIED)
+        written = set(self.written)
+        good = {n for n in written if n in self.backfilled or self.tensors[n].status in whole}
+        return [name for name in self.tensors if name not in good]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -151,11 +151,14 @@ def search_local_headers(source: Source, start: int = 0, stop: int | None = None
     found = 0
     at = start
     end = source.size if stop is None else stop
+    zeros = bytes(min(WINDOW, max(end - start, 0)))
     while at < end and found < MAX_FOUND:
         window = read_there(source, at, min(WINDOW, end - at))
         if not window:
             return
-        for match in _LOCAL.finditer(window):
+        # To compare is ten times as fast as to search, and a file that was preallocated can have many zeros.
+        blank = window == (zeros if len(window) == len(zeros) else bytes(len(window)))
+        for match in () if blank else _LOCAL.finditer(window):
             raw = window[match.start() : match.start() + LOCAL_HEADER.size + MAX_NAME]
             header = parse_local(raw, at + match.start())
             if header is None:

@@ -112,6 +112,8 @@ def _read(source: Source, prefix: str, at: int, crcs: set[int]) -> FoundPickle:
             window *= 4
         except FastckptError as error:
             found.problem = f"data.pkl cannot be read: {error.message}"
+            if not any(raw[:_HEAD]):
+                found.problem = "data.pkl, which has names, shapes and dtypes, reads as zeros"
             return found
     found.end = at + size
     crc = zlib.crc32(raw[:size])

@@ -71,17 +71,19 @@ def find_storages(
     base = [look(archive, key, size, first.get(key)) for key, size in sizes]
     chosen = list(base)
     states = judge(archive, chosen, sums)
+    order = _layout_order(base)
     for _ in range(_ROUNDS):
         doubtful = [n for n, state in enumerate(states) if _is_doubtful(chosen[n], state)]
         # What lies beyond the end of the file is only looked for when something in it is missing too.
         if not any(_may_be_elsewhere(chosen[n], archive.source.size) for n in doubtful):
             break
-        line = _Line(archive, sizes, chosen, doubtful) if in_order else None
-        stated = _stated(archive, chosen, doubtful)
-        found = {n: [look(archive, *sizes[n], place) for place in stated.get(n, ())] for n in doubtful}
-        if line is not None:
-            for n in doubtful:
-                found[n] += [look(archive, *sizes[n], place) for place in line.places(n)]
+        line = _Line(archive, order, chosen, doubtful) if in_order else None
+        taken = _Taken(chosen, doubtful)
+        stated = _stated(archive, chosen, doubtful, taken)
+        found: dict[int, list[Candidate]] = {}
+        for n in doubtful:
+            places = [*stated.get(n, ()), *(line.places(n) if line is not None else ())]
+            found[n] = [look(archive, *sizes[n], place) for place in places if taken.has_room(place, sizes[n][1])]
         sums.read(candidate for candidates in found.values() for candidate in candidates)
         changed = False
         for n in doubtful:
@@ -92,6 +94,13 @@ def find_storages(
             break
         states = judge(archive, chosen, sums)
     return chosen, states
+
+
+def _layout_order(base: Sequence[Candidate]) -> list[int]:
+    """In which order the storages follow one another: as saved, unless arithmetic or the directory says otherwise."""
+    headers = [candidate.place.header for candidate in base if candidate.place is not None]
+    numbers = list(range(len(base)))
+    return sorted(numbers, key=lambda n: headers[n]) if len(headers) == len(base) else numbers
 
 
 def _is_doubtful(candidate: Candidate, state: StorageState) -> bool:
@@ -126,26 +135,27 @@ def _witnesses(candidate: Candidate) -> int:
 class _Line:
     """Where arithmetic puts the doubtful storages, from those around them that are certain."""
 
-    def __init__(self, archive: Archive, sizes: Sizes, chosen: Sequence[Candidate], doubtful: Sequence[int]) -> None:
+    def __init__(
+        self, archive: Archive, order: Sequence[int], chosen: Sequence[Candidate], doubtful: Sequence[int]
+    ) -> None:
         # An empty storage has no bytes to be in doubt of; what ties it to its place is its header.
         unsure = {*doubtful, *(n for n, c in enumerate(chosen) if not c.nbytes and not c.named)}
         self._before: dict[int, Place] = {}
         self._behind: dict[int, Place] = {}
         at: int | None = None
-        for n, (key, size) in enumerate(sizes):
-            place = chosen[n].place
+        for n in order:
+            size, place = chosen[n].nbytes, chosen[n].place
             if n in unsure and at is not None:
-                place = self._before[n] = next_place(at, archive.name(key), size)
-            elif n in unsure and n == 0:
+                place = self._before[n] = next_place(at, archive.name(chosen[n].key), size)
+            elif n in unsure and n == order[0]:
                 # data.pkl is before the first one: its place is as good as the pickle.
-                self._before.update({0: place} if place is not None else {})
+                self._before.update({n: place} if place is not None else {})
             elif n in unsure:
                 place = None
             at = end_of(place, size) if place is not None else None
         after = self._record_behind(archive)
-        for n, (key, size) in reversed(list(enumerate(sizes))):
-            place = chosen[n].place
-            name = archive.name(key)
+        for n in reversed(order):
+            name, size, place = archive.name(chosen[n].key), chosen[n].nbytes, chosen[n].place
             if n in unsure:
                 place = place_before(*after, name, size) if after is not None else None
                 if place is not None:
@@ -178,33 +188,39 @@ class _Line:
 # --- what headers and the directory say -------------------------------------------
 
 
-def _stated(archive: Archive, chosen: Sequence[Candidate], doubtful: Sequence[int]) -> dict[int, list[Place]]:
-    """The places that local headers and the directory give for the doubtful storages, outside of the others."""
-    unsure = set(doubtful)
+class _Taken:
+    """The ranges of the file in which the storages stand whose places are certain: no other one is there."""
+
+    def __init__(self, chosen: Sequence[Candidate], doubtful: Sequence[int]) -> None:
+        unsure = set(doubtful)
+        self.ranges = sorted(
+            (c.place.data, c.place.data + c.nbytes)
+            for n, c in enumerate(chosen)
+            if n not in unsure and c.place is not None and c.nbytes
+        )
+        self._begins = [begin for begin, _ in self.ranges]
+
+    def has_room(self, place: Place, size: int) -> bool:
+        """Whether a storage of this size can be at a place."""
+        at = bisect_right(self._begins, place.data) - 1
+        inside = at >= 0 and place.data < self.ranges[at][1]
+        reaches = at + 1 < len(self.ranges) and self._begins[at + 1] < place.data + size
+        return not inside and not reaches
+
+
+def _stated(
+    archive: Archive, chosen: Sequence[Candidate], doubtful: Sequence[int], taken: _Taken
+) -> dict[int, list[Place]]:
+    """The places that local headers and the directory give for the doubtful storages."""
     numbers = {chosen[n].key: n for n in doubtful}
-    taken = sorted(
-        (c.place.data, c.place.data + c.nbytes)
-        for n, c in enumerate(chosen)
-        if n not in unsure and c.place is not None and c.nbytes
-    )
-    begins = [begin for begin, _ in taken]
     found: dict[int, list[Place]] = {}
-
-    def add(number: int, header: int, data: int) -> None:
-        size = chosen[number].nbytes
-        at = bisect_right(begins, data) - 1
-        inside = at >= 0 and data < taken[at][1]
-        reaches = at + 1 < len(taken) and taken[at + 1][0] < data + size
-        places = found.setdefault(number, [])
-        if 0 <= header <= data < archive.source.size and not inside and not reaches and len(places) < _CLAIMS:
-            places.append(Place(header, data, descriptor_size(header, size)))
-
-    for at, key, header in _headers_outside(archive, taken):
-        if key in numbers and not header.method:
-            add(numbers[key], at, header.data)
+    for at, key, header in _headers_outside(archive, taken.ranges):
+        if key in numbers and not header.method and header.data < archive.source.size:
+            places = found.setdefault(numbers[key], [])
+            if len(places) < _CLAIMS:
+                places.append(Place(at, header.data, descriptor_size(at, chosen[numbers[key]].nbytes)))
     for key, number in numbers.items():
-        for place in _listed(archive, key, chosen[number].nbytes):
-            add(number, place.header, place.data)
+        found.setdefault(number, []).extend(_listed(archive, key, chosen[number].nbytes))
     return found
 
 
@@ -314,11 +330,10 @@ def arithmetic_places(archive: Archive, pickle: FoundPickle, sizes: Sizes) -> di
 def _prefixes(archive: Archive, pickle: FoundPickle) -> Iterator[str]:
     """What the top directory may be called: a damaged header can have it wrong."""
     yield archive.prefix
-    if f"{archive.prefix}/data.pkl" in archive.directory:
+    if _prefixes_in(archive.directory)[:1] == [archive.prefix]:
         return
     near = search_local_headers(archive.source, 0, min(pickle.end + _PREFIX_SEARCH, archive.source.size))
-    names = [*archive.directory, *(header.name for _, header in near)]
-    yield from _prefixes_in(names)[:3]
+    yield from _prefixes_in([*archive.directory, *(header.name for _, header in near)])[:3]
 
 
 def _prefixes_in(names: Iterable[str]) -> list[str]:

@@ -17,6 +17,8 @@ It knows the good file, its map, and the damaged bytes; it never reads a damaged
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass, field
 
 import xxhash
@@ -28,7 +30,8 @@ from fastckpt.layout.records import Record
 INTACT, UNVERIFIED, DAMAGED, PARTIAL, LOST = "intact", "unverified", "damaged", "partial", "lost"
 ANY = frozenset((INTACT, UNVERIFIED, DAMAGED, PARTIAL, LOST))
 BROKEN = frozenset((DAMAGED, PARTIAL, LOST))
-LAST = 1 << 63
+SHORT = 64
+"""Fewer bytes than these are not recognised by themselves."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,17 @@ class Oracle:
         return end <= len(self.damaged) and self.damaged[start:end] == self.good.sibling[start:end]
 
     def _elsewhere(self, place: tuple[int, int]) -> bool:
-        """Whether a storage stands in another place, with the descriptor that proves it."""
-        start, end = place[0], place[1] + 16
-        return self.good.raw[start:end] in self.damaged or self.good.sibling[start:end] in self.damaged
+        """Whether a storage stands in another place, with the descriptor or the directory entry that proves it."""
+        start, end = place
+        for raw in (self.good.raw, self.good.sibling):
+            if raw[start : end + 16] in self.damaged:
+                return True
+            # The directory has the CRC-32 of bytes wherever they are. A few bytes alone stand anywhere by chance.
+            storage = raw[start:end]
+            listed = struct.pack("<I", zlib.crc32(storage)) in self.damaged
+            if listed and len(storage) >= SHORT and storage in self.damaged:
+                return True
+        return False
 
     def _blank_end(self, place: tuple[int, int]) -> bool:
         """Whether a range ends in zeros, as what was never written does."""

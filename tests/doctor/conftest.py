@@ -7,12 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from doctor_builds import write_step
+from doctor_types import Doctor, Shell, Told
 
 from fastckpt.cli.main import main
 
@@ -21,37 +20,6 @@ from fastckpt.cli.main import main
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """What fsync is for is tested in tests/crash; here it would only take time."""
     monkeypatch.setattr(os, "fsync", lambda fd: None)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What doctor said."""
-
-    code: int
-    facts: Any
-
-    @property
-    def kinds(self) -> list[str]:
-        """The findings that are more than notes, worst first."""
-        return [one["kind"] for one in self.facts["findings"] if one["severity"] != "note"]
-
-    @property
-    def notes(self) -> list[str]:
-        return [one["kind"] for one in self.facts["findings"] if one["severity"] == "note"]
-
-    def the(self, kind: str) -> Any:
-        """The only finding of a kind."""
-        (found,) = [one for one in self.facts["findings"] if one["kind"] == kind]
-        return found
-
-    @property
-    def tag(self) -> Any:
-        (tag,) = self.facts["tags"]
-        return tag
-
-
-Doctor = Callable[..., Told]
-Shell = Callable[[str], "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
@@ -178,11 +146,6 @@ def run_of(tmp_path: Path) -> Callable[..., Path]:
         return directory
 
     return make
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    """Every file of a directory and its bytes."""
-    return {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Doctor, Shell, contents
 from doctor_builds import cut, flip, meta, model, optimizer
+from doctor_types import Doctor, Shell, contents
 
 import fastckpt
 import fastckpt.nanochat

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Doctor, Shell
+from doctor_types import Doctor, Shell
 
 import fastckpt
 from fastckpt.doctor import disk

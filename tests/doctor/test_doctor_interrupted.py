@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Doctor, Shell, contents
+from doctor_types import Doctor, Shell, contents
 
 from fastckpt.nanochat.ranks import reshard
 

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import Doctor, Shell
 from doctor_builds import CONFIG, cut, meta, model, optimizer, write_meta
+from doctor_types import Doctor, Shell
 
 import fastckpt.nanochat
 
@@ -65,8 +65,7 @@ def test_cut_before_the_config(run_of, doctor: Doctor, shell: Shell):
     assert shell(told.the("meta-torn")["next"]).returncode == 0
     assert doctor(".").kinds == []
     config = read(directory / "meta_000004.json")["model_config"]
-    unknown = {"sequence_len": 2048, "vocab_size": 64}
-    assert config == {key: value for key, value in CONFIG.items() if key != "window_pattern"} | unknown
+    assert config == CONFIG | {"sequence_len": 2048, "vocab_size": 64, "window_pattern": "SSSL"}
     assert shell("python -m scripts.base_train --depth=2 --resume-from-step=4").returncode == 0
 
 
@@ -121,6 +120,18 @@ def test_own_format_names_its_meta_by_digest(tmp_path: Path, doctor: Doctor, she
     assert told.kinds == ["meta-torn"]
     assert shell(told.the("meta-torn")["next"]).returncode == 0, "a meta of another step would not be taken"
     assert doctor(".").tag["newest_whole"] == 2
+
+
+def test_own_format_and_no_other_step(tmp_path: Path, doctor: Doctor, shell: Shell):
+    directory = tmp_path / "base_checkpoints" / "d2"
+    fastckpt.nanochat.save_checkpoint(directory, 4, model(4), optimizer(4), meta(4))
+    cut(directory / "meta_000004.json", 0.9)
+    told = doctor(".")
+    found = told.the("meta-torn")
+    assert (told.code, found["mends"]) == (2, False), "the marks say that it is not the meta of this save"
+    assert shell(found["next"]).returncode == 0
+    assert doctor(".").kinds == ["incomplete"]
+    assert fastckpt.nanochat.load_checkpoint(directory, 4, "cpu", load_optimizer=True)[2]["model_config"] == CONFIG
 
 
 @pytest.mark.parametrize("data", [b"[1, 2]", b"\xff\xfe{", b"", b"[" * 100_000, b"{" + b'"a":' * 50_000, b"null"])

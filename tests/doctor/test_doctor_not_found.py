@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Doctor, Shell
 from doctor_builds import cut, model
+from doctor_types import Doctor, Shell
 from nanochat_rules import find_largest_model, find_last_step
 
 from fastckpt.doctor.directories import default_base

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Doctor, Shell
 from doctor_builds import meta, model, optimizer, write_step
+from doctor_types import Doctor, Shell
 
 import fastckpt.nanochat
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Doctor, Shell, contents
 from doctor_builds import cut, flip
+from doctor_types import Doctor, Shell, contents
 
 import fastckpt
 

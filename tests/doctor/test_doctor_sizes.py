@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Doctor, Shell
 from doctor_builds import CONFIG, meta, model, write_meta
+from doctor_types import Doctor, Shell
 
 from fastckpt.doctor.sizes import Sizes, sizes_of_config, sizes_of_depth, sizes_of_model
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conftest import Doctor
 from doctor_builds import cut, flip, meta, write_meta
+from doctor_types import Doctor
 from hypothesis import given
 from hypothesis import strategies as st
 

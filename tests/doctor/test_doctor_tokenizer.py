@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Doctor, Shell
 from doctor_builds import VOCAB
+from doctor_types import Doctor, Shell
 
 
 @pytest.fixture

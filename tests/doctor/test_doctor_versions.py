@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Doctor, Shell
 from doctor_builds import CONFIG, fill, meta, model, optimizer, write_meta
+from doctor_types import Doctor, Shell
 
 TODAY = "2026-03-14 (a825e63) or later"
 

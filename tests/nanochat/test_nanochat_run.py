@@ -75,6 +75,18 @@ def test_under_torchrun(checkout: Path) -> None:
     assert len(steps(whole)) == 7
 
 
+def test_old_steps_are_deleted_after_each_save(checkout: Path) -> None:
+    """Only what no rule keeps; the option's value is not taken for a script."""
+    rules = ["-m", "fastckpt", "run", "--keep-last", "2", "--keep-every=3", "-m", "scripts.base_train", "--"]
+    _, told = python(checkout, *rules, "--save-every=1")
+    tag = checkout.parent / "base" / "base_checkpoints" / "d4"
+    assert sorted(path.name for path in tag.glob("model*")) == [f"model_{step:06d}.fckpt" for step in (3, 5, 6)]
+    assert "Deleted step 4" in told
+    newest, _ = newest_complete(tag, verify=True)
+    assert newest is not None
+    assert newest.step == 6
+
+
 @pytest.mark.parametrize(
     ("ends_with", "code", "said"),
     [("7", 7, ""), ("stop here", 1, "stop here\n"), ("error", 1, "RuntimeError: the script failed")],

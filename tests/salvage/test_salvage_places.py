@@ -96,6 +96,38 @@ def test_all_headers_and_descriptors_lost(tmp_path: Path, crcs: bool) -> None:
 
 
 @pytest.mark.parametrize("crcs", [True, False])
+def test_records_in_the_order_of_their_keys_as_text(tmp_path: Path, crcs: bool) -> None:
+    """As older versions of torch wrote them: data/10 comes before data/2, and the neighbours are others."""
+    state = {f"t{number}": torch.arange(100 + 7 * number) for number in range(12)}
+    path = tmp_path / "model.pt"
+    torch.save(state, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
+    torch.serialization.set_crc32_options(crcs)
+    try:
+        writer = torch._C.PyTorchFileWriter(str(path))
+        writer.write_record("data.pkl", records["data.pkl"], len(records["data.pkl"]))
+        for name in sorted(name for name in records if name.startswith("data/")):
+            writer.write_record(name, records[name], len(records[name]))
+        writer.write_end_of_file()
+    finally:
+        torch.serialization.set_crc32_options(True)
+    found = places(path)
+    headers = {number: header_of(path, f"data/{number}") for number in (2, 3, 10)}
+    assert headers[10] < headers[2] < headers[3]
+    cut_directory(path)
+    for number, header in headers.items():
+        overwrite(path, header, b"\xaa" * 30)
+        overwrite(path, sum(found[f"data/{number}"]), b"\xaa" * 16)
+    report = fastckpt.salvage(path, tmp_path / "out.fckpt", include=["unverified"])
+    assert {name: fate.offset for name, fate in report.tensors.items()} == {
+        f"t{number}": found[f"data/{number}"][0] for number in range(12)
+    }
+    loaded = fastckpt.load(tmp_path / "out.fckpt")
+    assert all(equal(loaded[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("crcs", [True, False])
 def test_stray_copy_of_a_header(tmp_path: Path, crcs: bool) -> None:
     """A sector stands in another place too, with headers that claim to be there."""
     path = save(tmp_path / "model.pt", crcs=crcs)
@@ -167,6 +199,17 @@ def test_header_and_descriptor_of_a_lost_name(tmp_path: Path) -> None:
     assert set(status(report).values()) == {"intact"}
 
 
+def test_one_name_of_the_directory_is_damaged(tmp_path: Path) -> None:
+    """That of data.pkl, and by a byte that is no text, so that it reads as longer than it is."""
+    path = save(tmp_path / "model.pt")
+    raw = path.read_bytes()
+    at = raw.index(b"model/data.pkl", raw.index(b"PK\x01\x02"))
+    overwrite(path, at, b"\xff")
+    report = fastckpt.salvage(path)
+    assert set(status(report).values()) == {"intact"}
+    assert list(report.tensors) == list(ORIGINAL)
+
+
 def test_bytes_put_in(tmp_path: Path) -> None:
     """All that follows stands further back; the directory does not know."""
     path = save(tmp_path / "model.pt")
@@ -178,6 +221,21 @@ def test_bytes_put_in(tmp_path: Path) -> None:
     raw = path.read_bytes()
     path.write_bytes(raw[:at] + b"\xaa" * 5 + raw[at:])
     check_all_back(path)
+
+
+def test_bytes_taken_out_between_two_storages(tmp_path: Path) -> None:
+    """What is left of the second one seems to begin in the first: a place that is certain is not given to another."""
+    path = save(tmp_path / "model.pt", crcs=False)
+    found, raw = places(path), path.read_bytes()
+    (at, size), (following, _) = found["data/2"], found["data/3"]
+    header = header_of(path, "data/3")
+    path.write_bytes(raw[:header] + raw[following + 400 :])
+    report = fastckpt.salvage(path)
+    names = list(ORIGINAL)
+    assert (status(report)[names[2]], report.tensors[names[2]].offset) == ("unverified", at)
+    assert size < 400
+    loss = following + 400 - header
+    assert report.tensors[names[4]].offset == found["data/4"][0] - loss
 
 
 def test_checksum_in_the_directory_counts_wherever_the_bytes_are(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,13 @@ def many(raw: bytearray, payload: Extent) -> None:
         raw[place] ^= 1
 
 
+def good_names(tensors: Iterator[tuple[str, torch.Tensor]], state: dict[str, torch.Tensor]) -> Iterator[str]:
+    """The names of the tensors handed out, each of which must be as it was saved."""
+    for name, tensor in tensors:
+        assert element_bytes(tensor) == element_bytes(state[name])
+        yield name
+
+
 @pytest.mark.parametrize("ring", RINGS, ids=str)
 @pytest.mark.parametrize("damage", [flip, tear, many])
 @pytest.mark.parametrize("codec", ["none", "zstd"])
@@ -67,11 +74,9 @@ def test_damaged_payload(
     assert str(caught.value) == str(expected.value)
     assert vars(caught.value) == vars(expected.value)
 
-    good = []
+    good: list[str] = []
     with delayed(DelayedDevice(0.0002)) as device, pytest.raises(DamagedError) as caught:
-        for name, tensor in stream_through(path, staging_for(device, ring=ring), None):
-            assert element_bytes(tensor) == element_bytes(state[name])
-            good.append(name)
+        good.extend(good_names(stream_through(path, staging_for(device, ring=ring), None), state))
     assert caught.value.tensor not in good
     # The damage is in the middle: what is before it has been handed out.
     assert good == ["large.0"]
@@ -94,11 +99,9 @@ def test_damaged_pt(tmp_path: Path, ring: fastckpt.Ring) -> None:
     with delayed(DelayedDevice(0.0002)) as device, pytest.raises(DamagedError) as caught:
         load_through(path, staging_for(device, ring=ring), None)
     assert str(caught.value) == str(expected.value)
-    good = []
+    good: list[str] = []
     with pytest.raises(DamagedError), delayed(DelayedDevice(0.0002)) as device:
-        for name, tensor in stream_through(path, staging_for(device, ring=ring), None):
-            assert element_bytes(tensor) == element_bytes(state[name])
-            good.append(name)
+        good.extend(good_names(stream_through(path, staging_for(device, ring=ring), None), state))
     assert good == ["large.0"]
     assert len(load_through(path, staging_for(HostDevice(), ring=ring, verify=False), None)) == len(state)
 
@@ -118,7 +121,7 @@ def test_file_that_is_cut_meanwhile(tmp_path: Path, suffix: str) -> None:
         name, tensor = next(tensors)
         assert element_bytes(tensor) == element_bytes(state[name])
         os.truncate(path, 3_000_000)
-        with pytest.raises(DamagedError, match="changed while|is missing|became shorter"):
+        with pytest.raises(DamagedError, match=r"changed while|is missing|became shorter"):
             list(tensors)
         path.write_bytes(raw)
 
@@ -167,7 +170,8 @@ import fastckpt
 from fastckpt.errors import FastckptError
 path = sys.argv[1]
 errors = []
-for load in (lambda: fastckpt.load(path), lambda: [n for n, _ in fastckpt.stream(path, ring=fastckpt.Ring(2, 1 << 20))]):
+ring = fastckpt.Ring(2, 1 << 20)
+for load in (lambda: fastckpt.load(path), lambda: list(fastckpt.stream(path, ring=ring))):
     try:
         load()
     except FastckptError as error:
@@ -205,7 +209,8 @@ def test_unreadable_sector(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("number", [0, 2, 5])
 def test_bits_that_flip_behind_the_host_check_pass_it(tmp_path: Path, number: int) -> None:
     """Why leaves are checked on the device: what happens on the link is seen nowhere else."""
-    fastckpt.save(state_of("none"), tmp_path / "s")
+    saved = state_of("none")
+    fastckpt.save(saved, tmp_path / "s")
     with delayed(FlippingDevice(number)) as device:
         state = load_through(tmp_path / "s", staging_for(device, ring=fastckpt.Ring(2, 1 << 20), verify="host"), None)
-    assert sum(element_bytes(t) != element_bytes(state_of("none")[name]) for name, t in state.items()) == 1
+    assert sum(element_bytes(t) != element_bytes(saved[name]) for name, t in state.items()) == 1

@@ -106,7 +106,10 @@ print(json.dumps(found))
     found = run(code, path)
     for number, (kind, message, tensor, chunk, names) in zip((1, 1, 4, 4), found, strict=True):
         assert (kind, tensor, chunk) == ("DamagedError", "large", 0)
-        assert f"leaf {3 * number + 1} did not arrive as it is in the file, which is right when it is read again" in message
+        assert (
+            f"leaf {3 * number + 1} did not arrive as it is in the file, which is right when it is read again"
+            in message
+        )
         assert names == []
 
 

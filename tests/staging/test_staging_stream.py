@@ -66,7 +66,7 @@ def test_closed_early(files: Path, name: str, after: int) -> None:
     tensors = fastckpt.stream(files / name, ring=RING)
     for _ in range(after):
         next(tensors)
-    tensors.close()  # type: ignore[attr-defined]
+    tensors.close()
     assert next(tensors, None) is None
     assert after == 0 or ring_module._idle[False][0] == RING, "the slots are there for the next one"
 
@@ -123,7 +123,7 @@ def test_the_file_is_read_while_tensors_are_used(files: Path) -> None:
         next(tensors)
         time.sleep(0.05)
         assert sum(device.allocated) <= 3 * (3 * 2**20) + 10_000
-        tensors.close()  # type: ignore[attr-defined]
+        tensors.close()
 
 
 def test_streams_side_by_side(files: Path) -> None:
@@ -258,3 +258,34 @@ def test_memory_is_bounded_by_the_ring(files: Path, tmp_path: Path, name: str) -
     assert total == 240 * 2**20
     # The ring, a few tensors at a time (in whole huge pages), and the decoders' chunks.
     assert peak < 48 * 2**20, peak / 2**20
+
+
+INTO = """
+import json, sys
+import torch
+import fastckpt
+
+def peak():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+
+state = {f"layer.{i}": torch.ones(4 * 2**20, dtype=torch.uint8) for i in range(60)}
+fastckpt.load_into({"x": torch.ones(1)}, sys.argv[2])
+with open("/proc/self/clear_refs", "w") as reset:
+    reset.write("5")  # The peak starts anew.
+before = peak()
+fastckpt.load_into(state, sys.argv[1], ring=fastckpt.Ring(4, 1 << 20))
+print(json.dumps([peak() - before, int(state["layer.59"].sum())]))
+"""
+
+
+def test_load_into_from_pt_makes_no_second_copy(tmp_path: Path) -> None:
+    block = compressible(4 * 2**20)
+    torch.save({f"layer.{i}": block.roll(i) for i in range(60)}, tmp_path / "m.pt")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "tiny.pt")
+    command = [sys.executable, "-c", INTO, str(tmp_path / "m.pt"), str(tmp_path / "tiny.pt")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    growth, total = json.loads(run.stdout)
+    assert total == int(block.sum())
+    assert growth < 60 * 2**20, growth / 2**20
