@@ -118,7 +118,7 @@ class Retention:
             CheckpointIOError: It cannot be read.
         """
         path = os.fsdecode(directory)
-        steps = choose_steps(path, None)
+        steps = choose_steps(path, None, command="fastckpt prune {} --dry-run")
         kept, faults = self._judge(path, steps, saved)
         decisions = [_decide(step, kept.get(step.number), faults.get(step.number)) for step in steps]
         if self.min_free is None:

@@ -93,7 +93,7 @@ class _Demo:
             return write_checkpoint(made, depth=depth)
         from fastckpt.nanochat.steps import choose_steps
 
-        newest = choose_steps(directory, None)[-1]
+        newest = choose_steps(directory, None, command="fastckpt demo {}")[-1]
         files = [Path(by_suffix["pt"]) for by_suffix in newest.states.values() if "pt" in by_suffix]
         if not files:
             raise NotACheckpointError(f"step {newest.number} has no .pt files", path=directory)

@@ -84,7 +84,7 @@ def pair_directories(paths: Sequence[str], steps: Sequence[int] | None) -> Paire
 
 def _steps(directory: str, wanted: int | None) -> list[Step]:
     try:
-        return choose_steps(directory, wanted)
+        return choose_steps(directory, wanted, command="fastckpt inspect {}")
     except FastckptError as error:
         if wanted is None or error.expected is None:
             error.next_step = "name a directory that has files like model_000500.pt itself, or two files"

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, size_text
 from fastckpt.nanochat.names import OPTIM
-from fastckpt.nanochat.steps import choose_steps
+from fastckpt.nanochat.steps import read_steps
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,9 +64,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _size(directory: str, number: int) -> int:
-    """Bytes of optimizer there are: what the progress bar is out of."""
-    (step,) = choose_steps(directory, number)
-    ranks = [paths for stem, paths in step.states.items() if stem.role == OPTIM]
+    """Bytes of optimizer there are: what the progress bar is out of. Zero if there is no such step."""
+    step = read_steps(directory).get(number)
+    ranks = [paths for stem, paths in step.states.items() if stem.role == OPTIM] if step else []
     return sum(os.path.getsize(next(iter(paths.values()))) for paths in ranks)
 
 

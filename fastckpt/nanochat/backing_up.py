@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -101,7 +102,7 @@ def backup(
     """
     source, destination = os.fsdecode(source), os.fsdecode(destination)
     count = thread_count(threads)
-    steps = choose_steps(source, step)
+    steps = choose_steps(source, step, command=f"fastckpt backup {{}} {shlex.quote(destination)}")
     _refuse_destination(source, destination)
     if not os.path.isdir(destination):
         try:

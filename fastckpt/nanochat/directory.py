@@ -89,7 +89,7 @@ def convert_directory(
         raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
     codec_for_writing(codec)
     count = thread_count(threads)
-    steps = choose_steps(source, step)
+    steps = choose_steps(source, step, command="fastckpt convert {}")
     wanted = to or choose_format(source, steps)
     if replace and wanted == "safetensors":
         raise UsageError("a .safetensors does not hold all of a step: its source cannot be deleted", path=source)

@@ -110,7 +110,7 @@ def reshard(
         if finished and sum(stem.role == OPTIM for stem in there.states) == world_size:
             return Resharded(target, step, world_size, notes=("a killed run had left only this to be finished",))
         raise UsageError(f"there are files of step {step} already", path=target, next_step="name another directory")
-    (chosen,) = choose_steps(directory, step)
+    (chosen,) = choose_steps(directory, step, command=f"fastckpt reshard {{}} --step {step} --world-size {world_size}")
     with open_rank_files(chosen, threads=options.threads) as files:
         done = Resharded(target, step, world_size, len(files.ranks))
         if len(files.ranks) == world_size:

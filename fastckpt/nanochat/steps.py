@@ -68,8 +68,10 @@ def _order(stem: Stem) -> tuple[bool, int]:
     return stem.role != OPTIM, -1 if stem.rank is None else stem.rank
 
 
-def choose_steps(directory: str, wanted: int | None) -> list[Step]:
+def choose_steps(directory: str, wanted: int | None, *, command: str) -> list[Step]:
     """The steps of a directory, or the one that is wanted.
+
+    ``command`` is what to type with the right directory in place of ``{}``, should this be the one above it.
 
     Raises:
         UsageError: The wanted step is not there, or the directory holds several checkpoint directories.
@@ -77,7 +79,7 @@ def choose_steps(directory: str, wanted: int | None) -> list[Step]:
     """
     steps = read_steps(directory)
     if not steps:
-        raise _no_steps(directory)
+        raise _no_steps(directory, command)
     if wanted is None:
         return list(steps.values())
     if wanted not in steps:
@@ -92,7 +94,7 @@ def list_numbers(numbers: Iterable[int]) -> str:
     return ", ".join(map(str, ordered[:_SHOWN])) + more
 
 
-def _no_steps(directory: str) -> FastckptError:
+def _no_steps(directory: str, command: str) -> FastckptError:
     tags = find_tags(directory)
     if not tags:
         return NotACheckpointError(
@@ -105,7 +107,7 @@ def _no_steps(directory: str) -> FastckptError:
     return UsageError(
         f"the checkpoints are in its subdirectories: {shown}{more}",
         path=directory,
-        next_step=f"name one of them: {shlex.quote(tags[0])}",
+        next_step=f"name one of them: {command.format(shlex.quote(tags[0]))}",
     )
 
 

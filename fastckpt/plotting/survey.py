@@ -120,7 +120,7 @@ def directory_facts(directory: str, *, threads: int | None = None, progress: Pro
         UsageError, NotACheckpointError: It holds no steps.
         CheckpointIOError: It cannot be read.
     """
-    every = [step for step in choose_steps(directory, None) if step.states]
+    every = [step for step in choose_steps(directory, None, command="fastckpt plot {}") if step.states]
     chosen = _evenly(every, MAX_STEPS)
     steps: list[Facts] = []
     previous: Facts | None = None

@@ -108,7 +108,7 @@ def salvage_directory(
     directory = os.fspath(path)
     count = thread_count(threads)
     report = DirectoryReport(directory)
-    steps = choose_steps(directory, None)
+    steps = choose_steps(directory, None, command="fastckpt salvage {}")
     report.steps = [_step_state(step, threads=count, progress=progress) for step in steps]
     _check_optimizers(steps, report.steps)
     whole = [step.number for step in report.steps if step.state == "whole"]

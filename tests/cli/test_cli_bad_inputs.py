@@ -141,3 +141,20 @@ def test_another_zip_is_4(here, tmp_path):
         archive.writestr("readme.txt", "nothing")
     for command in COMMANDS:
         check_error(here(*command, path), 4, "zip")
+
+
+def test_the_directory_above_the_steps_is_answered_with_the_command_for_one_below(here, tmp_path):
+    above, other = tmp_path / "base_checkpoints", tmp_path / "elsewhere"
+    (above / "d4").mkdir(parents=True)
+    (above / "d4" / "model_000004.pt").touch()
+    for command, next_command in {
+        ("convert", above): f"fastckpt convert {above}/d4",
+        ("salvage", above): f"fastckpt salvage {above}/d4",
+        ("plot", above): f"fastckpt plot {above}/d4",
+        ("prune", above): f"fastckpt prune {above}/d4 --dry-run",
+        ("demo", above): f"fastckpt demo {above}/d4",
+        ("backup", above, other): f"fastckpt backup {above}/d4 {other}",
+        ("reshard", above, "--step", 4, "--world-size", 2): f"fastckpt reshard {above}/d4 --step 4 --world-size 2",
+    }.items():
+        check_error(here(*command), 64, "subdirectories", f"name one of them: {next_command}\n")
+    assert not other.exists()
