@@ -7,6 +7,10 @@ to: ``step % args.save_every == 0``. So a wish to save is granted by setting
 agreed on it (`fastckpt.EmergencySave`). Evaluation, which nanochat does before it
 saves, is switched off meanwhile.
 
+A script can have several optimizers, as nanochat had two of them until January
+2026: then a step is over, for what is said here, each time that one of them
+steps which has done so before.
+
 One process ends as soon as that save is done. Several do one more step first: some
 scripts save on one rank only, and the others are in the middle of that step,
 waiting for it, when the save is done.
@@ -38,6 +42,7 @@ class ScriptSave:
     def __init__(self) -> None:
         self._guard: EmergencySave | None = None
         self._hook: Any = None
+        self._stepped: list[Any] = []
         self._granting: signal.Signals | None = None
         self._saves = 0
         self._kept: dict[str, Any] = {}
@@ -82,8 +87,12 @@ class ScriptSave:
         if self._granting is not None and self._guard is not None and self._guard.agreement.alone:
             self._conclude()
 
-    def _after_step(self, *_: object) -> None:
-        """A boundary: the optimizer has made a step."""
+    def _after_step(self, optimizer: object, *_: object) -> None:
+        """A boundary, unless this is a further optimizer of the step that has had its boundary."""
+        if self._stepped and not any(optimizer is other for other in self._stepped):
+            self._stepped.append(optimizer)
+            return
+        self._stepped = [optimizer]
         if self._guard is None:
             if not isinstance(_setting(_SAVE), int):
                 say("this script has no args.save_every: signals end it without a save")

@@ -146,6 +146,26 @@ def test_no_evaluation_before_the_save(checkout: Path, processes: ExitStack) -> 
     assert f"eval {step}\n" not in out
 
 
+def test_two_optimizers(checkout: Path, processes: ExitStack) -> None:
+    """The second one's step is part of the same step of training: the save comes after both, and before the end."""
+    script = checkout / "scripts" / "base_train.py"
+    text = script.read_text()
+    loop, print_step = "for step, loss in enumerate", "    if rank == 0:\n        print(f"
+    assert text.count(loop) == text.count(print_step) == 1
+    text = text.replace(loop, f"second = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])\n{loop}")
+    script.write_text(text.replace(print_step, f"    second.step()\n{print_step}"))
+    process = start(checkout, processes, *RUN, *LONG)
+    wait_for_step(process, 3)
+    process.send_signal(signal.SIGUSR1)
+    wait_for_save(checkout)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "SIGUSR1: the script has saved" in err
+    assert "SIGTERM: the script has saved" in err
+    assert newest(checkout)[1] == 1
+
+
 @pytest.mark.slow
 def test_script_without_save_every(checkout: Path, processes: ExitStack) -> None:
     script = checkout / "scripts" / "base_train.py"
