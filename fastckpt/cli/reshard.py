@@ -33,6 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Reshard, then show what was written."""
+    from fastckpt.doctor.facts import read_tag
+    from fastckpt.doctor.resuming import resume_command
     from fastckpt.nanochat.ranks import reshard
 
     start = time.perf_counter()
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             threads=args.threads,
             progress=progress,
         )
+    written = read_tag(done.directory, deep=False, threads=args.threads, progress=None).examine(done.step)
     facts: Facts = {
         "directory": done.directory,
         "step": done.step,
@@ -56,6 +59,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "removed": list(done.removed),
         "nbytes": done.nbytes,
         "notes": list(done.notes),
+        # A note says how a revision is started that wants torchrun for a single rank, too.
+        "resume": resume_command(written) if not done.notes or done.ranks > 1 else None,
         "seconds": time.perf_counter() - start,
     }
     out.show(facts, _lines)
@@ -83,6 +88,5 @@ def _lines(facts: Facts) -> Iterator[str | Styled]:
         yield f"  replaced: {', '.join(map(os.path.basename, facts['removed']))}"
     for note in facts["notes"]:
         yield Styled(f"  note: {note}", "warn")
-    tag = os.path.basename(os.path.abspath(facts["directory"]))
-    start = f"torchrun --standalone --nproc_per_node={facts['ranks']} -m scripts.base_train --"
-    yield f"  next: {start} --model-tag={tag} --resume-from-step={facts['step']}"
+    if facts["resume"] is not None:
+        yield f"  next: {facts['resume']}"

@@ -8,7 +8,7 @@ beside ``d12`` is therefore loaded in its place now and then, and ``d100.fckpt``
 always; neither has a ``model_*.pt`` in it.
 
 So a new directory is refused where that could happen: beside the source, or
-beside the directories of nanochat itself. Restoring ``.pt`` files from
+beside other directories of nanochat itself. Restoring ``.pt`` files from
 elsewhere into a tag of nanochat is what a user means it to be, and allowed.
 """
 
@@ -40,10 +40,13 @@ def refuse_taken_for_model(source: str, destination: str, *, to: str) -> None:
     known = os.path.basename(parent) in NANOCHAT_PARENTS
     if not beside and (not known or to == "pt" or os.path.isdir(target)):
         return
+    siblings = _siblings(parent, name)
+    if not siblings:
+        return  # There is no other model that it could be taken for.
     ranked = _RANKED.match(name)
     if ranked:
         why = f"nanochat counts every directory whose name begins with {ranked[0]!r} as that model"
-    elif known and not any(_RANKED.match(other) for other in _siblings(parent, name)):
+    elif known and not any(_RANKED.match(other) for other in siblings):
         why = "without a directory named d<number>, nanochat loads the one that was changed last"
     else:
         return
@@ -56,5 +59,7 @@ def refuse_taken_for_model(source: str, destination: str, *, to: str) -> None:
 
 
 def _siblings(parent: str, name: str) -> list[str]:
+    if not os.path.isdir(parent):
+        return []  # It is made with the directory.
     with os.scandir(parent) as listing:
         return [item.name for item in listing if item.is_dir() and item.name != name]

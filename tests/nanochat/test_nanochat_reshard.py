@@ -307,3 +307,40 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "a number that divides it" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "w2")
     assert main(["reshard", directory, "--step", "9", "--world-size", "2", "-o", target]) == 64
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_first_tag_of_another_base_directory(there: bool, tmp_path: Path) -> None:
+    """There is no other model that it could be taken for. The directories above it are made."""
+    source = write_ranks(tmp_path / "base_checkpoints" / "d12", 2)
+    parent = tmp_path / "new" / "base_checkpoints"
+    if there:
+        parent.mkdir(parents=True)
+    reshard(source, parent / "d12", step=STEP, world_size=1)
+    assert (parent / "d12" / optim(0)).exists()
+    with pytest.raises(fastckpt.errors.UsageError, match="begins with 'd13'"):
+        reshard(source, parent / "d13", step=STEP, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("own_format", "ranks", "start"),
+    [
+        (False, 2, "torchrun --standalone --nproc_per_node=2 -m scripts.base_train -- "),
+        (False, 1, "python -m scripts.base_train "),
+        (True, 2, "torchrun --standalone --nproc_per_node=2 -m fastckpt run -m scripts.base_train -- "),
+        (True, 1, "fastckpt run -m scripts.base_train -- "),
+    ],
+)
+def test_the_next_command_resumes_it(
+    own_format: bool, ranks: int, start: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the options of the run that saved it; nanochat alone reads no .fckpt."""
+    directory = write_ranks(tmp_path / "d12", 4)
+    meta = directory / f"meta_{STEP:06d}.json"
+    meta.write_text(json.dumps({**META, "user_config": {"depth": 5, "resume_from_step": -1}}))
+    if own_format:
+        fastckpt.convert(directory, replace=True)
+    command = ["reshard", str(directory), "--step", str(STEP), "--world-size", str(ranks)]
+    assert main(command) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  next: ")]
+    assert line == f"  next: {start}--depth=5 --model-tag=d12 --resume-from-step={STEP}"
