@@ -10,7 +10,15 @@ from typing import Final
 
 from fastckpt.cli.render import Facts, Styled, columns, count_text, size_text
 from fastckpt.plotting.markup import quantity, shortened
-from fastckpt.plotting.summary import KindOfTensor, bad_numbers, kinds_of, size_words, total_norm, verdict
+from fastckpt.plotting.summary import (
+    KindOfTensor,
+    bad_numbers,
+    kinds_of,
+    size_words,
+    total_norm,
+    val_bpb_words,
+    verdict,
+)
 
 _MAX_KINDS: Final = 24
 _MAX_REMARKS: Final = 12
@@ -50,7 +58,7 @@ def _kind_lines(kinds: Sequence[KindOfTensor]) -> Iterator[str]:
     if not kinds:
         return
     largest = max(kind.nbytes for kind in kinds) or 1
-    rows = [["kind", "size", "", "norm", "zeros", "by layer"]]
+    rows = [["kind", "size", "", "norm", "zeros", "norm by layer, from the lowest to the highest"]]
     for kind in kinds[:_MAX_KINDS]:
         bar = "█" * round(_BAR * kind.nbytes / largest)
         zeros = f"{100 * kind.zeros / kind.count:.3g}%" if kind.zeros else "-"
@@ -63,7 +71,7 @@ def _kind_lines(kinds: Sequence[KindOfTensor]) -> Iterator[str]:
                 bar,
                 norm,
                 zeros,
-                sparkline(norms),
+                by_layer(norms),
             ]
         )
     yield ""
@@ -71,6 +79,15 @@ def _kind_lines(kinds: Sequence[KindOfTensor]) -> Iterator[str]:
     if len(kinds) > _MAX_KINDS:
         yield f"  ... and {count_text(len(kinds) - _MAX_KINDS, 'more kind')}"
     yield ""
+
+
+def by_layer(norms: Sequence[float]) -> str:
+    """Norms as blocks, with the numbers that the lowest and the highest block stand for."""
+    if len(norms) < 2:
+        return ""
+    low, high = quantity(min(norms)), quantity(max(norms))
+    # What reads as the same number must not look like a difference.
+    return f"{sparkline(norms)}  {low} to {high}" if low != high else f"{sparkline([1.0] * len(norms))}  {low}"
 
 
 def sparkline(values: Sequence[float]) -> str:
@@ -104,7 +121,7 @@ def _map_lines(chunks: Facts) -> Iterator[str | Styled]:
 def directory_lines(facts: Facts) -> Iterator[str | Styled]:
     """The text about a directory: its steps, then the files of the newest one."""
     yield Styled(f"{facts['path']}: {count_text(len(facts['steps']), 'step')}", "bold")
-    rows = [["step", "model", "val_bpb", "norm", "change", "NaN, inf", ""]]
+    rows = [["step", "model", "val_bpb", "norm", "largest relative change", "NaN, inf", ""]]
     styles = []
     for step in facts["steps"]:
         rows.append(_step_row(step))
@@ -123,7 +140,7 @@ def directory_lines(facts: Facts) -> Iterator[str | Styled]:
 
 
 def _step_row(step: Facts) -> list[str]:
-    value = "-" if step["val_bpb"] is None else quantity(step["val_bpb"])
+    value = val_bpb_words(step["val_bpb"])
     model = step["model"]
     if model is None:
         return [f"{step['step']:,}", "-", value, "-", "-", "-", step["error"]]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from fastckpt.plotting.markup import (
+    CHARACTER,
     element,
     figure,
+    fits,
     log_ticks,
     nice_ticks,
     number,
@@ -26,10 +28,15 @@ _LEFT: Final = 70.0
 _RIGHT: Final = 190.0
 """Room for the names of the lines, each beside its end."""
 _TOP: Final = 14.0
+_TICK_GAP: Final = 44.0
 _HEIGHT: Final = 300.0
 _LABEL_GAP: Final = 15.0
 _LABEL_LENGTH: Final = 26
 MAX_LINES: Final = len(COLOURS)
+_DARK: Final = 5
+"""The first of SHADES that light words can be read on."""
+_NO_NUMBER: Final = "\u2013"
+"""Stands in cells without a number."""
 
 
 class Line(NamedTuple):
@@ -73,7 +80,7 @@ def lines(name: str, x_label: str, y_label: str, series: Sequence[Line], *, log:
             element("line", x1=left, x2=right, y1=at_y(tick), y2=at_y(tick), class_="grid"),
             text(left - 8, at_y(tick) + 4, label, class_="small faint", anchor="end"),
         ]
-    for tick in _whole_ticks(sorted(set(xs))):
+    for tick in _ticks_apart(sorted(set(xs)), at_x):
         parts.append(text(at_x(tick), bottom + 18, f"{tick:,.0f}", class_="small faint", anchor="middle"))
     parts += [
         element("line", x1=left, x2=right, y1=bottom, y2=bottom, class_="axis"),
@@ -108,12 +115,15 @@ def _turned(x: float, y: float) -> str:
     return f"translate({number(x)} {number(y)}) rotate(-90)"
 
 
-def _whole_ticks(values: Sequence[float], limit: int = 12) -> Sequence[float]:
-    """Some of the values themselves: layers and steps are whole numbers."""
-    if len(values) <= limit:
-        return values
-    size = -(-len(values) // limit)
-    return values[::size]
+def _ticks_apart(values: Sequence[float], at_x: Callable[[float], float]) -> list[float]:
+    """As many of the values themselves (layers and steps are whole numbers) as have room; the last is among them."""
+    gap = max(_TICK_GAP, len(f"{values[-1]:,.0f}") * 11 * CHARACTER + 8)
+    ticks: list[float] = []
+    for value in values:
+        if not ticks or at_x(value) - at_x(ticks[-1]) >= gap:
+            ticks.append(value)
+    ticks[-1] = values[-1]
+    return ticks
 
 
 def heatmap(
@@ -126,7 +136,7 @@ def heatmap(
     x_label: str,
     words: Callable[[float], str],
 ) -> str:
-    """A heat map on a logarithmic scale, with the values in the cells where they have room.
+    """A heat map on a logarithmic scale, with the values in the cells where they have room, and its scale below.
 
     Args:
         name: Of the figure.
@@ -149,11 +159,10 @@ def heatmap(
             said = "not measured" if value is None else words(value)
             tip = title(f"{label}, {x_label} {columns[column]}: {said}")
             parts.append(element("rect", tip, x=x, y=y, width=width - 1, height=height - 1, class_=f"cell h{shade}"))
-            if value is not None and width >= 44:
-                ink = "ink-light" if shade >= 4 else "ink-dark"
-                parts.append(
-                    text(x + width / 2, y + 14, said, class_=f"tiny {ink if shade else 'faint'}", anchor="middle")
-                )
+            shown = _NO_NUMBER if value is None else said
+            if fits(shown, width, 10) or value is None:
+                ink = "faint" if not shade else "ink-light" if shade >= _DARK else "ink-dark"
+                parts.append(text(x + width / 2, y + 14, shown, class_=f"tiny {ink}", anchor="middle"))
     bottom = _TOP + len(rows) * height
     every = -(-56 // int(width)) if width < 56 else 1
     for column in range(0, len(columns), every):
@@ -161,7 +170,22 @@ def heatmap(
         parts.append(text(x, bottom + 14, columns[column], class_="small faint", anchor="middle"))
     middle = left + len(columns) * width / 2
     parts.append(text(middle, bottom + 34, x_label, class_="small", anchor="middle"))
-    return figure(name, WIDTH, bottom + 42, parts)
+    parts += _scale(left, bottom + 56, low, high, words)
+    return figure(name, WIDTH, bottom + 84, parts)
+
+
+def _scale(x: float, y: float, low: float, high: float, words: Callable[[float], str]) -> list[str]:
+    """What the shades mean: the value that each begins at."""
+    if high <= low:
+        return []
+    width = 64.0
+    parts = []
+    for place in range(len(SHADES)):
+        value = low * (high / low) ** (place / len(SHADES))
+        at = x + place * width
+        parts.append(element("rect", x=at, y=y, width=width - 1, height=10.0, class_=f"h{place + 1}"))
+        parts.append(text(at, y + 22, words(value), class_="tiny faint"))
+    return parts
 
 
 def _shade(value: float | None, low: float, high: float) -> int:

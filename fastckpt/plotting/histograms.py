@@ -14,7 +14,9 @@ _TAIL: Final = 0.001
 """The share of a panel's numbers that may be drawn in its lowest bar, whatever their octave."""
 _COLUMNS: Final = 4
 _PANEL: Final = (228.0, 104.0)
-_GAP: Final = (16.0, 40.0)
+_GAP: Final = (16.0, 54.0)
+_HEADER: Final = 30.0
+"""Room above the bars for two lines of words: the name, then zeros, NaN and infinities."""
 _LABEL_LENGTH: Final = 32
 
 
@@ -42,7 +44,7 @@ def histograms(panels: Sequence[Panel], first_octave: int) -> str:
     for place, panel in enumerate(panels):
         row, column = divmod(place, _COLUMNS)
         x = column * (_PANEL[0] + _GAP[0])
-        y = row * (_PANEL[1] + _GAP[1]) + 18
+        y = row * (_PANEL[1] + _GAP[1]) + _HEADER
         parts.append(element("g", *_panel(panel, x, y, low, high, first_octave), class_="panel"))
     rows = -(-len(panels) // _COLUMNS)
     return figure("Histograms of magnitudes", WIDTH, rows * (_PANEL[1] + _GAP[1]) + 4, parts)
@@ -61,7 +63,7 @@ def _body(octaves: Sequence[int]) -> int:
 def _panel(panel: Panel, x: float, y: float, low: int, high: int, first_octave: int) -> list[str]:
     width, height = _PANEL
     shown = shortened(panel.name, _LABEL_LENGTH, keep_end=True)
-    parts = [element("g", title(panel.name), text(x, y - 5, shown, class_="small"))]
+    parts = [element("g", title(panel.name), text(x, y - 18, shown, class_="small"))]
     counts = [sum(panel.octaves[: low + 1]), *panel.octaves[low + 1 : high]]
     highest, total = max(counts), sum(panel.octaves)
     step = width / (high - low)
@@ -79,9 +81,9 @@ def _panel(panel: Panel, x: float, y: float, low: int, high: int, first_octave: 
         if x + 12 <= tick <= x + width - 12:
             parts.append(text(tick, y + height + 13, f"1e{power}", class_="tiny faint", anchor="middle"))
     if panel.zeros:
-        parts.append(text(x, y + 8, f"{panel.zeros:,} zeros", class_="tiny faint"))
+        parts.append(text(x, y - 6, f"{panel.zeros:,} zeros", class_="tiny faint"))
     if panel.warning:
-        parts.append(text(x, y + 20, panel.warning, class_="tiny warn"))
+        parts.append(text(x + width, y - 6, panel.warning, class_="tiny warn", anchor="end"))
     return parts
 
 

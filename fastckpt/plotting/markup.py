@@ -121,10 +121,11 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten from ``low`` to ``high``, at most seven; 1, 2 and 5 times these if there are few."""
-    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    factors = (1, 2, 5) if last - first <= 2 else (1,)
-    ticks = [f * 10.0**p for p in range(first, last + 1) for f in factors]
-    ticks = [tick for tick in ticks if low * 0.999 <= tick <= high * 1.001]
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    within = (low * 0.999, high * 1.001)
+    ticks = [10.0**power for power in powers if within[0] <= 10.0**power <= within[1]]
+    if len(ticks) < 3:
+        ticks = [f * 10.0**power for power in powers for f in (1, 2, 5) if within[0] <= f * 10.0**power <= within[1]]
     return ticks[:: -(-len(ticks) // 7)] if ticks else [low]
 
 

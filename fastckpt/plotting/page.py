@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from fastckpt.plotting.markup import amount, counted, element, escaped, quantity, shortened
+from fastckpt.plotting.markup import amount, counted, element, escaped, shortened
 from fastckpt.plotting.sections import (
     damage_section,
     drift_section,
@@ -19,7 +19,7 @@ from fastckpt.plotting.sections import (
     treemap_section,
 )
 from fastckpt.plotting.style import style_sheet
-from fastckpt.plotting.summary import bad_numbers, total_norm, verdict
+from fastckpt.plotting.summary import bad_numbers, total_norm, val_bpb_words, verdict
 
 Facts = dict[str, Any]
 
@@ -110,7 +110,7 @@ def _steps_table(facts: Facts) -> Iterator[str]:
     rows = []
     for step in facts["steps"]:
         model = step["model"]
-        value = "-" if step["val_bpb"] is None else quantity(step["val_bpb"])
+        value = val_bpb_words(step["val_bpb"])
         if model is None:
             cells = ["-", "-", value, "-", "-", step["error"]]
             kind = "bad"

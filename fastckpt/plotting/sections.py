@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fastckpt.plotting.charts import MAX_LINES, Line, heatmap, lines
 from fastckpt.plotting.chunk_map import chunk_map
-from fastckpt.plotting.chunk_states import STATES, UNPROVEN
+from fastckpt.plotting.chunk_states import DAMAGED, INTACT, LOST, STATES, UNPROVEN
 from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
 from fastckpt.plotting.markup import amount, counted, element, escaped, quantity, shortened
 from fastckpt.plotting.naming import parse, ranked_families
@@ -23,6 +23,12 @@ _MAX_ROWS: Final = 2000
 _MAX_NAME: Final = 100
 _MAX_FINDINGS: Final = 30
 _MAX_MODULES: Final = 60
+_MEANING: Final = {
+    INTACT: "proven",
+    UNPROVEN: "nothing to prove it by",
+    DAMAGED: "a part is wrong or missing",
+    LOST: "nothing of it is left",
+}
 _LOG_FROM: Final = 20
 """Values further apart than this factor are drawn on a logarithmic scale."""
 
@@ -103,7 +109,10 @@ def histogram_section(file: Facts, suffix: str) -> Iterator[str]:
     yield element("h2", escaped(f"Magnitudes{suffix}"))
     more = len(kinds) - MAX_PANELS
     rest = f" The {MAX_PANELS} largest kinds are shown, {more} more are not." if more > 0 else ""
-    yield _quiet(f"How many numbers lie between one power of two and the next, all layers together.{rest}")
+    yield _quiet(
+        "How many numbers have which magnitude, a bar for each power of two, all layers together. All panels have the "
+        f"same logarithmic axis, and the first bar holds all that is smaller; each is as high as its highest bar.{rest}"
+    )
     panels = [Panel(kind.label, kind.octaves, kind.zeros, _odd(kind)) for kind in kinds[:MAX_PANELS]]
     yield histograms(panels, file["first_octave"])
 
@@ -138,7 +147,7 @@ def _row(tensor: Facts) -> str:
         element("td", amount(tensor["nbytes"])),
     ]
     if numbers is None:
-        cells.append(element("td", escaped(f"not measured: {tensor['reason']}"), colspan=7, class_="left bad"))
+        cells.append(element("td", escaped(f"not measured: {tensor['reason']}"), colspan=7, class_="left bad why"))
     else:
         rms = "-" if numbers["rms"] is None else quantity(numbers["rms"])
         cells += [element("td", words) for words in (quantity(numbers["norm"]), rms, quantity(numbers["max_abs"]))]
@@ -159,18 +168,29 @@ def damage_section(file: Facts) -> Iterator[str]:
     if len(findings) > _MAX_FINDINGS:
         findings[_MAX_FINDINGS:] = [element("li", escaped(f"... and {len(findings) - _MAX_FINDINGS} more"))]
     yield element("ul", *findings)
+    yield from _not_whole(file)
     if file["next"]:
         yield element("p", "Next: ", element("code", escaped(file["next"])))
     if not cells:
         yield _quiet("Nothing in the file says what it held, so there is no map of it.")
         return
     counts = Counter(cell["state"] for cell in cells)
-    each = "1 MiB" if per_cell == 1 else f"{per_cell} chunks of 1 MiB, as bad as the worst of them"
-    yield _quiet(f"Each cell is a chunk of {each}, in file order. Point at one to see whose it is.")
+    each = "a chunk" if per_cell == 1 else f"{per_cell} chunks, as bad as the worst of them"
+    yield _quiet(f"Each cell is {each} of at most 1 MiB, in file order. Point at one to see whose it is.")
     present = [state for state in STATES if counts[state] or state != UNPROVEN]
-    keys = [_key(f"k-{state}", f"{state}: {counts[state]:,}") for state in present]
+    keys = [_key(f"k-{state}", f"{state} ({_MEANING[state]}): {counts[state]:,}") for state in present]
     yield element("div", *keys, class_="keys")
     yield chunk_map(cells)
+
+
+def _not_whole(file: Facts) -> Iterator[str]:
+    """Which tensors the damage is in, where the findings are about the file as a whole."""
+    told = {name for finding in file["findings"] for name in finding["tensors"]}
+    names = [shortened(name, _MAX_NAME) for name in file["not_whole"] if name not in told]
+    if names:
+        more = f" and {counted(len(names) - _MAX_FINDINGS, 'more tensor')}" if len(names) > _MAX_FINDINGS else ""
+        items = [element("bdi", escaped(name)) for name in names[:_MAX_FINDINGS]]
+        yield element("p", "Not whole: ", ", ".join(items), more)
 
 
 def drift_section(steps: Sequence[Facts]) -> Iterator[str]:
@@ -187,7 +207,10 @@ def drift_section(steps: Sequence[Facts]) -> Iterator[str]:
     if not values:
         return
     yield element("h2", "Change from step to step")
-    yield _quiet("L2 norm of the difference to the step before, over the norm of the step before, by module.")
+    note = "L2 norm of the difference to the step before, over the norm of the step before, by module."
+    if any(value is None for row in rows.values() for value in row):
+        note += " A dash: damage, NaN or infinities left no number."
+    yield _quiet(note)
     yield heatmap(
         "Change from step to step",
         [f"{step:,}" for step, _ in changes],

@@ -39,6 +39,7 @@ bdi { unicode-bidi: isolate; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th { position: sticky; top: 0; background: var(--soft); font-weight: 600; text-align: right; }
 td { text-align: right; border-top: 1px solid var(--rule); } th, td { padding: 4px 10px; white-space: nowrap; }
+td.why { white-space: normal; }
 td.name { max-width: 400px; white-space: normal; overflow-wrap: anywhere; min-width: 200px; }
 .left { text-align: left; } summary { cursor: pointer; margin: 6px 0; } ul { padding-left: 20px; margin: 4px 0 12px; }
 svg text { font: 12px system-ui, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; fill: var(--ink);

@@ -91,6 +91,11 @@ def total_norm(file: Facts) -> str:
     return "-" if any(kind.unmeasured for kind in kinds) else quantity(math.sqrt(sum(kind.squares for kind in kinds)))
 
 
+def val_bpb_words(value: float | None) -> str:
+    """A loss with as many digits as tell neighbouring steps apart."""
+    return "-" if value is None else f"{value:.4f}"
+
+
 def size_words(file: Facts) -> str:
     """Format, size and tensors of a file."""
     return f"{file['format']}, {amount(file['size'])}, {counted(len(file['tensors']), 'tensor')}"

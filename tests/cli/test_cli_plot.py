@@ -68,7 +68,11 @@ def test_the_terminal(here, samples, tmp_path):
     assert lines[1] == "  intact: every byte verified"
     row = next(line.split() for line in lines if line.split()[:1] == ["attn"])
     assert row[1:3] == ["16.4", "kB"]
-    assert len(row[-1]) == 4  # A sign for each layer.
+    assert len(row[-4]) == 4  # A sign for each layer, then the norms of the lowest and the highest.
+    assert row[-2] == "to"
+    assert float(row[-3]) < float(row[-1])
+    torch.save({f"h.{n}.w": torch.full((9,), 1 + n * 1e-6) for n in range(4)}, tmp_path / "flat.pt")
+    assert here("plot", tmp_path / "flat.pt", "--text").out.rstrip().endswith("▁▁▁▁  3")
     assert here("plot", samples.pt, "--text").out.splitlines()[1] == "  intact: every tensor verified"
     lines = here("plot", samples.damaged, "--text").out.splitlines()
     assert lines[1] == "  damaged: 1 tensor not whole"
@@ -88,7 +92,7 @@ def test_a_directory(here, tmp_path):
     assert ended.code == 0
     ElementTree.fromstring((tmp_path / "page.html").read_text())
     lines = [line.split() for line in here("plot", directory, "--text").out.splitlines()]
-    assert lines[1] == ["step", "model", "val_bpb", "norm", "change", "NaN,", "inf"]
+    assert lines[1] == ["step", "model", "val_bpb", "norm", "largest", "relative", "change", "NaN,", "inf"]
     assert lines[2][4:6] == ["50", "-"]
     assert lines[3][4:7] == ["100", "h.0", "1"]
     assert lines[4][4:7] == ["150", "h.0", "0.5"]
