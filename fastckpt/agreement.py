@@ -41,7 +41,7 @@ class Agreement:
 
         if self._world is not world:
             self._group, self._world = dist.new_group(backend="gloo"), world
-        number = torch.tensor([value], dtype=torch.int64)
+        number = torch.tensor([value], dtype=torch.int64, device="cpu")
         dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
         return int(number.item())
 

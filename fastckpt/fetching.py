@@ -64,7 +64,7 @@ def queue_digests(runs: Sequence[torch.Tensor], device: Device) -> list[torch.Te
     addresses, sizes = (torch.cat(columns) for columns in zip(*tables, strict=True))
     if device.pinned:
         addresses, sizes = addresses.pin_memory(), sizes.pin_memory()
-    here = torch.empty(len(addresses), dtype=torch.int64, pin_memory=device.pinned)
+    here = torch.empty(len(addresses), dtype=torch.int64, device="cpu", pin_memory=device.pinned)
 
     def work() -> None:
         there = torch.empty(len(addresses), dtype=torch.int64, device=device.target)

@@ -158,7 +158,7 @@ def _runs(
         for image in whole:
             yield _Run(record, image)
         if hidden:
-            yield _Run(record, Image(torch.zeros(record.raw_size, dtype=torch.uint8), shown=hidden))
+            yield _Run(record, Image(torch.zeros(record.raw_size, dtype=torch.uint8, device=device), shown=hidden))
 
 
 def _batches(runs: Iterator[_Run]) -> Iterator[list[_Run]]:

@@ -78,7 +78,8 @@ class HostDevice:
             return [torch.empty(size, dtype=torch.uint8, device=self.target) for size in sizes]
         regions = allocate_regions(list(sizes))
         return [
-            torch.frombuffer(r, dtype=torch.uint8) if r.nbytes else torch.empty(0, dtype=torch.uint8) for r in regions
+            torch.frombuffer(r, dtype=torch.uint8) if r.nbytes else torch.empty(0, dtype=torch.uint8, device="cpu")
+            for r in regions
         ]
 
     def take_over(self) -> None:
@@ -115,7 +116,7 @@ class HostDevice:
 def _bytes_at(memory: Any, start: int, nbytes: int) -> torch.Tensor:
     """A storage over ``nbytes`` bytes of a buffer, which stays alive with it."""
     if not nbytes:
-        return torch.empty(0, dtype=torch.uint8)
+        return torch.empty(0, dtype=torch.uint8, device="cpu")
     return torch.frombuffer(memory, dtype=torch.uint8, offset=start, count=nbytes)
 
 
@@ -138,7 +139,8 @@ class CudaDevice:
         self._checks = torch.cuda.Stream(self.target)  # type: ignore[no-untyped-call]
 
     def host_memory(self, nbytes: int) -> torch.Tensor:
-        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+        # The device is named because torch.set_default_device() may say another, which cannot be pinned.
+        return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
     def allocate(self, sizes: Sequence[int]) -> list[torch.Tensor]:
         memories = [torch.empty(size, dtype=torch.uint8, device=self.target) for size in sizes]
@@ -182,10 +184,13 @@ def device_of(target: torch.device) -> Device:
     """The device behind a torch device.
 
     Raises:
-        UsageError: torch sees no CUDA device.
+        UsageError: torch sees no CUDA device, or none of this number.
     """
     if target.type != "cuda":
         return HostDevice(target)
     if not torch.cuda.is_available():
         raise UsageError("torch sees no CUDA device", actual=str(target), next_step="load without device=")
+    count = torch.cuda.device_count()
+    if target.index is not None and target.index >= count:
+        raise UsageError("there is no such CUDA device", expected=f"cuda:0 to cuda:{count - 1}", actual=str(target))
     return CudaDevice(target)

@@ -9,7 +9,7 @@ driver set up for it, kvikio itself reads through host memory.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Final, Literal, TypeVar
 
 import torch
@@ -45,7 +45,7 @@ def arrivals(
     destination: Destination[Cargo],
     device: Device,
     proof: Literal["host", "device"] | None,
-) -> Iterator[Arrival[Cargo]]:
+) -> Generator[Arrival[Cargo], None, None]:
     """The regions of a file as they arrive; see `stage.arrivals`.
 
     Raises:

@@ -63,7 +63,9 @@ def borrowed_slots(ring: Ring, device: Device) -> Iterator[list[torch.Tensor]]:
         slots = kept[1]
     else:
         del kept  # Not both at the same time.
-        slots = [device.host_memory(ring.slot_size) for _ in range(ring.slots)]
+        # Made in inference mode, they could never be written to outside of it.
+        with torch.inference_mode(False):
+            slots = [device.host_memory(ring.slot_size) for _ in range(ring.slots)]
     try:
         yield slots
     finally:

@@ -128,7 +128,8 @@ def arrivals(origin: Origin, destination: Destination[Cargo], how: Staging) -> G
         found = kvikio_engine.arrivals(
             origin.source, regions, destination, how.device, None if origin.witness == "nothing" else how.proof
         )
-        yield from _unchanged(origin.source, found)
+        with closing(found):
+            yield from _unchanged(origin.source, found)
         return
     turns = cut(regions, how.ring.slot_size)
     with borrowed_slots(how.ring, how.device) as slots:
@@ -137,7 +138,9 @@ def arrivals(origin: Origin, destination: Destination[Cargo], how: Staging) -> G
         threads = reading_threads(origin.source, how.threads)
         filler = origin.filler(turns, slots, threads=threads, verify=how.proof is not None and not on_device)
         flow = iter(Pipeline(turns, slots, filler, how.device, destination, check, how.progress))
-        yield from _unchanged(origin.source, flow)
+        # Closed before the slots go back: until then they are read and written.
+        with closing(flow):
+            yield from _unchanged(origin.source, flow)
 
 
 def _unchanged(source: Source, flow: Iterator[Arrival[Cargo]]) -> Iterator[Arrival[Cargo]]:

@@ -83,7 +83,7 @@ class DelayedDevice(HostDevice):
     def synchronize(self) -> None:
         event = threading.Event()
         self._queue.put(event.set)
-        event.wait()
+        assert event.wait(30), "waited for after it was closed"
         self._marks = 0
 
 

@@ -13,8 +13,10 @@ import torch
 from states import assert_same, everything, pattern
 
 import fastckpt
+from fastckpt.errors import UsageError
 from fastckpt.staging import device as device_module
-from fastckpt.staging.device import CudaDevice
+from fastckpt.staging.device import CudaDevice, device_of
+from fastckpt.staging.ring import borrowed_slots
 from fastckpt.staging.stage import staging_for
 from fastckpt.streaming import load_through
 
@@ -68,7 +70,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The log; memory is the CPU's, and pinned memory is only noted."""
     log: list[str] = []
 
-    def empty(size: int, *, dtype: torch.dtype, device: object = None, pin_memory: bool = False) -> torch.Tensor:
+    def empty(size: int, *, dtype: torch.dtype, device: object, pin_memory: bool = False) -> torch.Tensor:
+        # Without a device it is torch's default one, which a program may have set to a GPU.
+        assert str(device) == ("cpu" if pin_memory else "cuda:0")
         log.append(f"pin {size}" if pin_memory else f"allocate {size}")
         return torch.full((size,), 0xA5, dtype=dtype)
 
@@ -115,6 +119,25 @@ def test_order_of_calls(tmp_path: Path, calls: list[str]) -> None:
         "host waits for copies",
         "host waits for checks",
     ]
+
+
+def test_slots_made_in_inference_mode_serve_outside_of_it(tmp_path: Path, calls: list[str]) -> None:
+    """A tensor that was made in inference mode cannot be written to in any other."""
+    ring = fastckpt.Ring(2, 48 * 1024)
+    device = CudaDevice(torch.device("cuda"))
+    with torch.inference_mode(), borrowed_slots(ring, device) as slots:
+        assert not any(slot.is_inference() for slot in slots)
+    with borrowed_slots(ring, device) as again:
+        device.copy(again[0], slots[1])
+    assert [slot.data_ptr() for slot in again] == [slot.data_ptr() for slot in slots]
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match="no such CUDA device") as caught:
+        device_of(torch.device("cuda", 2))
+    assert (caught.value.expected, caught.value.actual) == ("cuda:0 to cuda:1", "cuda:2")
 
 
 def test_results(tmp_path: Path, calls: list[str]) -> None:

@@ -79,6 +79,19 @@ def test_delayed_copies(files: dict[str, Path], name: str, ring: fastckpt.Ring, 
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_the_default_device_of_torch_does_not_matter(files: dict[str, Path], tmp_path: Path, name: str) -> None:
+    expected = fastckpt.load(files[name])
+    with torch.device("meta"):
+        state = through(files[name], HostDevice(), fastckpt.Ring(2, 1 << 20))
+        assert {str(tensor.device) for tensor in state.values()} == {"cpu"}
+        fastckpt.save(state, tmp_path / "again")
+        fastckpt.load_into(state, tmp_path / "again")
+        fastckpt.save_async(state, tmp_path / "again").result(60)
+        assert fastckpt.verify_tensors(state, tmp_path / "again").ok
+    assert_same(state, expected)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_storage_is_allocated_once(files: dict[str, Path], name: str) -> None:
     with delayed() as device:
         state = through(files[name], device, fastckpt.Ring(2, 1 << 20))

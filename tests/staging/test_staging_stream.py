@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,8 +23,11 @@ from delayed import DelayedDevice, delayed
 from states import assert_same, compressible, element_bytes, pattern
 
 import fastckpt
+from fastckpt.errors import DamagedError
 from fastckpt.staging import ring as ring_module
+from fastckpt.staging import stage
 from fastckpt.staging.device import HostDevice
+from fastckpt.staging.fill import DecodingFiller, RowFiller
 from fastckpt.staging.ring import borrowed_slots
 from fastckpt.staging.stage import staging_for
 from fastckpt.streaming import stream_through
@@ -69,6 +74,39 @@ def test_closed_early(files: Path, name: str, after: int) -> None:
     tensors.close()
     assert next(tensors, None) is None
     assert after == 0 or ring_module._idle[False][0] == RING, "the slots are there for the next one"
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("end", ["closed", "changed"])
+def test_nothing_is_under_way_when_the_slots_go_back(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, end: str
+) -> None:
+    """Another load may take them at once: no thread may write to them any more, and no copy read them."""
+    path = shutil.copy(files / name, tmp_path)
+    seen: list[str] = []
+
+    @contextmanager
+    def watched(ring: fastckpt.Ring, device: DelayedDevice) -> Iterator[list[torch.Tensor]]:
+        with borrowed_slots(ring, device) as slots:
+            try:
+                yield slots
+            finally:
+                seen.append(f"slots are back, {device._queue.qsize()} copies on their way")
+
+    kind = DecodingFiller if name == "zstd.fckpt" else RowFiller
+    close = kind.close
+    monkeypatch.setattr(kind, "close", lambda filler: (close(filler), seen.append("filler is closed")))
+    monkeypatch.setattr(stage, "borrowed_slots", watched)
+    with delayed() as device:
+        tensors = stream_through(path, staging_for(device, ring=RING, threads=2), None)
+        next(tensors)
+        if end == "changed":
+            os.utime(path, ns=(1, 1))
+            with pytest.raises(DamagedError, match="changed while it was read") as caught:
+                list(tensors)
+            assert caught.tb is not None, "the frames are alive"
+        tensors.close()
+        assert seen == ["filler is closed", "slots are back, 0 copies on their way"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
