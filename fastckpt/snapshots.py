@@ -7,8 +7,10 @@ the device; those in host memory by several threads. The memory is kept for the 
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,35 +45,63 @@ class _Region:
         self._for_devices = False
         self._registered = False
 
-    def of(self, size: int, *, pinned: bool) -> memoryview:
-        """``size`` bytes or more, which a device copies to at full speed if ``pinned``; what stood there is gone.
+    def of(self, size: int, *, device: torch.device | None) -> memoryview:
+        """``size`` bytes or more, which a CUDA ``device`` copies to at full speed; what stood there is gone.
 
         Raises:
             MemoryError: There is not as much.
         """
-        if len(self._memory) < size or (pinned and not self._for_devices):
+        if len(self._memory) < size or (device is not None and not self._for_devices):
             self.release()
             try:
                 self._memory = allocate(size)
             except OSError as error:
                 raise MemoryError(f"no memory for a snapshot of {size} bytes: {error.strerror}") from None
-            if pinned:
-                # torch's own pinned memory comes in powers of two: up to twice as much. Where the
-                # system refuses to pin, copies are slower, and as right.
-                runtime: Any = torch.cuda.cudart
-                self._registered = int(runtime().cudaHostRegister(_core.address(self._memory), size, 0)) == 0
-            self._for_devices = pinned
+            self._for_devices = device is not None
+            self._registered = device is not None and _pinned(self._memory, device)
         return self._memory
 
     def release(self) -> None:
         """Give the memory back."""
         if self._registered:
-            runtime: Any = torch.cuda.cudart
-            runtime().cudaHostUnregister(_core.address(self._memory))
+            _runtime().cudaHostUnregister(_core.address(self._memory))
         self._memory, self._for_devices, self._registered = memoryview(b""), False, False
 
 
+def _runtime() -> Any:
+    """The CUDA runtime that torch uses."""
+    runtime: Any = torch.cuda.cudart
+    return runtime()
+
+
+def _pinned(memory: memoryview, device: torch.device) -> bool:
+    """Lock memory of `allocate` into place; where the system refuses, copies are slower, and as right.
+
+    Not torch's own pinned memory: that comes in powers of two, up to twice as much.
+    """
+    if hasattr(mmap, "MADV_DONTFORK"):
+        # The system copies locked pages when the process forks: the whole snapshot for each worker of a data loader.
+        mapping: Any = memory.obj
+        mapping.madvise(mmap.MADV_DONTFORK)
+    with torch.cuda.device(device):
+        if int(_runtime().cudaHostRegister(_core.address(memory), len(memory), 0)) == 0:
+            return True
+        # The runtime keeps the error for whoever looks next. That must not be a kernel of the caller.
+        with contextlib.suppress(RuntimeError):
+            torch.ones(1, device=device)
+    return False
+
+
 _region = _Region()
+
+
+def _forget_region() -> None:
+    """In a forked child: it may not have the memory, and the snapshot is the parent's."""
+    global _region
+    _region = _Region()
+
+
+os.register_at_fork(after_in_child=_forget_region)
 
 
 def take(storages: Sequence[torch.UntypedStorage], *, on_devices: bool, threads: int) -> Snapshot:
@@ -97,12 +127,12 @@ def take(storages: Sequence[torch.UntypedStorage], *, on_devices: bool, threads:
     offsets = {number: places.add(raw.numel()) for number, raw in enumerate(raws) if number not in brought}
     slot_at = align(places.end)
     slot_size = sum(align(plan.raw_size) for plan in covered)
-    pinned = bool(covered) and any(raw.device.type == "cuda" for raw in raws)
-    memory = torch.frombuffer(_region.of(max(slot_at + slot_size, 1), pinned=pinned), dtype=torch.uint8)
+    copying = next((raw.device for raw in raws if raw.device.type == "cuda"), None) if covered else None
+    memory = torch.frombuffer(_region.of(max(slot_at + slot_size, 1), device=copying), dtype=torch.uint8)
     pieces: list[Piece] = []
     if covered:
 
-        @contextmanager
+        @contextlib.contextmanager
         def whole(_: torch.device) -> Iterator[list[torch.Tensor]]:
             yield [memory[slot_at : slot_at + slot_size]]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import os
@@ -21,7 +22,7 @@ from fake_device import nbytes_of, pretend
 from states import assert_same, copied, everything, pattern
 
 import fastckpt
-from fastckpt import background, snapshots
+from fastckpt import _core, background, snapshots
 from fastckpt.errors import CheckpointIOError, UnsupportedStateError, UsageError
 from fastckpt.staging.ring import Ring
 
@@ -111,11 +112,11 @@ def test_the_state_may_change_as_soon_as_it_returns(
 def test_snapshot_memory_is_used_again(tmp_path: Path) -> None:
     state = {"a": pattern(4 * MIB), "b": pattern(100)}
     fastckpt.save_async(state, tmp_path / "s").result(SECONDS)
-    first = snapshots._region.of(1, pinned=False)
+    first = snapshots._region.of(1, device=None)
     for number in range(3):
         state["a"].add_(1)
         fastckpt.save_async(state, tmp_path / "s").result(SECONDS)
-        assert snapshots._region.of(1, pinned=False) is first
+        assert snapshots._region.of(1, device=None) is first
         assert_same(fastckpt.load(tmp_path / "s"), state)
         if number == 1:
             fastckpt.save_async({"few": torch.ones(3)}, tmp_path / "t").result(SECONDS)
@@ -342,6 +343,62 @@ print(anonymous() - before)
     ended = run(code, tmp_path / "s")
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) < 10
+
+
+class Runtime:
+    """What a snapshot asks of CUDA's runtime; ``status`` is what pinning comes to, 0 for success."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, status: int) -> None:
+        self.status = status
+        self.calls: list[str] = []
+        patch.setattr(torch.cuda, "cudart", lambda: self)
+        patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext(self.calls.append(f"on {device}")))
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.calls.append(f"pin {size}")
+        return self.status
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.calls.append("unpin")
+        return 0
+
+
+def test_pinned_memory_is_not_copied_to_forked_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system would do that at once, for each worker of a data loader: these pages cannot be shared."""
+    runtime = Runtime(monkeypatch, 0)
+    region = snapshots._Region()
+    monkeypatch.setattr(snapshots, "_region", region)
+    memory = region.of(8 * MIB, device=torch.device("cuda", 1))
+    assert runtime.calls == ["on cuda:1", f"pin {8 * MIB}"]
+    address = _core.address(memory)
+    child = os.fork()
+    if child == 0:
+        kept = any(
+            int(line.split("-")[0], 16) <= address < int(line.split("-")[1].split()[0], 16)
+            for line in Path("/proc/self/maps").read_text().splitlines()
+        )
+        os._exit(2 * kept + (len(snapshots._region.of(1, device=None)) != 1))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    region.release()
+    assert runtime.calls[2:] == ["unpin"]
+
+
+def test_memory_that_cannot_be_pinned_serves_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runtime hands a failure to the next kernel that is launched: that must not be the caller's."""
+    runtime = Runtime(monkeypatch, 2)
+
+    def launch(size: int, *, device: torch.device) -> torch.Tensor:
+        runtime.calls.append("launch")
+        raise RuntimeError("CUDA error: out of memory")
+
+    region = snapshots._Region()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "ones", launch)
+        memory = region.of(MIB, device=torch.device("cuda", 0))
+    assert runtime.calls == ["on cuda:0", f"pin {MIB}", "launch"]
+    assert region.of(MIB, device=torch.device("cuda", 0)) is memory, "it is not tried again every time"
+    region.release()
+    assert runtime.calls[3:] == []
 
 
 def test_states_of_any_kind(tmp_path: Path) -> None:
