@@ -15,6 +15,7 @@ import torch
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
+from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Fault
 from fastckpt.payload import BadRange, EncodedPiece, Reading, Target, encoded_pieces, read_piece
@@ -95,7 +96,9 @@ class RowFiller:
             self.crcs if crcs else None,
             slots=len(slots),
             threads=threads,
-            source_direct_fd=source.direct_fd,
+            # For direct I/O the threads take large blocks, of which a slot has only a few. From the
+            # page cache small ones are as fast, and all threads can work on the slot that is waited for.
+            source_direct_fd=-1 if is_warm(source) else source.direct_fd,
         )
         self._ends = ends
 

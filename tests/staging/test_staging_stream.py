@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +25,11 @@ from delayed import DelayedDevice, delayed
 from states import assert_same, compressible, element_bytes, pattern
 
 import fastckpt
+from fastckpt import _core
 from fastckpt.errors import DamagedError
+from fastckpt.io.source import Source
+from fastckpt.staging import fill, stage
 from fastckpt.staging import ring as ring_module
-from fastckpt.staging import stage
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.fill import DecodingFiller, RowFiller
 from fastckpt.staging.ring import borrowed_slots
@@ -179,6 +183,24 @@ def test_streams_side_by_side(files: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         for state in pool.map(whole, FORMATS * 3):
             assert_same({name: state[name] for name in expected}, expected)
+
+
+@pytest.mark.parametrize("warm", [True, False])
+def test_only_cold_files_are_read_past_the_page_cache(files: Path, monkeypatch: pytest.MonkeyPatch, warm: bool) -> None:
+    expected = fastckpt.load(files / "raw.fckpt")
+    with Source(files / "raw.fckpt") as source:
+        can = source.direct_fd >= 0
+    asked: list[bool] = []
+
+    def start(*arguments: Any, source_direct_fd: int, **options: Any) -> Any:
+        asked.append(source_direct_fd >= 0)
+        return _core.SlotFiller(*arguments, source_direct_fd=source_direct_fd, **options)
+
+    monkeypatch.setattr(fill, "_core", SimpleNamespace(SlotFiller=start))
+    monkeypatch.setattr(fill, "is_warm", lambda source: warm)
+    state = dict(fastckpt.stream(files / "raw.fckpt", ring=RING))
+    assert asked == [can and not warm]
+    assert_same({name: state[name] for name in expected}, expected)
 
 
 def test_slots_are_reused(files: Path) -> None:
