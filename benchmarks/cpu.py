@@ -48,27 +48,39 @@ class Bench:
         self.deadline = deadline
         self.results: dict[str, dict[str, Any]] = {}
 
-    def group(self, jobs: dict[str, Job], nbytes: int, before: Job | None = None) -> None:
-        """Run all jobs in turn, once per round; ``before`` runs, not timed, ahead of each."""
-        for round_number in range(self.rounds + 1):
+    def group(self, jobs: dict[str, Job], nbytes: int, before: Job | None = None, *, warm_up: bool = True) -> None:
+        """Run all jobs in turn, once per round; ``before`` runs, not timed, ahead of each.
+
+        With ``warm_up``, a first round that does not count brings memory and files into the state that the others find.
+        """
+        left = dict(jobs)
+        for round_number in range(0 if warm_up else 1, self.rounds + 1):
             if round_number > 1 and time.monotonic() > self.deadline:
                 break
-            for name, job in jobs.items():
+            for name, job in list(left.items()):
                 if before is not None:
                     before()
                 gc.collect()
                 start = time.perf_counter()
-                result = job()
+                try:
+                    result = job()
+                except Exception as error:
+                    self.failed(name, error)
+                    del left[name]
+                    continue
                 seconds = time.perf_counter() - start
                 del result
-                # The first round only brings memory and files into the state that the others find.
                 if round_number:
                     self.results.setdefault(name, {"bytes": nbytes, "seconds": []})["seconds"].append(seconds)
-        for name in jobs:
+        for name in left:
             row = self.results[name]
             row["median"] = statistics.median(row["seconds"])
             row["gb_per_s"] = nbytes / row["median"] / 1e9 if nbytes else None
             print(f"{name:46} {row['median']:8.3f} s  {row['gb_per_s'] or 0:7.2f} GB/s", flush=True)
+
+    def failed(self, name: str, error: Exception) -> None:
+        """What becomes of a job that raises: here it is the end of the run."""
+        raise error
 
     def median(self, name: str) -> float:
         """Median seconds of a job."""
