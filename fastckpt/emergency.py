@@ -24,9 +24,11 @@ in the block: if one of them got the signal, all save the same step, and none
 ends before all have saved, because torchrun ends the others with the first one
 that goes. To a rank that leaves by an exception the others' next agreement fails.
 
-A process forked in the block, such as a data-loader worker, takes no part: it
-survives the terminal's Ctrl-C, for the step needs it, and SIGTERM ends it. One
-that was started before, or with another start method, knows nothing of this.
+A process forked in the block, such as a data-loader worker, takes no part. The
+step needs it, so it survives the terminal's Ctrl-C and a SIGUSR1 to all processes
+of a job; SIGTERM ends it, and a step that waits for it fails. So the SIGTERM of
+a scheduler should go to the training process alone, or be announced by SIGUSR1.
+A process that was started before, or not by fork, knows nothing of this.
 """
 
 from __future__ import annotations
@@ -112,10 +114,13 @@ class EmergencySave:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
-                self._at_boundary()
+            # What comes during a save that goes on has no later boundary.
+            while kind is None and self._at_boundary():
+                pass
         finally:
             self.release()
+        if kind is None and self._wishes:  # It came behind the last boundary: as if behind the block.
+            signal.raise_signal(max(self._wishes) % _STOP)
 
     @property
     def wanted(self) -> bool:

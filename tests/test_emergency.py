@@ -184,9 +184,11 @@ def test_exception_of_the_save(start: Start) -> None:
 
 
 def test_data_loader_workers(start: Start) -> None:
-    """Ctrl-C goes to the workers, too: the step that needs them is finished, and they end with the run."""
+    """Signals to all processes reach the workers, too: the step is finished with them, and they end with the run."""
     run = start("workers")
     run.wait_for("ready")
+    os.killpg(run.pid, signal.SIGUSR1)
+    run.wait_for("saving")
     os.killpg(run.pid, signal.SIGINT)
     returned, out, err = run.end()
     assert (returned, out.count("saving")) == (130, 1)
@@ -408,6 +410,36 @@ def test_alone_every_boundary_counts() -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         assert guard.step()
     assert saved == [1]
+
+
+def test_a_wish_during_the_last_save() -> None:
+    """The end of the block is the last boundary; what comes while it saves is not lost."""
+    saved: list[int] = []
+
+    def save() -> None:
+        saved.append(1)
+        if len(saved) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended, EmergencySave(save):
+        os.kill(os.getpid(), signal.SIGUSR1)
+    assert (ended.value.code, saved) == (143, [1, 1])
+
+
+def test_a_wish_behind_the_last_boundary_goes_to_who_comes_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    got: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    try:
+        with EmergencySave(nothing) as guard:
+
+            def highest(value: int) -> int:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return value
+
+            monkeypatch.setattr(guard.agreement, "highest", highest)
+        assert got == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_forked_child_takes_no_part() -> None:

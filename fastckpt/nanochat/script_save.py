@@ -15,16 +15,18 @@ One process ends as soon as that save is done. Several do one more step first: s
 scripts save on one rank only, and the others are in the middle of that step,
 waiting for it, when the save is done.
 
-Signals are taken from the first optimizer step on; until then there is nothing
-to save, and they end the script as ever.
+Until the first optimizer step there is nothing to save, and signals end the
+script as ever. They are taken all the same, so that the data-loader workers that
+it starts meanwhile survive what is meant for the run (`fastckpt.emergency`).
 """
 
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
-from types import ModuleType, TracebackType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, Final
 
 from fastckpt.emergency import EmergencySave, ends_run, say
@@ -36,11 +38,24 @@ _NEVER: Final = 2**62
 """More steps than there will be. Not -1: some scripts do not take that for never."""
 
 
+class _Guard(EmergencySave):
+    """Takes signals from the beginning, and acts on them once it is armed."""
+
+    armed = False
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.armed or os.getpid() != self._pid:
+            super()._receive(number, frame)
+        else:
+            self.release()
+            signal.raise_signal(number)
+
+
 class ScriptSave:
     """Grants wishes to save in a script that has ``args.save_every``; a context manager around its run."""
 
     def __init__(self) -> None:
-        self._guard: EmergencySave | None = None
+        self._guard: _Guard | None = None
         self._hook: Any = None
         self._stepped: list[Any] = []
         self._granting: signal.Signals | None = None
@@ -60,6 +75,9 @@ class ScriptSave:
 
         Args:
             manager: ``nanochat.checkpoint_manager``, before the script takes functions from it.
+
+        Raises:
+            UsageError: This is not the main thread.
         """
         from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -72,6 +90,8 @@ class ScriptSave:
             return result
 
         manager.save_checkpoint = watched  # type: ignore[attr-defined]
+        self._guard = _Guard(lambda: None)
+        self._guard.__enter__()
         self._hook = register_optimizer_step_post_hook(self._after_step)
 
     def _detach(self) -> None:
@@ -93,12 +113,13 @@ class ScriptSave:
             self._stepped.append(optimizer)
             return
         self._stepped = [optimizer]
-        if self._guard is None:
+        assert self._guard is not None
+        if not self._guard.armed:
             if not isinstance(_setting(_SAVE), int):
                 say("this script has no args.save_every: signals end it without a save")
                 self._detach()
                 return
-            self._guard = EmergencySave(lambda: None).__enter__()
+            self._guard.armed = True
         if self._granting is not None:
             self._conclude()
         number = self._guard.decide()

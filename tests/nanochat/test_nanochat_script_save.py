@@ -48,6 +48,7 @@ def start(checkout: Path, processes: ExitStack, *arguments: str, **variables: st
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     processes.callback(process.communicate)
     processes.callback(process.kill)
@@ -117,6 +118,38 @@ def test_two_ranks_one_signal(checkout: Path, processes: ExitStack) -> None:
     assert second.communicate(timeout=60)[1].count("the script has saved") == 1
     assert (first.returncode, second.returncode) == (143, 143)
     assert newest(checkout)[1] == 2
+
+
+def test_data_loader_workers(checkout: Path, processes: ExitStack) -> None:
+    """They are started before there is anything to save, and get signals to all processes; the step needs them."""
+    script = checkout / "scripts" / "base_train.py"
+    text = script.read_text()
+    loop, save = "for step, loss in enumerate", "    if step % args.save_every == 0:"
+    assert text.count(loop) == text.count(save) == 1
+    loader = "loader = iter(torch.utils.data.DataLoader(list(range(10**6)), num_workers=2, prefetch_factor=1))"
+    script.write_text(text.replace(loop, f"{loader}\n{loop}").replace(save, f"    next(loader)\n{save}"))
+    process = start(checkout, processes, *RUN, *LONG)
+    wait_for_step(process, 3)
+    os.killpg(process.pid, signal.SIGUSR1)
+    wait_for_save(checkout)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "SIGUSR1: the script has saved" in err
+    assert "SIGINT: the script has saved" in err
+    assert newest(checkout)[1] == 1
+
+
+def test_a_signal_before_the_first_step(checkout: Path, processes: ExitStack) -> None:
+    """There is nothing to save: it ends the script as it does without us."""
+    script = checkout / "scripts" / "base_train.py"
+    text = script.read_text()
+    script.write_text(text.replace("for step, loss in", "print('step 0', flush=True); input()\nfor step, loss in"))
+    process = start(checkout, processes, *RUN, *LONG)
+    wait_for_step(process, 0)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
 
 
 @pytest.mark.slow
