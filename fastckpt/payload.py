@@ -283,6 +283,7 @@ def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = Tru
     Raises:
         DamagedError: The stored bytes are missing, changed, or do not decode.
         UnsupportedVersionError: Unknown codec.
+        UsageError: The codec's package is not installed.
         CheckpointIOError: They cannot be read.
     """
     row = record.chunks[chunk]
@@ -292,7 +293,7 @@ def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = Tru
         return stored
     try:
         codec = codec_for_reading(row.codec)
-    except UnsupportedVersionError as error:
+    except (UnsupportedVersionError, UsageError) as error:
         error.path, error.offset, error.chunk = source.path, extent.offset, chunk
         raise
     if verify:

@@ -17,7 +17,7 @@ from states import assert_same, compressible, element_bytes, pattern
 
 import fastckpt
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.errors import CheckpointIOError, DamagedError, UsageError
 from fastckpt.layout.blocks import Extent
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.stage import staging_for
@@ -214,3 +214,20 @@ def test_bits_that_flip_behind_the_host_check_pass_it(tmp_path: Path, number: in
     with delayed(FlippingDevice(number)) as device:
         state = load_through(tmp_path / "s", staging_for(device, ring=fastckpt.Ring(2, 1 << 20), verify="host"), None)
     assert sum(element_bytes(t) != element_bytes(saved[name]) for name, t in state.items()) == 1
+
+
+def test_without_zstandard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is encoded needs it, and the error says of which file that is."""
+    state = state_of("zstd")
+    fastckpt.save(state, tmp_path / "z", codec="zstd", durable=False)
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    for load in (fastckpt.load, lambda path: list(fastckpt.stream(path, ring=fastckpt.Ring(2, 1 << 20)))):
+        with pytest.raises(UsageError, match="needs the zstandard package") as caught:
+            load(tmp_path / "z")
+        assert caught.value.path == str(tmp_path / "z")
+        assert (caught.value.chunk, caught.value.next_step) == (0, "pip install zstandard")
+    with pytest.raises(UsageError, match="needs the zstandard package"):
+        fastckpt.save(state, tmp_path / "new", codec="zstd")
+    assert [path.name for path in tmp_path.iterdir()] == ["z"]
+    fastckpt.save(state, tmp_path / "new")
+    assert_same(fastckpt.load(tmp_path / "new"), state)
