@@ -72,8 +72,10 @@ class FastckptError(Exception):
         if self.chunk is not None:
             place.append(f"chunk {self.chunk}")
         text = f"{', '.join(place)}: {self.message}" if place else self.message
-        if self.expected is not None or self.actual is not None:
-            text += f" (expected {self.expected}, found {self.actual})"
+        facts = (("expected", self.expected), ("found", self.actual))
+        known = [f"{word} {fact}" for word, fact in facts if fact is not None]
+        if known:
+            text += f" ({', '.join(known)})"
         if self.next_step is not None:
             text += f". Next: {self.next_step}"
         return text

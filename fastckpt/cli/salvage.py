@@ -87,8 +87,8 @@ def _run_directory(args: argparse.Namespace, out: Output) -> int:
 
 def _lines(facts: Facts) -> Iterator[str | Styled]:
     tensors = facts["tensors"]
-    what = "a damaged beginning" if facts["format"] == "unknown" else facts["format"]
-    yield f"{facts['path']}: {what}, {size_text(facts['size'])}, {count_text(len(tensors), 'tensor')}"
+    what = f"{facts['format']}, " if facts["format"] != "unknown" and tensors else ""
+    yield f"{facts['path']}: {what}{size_text(facts['size'])}, {count_text(len(tensors), 'tensor')}"
     if facts["structure"] not in ("whole", "none"):
         yield Styled(f"  names and shapes: {_structure(facts['structure'])}", "warn")
     yield from _count_lines(facts)
@@ -177,12 +177,12 @@ def _other_findings(facts: Facts) -> list[dict[str, Any]]:
 def _outcome(facts: Facts) -> Iterator[str | Styled]:
     count, total = len(facts["written"]), len(facts["tensors"])
     if not total:
-        yield Styled("nothing could be found in this file", "bad")
+        yield Styled("nothing of a checkpoint could be found in this file", "bad")
         return
     own = count - len(facts["backfilled"])
-    text = f"{own} of {total} tensors" + (
-        f", and {len(facts['backfilled'])} from another file" if facts["backfilled"] else ""
-    )
+    text = f"{own} of {total} tensors"
+    for donor in sorted(set(facts["backfilled"].values())):
+        text += f", and {len(facts['backfilled'])} from {os.path.basename(donor)}"
     complete = "complete" if facts["complete"] else "incomplete"
     if facts["destination"] is not None:
         style = "good" if facts["complete"] else "warn"

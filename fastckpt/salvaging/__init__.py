@@ -16,15 +16,13 @@ from fastckpt.findings import Kind
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.salvaging.next_step import next_step
 from fastckpt.salvaging.report import SalvageReport, Status, TensorFate
+from fastckpt.salvaging.request import Request, make_request
 from fastckpt.salvaging.selection import Selection, has_optimizer, select
 from fastckpt.salvaging.survey import survey
 from fastckpt.salvaging.wreck import Wreck
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
 
 __all__ = ["SalvageReport", "Status", "TensorFate", "salvage"]
-
-INCLUDABLE = ("unverified", "partial", "damaged")
-FILLS = ("nan", "zeros")
 
 
 def salvage(
@@ -64,10 +62,13 @@ def salvage(
     """
     path = os.fspath(src)
     destination = os.fspath(dst) if dst is not None else None
-    wanted = frozenset({Status.INTACT} | {_included(name) for name in include})
-    if fill not in FILLS:
-        raise UsageError(f"unknown fill {fill!r}", expected=" or ".join(FILLS))
     others = [os.fspath(other) for other in (like, backfill) if other is not None]
+    request = make_request(
+        like=os.fspath(like) if like is not None else None,
+        include=include,
+        fill=fill,
+        backfill=os.fspath(backfill) if backfill is not None else None,
+    )
     kind = None
     if destination is not None:
         kind = destination_format(destination)
@@ -80,13 +81,13 @@ def salvage(
             "this is a directory", path=path, next_step=f"fastckpt salvage {shlex.quote(path)} shows every step in it"
         )
     count = thread_count(threads)
-    wreck = survey(path, like=os.fspath(like) if like is not None else None, threads=count, progress=progress)
-    donor = survey(os.fspath(backfill), like=None, threads=count, progress=None) if backfill is not None else None
+    wreck = survey(path, like=request.like, threads=count, progress=progress)
+    donor = survey(request.backfill, like=None, threads=count, progress=None) if request.backfill is not None else None
     fates = wreck.fates()
-    selection = select(wreck, fates, wanted, donor)
+    selection = select(wreck, fates, request.include, donor)
     if kind is not None:
         refuse_what_does_not_fit(selection, kind)
-    report = _report(wreck, fates, selection, donor, include=wanted)
+    report = _report(wreck, fates, selection, donor, request)
     if destination is not None and selection.entries:
         report.destination = destination
         write_destination(
@@ -100,14 +101,8 @@ def salvage(
             progress=progress,
         )
     report.exit_code = _exit_code(report, written=destination is not None)
-    report.next_step = next_step(report, include=wanted)
+    report.next_step = next_step(report, request, threads=count)
     return report
-
-
-def _included(name: str) -> Status:
-    if name not in INCLUDABLE:
-        raise UsageError(f"cannot include {name!r}", expected=f"some of {', '.join(INCLUDABLE)}")
-    return Status(name)
 
 
 def _refuse_overwriting(destination: str, inputs: Iterable[str]) -> None:
@@ -117,7 +112,7 @@ def _refuse_overwriting(destination: str, inputs: Iterable[str]) -> None:
 
 
 def _report(
-    wreck: Wreck, fates: dict[str, TensorFate], selection: Selection, donor: Wreck | None, *, include: frozenset[Status]
+    wreck: Wreck, fates: dict[str, TensorFate], selection: Selection, donor: Wreck | None, request: Request
 ) -> SalvageReport:
     written = selection.names
     report = SalvageReport(
@@ -136,8 +131,12 @@ def _report(
         donor_fates = donor.fates()
         doubtful = [name for name in selection.backfilled if donor_fates[name].status is not Status.INTACT]
         if doubtful:
-            report.notes.append(f"{len(doubtful)} tensors were taken from {donor.path}, where nothing proves them")
-    report.notes += _what_is_missing(report, include, strict=not has_optimizer(wreck.tree))
+            share = f"{len(doubtful)} of {len(report.backfilled)} tensors taken"
+            report.notes.append(f"nothing proves {share} from {donor.path}")
+        if report.broken:
+            lacking = f"{len(report.broken)} of {len(fates)} tensors"
+            report.notes.append(f"{donor.path} cannot fill in {lacking}: it has none like them, or not whole")
+    report.notes += _what_is_missing(report, request.include, strict=not has_optimizer(wreck.tree))
     return report
 
 
@@ -146,14 +145,15 @@ def _what_is_missing(report: SalvageReport, include: frozenset[Status], *, stric
     missing = set(report.tensors) - set(report.written)
     unproven = {name for name in missing if report.tensors[name].status is Status.UNVERIFIED}
     if unproven and Status.UNVERIFIED not in include:
-        yield f"{len(unproven)} tensors are all there and nothing proves them: --include unverified takes them"
+        share = f"{len(unproven)} of {len(report.tensors)} tensors"
+        yield f"{share} are all there, and nothing proves them: --include unverified takes them in"
         missing -= unproven
     if missing and strict and report.structure != "none":
-        share = f"{len(missing)} of {len(report.tensors)} tensors"
-        yield f"incomplete: {share} would be missing, and a strict load refuses that"
+        yield f"incomplete: {len(missing)} of {len(report.tensors)} tensors are missing, and a strict load refuses that"
     holed = set(report.broken) & set(report.written)
     if holed:
-        yield f"{len(holed)} of the tensors that come back are not whole: wrong bytes, or filled ones, are in them"
+        share = f"{len(holed)} of {len(report.written)} tensors"
+        yield f"{share} that come back are not whole: wrong or filled bytes are in them"
 
 
 def _is_open(wreck: Wreck) -> bool:

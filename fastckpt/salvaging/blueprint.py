@@ -36,6 +36,7 @@ class Blueprint:
         sizes: Key and size of every storage; ``Entry.storage`` counts here.
         prefix: Top directory of the archive it was read from.
         notes: What the user should know about it.
+        doubt: Why nothing can be called intact with these names; "" if it fits.
     """
 
     structure: str
@@ -44,6 +45,7 @@ class Blueprint:
     sizes: list[tuple[str, int]]
     prefix: str = ""
     notes: list[str] = field(default_factory=list)
+    doubt: str = ""
 
     def fits(self, found: Mapping[str, int], *, share: float = 0.9) -> bool:
         """Whether this ``share`` of the storages that were found, by key and size, are among these.
@@ -58,7 +60,8 @@ class Blueprint:
         return sum(sizes.get(key) == size for key, size in found.items())
 
 
-FindBlueprint = Callable[[Mapping[str, int]], "Blueprint | None"]
+FindBlueprint = Callable[[Mapping[str, int], list[str]], "Blueprint | None"]
+"""Takes key and size of the storages that were found, and the notes of the report, to which it may add."""
 
 
 def read_blueprint(path: str, structure: str) -> Blueprint:
@@ -92,11 +95,16 @@ def blueprint_finder(path: str, like: str | None) -> FindBlueprint:
         FastckptError: ``like`` was given and cannot be read.
     """
 
-    def find(found: Mapping[str, int]) -> Blueprint | None:
+    def find(found: Mapping[str, int], notes: list[str]) -> Blueprint | None:
         if like is not None:
             blueprint = read_blueprint(like, "like")
-            if blueprint.fits(found, share=0.5):
+            matching = blueprint.matches(found)
+            if blueprint.fits(found):
                 return blueprint
+            if blueprint.fits(found, share=0.5):
+                blueprint.doubt = f"names and shapes are not certain: {like} has {matching} of {len(found)} storages"
+                return blueprint
+            notes.append(does_not_fit(like, matching, len(found)))
         for sibling in siblings(path):
             try:
                 blueprint = read_blueprint(sibling, "sibling")
@@ -107,6 +115,11 @@ def blueprint_finder(path: str, like: str | None) -> FindBlueprint:
         return _from_config(path, found)
 
     return find
+
+
+def does_not_fit(like: str, matching: int, found: int) -> str:
+    """What is said of a file that was named with --like and has another structure."""
+    return f"{like} has another structure and is not used: only {matching} of {found} tensors that were found are in it"
 
 
 def siblings(path: str) -> Iterator[str]:

@@ -11,7 +11,7 @@ from fastckpt.errors import FastckptError, MismatchError
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.facts import Facts, read_facts
-from fastckpt.nanochat.names import OPTIM
+from fastckpt.nanochat.names import MODEL, OPTIM
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.salvaging.report import SalvageReport
 
@@ -22,12 +22,14 @@ class FileState:
 
     Attributes:
         path: The file.
+        role: ``model`` or ``optim``.
         state: ``whole``, ``damaged`` or ``unusable``.
         report: What salvage says about it; None if it cannot be salvaged at all.
         message: Why, then.
     """
 
     path: str
+    role: str
     state: str
     report: SalvageReport | None
     message: str = ""
@@ -120,8 +122,9 @@ def salvage_directory(
 def _step_state(step: Step, *, threads: int, progress: Progress | None) -> StepState:
     result = StepState(step.number, "whole")
     facts: list[Facts] = []
-    for stem, by_suffix in step.states.items():
-        files = [_file_state(file, threads=threads, progress=progress) for file in by_suffix.values()]
+    # The model first: without it the rest is of no use.
+    for stem, by_suffix in sorted(step.states.items(), key=lambda item: item[0].role != MODEL):
+        files = [_file_state(file, stem.role, threads=threads, progress=progress) for file in by_suffix.values()]
         result.files += files
         # A file in two formats needs only one of them.
         whole = [file for file in files if file.state == "whole"]
@@ -149,17 +152,17 @@ def _check_optimizers(steps: list[Step], results: list[StepState]) -> None:
             result.state = "incomplete" if result.state == "whole" else result.state
 
 
-def _file_state(path: str, *, threads: int, progress: Progress | None) -> FileState:
+def _file_state(path: str, role: str, *, threads: int, progress: Progress | None) -> FileState:
     from fastckpt.salvaging import salvage
 
     try:
         report = salvage(path, threads=threads, progress=progress)
     except FastckptError as error:
-        return FileState(path, "unusable", None, error.message)
+        return FileState(path, role, "unusable", None, error.message)
     if report.exit_code == 0:
-        return FileState(path, "whole", report)
+        return FileState(path, role, "whole", report)
     state = "unusable" if report.exit_code == 2 else "damaged"
-    return FileState(path, state, report, report.findings[0].message if report.findings else "")
+    return FileState(path, role, state, report, report.findings[0].message if report.findings else "")
 
 
 def _check_together(step: Step, facts: list[Facts], result: StepState) -> None:
@@ -196,11 +199,7 @@ def _conclude(report: DirectoryReport) -> None:
         report.exit_code = 1
         report.next_step = f"resume with --resume-from-step {newest.number}: the newest step is whole"
         return
-    commands = [
-        file.report.next_step
-        for file in newest.files
-        if file.report is not None and file.state == "damaged" and file.report.next_step.startswith("fastckpt")
-    ]
+    commands = _commands(newest)
     if report.newest_whole is not None:
         report.exit_code = 3
         report.next_step = f"resume with --resume-from-step {report.newest_whole}, which is whole"
@@ -210,6 +209,17 @@ def _conclude(report: DirectoryReport) -> None:
     usable = any(file.state != "unusable" for step in report.steps for file in step.files)
     report.exit_code = 3 if usable else 2
     report.next_step = " && ".join(commands) if commands else f"no step in {quoted} is whole; take another copy"
+
+
+def _commands(step: StepState) -> list[str]:
+    """What to run to salvage a step; nothing if its model is gone, since then there is nothing to resume from."""
+    if not any(file.role == MODEL and file.state != "unusable" for file in step.files):
+        return []
+    return [
+        file.report.next_step
+        for file in step.files
+        if file.report is not None and file.state == "damaged" and file.report.next_step.startswith("fastckpt")
+    ]
 
 
 __all__ = ["DirectoryReport", "FileState", "StepState", "salvage_directory"]

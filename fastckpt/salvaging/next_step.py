@@ -4,86 +4,118 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from typing import Final
 
 from fastckpt.errors import FastckptError
-from fastckpt.nanochat.names import MODEL, OPTIM, Stem, parse_name
+from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.salvaging.blueprint import read_blueprint, siblings
 from fastckpt.salvaging.report import SalvageReport, Status
+from fastckpt.salvaging.request import Request
+from fastckpt.salvaging.survey import survey
+
+_KNOWN_SUFFIXES: Final = (".pt", ".pth", ".bin", ".fckpt", ".safetensors")
 
 
-def next_step(report: SalvageReport, *, include: frozenset[Status]) -> str:
-    """What to run or do next."""
+def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
+    """What to run or do next: a command that can be pasted into a shell, wherever one is known."""
     if report.destination is not None and report.written:
-        return _after_writing(report)
+        return _after_writing(report, request, threads)
     if report.exit_code == 0:
         return f"nothing to salvage: every tensor is there. fastckpt verify {shlex.quote(report.path)}"
-    usable = bool(report.written)
-    backfill = _whole_sibling(report)
-    unverified = Status.UNVERIFIED not in include and report.counts["unverified"]
-    if not usable and not unverified:
-        if backfill is not None:
-            return f"nothing usable is left in this file; use {_shown(backfill)}, which is whole"
+    sibling = _sibling(report)
+    unverified = Status.UNVERIFIED not in request.include and bool(report.counts["unverified"])
+    if not report.written and not unverified:
+        if sibling is not None and _is_whole(sibling, threads):
+            return f"nothing usable is left in this file; use {_shown(sibling)}, which is whole"
         return "nothing usable is left in this file; take another copy or an older checkpoint"
-    command = ["fastckpt", "salvage", report.path, "-o", suggested_name(report)]
     if unverified:
-        command += ["--include", "unverified"]
-    lost = [name for name, fate in report.tensors.items() if name not in report.written]
+        request = request._replace(include=request.include | {Status.UNVERIFIED})
     enough = {name for name, fate in report.tensors.items() if unverified and fate.status is Status.UNVERIFIED}
-    if backfill is not None and not report.backfilled and any(name not in enough for name in lost):
-        command += ["--backfill", backfill]
-    text = shlex.join(command)
+    if request.backfill is None and not enough.issuperset(report.broken):
+        request = request._replace(backfill=sibling)
     if report.structure == "none":
-        text += " --like OTHER  (a checkpoint of the same structure, for the names)"
-    return text
+        return _with_names(report, request, suggested_name(report))
+    return request.command(report.path, suggested_name(report))
+
+
+def _with_names(report: SalvageReport, request: Request, destination: str) -> str:
+    command = request._replace(like="OTHER").command(report.path, destination)
+    return f"{command}  # OTHER: a checkpoint of the same structure, for the names"
 
 
 def suggested_name(report: SalvageReport) -> str:
     """A destination beside the file that no training script takes for a checkpoint of its own."""
     stem, suffix = os.path.splitext(report.path)
-    known = suffix in (".pt", ".pth", ".bin", ".fckpt", ".safetensors")
-    return f"{stem}.salvaged{suffix if known else '.fckpt'}"
+    return f"{stem}.salvaged{suffix if suffix in _KNOWN_SUFFIXES else '.fckpt'}"
 
 
-def _after_writing(report: SalvageReport) -> str:
+def _after_writing(report: SalvageReport, request: Request, threads: int) -> str:
     parsed = parse_name(os.path.basename(report.path))
     destination = report.destination or ""
+    if report.structure == "none":
+        return _with_names(report, request, destination)
     if parsed is None:
-        loads = "" if report.complete else " (a part of the state)"
-        return (
-            f"fastckpt verify {shlex.quote(destination)}{loads}"
-            if destination.endswith(".fckpt")
-            else (f"load {shlex.quote(destination)}{loads}")
-        )
+        return f"fastckpt verify {shlex.quote(destination)}{'' if report.complete else '  # it is a part of the state'}"
     stem = parsed[0]
-    backfill = _whole_sibling(report)
     if stem.role == MODEL and not report.complete:
-        text = f"{len(report.broken)} tensors are still missing or not whole, and a model needs all of them: "
-        if backfill is not None:
-            again = shlex.join(["fastckpt", "salvage", report.path, "-o", destination, "--backfill", backfill])
-            number = parse_name(os.path.basename(backfill))
-            step = f"; or resume from step {number[0].step}, which is whole" if number is not None else ""
-            return f"{text}{again}{step}"
-        return f"{text}add --backfill OTHER with an older checkpoint of the same model"
+        return _complete_the_model(report, request, destination, threads)
+    if destination.endswith(".safetensors"):
+        again = request.command(report.path, f"{os.path.splitext(destination)[0]}.pt")
+        return f"fastckpt verify {shlex.quote(destination)}  # nanochat resumes from a .pt: {again}"
     return _put_in_place(report, stem, destination)
 
 
+def _complete_the_model(report: SalvageReport, request: Request, destination: str, threads: int) -> str:
+    """A model is loaded strictly: what to do about tensors that are missing."""
+    count = len(report.broken)
+    if not count:
+        return f"fastckpt verify {shlex.quote(destination)}  # tensors that nothing names may be missing"
+    text = f"{count} of {len(report.tensors)} tensors are missing or not whole, and a model needs all of them: "
+    sibling = _sibling(report)
+    if sibling is None or sibling == request.backfill:
+        again = request._replace(backfill="OTHER").command(report.path, destination)
+        return f"{text}{again}  # OTHER: an older checkpoint of the same model"
+    again = request._replace(backfill=sibling).command(report.path, destination)
+    instead = f"; or go back to {_shown(sibling)}, which is whole" if _is_whole(sibling, threads) else ""
+    return f"{text}{again}{instead}"
+
+
 def _put_in_place(report: SalvageReport, stem: Stem, destination: str) -> str:
-    directory = os.path.dirname(report.path)
-    target = os.path.join(directory, f"{stem}.pt")
+    same_format = os.path.splitext(report.path)[1] == os.path.splitext(destination)[1]
+    target = report.path if same_format else os.path.join(os.path.dirname(report.path), f"{stem}.pt")
+    if target != report.path and os.path.exists(target):
+        return f"fastckpt verify {shlex.quote(target)}  # the same state as a .pt: if it is whole, it is all you need"
     commands = []
     if os.path.abspath(destination) != os.path.abspath(target):
-        aside = report.path + ".damaged"
-        commands.append(shlex.join(["mv", report.path, aside]))
-        if destination.endswith(".pt"):
-            commands.append(shlex.join(["mv", destination, target]))
-        else:
-            commands.append(shlex.join(["fastckpt", "convert", destination, target]))
-    commands.append(f"python -m scripts.base_train --resume-from-step {stem.step}  (with the options of the first run)")
+        commands.append(shlex.join(["mv", report.path, report.path + ".damaged"]))
+        words = ["mv"] if same_format or destination.endswith(".pt") else ["fastckpt", "convert"]
+        commands.append(shlex.join([*words, destination, target]))
+    others = list(_broken_beside(report.path, stem))
+    if others:
+        commands.append(f"fastckpt salvage {shlex.quote(others[0])}  # of the same step, and damaged too")
+    else:
+        step = f"--resume-from-step {stem.step}"
+        commands.append(f"python -m scripts.base_train {step}  # with the options of the first run")
     return " && ".join(commands)
 
 
-def _whole_sibling(report: SalvageReport) -> str | None:
-    """The closest file of another step with the same structure that is whole as far as its structure tells."""
+def _broken_beside(path: str, stem: Stem) -> Iterator[str]:
+    """The other files of the same step whose structure is not whole."""
+    directory = os.path.dirname(path)
+    for name in sorted(os.listdir(directory or os.curdir)):
+        other = parse_name(name)
+        if other is None or other[0] == stem or other[0].step != stem.step or other[0].role == META:
+            continue
+        beside = os.path.join(directory, name)
+        try:
+            read_blueprint(beside, "sibling")
+        except FastckptError:
+            yield beside
+
+
+def _sibling(report: SalvageReport) -> str | None:
+    """The closest file of another step with the same structure."""
     parsed = parse_name(os.path.basename(report.path))
     if parsed is None:
         return None
@@ -104,6 +136,15 @@ def _whole_sibling(report: SalvageReport) -> str | None:
         if all(shapes.get(name) == (fate.dtype, fate.shape) for name, fate in report.tensors.items()):
             return path
     return None
+
+
+def _is_whole(path: str, threads: int) -> bool:
+    """Whether every byte of a file is proven. Reads all of it."""
+    try:
+        wreck = survey(path, like=None, threads=threads, progress=None)
+    except FastckptError:
+        return False
+    return not wreck.findings and all(fate.status is Status.INTACT for fate in wreck.fates().values())
 
 
 def _shown(path: str) -> str:

@@ -19,6 +19,7 @@ from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import TensorRef
 from fastckpt.readable import can_read, read_there
+from fastckpt.salvaging.blueprint import does_not_fit, read_blueprint
 from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, mark_unreadable
 
 _LENGTH: Final = struct.Struct("<Q")
@@ -53,7 +54,7 @@ def survey_safetensors(source: Source, like: str | None, *, threads: int, progre
     wreck.doubt = _NO_CHECKSUM
     if problem:
         wreck.structure = "damaged"
-        other = _rows_of(like) if like is not None else None
+        other = _fitting(like, rows, wreck.notes) if like is not None else None
         if other is not None:
             rows, wreck.structure = other, "like"
             data_start = _data_start(source, other, data_start)
@@ -190,10 +191,18 @@ def _guess_start(raw: bytes, last: int, rows: list[_Row], file_size: int) -> int
     return whole if whole >= _LENGTH.size + last else 0
 
 
+def _fitting(like: str, found: list[_Row], notes: list[str]) -> list[_Row] | None:
+    """The table of the file named with --like; None, and a note, if it contradicts most of what was found."""
+    rows = _rows_of(like)
+    matching = len(set(found) & set(rows))
+    if 2 * matching >= len(found):
+        return rows
+    notes.append(does_not_fit(like, matching, len(found)))
+    return None
+
+
 def _rows_of(path: str) -> list[_Row]:
     """The table of another safetensors file, or what it would be for another checkpoint."""
-    from fastckpt.salvaging.blueprint import read_blueprint
-
     with Source(path) as source:
         rows, _, _, problem = _read_header(source)
     if rows and not problem:

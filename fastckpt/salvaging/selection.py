@@ -185,10 +185,7 @@ class _Selector:
                 if kept is not _DROPPED:
                     states[parameter] = kept
                 else:
-                    self.note(
-                        f"the optimizer state of parameter {parameter}{self.describe(state, value, parameter)} is left "
-                        "out as a whole: it starts anew from zero at the first step"
-                    )
+                    self.note_dropped(parameter, state, value)
             result[key] = states
         return result
 
@@ -206,6 +203,14 @@ class _Selector:
     def take_other(self, ref: TensorRef) -> TensorRef:
         assert self.other is not None
         return self.add(self.other, self.other.entries[ref.entry])
+
+    def note_dropped(self, parameter: Any, state: Any, optimizer: dict[Any, Any]) -> None:
+        # To describe it is a search in its group: not for each of a million.
+        which = self.describe(state, optimizer, parameter) if len(self.result.notes) < _SHOWN else ""
+        self.note(
+            f"the optimizer state of parameter {parameter}{which} is left out as a whole: it starts anew from zero at "
+            "the first step"
+        )
 
     def describe(self, state: Any, optimizer: dict[Any, Any], parameter: Any) -> str:
         """Which parameter it is, as far as the file tells."""

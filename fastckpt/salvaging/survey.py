@@ -120,7 +120,7 @@ def _survey_empty(path: str, like: str | None) -> Wreck:
     wreck = Wreck(path, "unknown", 0, doubt="the file is empty")
     text = "the file is empty (0 bytes): the save never began to write"
     wreck.findings.append(Finding(Kind.MISSING, text, 0, 0))
-    blueprint: Blueprint | None = blueprint_finder(path, like)({})
+    blueprint: Blueprint | None = blueprint_finder(path, like)({}, wreck.notes)
     if blueprint is not None:
         wreck.structure, wreck.tree, wreck.entries = blueprint.structure, blueprint.tree, blueprint.entries
         wreck.storages = [StorageState(size) for _, size in blueprint.sizes]

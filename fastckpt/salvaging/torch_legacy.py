@@ -70,15 +70,18 @@ def survey_torch_legacy(
     if found.state is not None:
         end = _take_state(wreck, source, found, found.state)
     else:
-        blueprint = find_blueprint({})
+        blueprint = find_blueprint({}, wreck.notes)
         if blueprint is None:
             wreck.notes.append("nothing tells names and sizes; name a checkpoint of the same structure with --like")
             return wreck
         end = _take_blueprint(wreck, source, blueprint)
     mark_unreadable(source, wreck.storages, threads=threads, progress=progress)
+    names_of: dict[int, list[str]] = {}
+    for entry in wreck.entries:
+        names_of.setdefault(entry.storage, []).append(entry.name)
     for number, place in enumerate(wreck.storages):
-        names = tuple(entry.name for entry in wreck.entries if entry.storage == number)
         if place.holes:
+            names = tuple(names_of.get(number, ()))
             offset = min(place.offset or source.size, source.size)
             text = f"{', '.join(names[:3])}: {place.reason}"
             size = min(place.nbytes, source.size - offset)

@@ -105,8 +105,8 @@ def _other_structure(
         return None
     state = pickle.state
     if state is None or pickle.contradicted:
-        return find_blueprint(found)
-    blueprint = find_blueprint(dict(_sizes_in(state)))
+        return find_blueprint(found, wreck.notes)
+    blueprint = find_blueprint(dict(_sizes_in(state)), wreck.notes)
     if blueprint is None or not _is_same(state, blueprint):
         return blueprint
     pickle.doubt = ""
@@ -144,6 +144,7 @@ def _take_state(
 def _take_blueprint(wreck: Wreck, blueprint: Blueprint, states: list[StorageState]) -> None:
     wreck.tree, wreck.entries, wreck.storages = blueprint.tree, blueprint.entries, states
     wreck.structure = blueprint.structure
+    wreck.doubt = blueprint.doubt
     wreck.notes += blueprint.notes
 
 

@@ -22,6 +22,8 @@ _MAX_PICKLE: Final = 64 * 2**20
 _PICKLE_START: Final = b"\x80\x02"
 _NAME: Final = "/data.pkl"
 _HEAD: Final = 4096
+_BLANK: Final = 64
+"""Zeros where a pickle should begin that are said to be zeros, and not a pickle that is not valid."""
 _MAX_STARTS: Final = 16
 """Places in the first bytes of a file where a pickle may begin that are tried."""
 
@@ -55,7 +57,7 @@ class FoundPickle:
 
 def find_pickle(source: Source, directory: dict[str, DirectoryEntry]) -> FoundPickle:
     """``data.pkl``, wherever header, directory or its first bytes put it."""
-    best = FoundPickle(prefix=_prefix_in(directory), problem="data.pkl is not there")
+    best = FoundPickle(prefix=_prefix_in(directory))
     for prefix, at, crcs in _candidates(source, directory):
         found = _read(source, prefix or best.prefix, at, crcs)
         if found.proven:
@@ -64,7 +66,11 @@ def find_pickle(source: Source, directory: dict[str, DirectoryEntry]) -> FoundPi
             best = found
         elif best.state is None:
             best.prefix = best.prefix or found.prefix
-            best.offset, best.problem = found.offset, found.problem
+            # The first place is the most likely one: what is wrong there is what the user should know.
+            if not best.problem:
+                best.offset, best.problem = found.offset, found.problem
+    if best.state is None and not best.problem:
+        best.problem = "data.pkl is not there"
     return best
 
 
@@ -112,8 +118,8 @@ def _read(source: Source, prefix: str, at: int, crcs: set[int]) -> FoundPickle:
             window *= 4
         except FastckptError as error:
             found.problem = f"data.pkl cannot be read: {error.message}"
-            if not any(raw[:_HEAD]):
-                found.problem = "data.pkl, which has names, shapes and dtypes, reads as zeros"
+            if not any(raw[:_BLANK]):
+                found.problem = "data.pkl, which has names, shapes and dtypes, begins with zeros: it was overwritten"
             return found
     found.end = at + size
     crc = zlib.crc32(raw[:size])

@@ -463,7 +463,7 @@ def cases(count: int, seed: int) -> Iterator[tuple[str, int]]:
         yield names[number % len(names)], seed + number
 
 
-def try_case(kind: str, seed: int, directory: Path, tally: Tally) -> None:
+def try_case(kind: str, seed: int, directory: Path, tally: Tally, *, say: bool = False) -> None:
     """Run one case and count it, whatever happens."""
     try:
         tally.add(run_case(kind, seed, directory), seed)
@@ -475,6 +475,8 @@ def try_case(kind: str, seed: int, directory: Path, tally: Tally) -> None:
     except Exception:
         what, text = "untyped", traceback.format_exc(limit=-6)
     tally.cases[kind] += 1
+    if say:
+        print(f"{what}: --replay {kind}:{seed}: {text}", file=sys.stderr, flush=True)
     good = Case.make(kind, seed).good.name
     tally.failures.append({"case": f"{kind}:{seed}", "good": good, "what": what, "text": text})
     for path in directory.iterdir():
@@ -517,11 +519,11 @@ def _work(worker: int, workers: int, count: int, seed: int, directory: Path, que
     for number, (kind, case_seed) in enumerate(cases(count, seed)):
         if number % workers != worker:
             continue
-        try_case(kind, case_seed, directory, tally)
+        try_case(kind, case_seed, directory, tally, say=say)
         if len(tally.failures) >= MAX_FAILURES:
             break
-        if say and worker == 0 and number // workers % 20_000 == 0 and number:
-            print(f"{number} cases, {time.perf_counter() - started:.0f} s", file=sys.stderr)
+        if say and worker == 0 and number // workers % 10_000 == 0 and number:
+            print(f"{number} cases, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     tally.grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     if tally.grown > MEMORY_LIMIT:
         text = f"a worker grew by {tally.grown} bytes"

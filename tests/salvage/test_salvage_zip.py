@@ -262,6 +262,7 @@ def test_flip_in_the_pickle_is_never_intact(path: Path) -> None:
     assert report.structure == "damaged"
     assert "wxe" in report.tensors
     assert "intact" not in status(report).values()
+    assert any("fails its CRC-32" in finding.message for finding in report.findings)
 
 
 @with_real_files
