@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -83,13 +83,6 @@ class Candidate:
         if header is None or not self.named or header.size != self.nbytes or header.has_descriptor:
             return 0
         return header.crc
-
-    @property
-    def is_replaced(self) -> bool:
-        """Whether the header of another record stands here, and nothing says that this record does."""
-        if self.header is None or self.named or self.in_line:
-            return False
-        return not self.is_signed and not self.listed and _TORCH_RECORD.fullmatch(self.header.name) is not None
 
     def stated_crcs(self) -> set[int]:
         """The CRC-32s that the file states for it. 0 stands for "not computed"."""
@@ -178,6 +171,7 @@ def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list
     sums.read(candidates)
     inside = [c for c in candidates if c.nbytes and _is_inside(c, size)]
     alone = {id(c) for c in without_overlaps(inside, lambda c: (not sums.prove(c), not c.is_witnessed))}
+    standing = {c.key: c.place.header for c in candidates if c.named and c.place is not None}
     states = []
     for candidate in candidates:
         place, found = candidate.place, sums.of(candidate)
@@ -195,9 +189,26 @@ def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list
             state.holes, state.reason = merge_holes(found.holes), "parts of it cannot be read"
         elif sums.prove(candidate):
             state.proven = True
+        elif _is_replaced(archive, candidate, place, standing):
+            state.lose("the save was interrupted before it: another record is in its place")
         else:
             _judge_unproven(archive, candidate, place, state)
     return states
+
+
+def _is_replaced(archive: Archive, candidate: Candidate, place: Place, standing: Mapping[str, int]) -> bool:
+    """Whether the header of another record stands here, and nothing says that this record does.
+
+    A name that is only a damaged form of the own one is no other record: one with another top directory, or that of
+    a storage which has its header elsewhere (``standing``: the headers that name their storage, by key).
+    """
+    header = candidate.header
+    if header is None or candidate.named or candidate.in_line or candidate.is_signed or candidate.listed:
+        return False
+    if not _TORCH_RECORD.fullmatch(header.name) or header.name.endswith(f"/data/{candidate.key}"):
+        return False
+    other = archive.key_of(header.name)
+    return other is None or standing.get(other, place.header) == place.header
 
 
 def _find_line(archive: Archive, candidates: Sequence[Candidate]) -> None:
@@ -213,7 +224,9 @@ def _find_line(archive: Archive, candidates: Sequence[Candidate]) -> None:
     anchored = False
     for candidate in placed:
         candidate.anchored = anchored
-        anchored = candidate.is_signed or (whole and (anchored or candidate.named))
+        # An empty record has no descriptor: where its header ends, the next one begins.
+        ends_there = candidate.is_signed if candidate.nbytes else candidate.named
+        anchored = ends_there or (whole and (anchored or candidate.named))
     for candidate in reversed(placed):
         assert candidate.place is not None
         if not following:
@@ -270,9 +283,7 @@ def _judge_unproven(archive: Archive, candidate: Candidate, place: Place, state:
     """A storage whose bytes are in the file without a checksum that matches."""
     descriptor = candidate.descriptor
     placed = candidate.named or candidate.listed or candidate.in_line
-    if candidate.is_replaced:
-        state.lose("the save was interrupted before it: another record is in its place")
-    elif candidate.has_checksum():
+    if candidate.has_checksum():
         state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]
         state.reason = "its CRC-32 does not match"
     elif (

@@ -247,3 +247,18 @@ def test_checksum_in_the_directory_counts_wherever_the_bytes_are(tmp_path: Path)
     moved = raw[:at] + b"\xaa" * 64 + raw[at : start + size] + b"\xaa" * 16 + raw[start + size + 16 :]
     path.write_bytes(moved)
     assert status(fastckpt.salvage(path))[list(ORIGINAL)[3]] == "intact"
+
+
+@pytest.mark.parametrize("flipped", ["top directory", "key"])
+def test_a_damaged_name_is_no_other_record(tmp_path: Path, flipped: str) -> None:
+    """One bit of the last storage's header makes it name another directory or key; what is behind it is lost."""
+    path = save(tmp_path / "model.pt")
+    name = list(ORIGINAL)[-1]
+    header = header_of(path, KEYS[name])
+    start, size = places(path)[KEYS[name]]
+    raw = path.read_bytes()[: start + size] + b"\xaa" * 300
+    at = header + 30 if flipped == "top directory" else header + 30 + len(f"model/{KEYS[name]}") - 1
+    path.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
+    report = fastckpt.salvage(path, tmp_path / "out.pt", include=["unverified"])
+    assert status(report)[name] == "unverified"
+    assert equal(flat(torch.load(tmp_path / "out.pt"))[name], ORIGINAL[name])
