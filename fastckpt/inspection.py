@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import CHUNK_SIZE, FORMAT_VERSION, MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
-from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.source import Source
@@ -50,7 +50,8 @@ class Inspection:
         version: Format version of a ``.fckpt``.
         root: Its root digest in hex.
         codecs: Raw and stored bytes by codec name.
-        original: Kind and size of the foreign file that it can give back byte for byte.
+        original: Kind and size of the foreign file that it can give back byte for byte; ``("damaged", 0)``
+            if what is needed for that is damaged.
         saved_as: The name, without suffix, that a torch zip was saved under.
         locations: How many storages were on which device when a ``.pt`` was saved.
         opaque: ``(place, what)`` of everything that is not a tensor or plain value.
@@ -120,12 +121,11 @@ def _inspect_fckpt(file: CheckpointFile) -> Inspection:
     raw_from = {record.number: record.payload.offset for record in file.records if record.is_raw}
     origin = None
     if file.footer.section(SECTION_SOURCE) is not None:
-        from fastckpt.conversion.from_fckpt import source_file
+        from fastckpt.conversion.source_section import source_kind_and_size
 
         try:
-            kept = source_file(file)
-            origin = (kept.kind, kept.size) if kept is not None else None
-        except FastckptError:
+            origin = source_kind_and_size(file.read_section(SECTION_SOURCE))
+        except (DamagedError, CheckpointIOError):
             origin = ("damaged", 0)
     return Inspection(
         path=file.path,

@@ -35,6 +35,7 @@ from fastckpt.errors import (
     UnsupportedStateError,
     UsageError,
 )
+from fastckpt.inspection import inspect_file
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 REAL_FILES = sorted(CHECKPOINTS.rglob("*.pt"))
@@ -401,6 +402,23 @@ def test_damaged_fckpt(tmp_path: Path, codec: str) -> None:
     assert path.exists()
     fastckpt.convert(path, tmp_path / "new.pt", exact=False)
     assert_same(torch.load(tmp_path / "new.pt"), torch.load(tmp_path / "m.pt"))
+
+
+def test_without_zstandard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bytes that give the original back are compressed; the tensors and what is told of the file are not."""
+    torch.save({"a": pattern(5000, 1)}, tmp_path / "m.pt")
+    fastckpt.convert(tmp_path / "m.pt")
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    assert inspect_file(tmp_path / "m.fckpt").original == ("torch-zip", (tmp_path / "m.pt").stat().st_size)
+    assert_same(fastckpt.load(tmp_path / "m.fckpt"), torch.load(tmp_path / "m.pt"))
+    with pytest.raises(UsageError) as caught:
+        fastckpt.convert(tmp_path / "m.fckpt", tmp_path / "back.pt")
+    assert (caught.value.path, caught.value.next_step) == (str(tmp_path / "m.fckpt"), "pip install zstandard")
+    with pytest.raises(UsageError, match="needs the zstandard package"):
+        fastckpt.convert(tmp_path / "m.pt", tmp_path / "new.fckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.fckpt", "m.pt"]
+    fastckpt.convert(tmp_path / "m.fckpt", tmp_path / "back.pt", exact=False)
+    assert_same(torch.load(tmp_path / "back.pt"), torch.load(tmp_path / "m.pt"))
 
 
 def test_usage(tmp_path: Path) -> None:

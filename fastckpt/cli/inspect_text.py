@@ -65,8 +65,13 @@ def _summary(facts: Facts) -> Iterator[list[str]]:
         yield ["codec", f"{name}, {size_text(codec['raw'])}{ratio}"]
     if facts["original"] is not None:
         kind, size = facts["original"]["format"], facts["original"]["size"]
-        origin = f"{FORMATS.get(kind, kind)}, {size_text(size)}"
-        yield ["converted", f"from {origin}; can be given back byte for byte"]
+        if kind == "damaged":
+            yield [
+                "converted",
+                "the bytes that only the original file had are damaged; convert --no-exact does without them",
+            ]
+        else:
+            yield ["converted", f"from {FORMATS.get(kind, kind)}, {size_text(size)}; can be given back byte for byte"]
     for key, value in facts["metadata"].items():
         yield ["metadata", f"{key} = {value_text(value)}"]
     structure = facts["structure"]

@@ -15,7 +15,7 @@ from fastckpt.conversion.export import Literals, confirm_export, export_file
 from fastckpt.conversion.safetensors_out import plan_safetensors
 from fastckpt.conversion.source_section import Segment, SourceFile, decode_source_section
 from fastckpt.conversion.to_fckpt import Conversion
-from fastckpt.errors import FastckptError
+from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.io.transfer import Progress
 
 TORCH_KINDS = ("torch-zip", "torch-legacy")
@@ -36,6 +36,7 @@ def source_file(file: CheckpointFile) -> SourceFile | None:
 
     Raises:
         DamagedError: They were, and are damaged.
+        UsageError: They are compressed, and zstandard is not installed.
     """
     section = file.footer.section(SECTION_SOURCE)
     if section is None:
@@ -46,7 +47,8 @@ def source_file(file: CheckpointFile) -> SourceFile | None:
         )
     except FastckptError as error:
         error.path = file.path
-        error.next_step = "convert with --no-exact: the tensors do not need this section"
+        if isinstance(error, DamagedError):
+            error.next_step = "convert with --no-exact: the tensors do not need this section"
         raise
 
 

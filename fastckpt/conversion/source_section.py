@@ -95,19 +95,26 @@ def encode_source_section(file: SourceFile) -> bytes:
     return seal(MAGIC_SOURCE, head, b"".join(_ROW.pack(*segment) for segment in file.segments), stored)
 
 
+def source_kind_and_size(block: bytes) -> tuple[str, int]:
+    """Kind and length of the foreign file of a sealed source section; its literals are not decoded.
+
+    Raises:
+        DamagedError: The section's digest does not match.
+        UnsupportedVersionError: It describes a kind of file or uses a codec of a later version.
+    """
+    _, (kind, _, size, _, _, _) = _open_section(block)
+    return KIND_NAMES[kind], size
+
+
 def decode_source_section(block: bytes, storage_sizes: Sequence[int]) -> SourceFile:
     """Decode a sealed source section.
 
     Raises:
         DamagedError: Its digest does not match, or what it says cannot be.
         UnsupportedVersionError: It describes a kind of file or uses a codec of a later version.
+        UsageError: Its literals are compressed, and zstandard is not installed.
     """
-    body = unseal(block, MAGIC_SOURCE, what="source section")
-    kind, codec, size, count, literal_size, stored_size = _HEAD.unpack_from(body)
-    if kind not in KIND_NAMES or codec not in (CODEC_NONE, CODEC_ZSTD):
-        raise UnsupportedVersionError(
-            f"the source section has kind {kind} and codec {codec}", next_step="pip install --upgrade fastckpt"
-        )
+    body, (kind, codec, size, count, literal_size, stored_size) = _open_section(block)
     rows_end = _HEAD.size + count * _ROW.size
     if rows_end + stored_size > len(body) or literal_size > MAX_LITERAL_SIZE:
         raise DamagedError(
@@ -128,3 +135,13 @@ def decode_source_section(block: bytes, storage_sizes: Sequence[int]) -> SourceF
     if len(literals) != literal_size:
         raise DamagedError("the literals have the wrong size", expected=literal_size, actual=len(literals))
     return SourceFile(KIND_NAMES[kind], size, segments, literals)
+
+
+def _open_section(block: bytes) -> tuple[memoryview, tuple[int, int, int, int, int, int]]:
+    body = unseal(block, MAGIC_SOURCE, what="source section")
+    kind, codec, size, count, literal_size, stored_size = _HEAD.unpack_from(body)
+    if kind not in KIND_NAMES or codec not in (CODEC_NONE, CODEC_ZSTD):
+        raise UnsupportedVersionError(
+            f"the source section has kind {kind} and codec {codec}", next_step="pip install --upgrade fastckpt"
+        )
+    return body, (kind, codec, size, count, literal_size, stored_size)

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import fastckpt
+from fastckpt.constants import SECTION_SOURCE
 
 KEYS = {
     "path",
@@ -37,6 +38,23 @@ KEYS = {
     "nanochat",
     "opaque",
 }
+
+
+def test_damaged_source_section(here, tmp_path):
+    torch.save({"a": torch.arange(10)}, tmp_path / "m.pt")
+    path = tmp_path / "m.fckpt"
+    fastckpt.convert(tmp_path / "m.pt", path)
+    assert "torch .pt (zip)" in (told := here("inspect", path).out)
+    assert "given back byte for byte" in told
+    with fastckpt.open(path) as ck:
+        section = ck._file.footer.section(SECTION_SOURCE)
+    raw = bytearray(path.read_bytes())
+    raw[section.extent.offset + 77] ^= 1
+    path.write_bytes(raw)
+    told = here("inspect", path).out
+    assert "bytes that only the original file had are damaged" in told
+    assert "byte for byte" not in told
+    assert here("inspect", path, "--json").json["original"] == {"format": "damaged", "size": 0}
 
 
 @pytest.mark.parametrize("name", ["pt", "legacy", "fckpt"])
