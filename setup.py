@@ -9,6 +9,8 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import BaseError, CCompilerError
 
 LIMITED_API = "0x030B0000"
 """Python 3.11: the first whose limited API has the buffer protocol."""
@@ -29,6 +31,19 @@ class Abi3Wheel(bdist_wheel):
         super().finalize_options()
 
 
+class RequiredExtension(build_ext):
+    """Says last, where pip leaves it to be seen, what a build that failed needs."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except (BaseError, CCompilerError, OSError) as error:
+            raise CCompilerError(
+                f"{error}\nfastckpt has a native core: installing it from source needs a C++17 compiler and Python's "
+                "headers. Debian, Ubuntu: apt install g++ python3-dev"
+            ) from error
+
+
 core = Extension(
     "fastckpt._core",
     sources=sorted(str(path) for part in ("core", "python") for path in Path("csrc", part).glob("*.cc")),
@@ -41,4 +56,4 @@ core = Extension(
     extra_link_args=["-pthread"],
 )
 
-setup(ext_modules=[core], cmdclass={"bdist_wheel": Abi3Wheel})
+setup(ext_modules=[core], cmdclass={"bdist_wheel": Abi3Wheel, "build_ext": RequiredExtension})
