@@ -185,7 +185,7 @@ def differing_runs(actual: memoryview, expected: memoryview) -> Iterator[tuple[i
     A run of leaves that read as zeros was torn, others are rotted. Runs do not
     cross multiples of LEAVES_PER_CHUNK counted from the start.
     """
-    if actual == expected:
+    if actual.cast("Q") == expected.cast("Q"):  # Memoryviews are compared item by item.
         return
     step = LEAVES_PER_CHUNK * 8
     for chunk in range(0, len(actual), step):

@@ -29,10 +29,15 @@ void SpanReader::Read(uint64_t offset, uint8_t* to, size_t size, SpanObserver* o
 
 size_t SpanReader::ReadPastCache(uint64_t offset, uint8_t* to, size_t size,
                                  SpanObserver* observer) {
+  // One question for the whole span; only where the answer is mixed, one for each piece.
+  Residency whole = QueryResidency(fd_, offset, size);
+  const auto residency_of = [&](size_t begin, size_t piece) {
+    return whole == Residency::kSome ? QueryResidency(fd_, offset + begin, piece) : whole;
+  };
   size_t at = 0;
   while (at < size && !job_->cancelled()) {
     const size_t piece = std::min(kPiece, size - at);
-    const Residency residency = QueryResidency(fd_, offset + at, piece);
+    const Residency residency = residency_of(at, piece);
     if (residency == Residency::kAll || residency == Residency::kUnknown) {
       const IoResult read = ReadCachedAt(fd_, to + at, piece, offset + at);
       if (read.done == piece) {
@@ -40,12 +45,13 @@ size_t SpanReader::ReadPastCache(uint64_t offset, uint8_t* to, size_t size,
         at += piece;
         continue;
       }
+      if (whole == Residency::kAll) whole = Residency::kSome;  // evicted since it was asked
     }
     // Everything up to the next piece that is cached goes into one large direct read.
     size_t end = at + piece;
     while (end < size) {
       const size_t next = std::min(kPiece, size - end);
-      if (QueryResidency(fd_, offset + end, next) == Residency::kAll) break;
+      if (residency_of(end, next) == Residency::kAll) break;
       end += next;
     }
     const size_t reached = ReadDirect(offset, to, at, end, observer);

@@ -71,7 +71,8 @@ def test_random_moves(direct_dir: Path, seed: int) -> None:
     assert outcome.sink == expected_sink(data, pieces, sink_size)
 
 
-def test_direct_source_takes_what_the_page_cache_holds(direct_dir: Path) -> None:
+@pytest.mark.parametrize("cached", [0, 4096, 1_234_567, 2_990_000, 3_000_000])
+def test_direct_source_takes_what_the_page_cache_holds(direct_dir: Path, cached: int) -> None:
     path = direct_dir / "file"
     path.write_bytes(DATA)
     sink = bytearray(len(DATA))
@@ -79,10 +80,10 @@ def test_direct_source_takes_what_the_page_cache_holds(direct_dir: Path) -> None
     with path.open("rb") as file:
         os.fsync(file.fileno())
         direct = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        # Cached, cold and half cached parts in one file.
+        # Cached, cold and half cached parts in one file; at the ends of the scale, spans of one kind only.
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         for at in range(0, len(DATA), 3_000_000):
-            os.pread(file.fileno(), 1_234_567, at)
+            os.pread(file.fileno(), cached, at)
         rows = pack([(0, _core.address(sink), len(DATA), 0)])
         faults = _core.transfer(file.fileno(), -1, rows, leaves, None, threads=2, source_direct_fd=direct)
         os.close(direct)
