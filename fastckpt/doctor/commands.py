@@ -2,20 +2,25 @@
 
 A command that changes files runs in their directory, in a subshell, so that the
 names in it are plain file names and the user's own directory stays what it is.
+None of them overwrites or deletes a checkpoint: what is replaced is kept beside
+it, under a name that nothing has, and no move goes over a file.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fastckpt.nanochat.names import parse_name
 
 ASIDE: Final = "damaged"
 """Where files go that nanochat shall not find: it looks at no directory inside a tag's."""
+_FRESH: Final = "fresh"
+"""Where new optimizer files are written before the old ones go."""
 
 _NO_STATE: Final = (
     'import sys, torch; s = torch.load(sys.argv[1], map_location="cpu"); '
@@ -39,8 +44,34 @@ def _place(path: str) -> tuple[str, str]:
 
 
 def _move(old: str, new: str) -> str:
-    words = ["mv", old, new]
-    return shlex.join(words if not old.startswith("-") else ["mv", "--", old, new])
+    # -n: of two commands that are typed one after the other, the second must not undo the first.
+    words = ["mv", "-n", old, new]
+    return shlex.join(words if not old.startswith("-") else ["mv", "-n", "--", old, new])
+
+
+def _free(directory: str, name: str) -> str:
+    """The name, or one with a number after it if something has it."""
+    taken, number = name, 1
+    while os.path.lexists(os.path.join(directory, taken)):
+        number += 1
+        taken = f"{name}{number}"
+    return taken
+
+
+def _aside(directory: str, wanted: Callable[[str], bool]) -> str:
+    """Where files go out of the way; another directory if such ones were put into the usual one before."""
+    taken, number = ASIDE, 1
+    while any(wanted(name) for name in _listed(os.path.join(directory, taken))):
+        number += 1
+        taken = f"{ASIDE}{number}"
+    return taken
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 def move(path: str, new_name: str) -> str:
@@ -56,38 +87,44 @@ def rename_all(pairs: Sequence[tuple[str, str]]) -> str:
     taken = {old for old, _ in names}
     if not any(new in taken for _, new in names):
         return inside(directory, *(_move(old, new) for old, new in names))
-    away = [_move(old, f"{old}.moved") for old, _ in names]
-    return inside(directory, *away, *(_move(f"{old}.moved", new) for old, new in names))
+    waiting = [(_free(directory, f"{old}.moved"), old, new) for old, new in names]
+    away = [_move(old, moved) for moved, old, _ in waiting]
+    return inside(directory, *away, *(_move(moved, new) for moved, _, new in waiting))
 
 
 def set_aside(paths: Sequence[str]) -> str:
     """Move files into a subdirectory of their own, where neither nanochat nor fastckpt takes them for a step."""
-    names = [os.path.basename(path) for path in paths]
-    return inside(os.path.dirname(paths[0]), f"mkdir -p {ASIDE}", shlex.join(["mv", "--", *names, ASIDE]))
+    directory, names = os.path.dirname(paths[0]), [os.path.basename(path) for path in paths]
+    aside = _aside(directory, set(names).__contains__)
+    return inside(directory, f"mkdir -p {aside}", shlex.join(["mv", "-n", "--", *names, aside]))
 
 
 def set_step_aside(directory: str, step: int) -> str:
     """The same for all files of a step, however many ranks it has."""
-    return inside(directory, f"mkdir -p {ASIDE}", f"mv *_{step:06d}[._]* {ASIDE}")
+    pattern = f"*_{step:06d}[._]*"
+    aside = _aside(directory, lambda name: fnmatch.fnmatch(name, pattern))
+    return inside(directory, f"mkdir -p {aside}", f"mv -n {pattern} {aside}")
 
 
 def salvage_in_place(paths: Sequence[str]) -> str:
     """Salvage files, and put what came back in their place; the damaged ones are kept beside it."""
-    parts = []
+    parts, directory = [], os.path.dirname(paths[0])
     for path in paths:
         name = os.path.basename(path)
         stem, suffix = os.path.splitext(name)
-        salvaged = f"{stem}.salvaged{suffix}"
+        salvaged, kept = f"{stem}.salvaged{suffix}", _free(directory, f"{name}.damaged")
         # salvage exits with 1 or 3 when it got around damage: whether to go on is told by the file.
         parts.append(
             f"{shlex.join(['fastckpt', 'salvage', name, '-o', salvaged])}; {shlex.join(['test', '-e', salvaged])} && "
-            f"{_move(name, name + '.damaged')} && {_move(salvaged, name)}"
+            f"{_move(name, kept)} && {_move(salvaged, name)}"
         )
-    return inside(os.path.dirname(paths[0]), *parts)
+    return inside(directory, *parts)
 
 
 def without_moments(source: str, targets: Iterable[str], *, is_list: bool) -> str:
     """Write optimizer files that have the groups of one rank and no state: nanochat then begins it anew.
+
+    The old ones of the step go out of the way, once the new ones are written.
 
     Args:
         source: A whole optimizer file.
@@ -97,22 +134,34 @@ def without_moments(source: str, targets: Iterable[str], *, is_list: bool) -> st
     empty = "[o.update(state={}) for o in s]" if is_list else 's["state"] = {}'
     program = (_NO_STATE_OWN if source.endswith(".fckpt") else _NO_STATE).replace("{empty}", empty)
     program = program.replace("{{", "{").replace("}}", "}")
-    names = [os.path.basename(path) for path in (source, *targets)]
-    return inside(os.path.dirname(source), shlex.join(["python", "-c", program, *names]))
+    directory, name = _place(source)
+    pattern = f"{name.partition('_rank')[0].partition('.')[0]}[._]*"
+    aside = _aside(directory, lambda name: fnmatch.fnmatch(name, pattern))
+    fresh = _free(directory, _FRESH)
+    new = [os.path.join(fresh, os.path.basename(target)) for target in targets]
+    return inside(
+        directory,
+        f"mkdir -p {aside} {fresh}",
+        shlex.join(["python", "-c", program, name, *new]),
+        f"mv -n {pattern} {aside}",
+        f"mv -n {fresh}/* .",
+        f"rmdir {fresh}",
+    )
 
 
 def edit_meta(path: str, changes: Mapping[str, tuple[int, int]]) -> str:
     """Change whole numbers in a meta file, ``key: (old, new)``; the old file is kept, all other bytes stay."""
     directory, name = _place(path)
     edits = [word for key, (old, new) in changes.items() for word in ("-e", f's/"{key}": *{old}\\b/"{key}": {new}/')]
-    return inside(directory, shlex.join(["sed", "-i.before", *edits, name]))
+    kept = _free(directory, f"{name}.before").removeprefix(name)
+    return inside(directory, shlex.join(["sed", f"-i{kept}", *edits, name]))
 
 
 def close_meta(path: str, size: int, missing: Mapping[str, Any]) -> str:
     """End a cut meta file after its last whole entry, and add what is missing; the cut one is kept."""
     end = "".join(f',\\n  "{key}": {json.dumps(value)}' for key, value in missing.items()) + "\\n}"
     directory, name = _place(path)
-    cut = name + ".cut"
+    cut = _free(directory, name + ".cut")
     head = f"{{ {shlex.join(['head', '-c', str(size), cut])}; printf {shlex.quote(end)}; }} > {shlex.quote(name)}"
     return inside(directory, _move(name, cut), head)
 
@@ -120,14 +169,14 @@ def close_meta(path: str, size: int, missing: Mapping[str, Any]) -> str:
 def write_meta(path: str, values: Mapping[str, Any], *, there: bool) -> str:
     """Write a meta file; one that is there is kept."""
     directory, name = _place(path)
-    keep = [_move(name, name + ".cut")] if there else []
+    keep = [_move(name, _free(directory, name + ".cut"))] if there else []
     return inside(directory, *keep, f"printf %s {shlex.quote(json.dumps(values))} > {shlex.quote(name)}")
 
 
 def meta_of_other_step(path: str, step: int, other: int, *, there: bool) -> str:
     """Write the meta file of a step as that of another one in the same directory."""
     directory, name = _place(path)
-    keep = [_move(name, name + ".cut")] if there else []
+    keep = [_move(name, _free(directory, name + ".cut"))] if there else []
     edit = shlex.join(["sed", f's/"step": *{other}\\b/"step": {step}/', f"meta_{other:06d}.json"])
     return inside(directory, *keep, f"{edit} > {shlex.quote(name)}")
 
@@ -190,7 +239,7 @@ def remove_directory(path: str) -> str:
 
 def find_copy(path: str) -> str:
     """Look for another copy of a file."""
-    return f"find ~ -name {shlex.quote(os.path.basename(path))} -not -path '*/{ASIDE}/*'"
+    return f"find ~ -name {shlex.quote(os.path.basename(path))} -not -path '*/{ASIDE}*/*'"
 
 
 def remove(paths: Sequence[str]) -> str:

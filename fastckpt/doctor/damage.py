@@ -90,8 +90,8 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
         yield _unreadable(file, step.number)
     damaged = [file for file in broken if file not in unreadable]
     reports = {file.path: salvager.report(file) for file in damaged}
-    fallback = next((other for other in tag.examined if other.is_whole and other.number != step.number), None)
-    newer_whole = fallback is not None and fallback.number > step.number
+    fallback = tag.fallback(step.number)
+    newer_whole = fallback is not None and fallback.is_whole and fallback.number > step.number
     rescue = _rescue(damaged, reports)
     usual = _usual_sizes(tag, step)
     anew = begin_anew(step, step.world_size or 1) if fallback is None else None
@@ -106,7 +106,7 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
             command = rescue
         elif fallback is not None:
             command = commands.set_step_aside(step.directory, step.number)
-            cause += f"; step {fallback.number} is whole"
+            cause += f"; step {fallback.number} {'is' if fallback.is_whole else 'can be made'} whole"
         else:
             command = _last_resort(file, report, of_step=True, anew=anew)
             what += "; no step here is whole"

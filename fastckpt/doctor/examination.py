@@ -149,10 +149,13 @@ def _diagnose_tag(tag: TagFacts, question: Question, salvager: Salvager) -> Iter
     changes = find_interrupted(tag.path)
     yield from diagnose_interrupted(tag, changes)
     halfway = {change.step for change in changes if change.committed}
-    for step in [asked] if asked is not None else tag.examined:
-        if step.number in halfway:
-            continue
-        yield from _diagnose_step(tag, step, question, salvager, is_target=step is target)
+    steps = [step for step in ([asked] if asked is not None else tag.examined) if step.number not in halfway]
+    # Where files are damaged, it matters whether another step can be made whole without loss: those come first.
+    for step in sorted(steps, key=lambda step: bool(step.broken)):
+        found = list(_diagnose_step(tag, step, question, salvager, is_target=step is target))
+        if not step.is_whole and all(one.mends for one in found if one.severity == "bad"):
+            tag.mendable.append(step)
+        yield from found
     if asked is None:
         yield from diagnose_strays(tag)
         yield from diagnose_orphans(tag.path, tag.label)
@@ -179,7 +182,7 @@ def _to_examine(tag: TagFacts, question: Question) -> list[int]:
 def _diagnose_step(
     tag: TagFacts, step: StepFacts, question: Question, salvager: Salvager, *, is_target: bool
 ) -> Iterator[Diagnosis]:
-    others_whole = any(other.is_whole for other in tag.examined if other.number != step.number)
+    others_whole = tag.fallback(step.number) is not None
     faults = [*diagnose_damage(tag, step, salvager)]
     faults += diagnose_ranks(tag, step, question.world_size if is_target else None)
     if step.model is None:
@@ -253,9 +256,14 @@ def _summary(tag: TagFacts, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         "sizes": str(made) if made is not None else None,
         "nanochat": str(versions) if versions is not None and not versions.conflict else None,
         "resume_step": goal.number if resumes and goal is not None else None,
-        "resume": resume_command(goal, like=healthy) if resumes and goal is not None else None,
+        "resume": resume_command(goal, like=healthy or _with_options(tag)) if resumes and goal is not None else None,
         "space": _space_facts(read_space(tag.path, tag)),
     }
+
+
+def _with_options(tag: TagFacts) -> StepFacts | None:
+    """A step that says with which options the run was started."""
+    return next((s for s in tag.examined if s.meta is not None and s.meta.section("user_config")), None)
 
 
 def _is_about(one: Diagnosis, tag: TagFacts) -> bool:

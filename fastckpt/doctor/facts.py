@@ -148,6 +148,7 @@ class TagFacts:
         deep: Whether every byte is read.
         threads: For that.
         progress: For that.
+        mendable: Steps that are not whole, and that the commands told about them make whole without loss.
     """
 
     path: str
@@ -156,6 +157,7 @@ class TagFacts:
     deep: bool = False
     threads: int | None = None
     progress: Progress | None = None
+    mendable: list[StepFacts] = field(default_factory=list)
     _examined: dict[int, StepFacts] = field(default_factory=dict)
 
     @property
@@ -183,6 +185,11 @@ class TagFacts:
     def newest_whole(self) -> StepFacts | None:
         """The newest examined step that training can go on from."""
         return next((step for step in self.examined if step.is_whole), None)
+
+    def fallback(self, number: int) -> StepFacts | None:
+        """Another step that training can go on from: the newest whole one, else one that can be made whole."""
+        others = [step for step in self.examined if step.is_whole] + self.mendable
+        return next((step for step in others if step.number != number), None)
 
     def whole_near(self, number: int) -> tuple[StepFacts | None, StepFacts | None]:
         """The closest whole steps before and after a step, examined or found now."""

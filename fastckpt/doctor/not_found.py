@@ -9,13 +9,15 @@ import shlex
 from collections.abc import Iterable
 
 from fastckpt.doctor.diagnosis import Diagnosis
-from fastckpt.doctor.directories import Places, default_base, find_places
+from fastckpt.doctor.directories import SOURCES, Places, default_base, find_places
 from fastckpt.doctor.facts import StepFacts, TagFacts
 from fastckpt.doctor.resuming import resume_command
 from fastckpt.nanochat.steps import list_numbers
 
 _RANKED = re.compile(r"d(\d+)")
 _SHOWN = 8
+_ALIKE = 0.6
+"""From which ratio of `difflib` on one name is taken for another that was mistyped."""
 
 
 def nothing_there(path: str) -> Diagnosis:
@@ -29,10 +31,20 @@ def nothing_there(path: str) -> Diagnosis:
         search = "find ~ -name 'model_[0-9]*.pt' -o -name 'model_[0-9]*.fckpt'"
         return Diagnosis("not-found", "bad", path, None, what, cause, search)
     wanted = os.path.basename(os.path.abspath(path))
-    meant = next((tag for tag in near if tag.name == wanted), None) or _closest(wanted, near)
+    meant = next((tag for tag in near if tag.name == wanted), None) or _closest(wanted, near, cutoff=_ALIKE)
     shown = ", ".join(tag.path for tag in near[:_SHOWN])
     cause = f"there are checkpoints in {shown}{' and more' if len(near) > _SHOWN else ''}"
-    return Diagnosis("not-found", "bad", path, None, what, cause, shlex.join(["fastckpt", "doctor", meant.path]))
+    # Of several that are not alike none was meant more than another: show them all.
+    command = ["fastckpt", "doctor", meant.path if meant is not None else _above(near)]
+    return Diagnosis("not-found", "bad", path, None, what, cause, shlex.join(command))
+
+
+def _above(tags: list[TagFacts]) -> str:
+    """The base directory, or another one that all of the tags are in."""
+    if len(tags) == 1:
+        return tags[0].path
+    common = os.path.commonpath([os.path.abspath(tag.path) for tag in tags])
+    return os.path.dirname(common) if os.path.basename(common) in SOURCES else common
 
 
 def _near(path: str) -> list[TagFacts]:
@@ -46,7 +58,7 @@ def _near(path: str) -> list[TagFacts]:
 
 def missing_tag(places: Places, wanted: str) -> Diagnosis:
     """A tag that is not there."""
-    meant = _closest(wanted, places.tags)
+    meant = _closest(wanted, places.tags) or places.tags[0]
     labels = [tag.label for tag in places.tags]
     return Diagnosis(
         "not-found",
@@ -60,15 +72,15 @@ def missing_tag(places: Places, wanted: str) -> Diagnosis:
     )
 
 
-def _closest(wanted: str, tags: Iterable[TagFacts]) -> TagFacts:
-    """The tag whose depth is closest; without a depth, the one whose name is."""
+def _closest(wanted: str, tags: Iterable[TagFacts], *, cutoff: float = 0.0) -> TagFacts | None:
+    """The tag whose depth is closest; without a depth, the one whose name is, if any is as alike as ``cutoff``."""
     tags = list(tags)
     depth = _RANKED.fullmatch(wanted)
     ranked = [(tag, match) for tag in tags if (match := _RANKED.match(tag.name))]
     if depth and ranked:
         return min(ranked, key=lambda item: abs(int(item[1][1]) - int(depth[1])))[0]
-    names = difflib.get_close_matches(wanted, [tag.name for tag in tags], n=1, cutoff=0.0)
-    return next((tag for tag in tags if tag.name in names), tags[0])
+    names = difflib.get_close_matches(wanted, [tag.name for tag in tags], n=1, cutoff=cutoff)
+    return next((tag for tag in tags if tag.name in names), None)
 
 
 def missing_step(tag: TagFacts, wanted: int) -> Diagnosis:
@@ -88,8 +100,18 @@ def missing_step(tag: TagFacts, wanted: int) -> Diagnosis:
         "bad",
         tag.path,
         wanted,
-        f"{tag.label}: there is no step {wanted}; the {'steps are' if len(tag.steps) > 1 else 'only step is'} "
-        f"{list_numbers(tag.steps)}",
+        f"{tag.label}: there is no step {wanted}; {_which_steps(tag, wanted)}",
         whole,
         command,
     )
+
+
+def _which_steps(tag: TagFacts, wanted: int) -> str:
+    """All steps, or, of many, the first, the last and the closest."""
+    steps = sorted(tag.steps)
+    if len(steps) == 1:
+        return f"the only step is {steps[0]}"
+    if len(steps) <= _SHOWN:
+        return f"the steps are {list_numbers(steps)}"
+    near = sorted(sorted(steps, key=lambda step: abs(step - wanted))[:2])
+    return f"there are {len(steps)} from {steps[0]} to {steps[-1]}, the closest {near[0]} and {near[1]}"

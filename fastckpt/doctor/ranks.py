@@ -36,18 +36,22 @@ def diagnose_ranks(tag: TagFacts, step: StepFacts, world_size: int | None) -> It
         yield from _other_save(step)
         yield from _renamed_step(step)
     yield from _missing(tag, step)
-    yield from _counters(tag, step)
-    if world_size is not None and step.world_size not in (None, world_size) and step.optimizers and not misplaced:
-        yield Diagnosis(
-            "world-size",
-            "bad",
-            step.directory,
-            step.number,
-            f"step {step.number} was saved by {_ranks(step.world_size)}, and there {_are(world_size)} now",
-            "nanochat takes the files without a word and fails at the first step; divided anew, they give the same "
-            "training",
-            commands.reshard(step.directory, step.number, world_size),
-        )
+    if not misplaced:
+        # A file that is not in its place counts other steps; in its place it may be right.
+        yield from _counters(tag, step)
+    # What is not all there cannot be divided: that comes first.
+    if world_size is not None and not misplaced and not step.missing_ranks:
+        yield from _other_world_size(step, world_size)
+
+
+def _other_world_size(step: StepFacts, world_size: int) -> Iterator[Diagnosis]:
+    if not step.optimizers or step.world_size in (None, world_size):
+        return
+    what = f"step {step.number} was saved by {_ranks(step.world_size)}, and there {_are(world_size)} now"
+    cause = "nanochat takes the files without a word and fails at the first step; divided anew, they give the same "
+    cause += "training"
+    command = commands.reshard(step.directory, step.number, world_size)
+    yield Diagnosis("world-size", "bad", step.directory, step.number, what, cause, command)
 
 
 def _ranks(count: int | None) -> str:
@@ -241,6 +245,17 @@ def _counters(tag: TagFacts, step: StepFacts) -> Iterator[Diagnosis]:
     usual = step.number if base or step.number in counts else counts.most_common(1)[0][0]
     wrong = [path for path, found in by_file.items() if found - {usual}]
     if not wrong:
+        return
+    if len(counts) == 1 and min(counts) < usual and all(saved_as(file) == file.stem for file in step.optimizers):
+        count = min(counts)
+        yield Diagnosis(
+            "counters",
+            "note",
+            step.directory,
+            step.number,
+            f"AdamW has counted {count} steps at step {step.number}, on all ranks alike",
+            f"the moments were begun anew at step {usual - count}, or taken from another run: this is as it was saved",
+        )
         return
     whole = any(other.is_whole for other in tag.examined if other.number != step.number)
     anew = None if whole else begin_anew(step, step.world_size or len(step.optimizers))

@@ -32,8 +32,8 @@ def resume_command(step: StepFacts, like: StepFacts | None = None) -> str | None
     if not options and made is not None and made.n_embd % HEAD_SIZE == 0:
         options["depth"] = made.n_layer
     base, name = _place(step.directory)
-    if name != f"d{options.get('depth')}":
-        options["model_tag"] = name
+    # The directory is where it is now, whatever it was called when it was saved.
+    options["model_tag"] = None if name == f"d{options.get('depth')}" else name
     options.pop("resume_from_step", None)
     if len(options) > _MOST_OPTIONS:
         return None  # No base_train has as many: this is not what it saved.

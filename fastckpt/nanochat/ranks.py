@@ -161,7 +161,8 @@ def _plan(files: RankFiles, world_size: int) -> Plan:
         error.path = files.model.path
         raise
     plan = plan_shards(shards, groups, world_size)
-    if not plan.counts_ranks and files.model_mark is None:
+    # Without any moments, as after they were begun anew, there is nothing that could be dealt wrongly.
+    if not plan.counts_ranks and files.model_mark is None and any(file.entries for file in files.ranks):
         raise UnsupportedStateError(
             "no tensor of this optimizer proves how many ranks there were",
             path=os.path.dirname(files.meta),

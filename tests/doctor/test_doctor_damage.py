@@ -235,3 +235,26 @@ def test_nothing_is_touched(run_of, doctor: Doctor):
     doctor(".", "--deep", "--all")
     assert contents(directory) == before
     assert [path.name for path in directory.iterdir() if path.is_dir()] == []
+
+
+def test_a_step_that_can_be_made_whole_comes_before_one_with_loss(run_of, doctor: Doctor, shell: Shell):
+    """The newest is only mixed up; the older ones are damaged, and nobody needs to patch them together."""
+    directory = run_of(2, 4, 6, world=2)
+    cut(directory / "model_000002.pt")
+    cut(directory / "model_000004.pt")
+    swapped = [directory / f"optim_000006_rank{rank}.pt" for rank in (0, 1)]
+    contents_of = [path.read_bytes() for path in swapped]
+    for path, raw in zip(swapped, reversed(contents_of), strict=True):
+        path.write_bytes(raw)
+    cut(directory / "meta_000006.json", 0.9)
+    told = doctor(".")
+    assert told.code == 1, "nothing is lost"
+    assert told.tag["resume_step"] == 6
+    assert "'--run=a run'" in told.tag["resume"]
+    torn = [one for one in told.facts["findings"] if one["kind"] == "torn"]
+    assert all("step 6 can be made whole" in one["cause"] and "salvage " not in one["next"] for one in torn)
+    for one in told.facts["findings"]:
+        if one["next"]:
+            assert shell(one["next"]).returncode == 0
+    assert doctor(".").kinds == []
+    assert shell(told.tag["resume"]).stdout == "resumed 'a run' at step 6 on 2\n"

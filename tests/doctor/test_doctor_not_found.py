@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from doctor_builds import cut, model
+from doctor_builds import cut, model, write_meta
 from doctor_types import Doctor, Shell
 from nanochat_rules import find_largest_model, find_last_step
 
@@ -187,3 +188,36 @@ def test_a_resume_says_where_when_nanochat_would_look_elsewhere(
     assert shell(resume).stdout == "resumed 'a run' at step 2 on 1\n"
     monkeypatch.setenv("NANOCHAT_BASE_DIR", str(tmp_path / "other place"))
     assert doctor("other place").tag["resume"].startswith("python -m scripts.base_train ")
+
+
+def test_a_directory_that_was_renamed_resumes_from_where_it_is(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, tag="d2")
+    values = json.loads((directory / "meta_000002.json").read_text())
+    values["user_config"]["model_tag"] = "an_old_name"
+    write_meta(directory, 2, values)
+    resume = doctor(".").tag["resume"]
+    assert "model-tag" not in resume
+    assert shell(resume).stdout == "resumed 'a run' at step 2 on 1\n"
+    directory.rename(directory.with_name("mine"))
+    resume = doctor(".").tag["resume"]
+    assert "--model-tag=mine" in resume
+    assert shell(resume).stdout == "resumed 'a run' at step 2 on 1\n"
+
+
+def test_of_many_steps_the_closest_are_named(tmp_path: Path, doctor: Doctor):
+    directory = tmp_path / "base_checkpoints" / "d2"
+    directory.mkdir(parents=True)
+    for step in range(100, 40_100, 100):
+        (directory / f"model_{step:06d}.pt").write_bytes(b"")
+    what = doctor(".", "--step", 20_051).the("missing-step")["what"]
+    assert what.endswith("there is no step 20051; there are 400 from 100 to 40000, the closest 20000 and 20100")
+
+
+def test_of_several_that_are_not_alike_none_is_picked(run_of, tmp_path: Path, doctor: Doctor, shell: Shell):
+    run_of(2, tag="d2")
+    run_of(2, tag="d3")
+    (tmp_path / "wrong").mkdir()
+    command = doctor(tmp_path / "wrong").the("not-found")["next"]
+    assert command == f"fastckpt doctor {tmp_path}"
+    assert shell(command).returncode == 0
+    assert doctor("base_checkpoints/d2_").the("not-found")["next"] == "fastckpt doctor base_checkpoints/d2"

@@ -64,7 +64,7 @@ def test_the_same_rank_twice(run_of, doctor: Doctor, shell: Shell):
     directory = run_of(2, 4, world=2)
     shutil.copy(directory / "optim_000004_rank0.pt", directory / "optim_000004_rank1.pt")
     told = doctor(".")
-    assert told.the("swapped")["next"].endswith("mv -- optim_000004_rank1.pt damaged)")
+    assert told.the("swapped")["next"].endswith("mv -n -- optim_000004_rank1.pt damaged)")
     assert shell(told.the("swapped")["next"]).returncode == 0
     told = doctor(".")
     assert told.kinds == ["ranks-missing"]
@@ -208,12 +208,71 @@ def test_counters_that_disagree(run_of, doctor: Doctor, shell: Shell):
 
 def test_counters_of_the_only_step(run_of, doctor: Doctor, shell: Shell):
     directory = run_of(4)
-    torch.save(optimizer(3), directory / "optim_000004_rank0.pt")
+    torch.save(optimizer(5), directory / "optim_000004_rank0.pt")
     told = doctor(".")
     assert told.kinds == ["counters"]
     assert shell(told.the("counters")["next"]).returncode == 0
     assert doctor(".").kinds == []
     assert torch.load(directory / "optim_000004_rank0.pt")["state"] == {}
+    kept = torch.load(directory / "damaged" / "optim_000004_rank0.pt")
+    assert torch.equal(kept["state"][0]["exp_avg"], optimizer(5)["state"][0]["exp_avg"])
+
+
+@pytest.mark.parametrize("world", [1, 4])
+def test_moments_that_were_begun_anew_are_no_fault(world: int, run_of, doctor: Doctor):
+    """What doctor itself advises where a rank is lost; from then on AdamW counts fewer steps than the model."""
+    directory = run_of(400, world=world)
+    for rank in range(world):
+        torch.save(optimizer(100, rank, world), directory / f"optim_000400_rank{rank}.pt")
+    told = doctor(".")
+    assert (told.code, told.kinds, told.notes) == (0, [], ["counters"])
+    assert "begun anew at step 300" in told.the("counters")["cause"]
+    torch.save(optimizer(99, 0, world), directory / "elsewhere.pt")
+    (directory / "elsewhere.pt").rename(directory / "optim_000400_rank0.pt")
+    assert doctor(".").kinds == ["counters"], "saved elsewhere: it may be of another run"
+
+
+def test_a_misplaced_file_is_not_told_to_count_wrongly(run_of, doctor: Doctor, shell: Shell):
+    """Its place is the fault: beginning its moments anew would be advice that loses them."""
+    directory = run_of(3, 4)
+    before = contents(directory)
+    (directory / "optim_000004_rank0.pt").unlink()
+    (directory / "optim_000003_rank0.pt").rename(directory / "optim_000004_rank0.pt")
+    told = doctor(".")
+    assert [one["kind"] for one in told.facts["findings"] if one["step"] == 4] == ["mixed-steps"]
+    assert shell(told.the("mixed-steps")["next"]).returncode == 0
+    after = contents(directory)
+    assert after.items() <= before.items()
+    assert doctor(".").tag["newest_whole"] == 3
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".fckpt"])
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_another_number_of_ranks_and_no_moments(
+    world: int, suffix: str, tmp_path: Path, run_of, doctor: Doctor, shell: Shell, monkeypatch: pytest.MonkeyPatch
+):
+    """Nothing says how many ranks there were, and nothing needs to be divided: each gets a file with the groups."""
+    directory = tmp_path / "base_checkpoints" / "d2"
+    run_of(4, world=4) if suffix == ".pt" else save_own(directory, 4, 4, monkeypatch)
+    (directory / f"optim_000004_rank1{suffix}").unlink()
+    assert shell(doctor(".").the("ranks-missing")["next"]).returncode == 0
+    told = doctor(".", "--world-size", world)
+    done = shell(told.the("world-size")["next"])
+    assert done.returncode == 0, done.stderr
+    assert doctor(".", "--world-size", world).kinds == []
+    load = torch.load if suffix == ".pt" else fastckpt.load
+    files = sorted(directory.glob("optim*"))
+    assert len(files) == world
+    assert all(load(path) == {"state": {}, "param_groups": optimizer(4)["param_groups"]} for path in files)
+
+
+def test_ranks_that_are_missing_come_before_another_number_of_ranks(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(4, world=4)
+    (directory / "optim_000004_rank1.pt").unlink()
+    assert doctor(".", "--world-size", 2).kinds == ["ranks-missing"]
+    assert shell(doctor(".").the("ranks-missing")["next"]).returncode == 0
+    assert shell(doctor(".", "--world-size", 2).the("world-size")["next"]).returncode == 0
+    assert doctor(".", "--world-size", 2).kinds == []
 
 
 def test_fine_tuning_goes_on_counting(run_of, doctor: Doctor):
