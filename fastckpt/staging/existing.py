@@ -104,13 +104,24 @@ def without_repeats(destination: torch.Tensor, source: torch.Tensor) -> Pair:
     return destination, source
 
 
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
 def copy_pairs(pairs: Sequence[Pair]) -> None:
-    """Copy in place, as many as possible in one launch."""
-    plain: list[Pair] = []
+    """Copy in place, bit for bit, as many as possible in one launch.
+
+    As integers, because no kernel for many tensors at once knows the less common dtypes.
+    """
+    flat: list[Pair] = []
     for destination, source in pairs:
+        if not destination.numel():
+            continue
         if any(tensor.is_conj() or tensor.is_neg() for tensor in (destination, source)):
             destination.copy_(source)
+        elif destination.is_contiguous() and source.is_contiguous():
+            flat.append((destination.view(-1).view(torch.uint8), source.view(-1).view(torch.uint8)))
         else:
-            plain.append((destination, source))
-    if plain:
-        torch._foreach_copy_([destination for destination, _ in plain], [source for _, source in plain])
+            bits = _BITS.get(destination.element_size(), destination.dtype)
+            destination.view(bits).copy_(source.view(bits))
+    if flat:
+        torch._foreach_copy_([destination for destination, _ in flat], [source for _, source in flat])

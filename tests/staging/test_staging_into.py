@@ -8,11 +8,12 @@ import pytest
 import safetensors.torch
 import torch
 from delayed import DelayedDevice, delayed
-from states import assert_same_elements, copied, everything, of_dtype, pattern, tensors_of
+from states import DTYPES, assert_same_elements, copied, element_bytes, everything, of_dtype, pattern, tensors_of
 
 import fastckpt
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.origins import opened
+from fastckpt.staging.device import HostDevice
 from fastckpt.staging.existing import ExistingTensors, apart
 from fastckpt.staging.stage import bring, staging_for
 from fastckpt.tensor.flatten import flatten
@@ -82,3 +83,28 @@ def test_aliases_and_views(tmp_path: Path, codec: str) -> None:
 )
 def test_apart(spans: list[tuple[int, int]], kept: list[int]) -> None:
     assert [start for start, _ in apart(spans, lambda span: span)] == kept
+
+
+def test_bits_of_every_dtype_in_one_launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, the kernel that copies many tensors at once knows the common dtypes only."""
+    state = {str(dtype): of_dtype(dtype, 30, seed) for seed, dtype in enumerate(DTYPES)}
+    fastckpt.save(state, tmp_path / "s")
+    destination = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    strided = {name: torch.empty_strided(t.shape, (2,), dtype=t.dtype) for name, t in state.items()}
+    real, launches = torch._foreach_copy_, []
+
+    def foreach(to: list[torch.Tensor], parts: list[torch.Tensor]) -> None:
+        assert {tensor.dtype for tensor in (*to, *parts)} == {torch.uint8}
+        assert all(tensor.is_contiguous() for tensor in (*to, *parts))
+        launches.append(len(to))
+        real(to, parts)
+
+    monkeypatch.setattr(torch, "_foreach_copy_", foreach)
+    for tensors in (destination, strided):
+        with opened(tmp_path / "s", None) as file:
+            device = HostDevice()
+            into = ExistingTensors(device, file.entries, tensors)
+            bring(file.origin_of(file.entries), into, staging_for(device))
+        for name, tensor in tensors.items():
+            assert element_bytes(tensor) == element_bytes(state[name]), name
+    assert launches == [len(DTYPES)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,9 +38,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=SEEDS)
-def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[LazyCuda]:
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> LazyCuda:
     monkeypatch.setattr(ring_module, "_idle", {})
-    yield install(monkeypatch, request.param)
+    return install(monkeypatch, request.param)
 
 
 def expected_of(files: Path) -> dict[str, torch.Tensor]:
