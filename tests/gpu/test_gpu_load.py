@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from states import assert_same, compressible, element_bytes, everything, of_dtype, pattern, tensors_of
+from states import DTYPES, assert_same, compressible, element_bytes, everything, of_dtype, pattern, tensors_of
 
 import fastckpt
 from fastckpt.errors import DamagedError, UsageError
@@ -139,6 +139,18 @@ def test_into_a_module(tmp_path: Path, device: torch.device) -> None:
         assert [tensor.data_ptr() for tensor in target.state_dict().values()] == places
         for got, want in zip(target.state_dict().values(), source.state_dict().values(), strict=True):
             assert torch.equal(got.cpu(), want)
+
+
+def test_into_tensors_of_every_dtype(tmp_path: Path, device: torch.device) -> None:
+    """Bit for bit, NaNs included, whatever the kernels that copy many tensors at once make of a dtype."""
+    state = {str(dtype): of_dtype(dtype, 3000, seed) for seed, dtype in enumerate(DTYPES)}
+    fastckpt.save(state, tmp_path / "s")
+    destination = {name: torch.empty_like(tensor, device=device) for name, tensor in state.items()}
+    poison(device)
+    fastckpt.load_into(destination, tmp_path / "s")
+    for name, tensor in destination.items():
+        assert element_bytes(tensor.cpu()) == element_bytes(state[name]), name
+    assert fastckpt.verify_tensors(destination, tmp_path / "s").ok
 
 
 def test_into_strided_tensors(tmp_path: Path, device: torch.device) -> None:
