@@ -16,7 +16,7 @@ from fastckpt.doctor.disk import Space, diagnose_orphans, diagnose_space, read_s
 from fastckpt.doctor.facts import MOST_TRIED, StepFacts, TagFacts, read_file
 from fastckpt.doctor.interrupted import diagnose_interrupted, find_interrupted
 from fastckpt.doctor.meta import diagnose_meta
-from fastckpt.doctor.moments import diagnose_numbers, diagnose_shapes
+from fastckpt.doctor.moments import diagnose_numbers, diagnose_shapes, read_numbers
 from fastckpt.doctor.not_found import missing_step, missing_tag, nothing_there
 from fastckpt.doctor.ranks import diagnose_ranks
 from fastckpt.doctor.resuming import resume_command
@@ -150,6 +150,8 @@ def _diagnose_tag(tag: TagFacts, question: Question, salvager: Salvager) -> Iter
     yield from diagnose_interrupted(tag, changes)
     halfway = {change.step for change in changes if change.committed}
     steps = [step for step in ([asked] if asked is not None else tag.examined) if step.number not in halfway]
+    for step in steps if question.deep else []:
+        read_numbers(step)
     # Where files are damaged, it matters whether another step can be made whole without loss: those come first.
     for step in sorted(steps, key=lambda step: bool(step.broken)):
         found = list(_diagnose_step(tag, step, question, salvager, is_target=step is target))

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from fastckpt.doctor.meta_facts import MetaFacts, read_meta_facts
 from fastckpt.errors import CheckpointIOError, FastckptError
@@ -17,6 +18,18 @@ from fastckpt.nanochat.completeness import StepState, step_state
 from fastckpt.nanochat.facts import Facts, read_facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import Step, read_steps
+
+
+class Numbers(NamedTuple):
+    """What the numbers of a tensor are.
+
+    Attributes:
+        not_finite: How many are NaN or infinite.
+        zero: Whether all are zero, of those that stand for a parameter.
+    """
+
+    not_finite: int
+    zero: bool
 
 
 @dataclass(slots=True)
@@ -31,6 +44,7 @@ class FileFacts:
         says: What it says about where it belongs; None likewise.
         error: Why its structure cannot be read.
         findings: Damage found by reading every byte, if that was asked for.
+        numbers: What the numbers of its tensors are, by name, once `fastckpt.doctor.moments.read_numbers` has looked.
     """
 
     path: str
@@ -40,6 +54,7 @@ class FileFacts:
     says: Facts | None = None
     error: FastckptError | None = None
     findings: list[Finding] = field(default_factory=list)
+    numbers: dict[str, Numbers] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -100,8 +115,17 @@ class StepFacts:
 
     @property
     def is_whole(self) -> bool:
-        """Whether training can go on from here."""
+        """Whether all its bytes are there, and of one save."""
         return self.state.complete and not self.broken
+
+    @property
+    def is_sick(self) -> bool:
+        """Whether its numbers are not those of a model in training, as far as they were looked at."""
+        return any(self._is_sick(file) for file in self.files)
+
+    def _is_sick(self, file: FileFacts) -> bool:
+        never_moved = file.stem.role == OPTIM and bool(self.number) and all(n.zero for n in file.numbers.values())
+        return bool(file.numbers) and (never_moved or any(n.not_finite for n in file.numbers.values()))
 
     @property
     def paths(self) -> list[str]:
@@ -188,7 +212,7 @@ class TagFacts:
 
     def fallback(self, number: int) -> StepFacts | None:
         """Another step that training can go on from: the newest whole one, else one that can be made whole."""
-        others = [step for step in self.examined if step.is_whole] + self.mendable
+        others = [step for step in self.examined if step.is_whole and not step.is_sick] + self.mendable
         return next((step for step in others if step.number != number), None)
 
     def whole_near(self, number: int) -> tuple[StepFacts | None, StepFacts | None]:

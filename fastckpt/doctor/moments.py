@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from fastckpt.cli.collapse import collapse
 from fastckpt.cli.optimizer_facts import find_optimizers
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
-from fastckpt.doctor.facts import FileFacts, StepFacts
+from fastckpt.doctor.facts import FileFacts, Numbers, StepFacts
 from fastckpt.doctor.ranks import begin_anew, saved_as
 from fastckpt.doctor.versions import model_shapes
 from fastckpt.errors import FastckptError, MismatchError
@@ -66,30 +66,22 @@ def diagnose_shapes(step: StepFacts, *, others_whole: bool) -> Iterator[Diagnosi
         return  # A form of which the rules are not known, such as torch's own AdamW in the first release.
 
 
-class Numbers(NamedTuple):
-    """What the numbers of a tensor are.
-
-    Attributes:
-        not_finite: How many are NaN or infinite.
-        zero: Whether all are zero, of those that stand for a parameter.
-    """
-
-    not_finite: int
-    zero: bool
+def read_numbers(step: StepFacts) -> None:
+    """Look through the numbers of all files of a step that are whole, for `diagnose_numbers`."""
+    for file in step.files:
+        if file.is_whole and file.structure is not None:
+            try:
+                file.numbers = dict(_scan(file))
+            except FastckptError:
+                continue  # Damage that came since: not what this is about.
 
 
 def diagnose_numbers(step: StepFacts, *, others_whole: bool) -> Iterator[Diagnosis]:
     """NaN and infinity anywhere, and moments that are all zero where the optimizer was stepped."""
     for file in [*step.optimizers, *([step.model] if step.model is not None else [])]:
-        if not file.is_whole or file.structure is None:
-            continue
-        try:
-            found = dict(_scan(file))
-        except FastckptError:
-            continue  # Damage that came since: not what this is about.
-        yield from _not_finite(step, file, found, others_whole=others_whole)
+        yield from _not_finite(step, file, file.numbers, others_whole=others_whole)
         if file.stem.role != MODEL:
-            yield from _zero(step, file, found, others_whole=others_whole)
+            yield from _zero(step, file, file.numbers, others_whole=others_whole)
 
 
 def _not_finite(
@@ -99,7 +91,9 @@ def _not_finite(
     if not bad:
         return
     is_model = file.stem.role == MODEL
-    cause = "training diverged before this save: go back to an earlier step, with a lower learning rate"
+    cause = "training diverged before this save: " + (
+        "go back to an earlier step, with a lower learning rate" if others_whole else "no other step here is sound"
+    )
     command, mends = commands.set_step_aside(step.directory, step.number), False
     if not is_model and not others_whole:
         cause = "a gradient was not finite; the weights can still be used: begin the moments anew, and warm up again"

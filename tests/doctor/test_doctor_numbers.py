@@ -143,3 +143,41 @@ def test_every_kind_of_float(tmp_path: Path, doctor: Doctor):
         assert ("not-finite" in told.kinds) == (bad is not None), bad
         if bad is not None:
             assert f"has 1 NaN or infinite numbers in 1 of 27 tensors: extra.{bad}" in told.the("not-finite")["what"]
+
+
+def test_a_step_that_diverged_is_nothing_to_go_back_to(run_of, doctor: Doctor, shell: Shell):
+    """Every save since is full of NaN, too: none of them speaks for setting another one aside."""
+    directory = run_of(2, 4, 6)
+    for step in (4, 6):
+        state = model(step)
+        state["lm_head.weight"][0, 0] = math.nan
+        torch.save(state, directory / f"model_{step:06d}.pt")
+    (directory / "model_000002.pt").unlink()
+    told = doctor(".", "--deep")
+    assert told.code == 2
+    found = [one for one in told.facts["findings"] if one["kind"] == "not-finite"]
+    assert [(one["step"], one["loss"]) for one in found] == [(6, True), (4, True)]
+    assert all("no other step here is sound" in one["cause"] for one in found)
+    torch.save(model(2), directory / "model_000002.pt")
+    told = doctor(".", "--deep")
+    assert told.code == 1
+    for one in told.facts["findings"]:
+        if one["severity"] == "bad":
+            assert shell(one["next"]).returncode == 0
+    after = doctor(".", "--deep")
+    assert (after.kinds, after.tag["steps"]) == ([], [2])
+
+
+def test_moments_of_every_step_are_sick_and_the_weights_are_kept(run_of, doctor: Doctor, shell: Shell):
+    """With NaN in the moments of all steps, no command takes a model away: the moments are begun anew."""
+    directory = run_of(2, 4)
+    for step in (2, 4):
+        state = optimizer(step)
+        state["state"][0]["exp_avg"][0, 0] = math.nan
+        torch.save(state, directory / f"optim_{step:06d}_rank0.pt")
+    told = doctor(".", "--deep")
+    for one in told.facts["findings"]:
+        if one["severity"] == "bad":
+            assert shell(one["next"]).returncode == 0
+    after = doctor(".", "--deep")
+    assert (after.kinds, after.tag["steps"], after.tag["newest_whole"]) == ([], [2, 4], 4)
