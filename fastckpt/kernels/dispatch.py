@@ -35,7 +35,16 @@ _OLDEST: Final = (8, 0)
 """Compute capability of Ampere, the oldest that Triton's README lists."""
 
 _found: Final[dict[torch.device, Engine]] = {}
-_lock: Final = threading.Lock()
+_lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    """In a forked child: the lock may be held, for as long as a compiler takes, by a thread that is not there."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
 
 
 def engine_for(device: torch.device | str) -> Engine:

@@ -6,6 +6,7 @@ are kept for the next. Two transfers at the same time never share slots.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -47,7 +48,16 @@ class Ring:
 
 _idle: Final[dict[bool, tuple[Ring, list[torch.Tensor]]]] = {}
 """The slots used last, pinned and not: at most one ring of each kind is kept."""
-_idle_lock: Final = threading.Lock()
+_idle_lock = threading.Lock()
+
+
+def _new_lock() -> None:
+    """In a forked child: the lock may be held by a thread that is not there."""
+    global _idle_lock
+    _idle_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
 
 
 @contextmanager

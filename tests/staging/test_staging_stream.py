@@ -215,6 +215,37 @@ def test_slots_are_reused(files: Path) -> None:
     assert ring_module._idle[False][0] == fastckpt.Ring(1, 16384), "one ring is kept, not all"
 
 
+FORKED = """
+import os, sys, threading
+import fastckpt
+from fastckpt.kernels import dispatch
+from fastckpt.staging import ring
+
+held, go = threading.Event(), threading.Event()
+
+def busy():
+    with ring._idle_lock, dispatch._lock:
+        held.set()
+        go.wait()
+
+threading.Thread(target=busy).start()
+held.wait()
+child = os.fork()
+if child == 0:
+    os._exit(len(list(fastckpt.stream(sys.argv[1]))))
+ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+go.set()
+sys.exit(ended)
+"""
+
+
+def test_a_child_that_was_forked_meanwhile(files: Path) -> None:
+    """Another thread of the parent may just be compiling the kernels, or taking slots."""
+    count = len(fastckpt.load(files / "raw.fckpt"))
+    run = subprocess.run([sys.executable, "-c", FORKED, str(files / "raw.fckpt")], timeout=60, check=False)
+    assert run.returncode == count
+
+
 INTERRUPTED = """
 import json, os, sys, time
 import fastckpt
