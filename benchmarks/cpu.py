@@ -41,11 +41,12 @@ class Bench:
     """Named jobs, each with the seconds it took in every round and the bytes it moves.
 
     After ``deadline`` (`time.monotonic`), a group ends with the round it is in.
+    `allot` sets it from ``end``, by which the whole run shall be over.
     """
 
     def __init__(self, rounds: int, deadline: float = math.inf) -> None:
         self.rounds = rounds
-        self.deadline = deadline
+        self.deadline = self.end = deadline
         self.results: dict[str, dict[str, Any]] = {}
 
     def group(self, jobs: dict[str, Job], nbytes: int, before: Job | None = None, *, warm_up: bool = True) -> None:
@@ -77,6 +78,11 @@ class Bench:
             row["median"] = statistics.median(row["seconds"])
             row["gb_per_s"] = nbytes / row["median"] / 1e9 if nbytes else None
             print(f"{name:46} {row['median']:8.3f} s  {row['gb_per_s'] or 0:7.2f} GB/s", flush=True)
+
+    def allot(self, part: float) -> None:
+        """Give the groups that follow this part of the time left; what they do not use is there for later ones."""
+        now = time.monotonic()
+        self.deadline = now + part * (self.end - now)
 
     def failed(self, name: str, error: Exception) -> None:
         """What becomes of a job that raises: here it is the end of the run."""
@@ -156,14 +162,16 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
     touched = limits.touched_memory(size)
 
     def settle() -> None:
-        # A system short of memory drops cached files that nobody reads: all of them are read again.
-        limits.settle(size)
+        # A system short of memory drops cached files that nobody reads: all of them are read again. That may
+        # take memory, so it comes first: what the job takes is what was settled last.
         for path in (ours, pt, st):
             limits.warm(path)
+        limits.settle(size)
 
     other = limits.touched_memory(size)
     bench.group({"limit: memcpy into touched memory": lambda: limits.copy_memory(other, touched, threads)}, size)
 
+    bench.allot(0.18)
     bench.group(
         {
             "limit: read the warm map": lambda: limits.read_map(ours, threads, populate=False),
@@ -178,6 +186,7 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         before=settle,
     )
     into = gpt_state(depth, seed=1)
+    bench.allot(0.12)
     bench.group(
         {
             "limit: pread into touched memory": lambda: limits.read_file(ours, touched, threads, direct=False),
@@ -187,6 +196,7 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         before=settle,
     )
     assert torch.equal(into["model"]["lm_head.weight"], state["model"]["lm_head.weight"])  # type: ignore[index]
+    bench.allot(0.2)
     bench.group(
         {
             "limit: pread into fresh huge pages": lambda: limits.read_fresh(ours, threads),
@@ -213,6 +223,7 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         "torch.load, cold": lambda: torch.load(pt),
         "safetensors.load_file + touch, cold": lambda: touch(safetensors.torch.load_file(st)),
     }
+    bench.allot(0.25)
     bench.group(cold, nbytes, before=evict_all)
     evict_all()
 
@@ -222,6 +233,7 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         for path in Path(directory).glob("new*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         os.sync()
+        limits.settle(size)
 
     durable: dict[str, Job] = {
         f"limit: O_DIRECT write + fsync, {n} threads": lambda n=n: limits.write_file(
@@ -235,6 +247,7 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         "safetensors.save_file + fsync": lambda: (safetensors.torch.save_file(flat, new), fsync(new)),
         "dcp.save (syncs)": lambda: dcp.save({"state": state}, checkpoint_id=at("new_dcp"), no_dist=True),
     }
+    bench.allot(0.3)
     bench.group(durable, nbytes, before=clean)
     buffered: dict[str, Job] = {
         f"limit: buffered pwrite, {n} threads": lambda n=n: limits.write_file(new, touched, n, direct=False, sync=False)  # type: ignore[misc]
@@ -245,20 +258,25 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         "torch.save": lambda: torch.save(state, new),
         "safetensors.save_file": lambda: safetensors.torch.save_file(flat, new),
     }
+    bench.allot(0.4)
     bench.group(buffered, nbytes, before=clean)
 
     def convert_with_torch() -> None:
         torch.save(torch.load(pt), new)
         fsync(new)
 
-    limits.warm(pt)
+    def clean_and_warm() -> None:
+        limits.warm(pt)
+        clean()
+
+    bench.allot(0.5)
     bench.group(
         {
             "fastckpt.convert (.pt, durable)": lambda: fastckpt.convert(pt, at("new.fckpt")),
             "torch.load + torch.save + fsync": convert_with_torch,
         },
         nbytes,
-        before=clean,
+        before=clean_and_warm,
     )
     clean()
     bench.results["convert: peak memory"] = {"bytes": peak_rss_of_conversion(pt, at("new.fckpt")), "of": nbytes}
@@ -308,6 +326,7 @@ def measure_tiny(bench: Bench, directory: str, count: int) -> None:
     ours, st = os.path.join(directory, "tiny.fckpt"), os.path.join(directory, "tiny.safetensors")
     fastckpt.save(state, ours)
     safetensors.torch.save_file(state, st)
+    bench.allot(0.9)
     bench.group(
         {
             f"tiny: fastckpt.save, {count} tensors": lambda: fastckpt.save(state, ours),
@@ -351,12 +370,14 @@ def main() -> None:
     parser.add_argument("--dir", help="where the files are written (default: a temporary directory)")
     parser.add_argument("--depth", type=int, default=12, help="depth of the GPT (12: 1.7 GB)")
     parser.add_argument("--tiny", type=int, default=200_000, help="how many tiny tensors")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7, help="at most this many of each group")
+    parser.add_argument("--minutes", type=float, default=11, help="groups end early rather than take longer in all")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "cpu.json")
     options = parser.parse_args()
+    end = time.monotonic() + 60 * options.minutes
     torch.set_num_threads(default_threads())
     with tempfile.TemporaryDirectory(dir=options.dir) as directory:
-        bench = Bench(options.rounds)
+        bench = Bench(options.rounds, end)
         ratios = measure_large(bench, directory, options.depth)
         measure_tiny(bench, directory, options.tiny)
         result = {"machine": machine(directory), "ratios": ratios, "jobs": bench.results}

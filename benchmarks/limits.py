@@ -127,6 +127,7 @@ def evict(path: str) -> None:
 
 def warm(path: str) -> None:
     """Bring a file into the page cache."""
+    buffer = bytearray(BLOCK)
     with open(path, "rb", buffering=0) as file:
-        while file.read(BLOCK):
+        while file.readinto(buffer):
             pass

@@ -85,10 +85,12 @@ def render(result: dict[str, Any]) -> str:
     """The table in Markdown."""
     jobs, host = result["jobs"], result["machine"]
     size = jobs["fastckpt.load"]["bytes"]
+    rounds = sorted({len(row["seconds"]) for row in jobs.values() if "seconds" in row})
+    how_many = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
     lines = [
         f"{size / 1e9:.2f} GB of GPT-shaped bf16 and fp32 state; {host['cpu']}, {host['cpus']} CPUs, "
         f"{host['memory_gb']} GB, {host['file_system']}, Linux {host['kernel']}; torch {host['torch'].split('+')[0]}, "
-        f"safetensors {host['safetensors']}. Medians of {len(jobs['fastckpt.load']['seconds'])} interleaved rounds.",
+        f"safetensors {host['safetensors']}. Medians of {how_many} interleaved rounds.",
         "",
         "| | GB/s | seconds | verified |",
         "|---|---:|---:|---|",

@@ -1,0 +1,40 @@
+"""The CPU benchmark runs from end to end on very little data, and its result makes the README's table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the limits are those of Linux")
+def test_it_runs_and_makes_the_table(tmp_path: Path, monkeypatch: Any) -> None:
+    output = tmp_path / "result.json"
+    command = [sys.executable, str(BENCHMARKS / "cpu.py"), "--depth", "1", "--tiny", "100", "--rounds", "3"]
+    # No time at all: every group still has the round that does not count and one that does.
+    command += ["--minutes", "0", "--dir", str(tmp_path), "--output", str(output)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(output.read_text())
+    assert len(result["ratios"]) == 11
+    assert all(value > 0 and wanted > 0 for value, wanted in result["ratios"].values())
+    timed = [job for job in result["jobs"].values() if "seconds" in job]
+    assert all(len(job["seconds"]) == 1 and job["median"] > 0 for job in timed)
+    assert str(tmp_path) not in output.read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import table
+
+    shown = table.render(result)
+    assert "Medians of 1 interleaved rounds" in shown
+    result["jobs"]["fastckpt.load"]["seconds"] *= 4
+    assert "Medians of 1 to 4 interleaved rounds" in table.render(result)
+    assert table.update(f"before {table.BEGIN} old {table.END} after", shown).count(shown) == 1
