@@ -16,6 +16,11 @@ def pair_lines(facts: Facts, limit: int | None) -> Iterator[str | Styled]:
         facts: See `fastckpt.cli.diff_facts.pair_facts`.
         limit: None for all.
     """
+    if "role" in facts and facts["same"] and not facts["notes"]:
+        # Of many pairs, those that are the same take a line each.
+        verdict = _verdict(facts)
+        yield Styled(f"{facts['role']}: {verdict.text}", verdict.style)
+        return
     if "role" in facts:
         yield Styled(facts["role"], "bold")
     if "error" in facts:

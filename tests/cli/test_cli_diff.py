@@ -324,6 +324,10 @@ def test_two_steps_of_a_directory(steps, here):
     ended = here("diff", steps, "--steps", "1", "2")
     assert (ended.code, ended.err) == (1, "")
     assert ended.out.splitlines()[-1] == "3 pairs of files: 2 the same, 1 different"
+    same = [line for line in ended.out.splitlines() if line.startswith("optim rank")]
+    assert [line.partition(" (")[0] for line in same] == [
+        f"optim rank {rank}: identical: 1 tensor, every bit" for rank in (0, 1)
+    ]
     document = here("diff", steps, "--steps", "1", "2", "--json").json
     assert set(document) == {"a", "b", "same", "only_in_a", "only_in_b", "files"}
     assert [file["role"] for file in document["files"]] == ["model", "optim rank 0", "optim rank 1"]
