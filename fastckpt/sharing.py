@@ -76,7 +76,7 @@ def load_shared(
         What `fastckpt.load` returns on this process alone.
 
     Raises:
-        UsageError: There is no process group, or this process is not in it.
+        UsageError: There is no process group, this process is not in it, or it moves no tensors on this device.
         FastckptError: What went wrong on any process, the same on all.
     """
     if share != "broadcast":
@@ -100,6 +100,7 @@ def load_shared(
         storages: dict[int, torch.Tensor] = {}
         failure: BaseException | None = None
         try:
+            _require_link(device, path, group)
             storages = _storages(storages_read, structure, entries, device)
         except BaseException as error:
             failure = error
@@ -125,6 +126,19 @@ def _read(
         return _Structure(flat.tree, flat.entries, sizes, chosen), flat.storages
     except BaseException as error:
         return error, None
+
+
+def _require_link(device: torch.device, path: str, group: Any) -> None:
+    """Raise UsageError if a group cannot move tensors that lie on this kind of device."""
+    links = dist.get_backend_config(group)  # "cuda:nccl", "cpu:gloo,cuda:nccl", ...
+    if f"{device.type}:" not in links:
+        raise UsageError(
+            f"the process group moves no tensors on {device.type}",
+            path=path,
+            expected=f"a backend for {device.type}",
+            actual=links,
+            next_step='load to a device that it serves, or make a group with backend="cpu:gloo,cuda:nccl"',
+        )
 
 
 def _storages(

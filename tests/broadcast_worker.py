@@ -68,6 +68,10 @@ def main(directory: Path, rank: int, world: int) -> None:
     sharing._storages = no_room if rank == world - 1 else allocate
     run("no room", lambda: shared("s.fckpt"))
     sharing._storages = allocate
+    links = dist.get_backend_config
+    dist.get_backend_config = (lambda group: "cuda:nccl") if rank == world - 1 else links
+    run("no link", lambda: shared("s.fckpt"))
+    dist.get_backend_config = links
     reversed_group = dist.new_group(list(range(1, world)), timeout=TIMEOUT)
     if rank:
         run("group", lambda: same(shared("s.fckpt", group=reversed_group), state))

@@ -100,6 +100,14 @@ def test_an_error_where_it_is_received_is_raised_everywhere(results: list[dict[s
         assert "no room here" in result["no room"][1]
 
 
+def test_a_group_that_does_not_serve_the_device(results: list[dict[str, Any]]) -> None:
+    """NCCL moves nothing on the CPU: an error on all, if it is so for one of them."""
+    kind, message, path = results[-1]["no link"]
+    assert (kind, message) == ("UsageError", "the process group moves no tensors on cpu")
+    assert path.endswith("s.fckpt")
+    assert all(result["no link"] == results[-1]["no link"] for result in results)
+
+
 def test_a_group_of_some(results: list[dict[str, Any]]) -> None:
     assert results[0]["group"][0] == "UsageError"
     assert [result["group"] for result in results[1:]] == [True] * (WORLD - 1)
