@@ -32,7 +32,7 @@ def require() -> Any:
     """The kvikio module. Raises UsageError, with the reason, where it cannot be imported."""
     try:
         return importlib.import_module("kvikio")
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # It loads the driver's libraries.
         raise UsageError(
             f'engine="kvikio" needs the kvikio package: {error}',
             next_step='pip install kvikio-cu12 (for CUDA 12), or engine="ring"',
@@ -62,8 +62,7 @@ def arrivals(
     check = LeafCheck(device, windows, 1) if proof == "device" else None
     memories: dict[Region, torch.Tensor] = {}
     suspects: dict[Region, list[Suspect]] = {}
-    # By descriptor: it is the file that was opened, even if its name now means another.
-    with kvikio.CuFile(f"/proc/self/fd/{source.fd}", "r") as file:
+    with _open(kvikio, source) as file:
         try:
             for number, window in enumerate(windows):
                 device.take_over()
@@ -87,6 +86,16 @@ def arrivals(
                     yield Arrival(region, cargo.pop(0), suspects.pop(region, []))
         finally:
             device.synchronize()
+
+
+def _open(kvikio: Any, source: Source) -> Any:
+    """By descriptor: it is the file that was opened, even if its name now means another."""
+    try:
+        return kvikio.CuFile(f"/proc/self/fd/{source.fd}", "r")
+    except (OSError, RuntimeError) as error:
+        raise CheckpointIOError(
+            f"kvikio cannot open the file: {error}", path=source.path, next_step='engine="ring" needs no kvikio'
+        ) from None
 
 
 def _read(file: Any, source: Source, arrived: Sequence[tuple[Piece, torch.Tensor]]) -> None:

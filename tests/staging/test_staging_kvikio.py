@@ -16,6 +16,7 @@ from states import assert_same, everything, pattern
 
 import fastckpt
 from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.staging import kvikio_engine
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
@@ -73,6 +74,25 @@ def test_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for use in (fastckpt.load, fastckpt.stream):
         with pytest.raises(UsageError, match="needs the kvikio package"):
             use(tmp_path / "s", engine="kvikio")
+
+
+@pytest.mark.parametrize("failure", [OSError("libcufile.so.0: cannot open"), RuntimeError("no CUDA driver")])
+def test_does_not_work_here(
+    tmp_path: Path, kvikio: type[CuFile], monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    """Whether its import fails, or what it does with the file."""
+
+    def fail(*arguments: object) -> None:
+        raise failure
+
+    fastckpt.save({"a": torch.ones(3)}, tmp_path / "s")
+    monkeypatch.setattr(sys.modules["kvikio"], "CuFile", fail)
+    with pytest.raises(CheckpointIOError, match=str(failure)) as caught:
+        fastckpt.load(tmp_path / "s", engine="kvikio", verify=False)
+    assert caught.value.path == str(tmp_path / "s")
+    monkeypatch.setattr(kvikio_engine, "importlib", types.SimpleNamespace(import_module=fail))
+    with pytest.raises(UsageError, match="needs the kvikio package"):
+        fastckpt.load(tmp_path / "s", engine="kvikio")
 
 
 def test_same_results(tmp_path: Path, kvikio: type[CuFile]) -> None:
