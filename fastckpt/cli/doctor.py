@@ -237,7 +237,7 @@ def shell_lines(command: str, *, label: str) -> Iterator[str]:
 
 def _conclusion(facts: Facts) -> Iterator[str | Styled]:
     serious = [finding for finding in facts["findings"] if finding["severity"] != "note"]
-    if facts["tags"] and not serious:
+    if facts["exit_code"] == 0 and not serious:
         read = "every byte is as it was written" if facts["deep"] else "--deep would read every byte"
         yield Styled(f"nothing wrong; {read}", "good")
         return

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from fastckpt.cli.render import count_text, size_text
@@ -86,11 +86,16 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
     if not broken:
         return
     unreadable = [file for file in broken if not isinstance(file.error, DamagedError | NotACheckpointError | None)]
+    fallback = tag.fallback(step.number)
     for file in unreadable:
-        yield _unreadable(file, step.number)
+        found = _unreadable(file, step.number)
+        if found.kind == "unsupported" and fallback is not None:
+            # Looking into it tells why; that training can go on elsewhere is told already.
+            aside = commands.set_step_aside(step.directory, step.number)
+            found = replace(found, cause=f"{found.cause}; step {fallback.number} is whole", next=aside)
+        yield found
     damaged = [file for file in broken if file not in unreadable]
     reports = {file.path: salvager.report(file) for file in damaged}
-    fallback = tag.fallback(step.number)
     newer_whole = fallback is not None and fallback.is_whole and fallback.number > step.number
     rescue = _rescue(damaged, reports)
     usual = _usual_sizes(tag, step)

@@ -68,9 +68,10 @@ def diagnose_space(tag: TagFacts, space: Space) -> Iterator[Diagnosis]:
     spare = whole[KEPT:] if len(whole) > KEPT else []
     frees = sum(step.nbytes for step in spare)
     older = len(tag.steps) - len(tag.examined)
+    more = f", and {older} that were not looked at" if older else ""
     prune = shlex.join(["fastckpt", "prune", tag.path, "--keep-last", str(KEPT)])
     if space.saves is not None and space.save is not None and space.free is not None and space.saves < FEW_SAVES:
-        could = f"; {count_text(len(spare), 'older step')} could go ({size_text(frees)})" if spare else ""
+        could = f"; {count_text(len(spare), 'older step')} could go ({size_text(frees)}){more}" if spare else ""
         if not spare and len(whole) == KEPT:
             could, prune = f"; keeping one step would free {size_text(whole[1].nbytes)}", prune[:-1] + "1"
         yield Diagnosis(
@@ -84,7 +85,6 @@ def diagnose_space(tag: TagFacts, space: Space) -> Iterator[Diagnosis]:
             prune if spare or len(whole) == KEPT else shlex.join(["du", "-xh", "--max-depth=1", tag.path]),
         )
     elif spare:
-        more = f" ({older} more were not looked at)" if older else ""
         yield Diagnosis(
             "retention",
             "note",

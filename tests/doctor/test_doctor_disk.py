@@ -14,7 +14,7 @@ import torch
 from doctor_types import Doctor, Shell
 
 import fastckpt
-from fastckpt.doctor import disk
+from fastckpt.doctor import disk, examination
 
 
 def test_the_next_save(run_of, doctor: Doctor):
@@ -76,6 +76,15 @@ def test_steps_that_could_go_are_a_note(run_of, doctor: Doctor, shell: Shell):
     assert shown.returncode == 0
     assert shown.stdout.count("would delete") >= 2
     assert doctor(".").tag["steps"] == [2, 4, 6, 8]
+
+
+def test_steps_that_were_not_looked_at_are_told(run_of, doctor: Doctor, monkeypatch: pytest.MonkeyPatch):
+    """The command would delete them as well."""
+    monkeypatch.setattr(examination, "NEWEST", 3)
+    run_of(2, 4, 6, 8, 10)
+    assert doctor(".").the("retention")["what"].endswith(", and 2 that were not looked at")
+    monkeypatch.setattr(disk, "free_bytes", lambda fd: 1000)
+    assert doctor(".").the("disk")["cause"].endswith(", and 2 that were not looked at")
 
 
 KILLED = """
