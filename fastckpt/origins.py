@@ -19,6 +19,7 @@ from fastckpt.layout.entries import Entry
 from fastckpt.reader import is_foreign, select
 from fastckpt.staging.records import RecordOrigin
 from fastckpt.staging.stage import Origin
+from fastckpt.tensor.dtypes import require_dtypes
 from fastckpt.tensor.rebuild import resolve_tree, unflatten
 
 
@@ -62,6 +63,7 @@ def opened(path: str | os.PathLike[str], keys: str | Iterable[str] | None) -> It
             with collector_paused():
                 every = file.checked_entries()
                 wanted = every if keys is None else select(every, keys, file.path)
+                require_dtypes(wanted, file.path)
             yield OpenFile(
                 wanted,
                 lambda entries: RecordOrigin(file, entries),

@@ -27,6 +27,7 @@ from fastckpt.payload import Reading, Target, covering_targets, raise_damage, re
 from fastckpt.staging.device import device_of
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
+from fastckpt.tensor.dtypes import require_dtypes
 from fastckpt.tensor.rebuild import StorageBytes, build_tensors, named, unflatten
 
 
@@ -105,6 +106,7 @@ def load(
         with collector_paused():
             entries = file.checked_entries()
             wanted = entries if keys is None else select(entries, keys, file.path)
+            require_dtypes(wanted, file.path)
         count = thread_count(threads) if mmap else reading_threads(file.source, threads)
         bytes_of = read_storages(file, wanted, Reading(count, verify=proven, progress=progress), mapped=mmap)
         try:

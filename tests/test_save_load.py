@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ from fastckpt.errors import (
     UnsupportedStateError,
     UsageError,
 )
+from fastckpt.tensor import dtypes
 
 CODECS = ["none", "zstd", "zstd:9"]
 QUICK = settings(
@@ -648,3 +650,21 @@ def test_damage_in_a_sector_the_disk_cannot_read(tmp_path: Path, monkeypatch: py
         assert [(f.offset, f.size) for f in report.findings] == [tuple(bad)]
         assert [f.kind.value for f in report.findings] == ["unreadable"]
         assert report.damaged_tensors == []
+
+
+@pytest.mark.parametrize("options", [{}, {"mmap": True}, {"verify": False}])
+def test_dtype_that_this_torch_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    """Refused before a byte is read: the damage at the end of the file is not what is told."""
+    path = tmp_path / "s.fckpt"
+    fastckpt.save({"a": torch.ones(3), "half": torch.ones(3).half(), "more": torch.ones(200_000).half()}, path)
+    with fastckpt.open(path) as ck:
+        place = ck._file.records[-1].payload.offset
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1
+    path.write_bytes(raw)
+    monkeypatch.setattr(dtypes, "_BY_NAME", {k: v for k, v in dtypes._BY_NAME.items() if k != "float16"})
+    for load in (functools.partial(fastckpt.load, **options), lambda path: next(iter(fastckpt.stream(path)))):
+        with pytest.raises(UnsupportedStateError, match="has no dtype float16") as caught:
+            load(path)
+        assert (caught.value.path, caught.value.tensor) == (str(path), "half")
+    assert list(fastckpt.load(path, keys="a", **options)) == ["a"]
