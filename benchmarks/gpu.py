@@ -9,6 +9,7 @@ written anew after each group, and what fails is written down and left out, so
 that a run that is cut short has not been for nothing. The exit code is 1 if a
 check or a job of ours failed.
 ``--device cpu --gb 0.1`` runs all of it without a GPU; its figures mean nothing.
+Where the package is built in place and not installed, ``PYTHONPATH=.`` finds it.
 """
 
 from __future__ import annotations
@@ -341,6 +342,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=MINUTES, help="for all of it; rounds are left out to keep it")
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/gpu.json, or gpu_cpu_mode.json")
     options = parser.parse_args()
+    if torch.device(options.device).type == "cuda" and not torch.cuda.is_available():
+        parser.error("torch sees no CUDA device; --device cpu --gb 0.1 shows that the script runs")
     place = Place(torch.device(options.device))
     default = "gpu.json" if place.on_gpu else "gpu_cpu_mode.json"
     output: Path = options.output or Path(__file__).parent / "results" / default
