@@ -25,7 +25,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, ParamSpec, TypeVar
 
@@ -82,7 +82,8 @@ class Retention:
         keep_last: The newest whole steps, this many.
         keep_every: Every step that is a multiple of this.
         keep_best: A number in the meta files, such as ``val_bpb``: the whole step with the smallest one. Steps
-            without it (``null``, ``Infinity``, no meta) do not count.
+            without it (``null``, ``Infinity``, no meta) do not count; if no meta file has that name at all, nothing is
+            deleted.
         min_free: Delete what no rule keeps only while less than this is free on the file system, the oldest first:
             ``"10%"`` of it, ``"50GB"``, ``"50GiB"`` or bytes. Without it, all of that is deleted.
 
@@ -114,7 +115,7 @@ class Retention:
             A decision for every step, by number.
 
         Raises:
-            NotACheckpointError, UsageError: It holds no steps.
+            NotACheckpointError, UsageError: It holds no steps, or no meta file has the number to keep the best of.
             CheckpointIOError: It cannot be read.
         """
         path = os.fsdecode(directory)
@@ -143,7 +144,7 @@ class Retention:
             The decisions, with what was really deleted; none on other ranks.
 
         Raises:
-            NotACheckpointError, UsageError: It holds no steps.
+            NotACheckpointError, UsageError: It holds no steps, or no meta file has the number to keep the best of.
             CheckpointIOError: It cannot be read, or a file cannot be deleted.
         """
         if rank != 0:
@@ -200,7 +201,7 @@ class Retention:
         for step in older:
             if step.number in faults and max(map(_changed, _paths(step))) >= since:
                 kept.setdefault(step.number, "not whole, but written to lately: perhaps it is being saved")
-        kept = self._rules([step for step in steps if step.number <= newest.step], faults) | kept
+        kept = self._rules(directory, [step for step in steps if step.number <= newest.step], faults) | kept
         kept[newest.step] = "the newest whole step, verified"
         for step in steps:
             if step.number > newest.step:
@@ -208,11 +209,11 @@ class Retention:
                 kept[step.number] = f"newer than the newest whole step{fault}"
         return kept, faults
 
-    def _rules(self, steps: Sequence[Step], faults: Mapping[int, str]) -> dict[int, str]:
+    def _rules(self, directory: str, steps: Sequence[Step], faults: Mapping[int, str]) -> dict[int, str]:
         """The steps that the rules keep, of those up to the newest whole one."""
         whole = [step for step in steps if step.number not in faults]
         kept = {step.number: f"one of the {self.keep_last} newest whole steps" for step in whole[-self.keep_last :]}
-        best = self._best(whole)
+        best = self._best(directory, whole)
         if best is not None:
             kept.setdefault(best[0], f"the best {self.keep_best}, {best[1]:g}")
         for step in steps:
@@ -220,10 +221,20 @@ class Retention:
                 kept.setdefault(step.number, f"a multiple of {self.keep_every}")
         return kept
 
-    def _best(self, steps: Iterable[Step]) -> tuple[int, float] | None:
+    def _best(self, directory: str, steps: Sequence[Step]) -> tuple[int, float] | None:
         if self.keep_best is None:
             return None
-        values = [(_read_value(step.meta, self.keep_best), -step.number) for step in steps]
+        metas = [(_read_meta(step.meta), -step.number) for step in steps]
+        if not any(self.keep_best in content for content, _ in metas):
+            # A name that was mistyped must not cost the best step.
+            names = sorted({name for content, _ in metas for name in content if _finite(content[name]) is not None})
+            raise UsageError(
+                f"no meta file of a whole step has {self.keep_best!r}",
+                path=directory,
+                expected=", ".join(names[:12]) or None,
+                next_step="name another number, or leave out keep_best; nothing was deleted",
+            )
+        values = [(_finite(content.get(self.keep_best)), number) for content, number in metas]
         found = [(value, number) for value, number in values if value is not None]
         return (-min(found)[1], min(found)[0]) if found else None
 
@@ -260,15 +271,20 @@ def _changed(path: str) -> int:
         raise translate_os_error(error, path, doing="look at the file") from error
 
 
-def _read_value(meta: str | None, key: str) -> float | None:
-    """A finite number of a meta file; None if it has none, or is no whole JSON."""
-    if meta is None:
-        return None
+def _read_meta(meta: str | None) -> dict[str, object]:
+    """What a meta file holds; nothing if it is no whole JSON."""
     try:
-        content = json.loads(read_small(meta))
-        value = content.get(key) if isinstance(content, dict) else None
+        content = json.loads(read_small(meta)) if meta is not None else {}
+    except (ValueError, RecursionError, CheckpointIOError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _finite(value: object) -> float | None:
+    """A finite number; None if it is something else."""
+    try:
         number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-    except (ValueError, RecursionError, OverflowError, CheckpointIOError):
+    except OverflowError:
         return None
     return number if math.isfinite(number) else None
 

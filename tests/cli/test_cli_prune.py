@@ -45,6 +45,13 @@ def test_a_dry_run_deletes_nothing_and_shows_every_decision(run, here):
     assert left(run) == [500, 1000, 1500, 2000, 2500, 3000]
 
 
+def test_a_mistyped_name_is_refused_with_the_names_there_are(run, here):
+    ended = here("prune", run, "--keep-best", "val_bp")
+    assert ended.code == 64
+    assert "no meta file of a whole step has 'val_bp' (expected step, val_bpb)" in ended.err
+    assert left(run) == [500, 1000, 1500, 2000, 2500, 3000]
+
+
 def test_without_it_they_go(run, here):
     ended = here("prune", run, *RULES)
     assert ended.code == 0

@@ -90,6 +90,24 @@ def test_the_best_of_equals_is_the_newest_and_must_be_a_number(tmp_path: Path) -
     assert left(directory) == [400, 600]
 
 
+def test_a_name_that_no_meta_has_deletes_nothing(tmp_path: Path) -> None:
+    """Mistyped, it would cost the best step. One that is there without a number only has no best."""
+    directory = run_of(tmp_path / "d12", [100, 200, 300], {100: 0.5})
+    before = names(directory)
+    with pytest.raises(UsageError, match="no meta file of a whole step has 'val_bpd'") as caught:
+        Retention(keep_last=1, keep_best="val_bpd").apply(directory)
+    assert "val_bpb" in str(caught.value.expected)
+    assert names(directory) == before
+    save = Retention(keep_last=1, keep_best="val_bpd").after(lambda checkpoint_dir, step: None)
+    save(checkpoint_dir=directory, step=300)
+    assert names(directory) == before
+    for step in (100, 200, 300):
+        (directory / f"meta_{step:06d}.json").write_text(json.dumps(meta_of(step) | {"val_bpb": None}))
+        age(directory, step, step)
+    Retention(keep_last=1, keep_best="val_bpb").apply(directory)
+    assert left(directory) == [300]
+
+
 def test_only_files_of_steps_are_deleted(tmp_path: Path) -> None:
     directory = run_of(tmp_path / "d12", [100, 200])
     (directory / "sub").mkdir()
