@@ -21,7 +21,8 @@ from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.memory import allocate
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import NOWHERE, Move, transfer
+from fastckpt.io.sums import sum_parts
+from fastckpt.io.transfer import Move
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.tree import decode_tree
@@ -160,15 +161,7 @@ class _ForeignTensors(StoredTensors):
         stored = self.storages[storage]
         if stored.crc is None or not stored.nbytes:
             return
-        moved = transfer(
-            [Move(stored.offset, 0, stored.nbytes)],
-            source=self.source.fd,
-            source_direct=self.source.direct_fd,
-            sink=NOWHERE,
-            threads=threads,
-            leaves=False,
-            crcs=True,
-        )
+        moved = sum_parts(self.source, [Move(stored.offset, 0, stored.nbytes)], threads=threads)
         for fault in moved.faults:
             reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
             raise CheckpointIOError(

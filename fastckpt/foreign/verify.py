@@ -8,7 +8,8 @@ from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
+from fastckpt.io.sums import sum_parts
+from fastckpt.io.transfer import Move, Progress
 
 
 def verify_foreign(path: str | os.PathLike[str], *, threads: int, progress: Progress | None) -> Report:
@@ -45,16 +46,8 @@ def _check_storages(
     for entry in foreign.entries:
         names.setdefault(entry.storage, []).append(entry.name)
     proven = [number for number, storage in enumerate(foreign.storages) if storage.nbytes and storage.crc is not None]
-    moved = transfer(
-        (Move(foreign.storages[number].offset, 0, foreign.storages[number].nbytes) for number in proven),
-        source=source.fd,
-        source_direct=source.direct_fd,
-        sink=NOWHERE,
-        threads=threads,
-        leaves=False,
-        crcs=True,
-        progress=progress,
-    )
+    parts = [Move(foreign.storages[number].offset, 0, foreign.storages[number].nbytes) for number in proven]
+    moved = sum_parts(source, parts, threads=threads, progress=progress)
     unreadable = {fault.move: fault.errno for fault in moved.faults}
     findings = []
     for position, number in enumerate(proven):

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fastckpt.findings import Kind
-from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
+from fastckpt.io.sums import sum_parts
+from fastckpt.io.transfer import Move, Progress
 from fastckpt.readable import narrowed, read_there
 from fastckpt.salvaging.wreck import Hole, StorageState, merge_holes
 from fastckpt.salvaging.zip_evidence import Archive, Descriptor, descriptor_at, local_header_at
@@ -41,6 +42,7 @@ class Candidate:
         named: Whether the local header names this storage.
         in_line: Whether a record behind it stands where this place, and the sizes, put it.
         anchored: Whether one before it does.
+        follows: Whether its header is where a record that has its descriptor ends.
     """
 
     key: str
@@ -53,6 +55,7 @@ class Candidate:
     named: bool = False
     in_line: bool = False
     anchored: bool = False
+    follows: bool = False
 
     @property
     def is_signed(self) -> bool:
@@ -63,6 +66,11 @@ class Candidate:
     def is_witnessed(self) -> bool:
         """Whether its header or its descriptor stands in its place."""
         return self.named or self.is_signed
+
+    @property
+    def witnesses(self) -> int:
+        """How much ties it to its place: of two that overlap, the one with more is there."""
+        return self.named + self.is_signed + self.follows
 
     def has_checksum(self) -> bool:
         """Whether a CRC-32 is stated where it should be, so that one that does not match means damage."""
@@ -128,21 +136,15 @@ class Sums:
     def read(self, candidates: Iterable[Candidate]) -> None:
         """Read the bytes of these, unless that was done. Of those that overlap only one is read."""
         wanted = [c for c in candidates if c.nbytes and c.place is not None and self.of(c) is None]
-        chosen = without_overlaps(
-            [c for c in wanted if _is_inside(c, self._source.size)], lambda c: (not c.is_witnessed,)
-        )
+        chosen = without_overlaps([c for c in wanted if _is_inside(c, self._source.size)], lambda c: (-c.witnesses,))
         moves = [Move(c.place.data, 0, c.nbytes) for c in chosen if c.place is not None]
         if not moves:
             return
         done, progress = self._done, self._progress
-        moved = transfer(
+        moved = sum_parts(
+            self._source,
             moves,
-            source=self._source.fd,
-            source_direct=self._source.direct_fd,
-            sink=NOWHERE,
             threads=self._threads,
-            leaves=False,
-            crcs=True,
             progress=None if progress is None else (lambda count: progress(done + count)),
         )
         self._done += sum(move.size for move in moves)
@@ -170,7 +172,7 @@ def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list
     size = archive.source.size
     sums.read(candidates)
     inside = [c for c in candidates if c.nbytes and _is_inside(c, size)]
-    alone = {id(c) for c in without_overlaps(inside, lambda c: (not sums.prove(c), not c.is_witnessed))}
+    alone = {id(c) for c in without_overlaps(inside, lambda c: (not sums.prove(c), -c.witnesses))}
     standing = {c.key: c.place.header for c in candidates if c.named and c.place is not None}
     states = []
     for candidate in candidates:
@@ -221,8 +223,10 @@ def _find_line(archive: Archive, candidates: Sequence[Candidate]) -> None:
     )
     # A file of exactly the length that its layout gives has lost or gained no byte.
     whole = bool(placed) and _expected_size(placed, prefix) == source.size
+    ends = {end_of(c.place, c.nbytes) for c in placed if c.is_signed and c.place is not None}
     anchored = False
     for candidate in placed:
+        candidate.follows = candidate.place is not None and candidate.place.header in ends
         candidate.anchored = anchored
         # An empty record has no descriptor: where its header ends, the next one begins.
         ends_there = candidate.is_signed if candidate.nbytes else candidate.named
@@ -251,7 +255,7 @@ def _is_inside(candidate: Candidate, size: int) -> bool:
     return candidate.place is not None and candidate.place.data + candidate.nbytes <= size
 
 
-def without_overlaps(candidates: Sequence[Candidate], rank: Callable[[Candidate], tuple[bool, ...]]) -> list[Candidate]:
+def without_overlaps(candidates: Sequence[Candidate], rank: Callable[[Candidate], tuple[int, ...]]) -> list[Candidate]:
     """Leave out ranges that reach into another one, so that no byte counts twice; lower ranks come first."""
     begins: list[int] = []
     ends: list[int] = []
