@@ -101,6 +101,10 @@ def measure(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         for path in (*files.values(), good):
             limits.warm(path)
 
+    # As in cpu.py: all files are brought into the page cache in the same way.
+    for path in (*files.values(), good):
+        limits.evict(path)
+
     bench.group(
         {
             "limit: pread into touched memory": lambda: limits.read_file(files["cut"], memory, threads, direct=False),
