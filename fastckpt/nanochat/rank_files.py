@@ -121,7 +121,7 @@ def check_bytes(shards: Shards, files: Sequence[StoredTensors]) -> None:
                 )
     for piece in shards.zero:
         read = piece_reader(piece, files)
-        if any(read(start, end) != bytes(end - start) for start, end in _blocks(piece)):
+        if any(read(start, end) != bytearray(end - start) for start, end in _blocks(piece)):
             raise MismatchError(
                 f"{piece.entry.name} is not zero in rows that stand for no parameter",
                 path=files[piece.rank].path,

@@ -2,10 +2,11 @@
 
 Only the script knows what belongs to a step: its model, optimizer, data loader
 and counters. It also knows how to save them, and asks itself at each step whether
-to: ``step % args.save_every == 0``. So a wish to save is granted by setting
-``args.save_every`` to 1 for a moment, after the optimizer's step in which the ranks have
-agreed on it (`fastckpt.EmergencySave`). Evaluation, which nanochat does before it
-saves, is switched off meanwhile.
+to: ``step % args.save_every == 0`` (until January 2026 ``save_every`` was a
+variable of the script itself). So a wish to save is granted by setting that to 1
+for a moment, after the optimizer's step in which the ranks have agreed on it
+(`fastckpt.EmergencySave`). Evaluation, which nanochat does before it saves, is
+switched off meanwhile.
 
 A script can have several optimizers, as nanochat had two of them until January
 2026: then a step is over, for what is said here, each time that one of them
@@ -52,7 +53,7 @@ class _Guard(EmergencySave):
 
 
 class ScriptSave:
-    """Grants wishes to save in a script that has ``args.save_every``; a context manager around its run."""
+    """Grants wishes to save in a script that has a ``save_every``; a context manager around its run."""
 
     def __init__(self) -> None:
         self._guard: _Guard | None = None
@@ -115,8 +116,8 @@ class ScriptSave:
         self._stepped = [optimizer]
         assert self._guard is not None
         if not self._guard.armed:
-            if not isinstance(_setting(_SAVE), int):
-                say("this script has no args.save_every: signals end it without a save")
+            if not isinstance(_settings().get(_SAVE), int):
+                say("this script has neither args.save_every nor save_every: signals end it without a save")
                 self._detach()
                 return
             self._guard.armed = True
@@ -129,7 +130,7 @@ class ScriptSave:
     def _grant(self, number: signal.Signals) -> None:
         """Let the script save at the next place where it does so."""
         self._granting, self._saves = number, 0
-        settings = vars(_arguments())
+        settings = _settings()
         wanted = {_SAVE: 1} | {name: _NEVER for name in _BEFORE_SAVE if name in settings}
         self._kept = {name: settings[name] for name in wanted}
         settings.update(wanted)
@@ -139,16 +140,15 @@ class ScriptSave:
         number, self._granting = self._granting, None
         assert self._guard is not None
         assert number is not None
-        vars(_arguments()).update(self._kept)
+        _settings().update(self._kept)
         saved = self._guard.agreement.highest(self._saves)
         say(f"{number.name}: the script has saved" if saved else f"{number.name}: the script did not save")
         if ends_run(number):
             raise SystemExit(128 + number)
 
 
-def _arguments() -> Any:
-    return getattr(sys.modules.get("__main__"), "args", None)
-
-
-def _setting(name: str) -> object:
-    return getattr(_arguments(), name, None)
+def _settings() -> dict[str, Any]:
+    """Where the script looks up its settings: in ``args``, or among its own variables."""
+    variables = vars(sys.modules["__main__"])
+    arguments = getattr(variables.get("args"), "__dict__", {})
+    return arguments if _SAVE in arguments else variables

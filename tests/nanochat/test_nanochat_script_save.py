@@ -179,6 +179,26 @@ def test_no_evaluation_before_the_save(checkout: Path, processes: ExitStack) -> 
     assert f"eval {step}\n" not in out
 
 
+def test_settings_as_variables_of_the_script(checkout: Path, processes: ExitStack) -> None:
+    """As nanochat had them until January 2026."""
+    script = checkout / "scripts" / "base_train.py"
+    text = script.read_text()
+    parsed, asked = "args = parser.parse_args()", "step % args.save_every"
+    assert text.count(parsed) == text.count(asked) == 1
+    moved = f"{parsed}\nsave_every = args.save_every\ndel args.save_every"
+    script.write_text(text.replace(parsed, moved).replace(asked, "step % save_every"))
+    process = start(checkout, processes, *RUN, *LONG)
+    wait_for_step(process, 3)
+    process.send_signal(signal.SIGUSR1)
+    wait_for_save(checkout)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "SIGTERM: the script has saved" in err
+    saved = sorted((checkout.parent / "base" / "base_checkpoints" / "d4").glob("model_*"))
+    assert len(saved) == 2, "one for each signal: the variable was put back"
+
+
 def test_two_optimizers(checkout: Path, processes: ExitStack) -> None:
     """The second one's step is part of the same step of training: the save comes after both, and before the end."""
     script = checkout / "scripts" / "base_train.py"
@@ -206,5 +226,5 @@ def test_script_without_save_every(checkout: Path, processes: ExitStack) -> None
     process = start(checkout, processes, *RUN, "--num-iterations=1000000", "--keep-every=1000000")
     wait_for_step(process, 2)
     process.send_signal(signal.SIGTERM)
-    assert "no args.save_every" in process.communicate(timeout=60)[1]
+    assert "neither args.save_every nor save_every" in process.communicate(timeout=60)[1]
     assert process.returncode == -signal.SIGTERM
