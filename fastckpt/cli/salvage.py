@@ -153,6 +153,8 @@ def _fate_lines(facts: Facts) -> Iterable[str]:
 def _left(fate: dict[str, Any], donor: str | None) -> str:
     """What is left of a tensor, in a few words."""
     parts = []
+    if fate["status"] == "intact":
+        parts.append("left out: see the note")
     if fate["status"] == "partial":
         parts.append(f"{size_text(fate['present'])} of {size_text(fate['nbytes'])}")
     for key, text in (("rows_intact", "proven"), ("rows_present", "there, unproven")):
@@ -187,8 +189,9 @@ def _outcome(facts: Facts) -> Iterator[str | Styled]:
     if facts["destination"] is not None:
         style = "good" if facts["complete"] else "warn"
         yield Styled(f"wrote {facts['destination']}: {text} ({complete})", style)
-    elif facts["exit_code"] == 0 and facts["complete"]:
-        yield Styled("nothing is damaged", "good")
+    elif facts["exit_code"] == 0:
+        proven = facts["counts"]["intact"] == total
+        yield Styled("nothing is damaged" if proven else "nothing is missing, and nothing can prove it", "good")
     else:
         yield Styled(f"would come back: {text} ({complete})", "good" if facts["complete"] else "warn")
 

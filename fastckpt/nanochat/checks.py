@@ -64,11 +64,14 @@ def check_step(number: int, facts: Sequence[Facts], meta_path: str | None) -> li
         notes.append(f"there is no {Stem(MODEL, number)}")
     _check_ranks(facts)
     notes += _check_steps(number, facts, meta, meta_path)
-    for other in optimizers[1:]:
-        _check_same_save(optimizers[0], other)
+    # A damaged one is there, and has nothing to compare.
+    readable = [file for file in optimizers if file.groups is not None]
+    for other in readable[1:]:
+        _check_same_save(readable[0], other)
     if optimizers:
         notes += _missing_ranks_note(optimizers, *find_missing_ranks(facts, meta))
-        notes += _check_counter(number, optimizers[0], meta)
+    if readable:
+        notes += _check_counter(number, readable[0], meta)
     return notes
 
 
@@ -166,7 +169,7 @@ def find_missing_ranks(facts: Sequence[Facts], meta: dict[str, Any]) -> tuple[li
     optimizers = [file for file in facts if file.stem.role == OPTIM]
     present = {file.stem.rank or 0 for file in optimizers}
     vocabulary = _vocabulary(next((file for file in facts if file.stem.role == MODEL), None), meta)
-    moment = optimizers[0].first_moment if optimizers else None
+    moment = next((file.first_moment for file in optimizers if file.first_moment), None)
     if not vocabulary or not moment or not moment[0] or vocabulary % moment[0]:
         world_size = max(present, default=-1) + 1
     else:

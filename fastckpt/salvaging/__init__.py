@@ -150,6 +150,9 @@ def _what_is_missing(report: SalvageReport, include: frozenset[Status], *, stric
         missing -= unproven
     if missing and strict and report.structure != "none":
         yield f"incomplete: {len(missing)} of {len(report.tensors)} tensors are missing, and a strict load refuses that"
+    if report.broken_groups:
+        shown = ", ".join(report.broken_groups[:3]) + (", ..." if len(report.broken_groups) > 3 else "")
+        yield f"param_groups are not whole, and an optimizer may refuse its first step without {shown}"
     holed = set(report.broken) & set(report.written)
     if holed:
         share = f"{len(holed)} of {len(report.written)} tensors"

@@ -167,26 +167,18 @@ def _file_state(path: str, role: str, *, threads: int, progress: Progress | None
 
 def _check_together(step: Step, facts: list[Facts], result: StepState) -> None:
     """Note missing files, and files that do not belong together."""
-    # Of a damaged optimizer file nothing is known that could be compared.
-    known = [fact for fact in facts if fact.stem.role != OPTIM or fact.groups is not None]
     try:
-        result.notes += check_step(step.number, known, step.meta)
+        result.notes += check_step(step.number, facts, step.meta)
     except MismatchError as error:
         result.notes.append(error.message)
         result.state = "mixed" if result.state == "whole" else result.state
     except FastckptError as error:
         result.notes.append(error.message)
     missing = [note for note in result.notes if "missing" in note or note.startswith("there is no")]
-    # A damaged file is there, though its facts are not known.
-    there = {str(stem) for stem in step.states}
     if any(stem.role == OPTIM for stem in step.states) and step.model not in step.states:
         missing.append("the model is missing")
-    if step.meta is None or (missing and not _only_damaged(missing, there)):
+    if step.meta is None or missing:
         result.state = "incomplete" if result.state == "whole" else result.state
-
-
-def _only_damaged(missing: list[str], there: set[str]) -> bool:
-    return all(any(stem in note for stem in there) for note in missing)
 
 
 def _conclude(report: DirectoryReport) -> None:

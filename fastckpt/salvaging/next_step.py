@@ -28,6 +28,8 @@ def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
     if not report.written and not unverified:
         if sibling is not None and _is_whole(sibling, threads):
             return f"nothing usable is left in this file; use {_shown(sibling)}, which is whole"
+        if report.size and not report.tensors and request.like is None:
+            return f"{_with_names(report, request, suggested_name(report))}; or take another copy"
         return "nothing usable is left in this file; take another copy or an older checkpoint"
     if unverified:
         request = request._replace(include=request.include | {Status.UNVERIFIED})
@@ -56,26 +58,27 @@ def _after_writing(report: SalvageReport, request: Request, threads: int) -> str
     if report.structure == "none":
         return _with_names(report, request, destination)
     if parsed is None:
-        return f"fastckpt verify {shlex.quote(destination)}{'' if report.complete else '  # it is a part of the state'}"
+        return f"fastckpt verify {shlex.quote(destination)}{'' if report.complete else '  # it is not complete'}"
     stem = parsed[0]
-    if stem.role == MODEL and not report.complete:
-        return _complete_the_model(report, request, destination, threads)
+    if not report.complete and (stem.role == MODEL or report.broken_groups):
+        return _complete_it(report, request, destination, threads)
     if destination.endswith(".safetensors"):
         again = request.command(report.path, f"{os.path.splitext(destination)[0]}.pt")
         return f"fastckpt verify {shlex.quote(destination)}  # nanochat resumes from a .pt: {again}"
     return _put_in_place(report, stem, destination)
 
 
-def _complete_the_model(report: SalvageReport, request: Request, destination: str, threads: int) -> str:
-    """A model is loaded strictly: what to do about tensors that are missing."""
+def _complete_it(report: SalvageReport, request: Request, destination: str, threads: int) -> str:
+    """A model is loaded strictly, and an optimizer needs all of its param_groups: what to do about what is missing."""
     count = len(report.broken)
     if not count:
         return f"fastckpt verify {shlex.quote(destination)}  # tensors that nothing names may be missing"
-    text = f"{count} of {len(report.tensors)} tensors are missing or not whole, and a model needs all of them: "
+    needing = "a model needs all of them" if not report.broken_groups else "the param_groups need theirs"
+    text = f"{count} of {len(report.tensors)} tensors are missing or not whole, and {needing}: "
     sibling = _sibling(report)
     if sibling is None or sibling == request.backfill:
         again = request._replace(backfill="OTHER").command(report.path, destination)
-        return f"{text}{again}  # OTHER: an older checkpoint of the same model"
+        return f"{text}{again}  # OTHER: an older checkpoint of the same kind"
     again = request._replace(backfill=sibling).command(report.path, destination)
     instead = f"; or go back to {_shown(sibling)}, which is whole" if _is_whole(sibling, threads) else ""
     return f"{text}{again}{instead}"

@@ -133,6 +133,11 @@ class SalvageReport:
         good = {n for n in written if n in self.backfilled or self.tensors[n].status in whole}
         return [name for name in self.tensors if name not in good]
 
+    @property
+    def broken_groups(self) -> list[str]:
+        """Those of the broken tensors that stand in the ``param_groups`` of an optimizer."""
+        return [name for name in self.broken if "param_groups" in name.split(".")[:-1]]
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {

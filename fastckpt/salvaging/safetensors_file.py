@@ -133,6 +133,8 @@ def _parse(raw: bytes) -> tuple[list[_Row], dict[str, str]]:
         return result
 
     header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
+    if not isinstance(header, dict):
+        raise ValueError("it is no table of tensors")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(type(text) is str for text in metadata.values()):
         raise ValueError("__metadata__ is not a mapping from text to text")

@@ -181,10 +181,23 @@ class Oracle:
         start, end = first + facts.span[0], first + facts.span[1]
         if end > len(self.damaged):
             # Unless bytes were taken out before it, and it stands further in front.
-            return BROKEN | {UNVERIFIED} if self.good.raw[start:end] in self.damaged else BROKEN
+            moved = self.good.raw[start:end] in self.damaged or self._is_headed_elsewhere(facts.storage)
+            return BROKEN | {UNVERIFIED} if moved else BROKEN
         if witness and not self.same((start, end)):
             return BROKEN
         return BROKEN | {UNVERIFIED}
+
+    def _is_headed_elsewhere(self, storage: str) -> bool:
+        """Whether a storage of a .pt without CRC-32s has its header in another place, with room for its bytes.
+
+        They may have been changed as well: then nothing in the file can tell.
+        """
+        if self.good.format != "pt" or self.good.crcs:
+            return False
+        first, last = self.good.regions[f"header {storage}"]
+        start, end = self.good.storages[storage]
+        at = self.damaged.find(self.good.raw[first:last])
+        return at >= 0 and at + (last - first) + (end - start) <= len(self.damaged)
 
     # --- formats without checksums ---------------------------------------------------
 

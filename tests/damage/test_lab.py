@@ -46,6 +46,22 @@ def test_damage(capsys: pytest.CaptureFixture[str]) -> None:
         assert tally.refused < CASES / 20
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        "structure-destroyed:1000009378",  # one bit of a header's name, and all else that tells its place
+        "structure-destroyed:700001779",  # a header of .safetensors that is JSON, and no table
+        "bytes-removed:1000045714",  # two storages reach over one another: one has its header, one its descriptor
+        "twice:50088340",  # moved and changed, without a CRC-32: nothing can tell
+    ],
+)
+def test_cases_that_once_went_wrong(case: str, goods: dict[str, Good], tmp_path: Path) -> None:
+    kind, _, seed = case.partition(":")
+    tally = lab.Tally()
+    lab.try_case(kind, int(seed), tmp_path, tally)
+    check(tally, 1)
+
+
 @pytest.mark.nightly
 def test_damage_nightly(capsys: pytest.CaptureFixture[str]) -> None:
     """A million cases, with seeds of their own."""

@@ -244,12 +244,29 @@ def test_text_of_a_file_with_nothing_in_it(run: Path, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert "torch-zip" not in text
     assert "nothing of a checkpoint could be found in this file" in text
+    assert "--like OTHER" in text
+
+
+def test_text_says_why_an_intact_tensor_is_left_out(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at, _ = places(run / "optim_000004_rank0.pt")["data/1"]
+    overwrite(run / "optim_000004_rank0.pt", at, b"\xff\xff")
+    assert main(["salvage", "optim_000004_rank0.pt"]) == 3
+    row = next(line for line in capsys.readouterr().out.splitlines() if "state.0.step" in line)
+    assert row.split()[-6:] == ["intact", "left", "out:", "see", "the", "note"]
 
 
 def test_text_names_the_donor(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cut("model_000004.pt")
     assert main(["salvage", "model_000004.pt", "--backfill", "model_000002.pt"]) == 1
     assert "from model_000002.pt (complete)" in capsys.readouterr().out
+
+
+def test_text_of_a_whole_file_without_checksums(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(model_state(1.0), "old.pt", _use_new_zipfile_serialization=False)
+    assert main(["salvage", "old.pt"]) == 0
+    text = capsys.readouterr().out
+    assert "nothing is missing, and nothing can prove it" in text
+    assert "would come back" not in text
 
 
 def test_usage_errors_say_only_what_is_known(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,6 +159,23 @@ def test_nanochat_optimizer(tmp_path: Path) -> None:
     assert flat(torch.load(tmp_path / "full.pt")).keys() == flat(original).keys()
 
 
+@with_real_files
+def test_param_groups_with_a_tensor_that_is_lost(tmp_path: Path) -> None:
+    """Optimizers of October 2025 keep a tensor in each group: without it the first step fails, so it is said."""
+    source = REAL / "legacy_2025_10_w4/optim_000002.pt"
+    path = tmp_path / "optim_000002.pt"
+    path.write_bytes(source.read_bytes()[:5_000_000])
+    report = fastckpt.salvage(path, tmp_path / "out.pt")
+    assert report.broken_groups == ["1.param_groups.1.zero_buffer", "1.param_groups.2.zero_buffer"]
+    assert any("zero_buffer" in note for note in report.notes)
+    assert "base_train" not in report.next_step
+    assert "--backfill OTHER" in report.next_step
+    filled = fastckpt.salvage(path, tmp_path / "out.pt", backfill=source)
+    assert filled.complete
+    assert not filled.broken_groups
+    assert "base_train" in filled.next_step
+
+
 # --- directories ------------------------------------------------------------------------
 
 
@@ -178,6 +195,12 @@ def test_directory(tmp_path: Path) -> None:
     report = salvage_directory(tmp_path)
     assert [step.state for step in report.steps] == ["incomplete"]
     assert any("rank 2" in note for note in report.steps[0].notes)
+    overwrite(tmp_path / "optim_000004_rank1.pt", 0, bytes(4096))
+    report = salvage_directory(tmp_path)
+    assert [step.state for step in report.steps] == ["damaged"]
+    assert "the optimizer file of rank 2 of 4 is missing" in report.steps[0].notes
+    overwrite(tmp_path / "optim_000004_rank0.pt", 0, bytes(4096))
+    assert "the optimizer file of rank 2 of 4 is missing" in salvage_directory(tmp_path).steps[0].notes
 
 
 # --- large files ---------------------------------------------------------------------------
@@ -306,3 +329,11 @@ def test_every_dtype_and_view_through_pt(tmp_path: Path) -> None:
         assert equal(loaded[name], state[name]), name  # type: ignore[arg-type]
     assert torch.equal(loaded["conj"], state["conj"])  # type: ignore[arg-type]
     check_written(tmp_path / "b.pt", report, {**flat(state), "parameter": state["parameter"]})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("text", ["5", "[]", '"x"', "null", '{"a": 5}', '{"a": {"dtype": "F32"}}', '{"a": []}'])
+def test_safetensors_header_that_is_no_table(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "file.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(100))
+    report = fastckpt.salvage(path)
+    assert (report.exit_code, report.tensors) == (2, {})
