@@ -495,6 +495,30 @@ def test_losses_that_differ_little_are_told_apart(steps: Path) -> None:
     assert all(value in text for value in ("0.9123", "0.9119", "1.0000"))
 
 
+def test_moments_are_named_after_their_parameters(tmp_path: Path) -> None:
+    """Ids go through the groups in order; under the first of a Muon group is the state of all of it."""
+    shapes = {"transformer.wte.weight": (64, 16), "lm_head.weight": (64, 16)}
+    shapes |= {f"transformer.h.{layer}.{name}.weight": (16, 16) for layer in (0, 1) for name in ("attn.q", "attn.k")}
+    shapes |= {f"transformer.h.{layer}.mlp.c_fc.weight": (64, 16) for layer in (0, 1)}
+    torch.save({name: torch.ones(shape) for name, shape in shapes.items()}, tmp_path / "model_000003.pt")
+    state: dict[int, Any] = {0: {"exp_avg": torch.ones(32, 16)}, 1: {"exp_avg": torch.ones(32, 17)}}
+    state[2] = {"momentum_buffer": torch.ones(4, 16, 16), "second_momentum_buffer": torch.ones(4, 16, 1)}
+    state[6] = {"momentum_buffer": torch.ones(2, 64, 16), "second_momentum_buffer": torch.ones(2, 64, 1)}
+    torch.save({"state": state, "param_groups": []}, tmp_path / "optim_000003_rank0.pt")
+    facts = directory_facts(str(tmp_path))
+    (optimizer,) = (file for file in facts["newest"]["files"] if "optim" in file["path"])
+    assert {tensor["name"]: tensor["of"] for tensor in optimizer["tensors"]} == {
+        "state.0.exp_avg": "lm_head.weight",
+        "state.1.exp_avg": None,
+        "state.2.momentum_buffer": "attn.q, attn.k",
+        "state.2.second_momentum_buffer": "attn.q, attn.k",
+        "state.6.momentum_buffer": "mlp.c_fc",
+        "state.6.second_momentum_buffer": "mlp.c_fc",
+    }
+    words = [text.text for text in parsed(directory_page(facts)).iter(f"{SVG}text")]
+    assert "2: attn.q, attn.k" in words
+
+
 def test_many_steps_are_thinned_out(tmp_path: Path) -> None:
     for step in range(1, 60):
         fastckpt.save({"w": torch.ones(2) * step}, tmp_path / f"model_{step:06d}.fckpt", durable=False)

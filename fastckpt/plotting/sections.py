@@ -46,7 +46,13 @@ def treemap_section(files: Sequence[Facts]) -> Iterator[str]:
     shown = ranked[: len(COLOURS)]
     groups = {
         file["path"].rpartition("/")[2]: [
-            Leaf(tensor["name"], tensor["nbytes"], _about(tensor), whole=tensor["name"] not in file["not_whole"])
+            Leaf(
+                tensor["name"],
+                tensor["nbytes"],
+                _about(tensor),
+                whole=tensor["name"] not in file["not_whole"],
+                of=(tensor["of"] or "").removesuffix(".weight"),
+            )
             for tensor in file["tensors"]
             if not tensor["tied_to"]
         ]
@@ -66,7 +72,8 @@ def treemap_section(files: Sequence[Facts]) -> Iterator[str]:
 
 def _about(tensor: Facts) -> str:
     reason = f"; {tensor['reason']}" if tensor["reason"] else ""
-    return f"{tensor['dtype']} ({', '.join(map(str, tensor['shape']))}){reason}"
+    of = f"; of {tensor['of']}" if tensor["of"] else ""
+    return f"{tensor['dtype']} ({', '.join(map(str, tensor['shape']))}){of}{reason}"
 
 
 def _key(class_: str, words: str) -> str:
@@ -155,8 +162,9 @@ def _row(tensor: Facts) -> str:
         cells.append(element("td", f"{share:.3g}%" if numbers["zeros"] else "0"))
         for key in ("nan", "inf"):
             cells.append(element("td", f"{numbers[key]:,}", class_="bad" if numbers[key] else None))
-        tied = f"is {shortened(tensor['tied_to'], _MAX_NAME)}" if tensor["tied_to"] else ""
-        cells.append(element("td", element("bdi", escaped(tied)), class_="left"))
+        note = f"of {shortened(tensor['of'], _MAX_NAME)}" if tensor["of"] else ""
+        note = f"is {shortened(tensor['tied_to'], _MAX_NAME)}" if tensor["tied_to"] else note
+        cells.append(element("td", element("bdi", escaped(note)), class_="left why"))
     return element("tr", *cells)
 
 

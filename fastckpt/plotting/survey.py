@@ -16,6 +16,7 @@ from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
+from fastckpt.plotting.moments import name_moments
 from fastckpt.plotting.naming import parse
 from fastckpt.salvaging.report import Status
 from fastckpt.salvaging.survey import survey
@@ -97,6 +98,7 @@ def _tensor(item: Measured) -> Facts:
         "nbytes": min(entry.nbytes, entry.span[1] - entry.span[0]),
         "elements": entry.numel,
         "reason": item.reason or None,
+        "of": None,
         "numbers": None,
     }
     if found is not None:
@@ -147,6 +149,8 @@ def directory_facts(directory: str, *, threads: int | None = None, progress: Pro
             path = next(by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix)
             try:
                 files.append(file_facts(path, threads=threads, progress=progress))
+                if steps[-1]["model"] is not None:
+                    name_moments(steps[-1]["model"], files[-1])
             except FastckptError as error:
                 failed.append({"path": path, "error": error.message})
     return {

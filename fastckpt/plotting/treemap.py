@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from fastckpt.plotting.markup import amount, counted, element, figure, fits, text, title
+from fastckpt.plotting.markup import amount, counted, element, figure, fits, shortened, text, title
 from fastckpt.plotting.naming import is_number, parse
 
 WIDTH: Final = 960.0
@@ -48,6 +48,7 @@ class Module:
         about: What else the tooltip of a tensor says.
         whole: Whether nothing in it is damaged.
         children: What is in it, by name.
+        of: Whose state it holds, if it is a number in an optimizer.
     """
 
     name: str
@@ -57,15 +58,17 @@ class Module:
     about: str = ""
     whole: bool = True
     children: dict[str, Module] = field(default_factory=dict)
+    of: str = ""
 
 
 class Leaf(NamedTuple):
-    """A tensor to be drawn: its name, its bytes, words about it, and whether all of it is there."""
+    """A tensor to be drawn: its name, its bytes, words about it, whether all of it is there, and whose state it is."""
 
     name: str
     nbytes: int
     about: str
     whole: bool = True
+    of: str = ""
 
 
 def tree_of(groups: Mapping[str, Iterable[Leaf]]) -> Module:
@@ -85,6 +88,7 @@ def tree_of(groups: Mapping[str, Iterable[Leaf]]) -> Module:
                 node.nbytes += leaf.nbytes
                 node.tensors += 1
                 node.whole &= leaf.whole
+                node.of = leaf.of if is_number(part) else ""
             if node.children or node.about:
                 node = node.children.setdefault("", Module("", leaf.name, leaf.nbytes, 1, whole=leaf.whole))
             node.about = leaf.about
@@ -127,10 +131,19 @@ def _draw(node: Module, box: Box, depth: int, colours: Mapping[str, int], parts:
         elif depth < _MAX_HEADERS and inner.height > 12 and inner.width > 12 and fits(child.name, place.width):
             label = f"{child.path}: {amount(child.nbytes)}, {counted(child.tensors, 'tensor')}"
             frame = element("rect", title(label), class_="module", **_shape(place))
-            parts += [frame, text(place.x + 4, place.y + 12, child.name, class_="small")]
+            parts += [frame, text(place.x + 4, place.y + 12, _header(child, place.width), class_="small")]
             _draw(child, inner, depth + 1, colours, parts)
         else:
             _draw(child, place, depth + 1, colours, parts)
+
+
+def _header(node: Module, width: float) -> str:
+    """Its name and, as far as there is room, whose state it holds."""
+    for length in range(len(node.of), 3, -1):
+        longer = f"{node.name}: {shortened(node.of, length)}"
+        if fits(longer, width):
+            return longer
+    return node.name
 
 
 def _rank(node: Module) -> tuple[int, list[tuple[int, str]]]:

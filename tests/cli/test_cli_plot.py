@@ -23,7 +23,7 @@ FILE_KEYS = {
     "first_octave",
     "output",
 }
-TENSOR_KEYS = {"name", "dtype", "shape", "nbytes", "elements", "reason", "numbers", "tied_to"}
+TENSOR_KEYS = {"name", "dtype", "shape", "nbytes", "elements", "reason", "of", "numbers", "tied_to"}
 NUMBER_KEYS = {"norm", "rms", "max_abs", "nan", "inf", "zeros", "count", "octaves"}
 
 
