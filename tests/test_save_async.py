@@ -293,9 +293,8 @@ fastckpt.save_async({"a": torch.zeros(30_000_000)}, sys.argv[1], codec="zstd:9",
     process.stdout.readline()
     time.sleep(0.3)  # The main thread is at its end by now.
     process.send_signal(signal.SIGINT)
-    began = time.monotonic()
-    _, stderr = process.communicate(timeout=SECONDS)
-    assert time.monotonic() - began < 3  # Of some six seconds that the save would have gone on.
+    stdout, stderr = process.communicate(timeout=SECONDS)
+    assert stdout.count("writing") < 60  # Of 115 chunks, at twenty a second: by count, for machines that are busy.
     assert "was stopped" in stderr
     assert (tmp_path / "s").read_bytes() == old
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
