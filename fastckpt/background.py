@@ -69,11 +69,12 @@ class Task:
         del work
         with _lock:
             _running.discard(self)
-            self._done.set()
             if self.error is not None:
                 _failed.add(self)
-                if self._unwatched:
-                    self._warn()
+            # Last: whoever waits for it may be the exit, which must find what failed.
+            self._done.set()
+            if self._unwatched:
+                self._warn()
 
     def check(self, _: int = 0) -> None:
         """Raise `Stopped` if the work shall end. Takes a number so that it can serve as a progress callback."""
@@ -165,5 +166,6 @@ def _wait_at_exit() -> None:
             task.wait()
         raise
     finally:
-        for task in list(_failed):
-            task._warn()
+        with _lock:
+            for task in list(_failed):
+                task._warn()

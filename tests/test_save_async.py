@@ -277,11 +277,12 @@ def test_ctrl_c_at_the_exit_stops_the_save(tmp_path: Path) -> None:
     fastckpt.save({"a": torch.ones(5)}, tmp_path / "s")
     old = (tmp_path / "s").read_bytes()
     code = """
-import sys, time, torch, fastckpt
+import sys, threading, time, torch, fastckpt
 def slow(done):
     print("writing", flush=True)
     time.sleep(0.05)
 fastckpt.save_async({"a": torch.zeros(30_000_000)}, sys.argv[1], codec="zstd:9", progress=slow)
+threading._register_atexit(lambda: print("at the end", flush=True))  # The last to register is the first to run.
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "s")],
@@ -290,14 +291,28 @@ fastckpt.save_async({"a": torch.zeros(30_000_000)}, sys.argv[1], codec="zstd:9",
         text=True,
     )
     assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.3)  # The main thread is at its end by now.
+    while "at the end" not in process.stdout.readline():
+        assert process.poll() is None
+    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=SECONDS)
     assert stdout.count("writing") < 60  # Of 115 chunks, at twenty a second: by count, for machines that are busy.
     assert "was stopped" in stderr
     assert (tmp_path / "s").read_bytes() == old
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
+def test_whoever_waits_for_a_failed_save_finds_it_among_the_failed(tmp_path: Path) -> None:
+    """The exit does, and is the last one that could speak of it."""
+    task = background.Task(tmp_path / "s", lambda task: task.check())
+    task.stop()
+    found: list[bool] = []
+    set_done = task._done.set
+    task._done.set = lambda: (found.append(task in background._failed), set_done())  # type: ignore[method-assign]
+    task.start()
+    assert task.wait(SECONDS)
+    task.asked()
+    assert found == [True]
 
 
 def test_a_forked_child_has_no_part_in_it(tmp_path: Path) -> None:
