@@ -149,7 +149,7 @@ def test_big_endian(path: Path) -> None:
 
 
 def test_no_byteorder_record_as_in_old_files(path: Path) -> None:
-    rewrite(path, lambda records: [records.pop(f"model/{name}") for name in ("byteorder", ".format_version")])
+    rewrite(path, lambda records: [records.pop(f"model/{name}", None) for name in ("byteorder", ".format_version")])
     assert len(open_foreign(path).entries) == 3
 
 

@@ -193,7 +193,7 @@ HARMLESS = {"marks popped", "memo index", "memo number as text", "many LONG4 key
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_bomb(tmp_path: Path, name: str) -> None:
     path = write_archive(tmp_path / "bomb.pt", BOMBS[name])
-    start = time.perf_counter()
+    start = time.process_time()
     if name in HARMLESS:
         open_foreign(path)
     else:
@@ -201,7 +201,7 @@ def test_bomb(tmp_path: Path, name: str) -> None:
             open_foreign(path)
         assert caught.value.path == str(path)
         assert len(str(caught.value)) < 2000
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 @pytest.mark.parametrize("name", ["LONG4", "BINUNICODE8", "BINBYTES", "copies of text", "long names"])
