@@ -7,6 +7,7 @@ import os
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,10 +119,10 @@ def run_zip(data: bytes) -> str:
     return " | ".join(said)
 
 
-def run_foreign(data: bytes) -> str:
-    """A file of another format, whole or damaged."""
+def run_foreign(data: bytes, suffix: str = "") -> str:
+    """A file of another format, whole or damaged. Where its beginning tells nothing, its suffix does."""
     said: list[str] = []
-    path = _FILES.holding(data)
+    path = _FILES.holding(data, f"input{suffix}")
     with _typed(said):
         file = open_foreign(path)
         for storage in file.storages:
@@ -308,8 +309,8 @@ _JSON_TOKENS = (
 TARGETS: dict[str, Target] = {
     "pickle": Target(run_pickle, _PICKLE_TOKENS),
     "zip": Target(run_zip, _ZIP_TOKENS),
-    "safetensors": Target(run_foreign, _JSON_TOKENS),
-    "legacy": Target(run_foreign, _PICKLE_TOKENS),
+    "safetensors": Target(partial(run_foreign, suffix=".safetensors"), _JSON_TOKENS),
+    "legacy": Target(partial(run_foreign, suffix=".pt"), _PICKLE_TOKENS),
     "blocks": Target(run_blocks, tuple(MAGICS)),
     "tree": Target(run_tree, (*(bytes((tag,)) for tag in range(17)), b"\xff" * 9 + b"\x01", b"\x08\x01" * 70)),
     "fckpt": Target(run_fckpt, tuple(MAGICS)),
