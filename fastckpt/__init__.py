@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fastckpt.streaming import stream
     from fastckpt.verification import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Checkpoint": "fastckpt.checkpoint",
