@@ -95,3 +95,12 @@ def test_a_file_cut_once_it_is_mapped_is_judged_by_reading(path: Path, monkeypat
     assert taken == [True, False]
     assert moved.crcs[0] == zlib.crc32(DATA[:1000])
     assert moved.faults == [Fault(1, 0, 1000, 0)]
+
+
+def test_a_system_that_cannot_ask_for_mapped_pages_reads(path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(sums, "is_warm", lambda source: True)
+    monkeypatch.setattr(sums, "_POPULATE_READ", 9999)
+    taken = ways_taken(monkeypatch)
+    with Source(path) as source:
+        assert sum_parts(source, [Move(0, 0, 1000)], threads=1).crcs[0] == zlib.crc32(DATA[:1000])
+    assert taken == [False]
