@@ -18,8 +18,8 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Moved, Progress, transfer
 
 _POPULATE_READ: Final = 22
-"""MADV_POPULATE_READ of Linux. Where the system does not know it (before 5.14), nobody can ask whether a mapped page can
-be read, and touching one that cannot ends the process."""
+"""MADV_POPULATE_READ of Linux. Where the system does not know it (before 5.14), nobody can ask whether a mapped page
+can be read, and touching one that cannot ends the process."""
 
 
 def sum_parts(source: Source, parts: Sequence[Move], *, threads: int, progress: Progress | None = None) -> Moved:
