@@ -168,9 +168,14 @@ class Sums:
 
 def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list[StorageState]:
     """The state of every storage, given one place for each."""
-    _find_line(archive, candidates)
+    placed = sorted(
+        (candidate for candidate in candidates if candidate.place is not None),
+        key=lambda candidate: candidate.place.header if candidate.place is not None else 0,
+    )
+    _find_followers(placed)
     size = archive.source.size
     sums.read(candidates)
+    _find_line(archive, placed, sums)
     inside = [c for c in candidates if c.nbytes and _is_inside(c, size)]
     alone = {id(c) for c in without_overlaps(inside, lambda c: (not sums.prove(c), -c.witnesses))}
     standing = {c.key: c.place.header for c in candidates if c.named and c.place is not None}
@@ -213,23 +218,24 @@ def _is_replaced(archive: Archive, candidate: Candidate, place: Place, standing:
     return other is None or standing.get(other, place.header) == place.header
 
 
-def _find_line(archive: Archive, candidates: Sequence[Candidate]) -> None:
+def _find_followers(placed: Sequence[Candidate]) -> None:
+    """Tell which candidates, in the order of their places, begin where a record that has its descriptor ends."""
+    ends = {end_of(c.place, c.nbytes) for c in placed if c.is_signed and c.place is not None}
+    for candidate in placed:
+        candidate.follows = candidate.place is not None and candidate.place.header in ends
+
+
+def _find_line(archive: Archive, placed: Sequence[Candidate], sums: Sums) -> None:
     """Tell which candidates stand in line: behind a record that is whole, or before one in its place."""
     source, prefix = archive.source, archive.prefix
     following = False
-    placed = sorted(
-        (candidate for candidate in candidates if candidate.place is not None),
-        key=lambda candidate: candidate.place.header if candidate.place is not None else 0,
-    )
     # A file of exactly the length that its layout gives has lost or gained no byte.
     whole = bool(placed) and _expected_size(placed, prefix) == source.size
-    ends = {end_of(c.place, c.nbytes) for c in placed if c.is_signed and c.place is not None}
     anchored = False
     for candidate in placed:
-        candidate.follows = candidate.place is not None and candidate.place.header in ends
         candidate.anchored = anchored
         # An empty record has no descriptor: where its header ends, the next one begins.
-        ends_there = candidate.is_signed if candidate.nbytes else candidate.named
+        ends_there = candidate.is_signed or sums.prove(candidate) if candidate.nbytes else candidate.named
         anchored = ends_there or (whole and (anchored or candidate.named))
     for candidate in reversed(placed):
         assert candidate.place is not None

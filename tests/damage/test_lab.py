@@ -52,6 +52,7 @@ def test_damage(capsys: pytest.CaptureFixture[str]) -> None:
         "structure-destroyed:1000009378",  # one bit of a header's name, and all else that tells its place
         "structure-destroyed:700001779",  # a header of .safetensors that is JSON, and no table
         "bytes-removed:1000045714",  # two storages reach over one another: one has its header, one its descriptor
+        "twice:1000084440",  # behind a record that its CRC-32 proves, header gone, and the file ends there
         "twice:50088340",  # moved and changed, without a CRC-32: nothing can tell
     ],
 )
