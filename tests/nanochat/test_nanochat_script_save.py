@@ -80,15 +80,21 @@ def newest(checkout: Path) -> tuple[int, int | None]:
     return state.step, state.world_size
 
 
-def test_saves_and_ends(checkout: Path, processes: ExitStack) -> None:
-    """What was saved is a step as any other: a run from it goes on with the losses that this one would have had."""
-    process = start(checkout, processes, *RUN, *LONG)
+def save_and_end(process: subprocess.Popen[str], checkout: Path) -> tuple[str, str]:
+    """A save that goes on, then one that ends the run; what it said."""
     wait_for_step(process, 3)
     process.send_signal(signal.SIGUSR1)
     wait_for_save(checkout)
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 143
+    return out, err
+
+
+def test_saves_and_ends(checkout: Path, processes: ExitStack) -> None:
+    """What was saved is a step as any other: a run from it goes on with the losses that this one would have had."""
+    process = start(checkout, processes, *RUN, *LONG)
+    out, err = save_and_end(process, checkout)
     assert "SIGUSR1: the script has saved" in err
     assert "SIGTERM: the script has saved" in err
     assert "Traceback" not in err
@@ -168,12 +174,7 @@ def test_no_evaluation_before_the_save(checkout: Path, processes: ExitStack) -> 
         )
     )
     process = start(checkout, processes, *RUN, *LONG, "--eval-every=1")
-    wait_for_step(process, 3)
-    process.send_signal(signal.SIGUSR1)
-    wait_for_save(checkout)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 143
+    out, _ = save_and_end(process, checkout)
     step = newest(checkout)[0]
     assert f"eval {step - 1}\n" in out
     assert f"eval {step}\n" not in out
@@ -188,12 +189,7 @@ def test_settings_as_variables_of_the_script(checkout: Path, processes: ExitStac
     moved = f"{parsed}\nsave_every = args.save_every\ndel args.save_every"
     script.write_text(text.replace(parsed, moved).replace(asked, "step % save_every"))
     process = start(checkout, processes, *RUN, *LONG)
-    wait_for_step(process, 3)
-    process.send_signal(signal.SIGUSR1)
-    wait_for_save(checkout)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
+    _, err = save_and_end(process, checkout)
     assert "SIGTERM: the script has saved" in err
     saved = sorted((checkout.parent / "base" / "base_checkpoints" / "d4").glob("model_*"))
     assert len(saved) == 2, "one for each signal: the variable was put back"
@@ -208,12 +204,7 @@ def test_two_optimizers(checkout: Path, processes: ExitStack) -> None:
     text = text.replace(loop, f"second = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])\n{loop}")
     script.write_text(text.replace(print_step, f"    second.step()\n{print_step}"))
     process = start(checkout, processes, *RUN, *LONG)
-    wait_for_step(process, 3)
-    process.send_signal(signal.SIGUSR1)
-    wait_for_save(checkout)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
+    _, err = save_and_end(process, checkout)
     assert "SIGUSR1: the script has saved" in err
     assert "SIGTERM: the script has saved" in err
     assert newest(checkout)[1] == 1
