@@ -201,7 +201,7 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
     bench.allot(0.2)
     bench.group(
         {
-            "limit: pread into fresh huge pages": lambda: limits.read_fresh(ours, threads),
+            "limit: pread into fresh huge pages": lambda: limits.read_fresh(ours, threads, direct=False),
             "fastckpt.load": lambda: fastckpt.load(ours),
             "fastckpt.load (.pt, CRCs checked)": lambda: fastckpt.load(pt),
             "dcp.load": lambda: dcp.load({"state": gpt_like(state)}, checkpoint_id=at("dcp"), no_dist=True),
@@ -220,6 +220,8 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         for n in many
     }
     cold |= {
+        "limit: O_DIRECT into fresh huge pages": lambda: limits.read_fresh(ours, many[-1], direct=True),
+        "fastckpt.load_into, cold": lambda: fastckpt.load_into(into, ours),
         "fastckpt.load, cold": lambda: fastckpt.load(ours),
         "fastckpt.load(mmap=True), cold": lambda: fastckpt.load(ours, mmap=True),
         "torch.load, cold": lambda: torch.load(pt),
@@ -302,6 +304,11 @@ def measure_large(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
         "load / pread into fresh huge pages": [ratio(m("fastckpt.load"), m("limit: pread into fresh huge pages")), 0.8],
         "load / torch.load": [ratio(m("fastckpt.load"), m("torch.load")), 2],
         "load cold / O_DIRECT read": [ratio(m("fastckpt.load, cold"), direct_read), 0.85],
+        "load cold / O_DIRECT into fresh huge pages": [
+            ratio(m("fastckpt.load, cold"), m("limit: O_DIRECT into fresh huge pages")),
+            0.85,
+        ],
+        "load_into cold / O_DIRECT read": [ratio(m("fastckpt.load_into, cold"), direct_read), 0.85],
         "save / O_DIRECT write + fsync": [ratio(m("fastckpt.save"), direct_write), 0.8],
         "save / torch.save + fsync": [ratio(m("fastckpt.save"), m("torch.save + fsync")), 2],
         "save(durable=False) / buffered pwrite": [ratio(m("fastckpt.save(durable=False)"), pwrite), 0.8],

@@ -89,10 +89,10 @@ def read_file(path: str, target: memoryview, threads: int, *, direct: bool) -> N
         os.close(fd)
 
 
-def read_fresh(path: str, threads: int) -> memoryview:
-    """pread a warm file into fresh huge pages, which are returned."""
+def read_fresh(path: str, threads: int, *, direct: bool) -> memoryview:
+    """pread a file into fresh huge pages, which are returned; with ``direct``, past the page cache."""
     target = huge_memory(os.path.getsize(path))
-    read_file(path, target, threads, direct=False)
+    read_file(path, target, threads, direct=direct)
     return target
 
 

@@ -37,7 +37,9 @@ GROUPS = (
     (
         "load, cold",
         (
-            ("limit: O_DIRECT read", "limit: O_DIRECT read", ""),
+            ("limit: O_DIRECT read", "limit: O_DIRECT read into memory in use", ""),
+            ("fastckpt.load_into, cold", "**`fastckpt.load_into`**", "yes"),
+            ("limit: O_DIRECT into fresh huge pages", "limit: O_DIRECT read into fresh memory", ""),
             ("fastckpt.load, cold", "**`fastckpt.load`**", "yes"),
             ("torch.load, cold", "`torch.load`", "no"),
             ("safetensors.load_file + touch, cold", "`safetensors.load_file`, then read", "no"),

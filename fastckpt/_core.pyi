@@ -69,6 +69,7 @@ def transfer(
     source_direct_fd: int = -1,
     sink_direct_fd: int = -1,
     populate: bool = False,
+    release: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> list[tuple[int, int, int, int]]:
     """Move extents from a source to a sink, hashing them on the way.
@@ -96,6 +97,8 @@ def transfer(
             ``sink_fd``. Nothing outside the extents is ever written.
         populate: The source is a mapped file: ask for its pages before touching
             them, so that a cut file or a bad sector is a fault and not SIGBUS.
+        release: With ``populate``, and only for a shared map of a file: give its pages back once
+            they are moved.
         progress: Called every 20 ms with the bytes done, and once at the end.
 
     Returns:

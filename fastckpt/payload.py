@@ -82,6 +82,7 @@ class Reading:
         verify: Whether digests are compared.
         progress: Told of the bytes done so far.
         mapped_at: The address at which the whole file is mapped, if it is.
+        release: Give back the pages of that map, a shared one, that were verified.
         sink: MEMORY, or the file descriptor that the raw bytes are written to.
         sink_direct: The same file opened with O_DIRECT, or -1.
     """
@@ -90,6 +91,7 @@ class Reading:
     verify: bool = True
     progress: Progress | None = None
     mapped_at: int | None = None
+    release: bool = False
     sink: int = MEMORY
     sink_direct: int = -1
 
@@ -140,6 +142,7 @@ def _read_raw(source: Source, targets: Sequence[Target], reading: Reading, progr
         threads=reading.threads,
         leaves=reading.verify,
         mapped=mapped,
+        release=mapped and reading.release,
         progress=progress,
     )
     bad = []

@@ -246,6 +246,6 @@ def verify_payloads(
     """
     mapped = memoryview(file.source.map(private_writable=False)) if is_warm(file.source) else None
     address = _core.address(mapped) if mapped is not None else None
-    bad = read_targets(file.source, targets, Reading(threads, progress=progress, mapped_at=address))
+    bad = read_targets(file.source, targets, Reading(threads, progress=progress, mapped_at=address, release=True))
     del mapped
     return (finding_of(item) for item in bad)

@@ -151,3 +151,18 @@ print(json.dumps({"growth": peak.growth, "ok": report.ok, "torch": "torch" in sy
     result = measured(code, tmp_path / "s")
     assert result == {"growth": result["growth"], "ok": True, "torch": False}
     assert result["growth"] < 100 * MIB
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.fckpt"])
+def test_verify_gives_back_what_it_mapped(tmp_path: Path, name: str) -> None:
+    """A cached file is summed where it is mapped, and still never lies in memory as a whole."""
+    state = large_state(600)
+    torch.save(state, tmp_path / "m.pt")
+    fastckpt.save(state, tmp_path / "m.fckpt", durable=False)
+    code = """
+report = fastckpt.verify(sys.argv[1])
+print(json.dumps({"peak": now("VmHWM"), "ok": report.ok}))
+"""
+    result = measured(code, tmp_path / name)
+    assert result["ok"]
+    assert result["peak"] < 300 * MIB

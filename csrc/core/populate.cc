@@ -34,4 +34,18 @@ int PopulateForRead(uint64_t address, size_t size) {
 #endif
 }
 
+void ReleaseMapped(uint64_t address, size_t size) {
+#if defined(__linux__)
+  static const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  uint64_t start = 0;
+  if (!AlignUp(address, page, &start)) return;
+  const uint64_t end = AlignDown(address + size, page);
+  if (start < end)
+    madvise(reinterpret_cast<void*>(static_cast<uintptr_t>(start)),
+            static_cast<size_t>(end - start), MADV_DONTNEED);  // a hint: failure changes nothing
+#else
+  (void)address, (void)size;
+#endif
+}
+
 }  // namespace fastckpt

@@ -19,6 +19,12 @@ inline constexpr size_t kPopulateStep = 2 * 1024 * 1024;
 // this call and the reading can still raise SIGBUS.
 int PopulateForRead(uint64_t address, size_t size);
 
+// Gives back the whole pages within [address, address + size) of a shared map of a file: they stay
+// in the page cache, and no longer count as this process's memory. Taken away a piece at a time, by
+// the threads at work, they need not be taken away by one thread at the end. Only for such maps:
+// from other memory this would take its content.
+void ReleaseMapped(uint64_t address, size_t size);
+
 }  // namespace fastckpt
 
 #endif  // FASTCKPT_CORE_POPULATE_H_

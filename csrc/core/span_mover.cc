@@ -69,8 +69,11 @@ void SpanMover::MoveFromFile() {
 void SpanMover::MoveFromMemory() {
   step_begin_ = 0;
   if (!request_.populate) return MovePieces(0, size_);
-  for (size_t at = 0; at < size_ && !transfer_->cancelled(); at += kPopulateStep)
-    MoveMapped(at, std::min(at + kPopulateStep, size_));
+  for (size_t at = 0; at < size_ && !transfer_->cancelled(); at += kPopulateStep) {
+    const size_t end = std::min(at + kPopulateStep, size_);
+    MoveMapped(at, end);
+    if (request_.release) ReleaseMapped(extent_->source + offset_ + at, end - at);
+  }
 }
 
 // Moves a part of mapped memory that may turn out not to be there.
@@ -91,19 +94,24 @@ void SpanMover::MoveMapped(size_t begin, size_t end) {
 void SpanMover::MovePieces(size_t begin, size_t end) {
   const uint8_t* const source = ToPointer(extent_->source + offset_);
   uint8_t* const sink = ToPointer(extent_->sink + offset_);
+  const bool direct = direct_ && request_.sink_fd >= 0 && end > begin;
+  // The disk is fastest from aligned memory in large pages, which that of a tensor seldom is. So a
+  // direct write takes a copy, hashed while it lies in the cache.
+  const bool copied = direct && scratch_.Reserve(end - begin);
   for (size_t at = begin; at < end && !transfer_->cancelled(); at += kPiece) {
     const size_t size = std::min(kPiece, end - at);
-    if (request_.sink_fd == TransferRequest::kMemory) {
+    if (request_.sink_fd == TransferRequest::kMemory || copied) {
       // Hashed is the copy, so that the digests are those of the bytes that arrived.
-      std::memcpy(sink + at, source + at, size);
-      Digest(sink + at, at, size, DataIn::kCache);
+      uint8_t* const to = copied ? scratch_.data() + (at - begin) : sink + at;
+      std::memcpy(to, source + at, size);
+      Digest(to, at, size, DataIn::kCache);
       continue;
     }
     Digest(source + at, at, size, DataIn::kMemory);
-    if (request_.sink_fd >= 0 && !direct_ && !Write(source + at, at, size)) return;
+    if (request_.sink_fd >= 0 && !direct && !Write(source + at, at, size)) return;
   }
-  if (request_.sink_fd >= 0 && direct_ && end > begin && !transfer_->cancelled())
-    Write(source + begin, begin, end - begin);
+  if (direct && !transfer_->cancelled())
+    Write(copied ? scratch_.data() : source + begin, begin, end - begin);
 }
 
 void SpanMover::OnData(size_t begin, size_t end) {

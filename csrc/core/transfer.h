@@ -48,6 +48,8 @@ struct TransferRequest {
   size_t leaf_count = 0;
   uint32_t* crcs = nullptr;  // one CRC-32 per extent; null: none is computed
   bool populate = false;     // memory source: ask for mapped pages before touching them
+  bool release = false;      // with populate, and only for a shared map of a file: give its pages
+                             // back once they are moved
 
   // Sizes, offsets and leaf ranges in bounds? On success, `total` is the number of bytes to move.
   Status Check(uint64_t* total) const;

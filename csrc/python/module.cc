@@ -190,22 +190,25 @@ PyObject* Crc32Combine(PyObject*, PyObject* arguments) {
 PyObject* TransferExtents(PyObject*, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"source_fd", "sink_fd",          "extents",        "leaves",
                                 "crcs",      "threads",          "source_direct_fd",
-                                "sink_direct_fd", "populate",    "progress",       nullptr};
+                                "sink_direct_fd", "populate",    "release",        "progress",
+                                nullptr};
   fastckpt::TransferRequest request;
   PyObject* extents_object = nullptr;
   PyObject* leaves_object = nullptr;
   PyObject* crcs_object = nullptr;
   long threads = 0;  // required: 0 is refused below
   int populate = 0;
+  int release = 0;
   PyObject* progress = Py_None;
-  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iiOOO|$liipO", const_cast<char**>(names),
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iiOOO|$liippO", const_cast<char**>(names),
                                    &request.source_fd, &request.sink_fd, &extents_object,
                                    &leaves_object, &crcs_object, &threads,
                                    &request.source_direct_fd, &request.sink_direct_fd, &populate,
-                                   &progress) ||
+                                   &release, &progress) ||
       !CheckThreads(threads))
     return nullptr;
   request.populate = populate != 0;
+  request.release = release != 0;
 
   Buffer extents;
   Buffer leaves;
@@ -287,7 +290,8 @@ PyMethodDef methods[] = {
     {"transfer", WithKeywords(TransferExtents),
      METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("transfer(source_fd, sink_fd, extents, leaves, crcs, *, threads, "
-               "source_direct_fd=-1, sink_direct_fd=-1, populate=False, progress=None)\n--\n\n"
+               "source_direct_fd=-1, sink_direct_fd=-1, populate=False, release=False, "
+               "progress=None)\n--\n\n"
                "Move extents from source to sink and hash them on the way.")},
     {"find_blocks", WithKeywords(FindBlocks),
      METH_VARARGS | METH_KEYWORDS,

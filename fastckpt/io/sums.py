@@ -64,5 +64,6 @@ def _sum_mapped(source: Source, parts: Sequence[Move], threads: int, progress: P
         leaves=False,
         crcs=True,
         mapped=True,
+        release=True,
         progress=progress,
     )

@@ -94,6 +94,7 @@ def transfer(
     source_direct: int = -1,
     sink_direct: int = -1,
     mapped: bool = False,
+    release: bool = False,
     progress: Progress | None = None,
 ) -> Moved:
     """Carry out ``moves``.
@@ -108,6 +109,7 @@ def transfer(
         source_direct: The source file opened with O_DIRECT, for what the page cache does not hold.
         sink_direct: The sink file opened with O_DIRECT; -1 writes through the page cache.
         mapped: The source memory is a mapped file, whose pages may be unreadable.
+        release: Of such a shared map, give back the pages that were moved: they no longer count as memory in use.
         progress: See `Progress`.
 
     Raises:
@@ -132,6 +134,7 @@ def transfer(
         source_direct_fd=source_direct,
         sink_direct_fd=sink_direct,
         populate=mapped,
+        release=release,
         progress=progress,
     )
     return Moved(memoryview(digests), sums, [Fault(*fault) for fault in faults])
