@@ -51,22 +51,21 @@ std::vector<uint8_t> RandomBytes(size_t size, uint32_t seed) {
   return bytes;
 }
 
-// A file that is gone when the test ends.
+// A file without a name, so that nothing is left however the test ends.
 class TempFile {
  public:
   explicit TempFile(const std::vector<uint8_t>& content) {
     char path[] = "fastckpt_core_test_XXXXXX";
     fd_ = mkstemp(path);
-    path_ = path;
     CHECK(WriteAt(fd_, content.data(), content.size(), 0).error == 0);
     fsync(fd_);
     posix_fadvise(fd_, 0, 0, POSIX_FADV_DONTNEED);
     direct_fd_ = open(path, O_RDWR | O_DIRECT);  // -1 where the file system has none
+    unlink(path);
   }
   ~TempFile() {
     if (direct_fd_ >= 0) close(direct_fd_);
     close(fd_);
-    unlink(path_.c_str());
   }
   TempFile(const TempFile&) = delete;
   TempFile& operator=(const TempFile&) = delete;
@@ -83,7 +82,6 @@ class TempFile {
  private:
   int fd_ = -1;
   int direct_fd_ = -1;
-  std::string path_;
 };
 
 Status Run(const TransferRequest& request, int threads, std::vector<ReadFault>* faults) {
