@@ -24,7 +24,7 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
-from fastckpt.staging.device import device_of
+from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
 from fastckpt.tensor.dtypes import require_dtypes
@@ -83,7 +83,7 @@ def load(
         UsageError: An argument is wrong, or what it asks for is not there.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
     """
-    target = torch.device(device)
+    target = parse_device(device)
     if share is not None:
         from fastckpt.sharing import load_shared
 

@@ -12,7 +12,7 @@ import torch
 from fastckpt.collector import collector_paused
 from fastckpt.layout.entries import Entry
 from fastckpt.origins import opened
-from fastckpt.staging.device import device_of
+from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import EngineName, FreshStorages, Staging, Verify, arrivals, bring, staging_for
 from fastckpt.tensor.rebuild import build_on, named
@@ -55,7 +55,7 @@ def stream(
         UsageError: An argument is wrong, or what it asks for is not there.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
     """
-    how = staging_for(device_of(torch.device(device)), verify=verify, ring=ring, engine=engine, threads=threads)
+    how = staging_for(device_of(parse_device(device)), verify=verify, ring=ring, engine=engine, threads=threads)
     return stream_through(path, how, keys)
 
 

@@ -668,3 +668,12 @@ def test_dtype_that_this_torch_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyP
             load(path)
         assert (caught.value.path, caught.value.tensor) == (str(path), "half")
     assert list(fastckpt.load(path, keys="a", **options)) == ["a"]
+
+
+@pytest.mark.parametrize("device", ["bogus", "cuda:x", None])
+def test_no_device_of_this_name(tmp_path: Path, device: Any) -> None:
+    fastckpt.save({"x": torch.ones(3)}, tmp_path / "s")
+    for action in (fastckpt.load, fastckpt.stream):
+        with pytest.raises(UsageError, match="no device is called so") as caught:
+            action(tmp_path / "s", device=device)
+        assert repr(device) in str(caught.value)

@@ -180,6 +180,14 @@ class CudaDevice:
         self._checks.synchronize()
 
 
+def parse_device(device: str | torch.device) -> torch.device:
+    """The torch device that a user named. Raises UsageError if torch knows none of that name."""
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError("no device is called so", expected="cpu, cuda or cuda:N", actual=repr(device)) from error
+
+
 def device_of(target: torch.device) -> Device:
     """The device behind a torch device.
 
