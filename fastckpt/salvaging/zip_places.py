@@ -78,7 +78,7 @@ def find_storages(
         if not any(_may_be_elsewhere(chosen[n], archive.source.size) for n in doubtful):
             break
         line = _Line(archive, order, chosen, doubtful) if in_order else None
-        taken = _Taken(chosen, doubtful)
+        taken = _Taken(chosen, states)
         stated = _stated(archive, chosen, doubtful, taken)
         found: dict[int, list[Candidate]] = {}
         for n in doubtful:
@@ -189,14 +189,17 @@ class _Line:
 
 
 class _Taken:
-    """The ranges of the file in which the storages stand whose places are certain: no other one is there."""
+    """The ranges of the file in which the storages stand whose places are certain: no other one is there.
 
-    def __init__(self, chosen: Sequence[Candidate], doubtful: Sequence[int]) -> None:
-        unsure = set(doubtful)
+    A descriptor alone ties only the end: where bytes were put in or taken out before it, the CRC-32 does not match, and
+    what seems to be the beginning can be another storage's.
+    """
+
+    def __init__(self, chosen: Sequence[Candidate], states: Sequence[StorageState]) -> None:
         self.ranges = sorted(
             (c.place.data, c.place.data + c.nbytes)
-            for n, c in enumerate(chosen)
-            if n not in unsure and c.place is not None and c.nbytes
+            for c, state in zip(chosen, states, strict=True)
+            if c.place is not None and c.nbytes and (state.proven or (c.is_signed and not c.has_checksum()))
         )
         self._begins = [begin for begin, _ in self.ranges]
 

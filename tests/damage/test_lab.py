@@ -53,6 +53,7 @@ def test_damage(capsys: pytest.CaptureFixture[str]) -> None:
         "structure-destroyed:700001779",  # a header of .safetensors that is JSON, and no table
         "bytes-removed:1000045714",  # two storages reach over one another: one has its header, one its descriptor
         "twice:1000084440",  # behind a record that its CRC-32 proves, header gone, and the file ends there
+        "bytes-removed:1000216524",  # a descriptor ties the end of a storage, and another one stands at its beginning
         "twice:50088340",  # moved and changed, without a CRC-32: nothing can tell
     ],
 )
