@@ -2,22 +2,91 @@
 
 For what the native engine does not do itself: codecs, which release the GIL
 in libraries of their own.
+
+Not `concurrent.futures`: its locks are taken in Python code, and a
+KeyboardInterrupt that comes right then leaves them locked for ever; the thread
+that has a result to hand over waits for that lock, and the pool for the thread.
+A `SimpleQueue` has no such moment.
 """
 
 from __future__ import annotations
 
-import threading
+import _thread
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from typing import TypeVar
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-POLL_SECONDS = 0.05
-"""How often the waiting thread looks for a signal."""
+
+class Task(Generic[R]):
+    """A call that a thread of a pool makes."""
+
+    def __init__(self, work: Callable[[], R]) -> None:
+        self._work = work
+        self._outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def run(self) -> None:
+        """Make the call; what comes of it, an exception too, is for `result`."""
+        try:
+            self._outcome.put((self._work(), None))
+        except BaseException as error:
+            self._outcome.put((None, error))
+
+    def result(self) -> R:
+        """Wait for what the call returned, or raise what it raised. To be asked for once; signals are heard."""
+        value, error = self._outcome.get()
+        if error is not None:
+            raise error
+        returned: R = value
+        return returned
+
+
+class Pool:
+    """Threads that run tasks in the order in which they were submitted; a context manager."""
+
+    def __init__(self, threads: int) -> None:
+        self._most = threads
+        self._started = 0
+        self._closed = False
+        self._tasks: SimpleQueue[Task[Any] | None] = SimpleQueue()
+        self._ended: SimpleQueue[None] = SimpleQueue()
+
+    def __enter__(self) -> Pool:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def submit(self, work: Callable[[], R]) -> Task[R]:
+        """Have ``work()`` called by a thread."""
+        task = Task(work)
+        self._tasks.put(task)
+        if self._started < self._most:
+            _thread.start_new_thread(self._run, ())
+            # Counted only now: should an interrupt come in between, nobody waits for a thread that is not there.
+            self._started += 1
+        return task
+
+    def close(self) -> None:
+        """Begin no further task; no thread is left when this returns."""
+        self._closed = True
+        self._tasks.put(None)
+        while self._started:
+            self._started -= 1
+            self._ended.get()
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None and not self._closed:
+            task.run()
+        self._tasks.put(None)  # For the next thread.
+        self._ended.put(None)
 
 
 def map_in_order(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Iterator[R]:
@@ -27,32 +96,11 @@ def map_in_order(work: Callable[[T], R], items: Iterable[T], *, threads: int) ->
     memory stays bounded. The first exception, KeyboardInterrupt included, stops
     the rest and is raised once no thread works any more.
     """
-    stop = threading.Event()
-
-    def guarded(item: T) -> R:
-        if stop.is_set():
-            raise RuntimeError("stopped")
-        return work(item)
-
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        pending: deque[Future[R]] = deque()
-        try:
-            for item in items:
-                pending.append(pool.submit(guarded, item))
-                if len(pending) > 2 * threads:
-                    yield _result(pending.popleft())
-            while pending:
-                yield _result(pending.popleft())
-        finally:
-            stop.set()
-            for future in pending:
-                future.cancel()
-
-
-def _result(future: Future[R]) -> R:
-    while True:
-        try:
-            return future.result(timeout=POLL_SECONDS)
-        except FutureTimeout:
-            if future.done():
-                raise
+    with Pool(threads) as pool:
+        pending: deque[Task[R]] = deque()
+        for item in items:
+            pending.append(pool.submit(functools.partial(work, item)))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

@@ -6,9 +6,9 @@ released. What it can tell about bad bytes it says when a turn is waited for.
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,9 +18,9 @@ from fastckpt.constants import LEAF_SIZE
 from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Fault
-from fastckpt.payload import BadRange, EncodedPiece, Reading, Target, encoded_pieces, read_piece
+from fastckpt.payload import BadRange, Reading, Target, encoded_pieces, read_piece
 from fastckpt.staging.regions import Piece, Region
-from fastckpt.workers import POLL_SECONDS
+from fastckpt.workers import Pool, Task
 
 
 class Suspect(NamedTuple):
@@ -174,9 +174,8 @@ class DecodingFiller:
         self._turns = turns
         self._slots = slots
         self._reading = Reading(1, verify=verify)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="fastckpt")
-        self._stopped = False
-        self._pending: dict[int, list[tuple[Piece, Future[list[BadRange]]]]] = {}
+        self._pool = Pool(threads)
+        self._pending: dict[int, list[tuple[Piece, Task[list[BadRange]]]]] = {}
         self._started = 0
         self._released = 0
         self._start()
@@ -186,7 +185,7 @@ class DecodingFiller:
             turn, self._started = self._started, self._started + 1
             base = self._slots[turn % len(self._slots)].data_ptr()
             self._pending[turn] = [
-                (piece, self._pool.submit(self._read, part))
+                (piece, self._pool.submit(functools.partial(read_piece, self._source, part, self._reading)))
                 for piece in self._turns[turn]
                 if piece.size and piece.region.record is not None
                 for part in encoded_pieces(
@@ -199,19 +198,13 @@ class DecodingFiller:
                 )
             ]
 
-    def _read(self, part: EncodedPiece) -> list[BadRange]:
-        return [] if self._stopped else read_piece(self._source, part, self._reading)
-
     def wait(self, turn: int) -> list[Suspect]:
         pending = self._pending.pop(turn)
-        while wait([future for _, future in pending], timeout=POLL_SECONDS).not_done:
-            pass  # Between two waits, signals are heard.
-        return [Suspect(piece.region, bad.leaf, bad.leaves) for piece, future in pending for bad in future.result()]
+        return [Suspect(piece.region, bad.leaf, bad.leaves) for piece, task in pending for bad in task.result()]
 
     def release(self) -> None:
         self._released += 1
         self._start()
 
     def close(self) -> None:
-        self._stopped = True
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.close()
