@@ -23,7 +23,7 @@ def test_it_runs_and_makes_the_table(tmp_path: Path, monkeypatch: Any) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     result = json.loads(output.read_text())
-    assert len(result["ratios"]) == 11
+    assert len(result["ratios"]) == 13
     assert all(value > 0 and wanted > 0 for value, wanted in result["ratios"].values())
     timed = [job for job in result["jobs"].values() if "seconds" in job]
     assert all(len(job["seconds"]) == 1 and job["median"] > 0 for job in timed)
