@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import statistics
 import struct
 import subprocess
 import sys
@@ -185,8 +186,7 @@ def test_two_gigabytes_are_inspected_within_300_ms(tmp_path):
         subprocess.run([sys.executable, "-m", "fastckpt", "inspect", str(path)], check=True, capture_output=True)
         return time.perf_counter() - start
 
-    # The best of some: what other programs take from the machine meanwhile is not what is measured.
-    assert min(once() for _ in range(5)) < 0.3
+    assert statistics.median(once() for _ in range(3)) < 0.3
 
 
 def test_engine(cli, samples):
