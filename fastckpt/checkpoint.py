@@ -16,10 +16,10 @@ import torch
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.collector import collector_paused
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
+from fastckpt.fckpt.storages import read_span
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.tree import decode_tree
-from fastckpt.reader import read_span
 from fastckpt.tensor.rebuild import build_tensors, resolve_tree
 
 

@@ -114,6 +114,11 @@ MAX_FILE_SIZE: Final[int] = 2**63 - 1
 MAX_LITERAL_SIZE: Final[int] = 256 * 1024 * 1024
 """Bytes of a foreign file outside its storages that a source section may keep."""
 
+# --- salvaged files ----------------------------------------------------------
+
+SALVAGE_KEY: Final[str] = "fastckpt.salvage"
+"""Under which key of the metadata a salvaged file says what came back, and from where."""
+
 # --- nanochat steps ---------------------------------------------------------
 
 SAVE_MARK_KEY: Final[str] = "nanochat"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -21,7 +20,7 @@ from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import Record
-from fastckpt.layout.tree import Path, TensorRef, decode_tree
+from fastckpt.layout.tree import decode_tree
 from fastckpt.remains import read_block
 
 _SCALAR_FORMATS: Final = {"float32": "<f", "float64": "<d", "int32": "<i", "int64": "<q"}
@@ -202,28 +201,3 @@ def outline(path: str | os.PathLike[str]) -> Outline | None:
         return Outline(len(manifest.entries), sum(place.nbytes for place in manifest.storages))
     except FastckptError:
         return None
-
-
-def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Yield ``(path, leaf)``: tensor references and plain values; a list or tuple of plain values is one of those."""
-    if isinstance(tree, dict):
-        for key, item in tree.items():
-            yield from leaves(item, (*path, key))
-    elif isinstance(tree, list | tuple) and not is_plain(tree):
-        for index, item in enumerate(tree):
-            yield from leaves(item, (*path, index))
-    else:
-        yield path, tree
-
-
-def is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a list or tuple holds plain values only."""
-    return not any(
-        type(item) is TensorRef or isinstance(item, dict) or (isinstance(item, list | tuple) and not is_plain(item))
-        for item in items
-    )
-
-
-def tensors_below(tree: Any) -> list[int]:
-    """Numbers of the entries of all tensors in a part of a tree."""
-    return [leaf.entry for _, leaf in leaves(tree) if type(leaf) is TensorRef]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 
 import torch
 
 from fastckpt.checkpoint_file import CheckpointFile
-from fastckpt.errors import MismatchError
+from fastckpt.fckpt.storages import read_storages
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
+from fastckpt.layout.selection import require_match
 from fastckpt.origins import opened
 from fastckpt.payload import Reading, Target, raise_damage, read_targets
-from fastckpt.reader import read_storages
 from fastckpt.staging.device import device_of
 from fastckpt.staging.existing import ExistingTensors, apart, copy_pairs, without_repeats
 from fastckpt.staging.ring import Ring
@@ -74,26 +73,6 @@ def load_into(
             if hasattr(error, "message"):
                 error.message += "; the destination is partly overwritten and must not be used"
             raise
-
-
-def require_match(entries: Sequence[Entry], destination: Sequence[Entry], path: str) -> None:
-    """Raise MismatchError, with every difference, unless names, shapes and dtypes agree."""
-    have = {entry.name: entry for entry in entries}
-    want = {entry.name: entry for entry in destination}
-    problems = [f"{name}: not in the checkpoint" for name in want if name not in have]
-    problems += [f"{name}: not in the destination" for name in have if name not in want]
-    for name in want.keys() & have.keys():
-        a, b = have[name], want[name]
-        if (a.shape, a.dtype) != (b.shape, b.dtype):
-            problems.append(f"{name}: {a.dtype}{list(a.shape)} in the checkpoint, {b.dtype}{list(b.shape)} here")
-        elif any(n > 1 and s and not t for n, s, t in zip(a.shape, a.stride, b.stride, strict=True)) and a.nbytes:
-            problems.append(f"{name}: elements that differ in the checkpoint share their memory here (stride 0)")
-    if problems:
-        raise MismatchError(
-            f"{len(problems)} differences, nothing was written:\n  " + "\n  ".join(sorted(problems)),
-            path=path,
-            next_step=f"fastckpt inspect {shlex.quote(path)}",
-        )
 
 
 def _read_directly(

@@ -11,12 +11,13 @@ import torch
 
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.collector import collector_paused
-from fastckpt.conversion.load import open_checked
 from fastckpt.conversion.origin import ForeignOrigin
 from fastckpt.errors import FastckptError
+from fastckpt.foreign.sniff import is_foreign
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
-from fastckpt.reader import is_foreign, select
+from fastckpt.layout.selection import select
+from fastckpt.loading.opening import open_checked
 from fastckpt.staging.records import RecordOrigin
 from fastckpt.staging.stage import Origin
 from fastckpt.tensor.dtypes import require_dtypes

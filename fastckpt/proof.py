@@ -21,13 +21,12 @@ from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.fetching import digests_of
 from fastckpt.findings import Finding, Kind, Report
 from fastckpt.images import Image, Intervals, is_dense, record_images, storage_images
-from fastckpt.into import require_match
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import StoragePlace
 from fastckpt.layout.records import Record, count_leaves
+from fastckpt.layout.selection import require_match, select
 from fastckpt.payload import BadRange, differing_runs, finding_of
-from fastckpt.reader import select
 from fastckpt.tensor.flatten import flatten
 
 _BATCH = 1024 * 1024 * 1024

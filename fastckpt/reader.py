@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import fnmatch
 import functools
 import os
-import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 
-from fastckpt import _core
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.collector import collector_paused
-from fastckpt.constants import LEAF_SIZE
-from fastckpt.errors import DamagedError, FastckptError, TensorNotFoundError
-from fastckpt.foreign.sniff import kind_of
-from fastckpt.io.memory import allocate, allocate_regions
+from fastckpt.errors import FastckptError
+from fastckpt.fckpt.storages import read_storages
+from fastckpt.foreign.sniff import is_foreign
 from fastckpt.io.residency import reading_threads
-from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
-from fastckpt.layout.blocks import align
-from fastckpt.layout.entries import Entry
-from fastckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
+from fastckpt.layout.selection import select
+from fastckpt.payload import Reading
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
 from fastckpt.tensor.dtypes import require_dtypes
-from fastckpt.tensor.rebuild import StorageBytes, build_tensors, named, unflatten
+from fastckpt.tensor.rebuild import build_tensors, named, unflatten
 
 
 def load(
@@ -116,96 +110,3 @@ def load(
         except FastckptError as error:
             error.path = error.path or file.path
             raise
-
-
-def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a checkpoint of another format. Raises CheckpointIOError if it cannot be read."""
-    with Source(path) as source:
-        return kind_of(source) not in (None, "fckpt")
-
-
-def select(entries: Sequence[Entry], keys: str | Iterable[str], path: str) -> list[Entry]:
-    """The entries that a key names or a glob matches, in file order.
-
-    Raises:
-        TensorNotFoundError: A key matches nothing; the closest names are shown.
-    """
-    patterns = [keys] if isinstance(keys, str) else list(keys)
-    by_name = {entry.name: entry for entry in entries}
-    chosen: set[str] = set()
-    for pattern in patterns:
-        matched = {pattern} if pattern in by_name else set(fnmatch.filter(by_name, pattern))
-        if not matched:
-            import difflib
-
-            close = difflib.get_close_matches(pattern, list(by_name), 3)
-            raise TensorNotFoundError(
-                f"no tensor is called or matches {pattern!r}",
-                path=path,
-                expected=f"one of {', '.join(close or list(by_name)[:3])}"
-                if by_name
-                else "a name; there are no tensors",
-                actual=pattern,
-                next_step=f"fastckpt inspect {shlex.quote(path)}",
-            )
-        chosen |= matched
-    return [entry for entry in entries if entry.name in chosen]
-
-
-def read_storages(
-    file: CheckpointFile, entries: Sequence[Entry], reading: Reading, *, mapped: bool
-) -> Callable[[int], StorageBytes]:
-    """Read and verify every storage that an entry lies in; tells where the bytes of a storage now are.
-
-    Raises:
-        DamagedError: A byte is missing or wrong.
-    """
-    places = file.manifest.storages
-    wanted = sorted({entry.storage for entry in entries})
-    by_record: dict[int, list[int]] = {}
-    for storage in wanted:
-        by_record.setdefault(places[storage].record, []).append(storage)
-    records = [file.records[number] for number in sorted(by_record)]
-    regions: dict[int, memoryview] = {}
-    targets: list[Target] = []
-    if mapped:
-        whole = memoryview(file.source.map(private_writable=True))
-        reading = Reading(reading.threads, reading.verify, reading.progress, _core.address(whole))
-        for record in records:
-            if record.is_raw:
-                regions[record.number] = whole[record.payload.offset : record.payload.end]
-                if reading.verify:
-                    targets += covering_targets(record, [places[s] for s in by_record[record.number]], None)
-    fresh = [record for record in records if record.number not in regions]
-    for record, region in zip(fresh, allocate_regions([record.raw_size for record in fresh]), strict=True):
-        regions[record.number] = region
-        if record.raw_size:
-            targets += covering_targets(record, [places[s] for s in by_record[record.number]], _core.address(region))
-    raise_damage(file.source, read_targets(file.source, targets, reading))
-    if not file.source.unchanged():
-        raise DamagedError("the file changed while it was read", path=file.path, next_step="load it again")
-
-    def bytes_of(storage: int) -> StorageBytes:
-        nbytes, offset, record = places[storage]
-        return regions[record], offset, nbytes
-
-    return bytes_of
-
-
-def read_span(file: CheckpointFile, storage: int, start: int, end: int, *, threads: int) -> memoryview:
-    """The verified bytes ``[start, end)`` of a storage, reading no more leaves than they touch.
-
-    Raises:
-        DamagedError: A leaf among them is not as written.
-    """
-    place = file.manifest.storages[storage]
-    record = file.records[place.record]
-    first = (place.offset + start) // LEAF_SIZE * LEAF_SIZE
-    last = min(align(place.offset + end, LEAF_SIZE), record.raw_size)
-    if start == end:
-        return memoryview(bytearray())
-    region = allocate(last - first)
-    target = Target(record, first, last - first, _core.address(region))
-    raise_damage(file.source, read_targets(file.source, [target], Reading(threads)))
-    skip = place.offset + start - first
-    return region[skip : skip + end - start]

@@ -31,9 +31,9 @@ from typing import Final, ParamSpec, TypeVar
 
 from fastckpt.errors import CheckpointIOError, FastckptError, UsageError
 from fastckpt.io.commit import fsync_directory, translate_os_error
+from fastckpt.io.source import read_small
 from fastckpt.io.space import free_bytes
 from fastckpt.nanochat.completeness import newest_complete, step_state
-from fastckpt.nanochat.existing import read_small
 from fastckpt.nanochat.names import META, MODEL, parse_name
 from fastckpt.nanochat.steps import Step, choose_steps
 

@@ -15,10 +15,10 @@ from fastckpt.constants import (
     ENTRY_FLAG_REQUIRES_GRAD,
 )
 from fastckpt.foreign.model import Opaque
-from fastckpt.inspection import is_plain
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text
+from fastckpt.layout.walk import is_plain
 from fastckpt.stored_tensors import StoredTensors
 
 T = TypeVar("T")

@@ -17,8 +17,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, columns, count_text, duration_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled, columns
 from fastckpt.nanochat.backing_up import Backup, backup
+from fastckpt.text import count_text, duration_text, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

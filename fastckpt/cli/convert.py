@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, rate_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled
 from fastckpt.conversion import Conversion, convert
 from fastckpt.inspection import outline
 from fastckpt.nanochat.steps import read_steps
+from fastckpt.text import count_text, duration_text, rate_text, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

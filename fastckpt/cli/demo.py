@@ -20,8 +20,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastckpt.cli.render import Facts, Output, Styled, columns, count_text, duration_text, rate_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled, columns
 from fastckpt.errors import DamagedError, NotACheckpointError, OutOfSpaceError, UsageError
+from fastckpt.text import count_text, duration_text, rate_text, size_text
 
 T = TypeVar("T")
 

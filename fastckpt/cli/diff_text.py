@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt.cli.inspect_text import FORMATS
-from fastckpt.cli.render import Facts, Styled, columns, count_text, duration_text, size_text, value_text
+from fastckpt.cli.render import Facts, Styled, columns, value_text
+from fastckpt.text import count_text, duration_text, size_text
 
 
 def pair_lines(facts: Facts, limit: int | None) -> Iterator[str | Styled]:

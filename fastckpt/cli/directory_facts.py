@@ -6,12 +6,12 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt.cli.collapse import numbers_text
 from fastckpt.cli.files import files_in
 from fastckpt.cli.nanochat_facts import read_meta
-from fastckpt.cli.render import Facts, Styled, columns, plain, size_text
+from fastckpt.cli.render import Facts, Styled, columns, plain
 from fastckpt.errors import NotACheckpointError
 from fastckpt.nanochat.steps import Step, read_steps
+from fastckpt.text import numbers_text, size_text
 
 
 def directory_facts(path: str) -> Facts:

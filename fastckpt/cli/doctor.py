@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, count_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.nanochat.names import parse_name
+from fastckpt.text import count_text, size_text
 
 if TYPE_CHECKING:
     from fastckpt.doctor.sizes import Sizes

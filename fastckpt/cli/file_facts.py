@@ -7,15 +7,16 @@ import shlex
 from typing import Any, Final
 
 from fastckpt.cli.nanochat_facts import nanochat_facts
-from fastckpt.cli.optimizer_facts import find_optimizers, optimizers
+from fastckpt.cli.optimizer_facts import optimizers
 from fastckpt.cli.render import Facts, plain
 from fastckpt.constants import ENTRY_FLAG_PARAMETER, ENTRY_FLAG_REQUIRES_GRAD
 from fastckpt.errors import TensorNotFoundError
 from fastckpt.foreign.model import Opaque
-from fastckpt.inspection import Inspection, StorageFacts, inspect_file, leaves, tensors_below
+from fastckpt.inspection import Inspection, StorageFacts, inspect_file
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import DeviceRef, DTypeRef, SizeRef, TensorRef
+from fastckpt.layout.walk import find_optimizers, leaves, tensors_below
 
 
 def file_facts(path: str, *, keys: str | None = None) -> Facts:

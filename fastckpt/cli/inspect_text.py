@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt.cli.collapse import collapse
 from fastckpt.cli.nanochat_facts import config_line, nanochat_line
 from fastckpt.cli.optimizer_facts import optimizer_lines
-from fastckpt.cli.render import Facts, Styled, columns, count_text, size_text, value_text
+from fastckpt.cli.render import Facts, Styled, columns, value_text
+from fastckpt.text import collapse, count_text, size_text
 
 _SHOWN_TENSORS = 60
 _SHOWN_NAMES = 8

@@ -7,10 +7,10 @@ import os
 import re
 from typing import Any, Final
 
-from fastckpt.cli.optimizer_facts import find_optimizers
 from fastckpt.cli.render import Facts
 from fastckpt.inspection import Inspection
 from fastckpt.layout.tree import TensorRef
+from fastckpt.layout.walk import find_optimizers
 from fastckpt.nanochat.names import META, OPTIM, Stem, parse_name, parse_stem
 
 _LAYER: Final = re.compile(r"(?:^|\.)transformer\.h\.(\d+)\.")

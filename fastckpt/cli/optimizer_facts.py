@@ -5,32 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt.cli.collapse import numbers_text
-from fastckpt.cli.render import Facts, Styled, columns, count_text, plain, value_text
+from fastckpt.cli.render import Facts, Styled, columns, plain, value_text
 from fastckpt.inspection import Inspection
 from fastckpt.layout.tree import Path, TensorRef
-
-_DEPTH = 3
-"""How deep inside a checkpoint an optimizer is looked for."""
+from fastckpt.layout.walk import find_optimizers
+from fastckpt.text import count_text, numbers_text
 
 
 def optimizers(inspection: Inspection) -> list[Facts]:
     """The facts about every ``{'state': ..., 'param_groups': [...]}`` in the file."""
     return [_facts(path, node, inspection) for path, node in find_optimizers(inspection.tree)]
-
-
-def find_optimizers(tree: Any, path: Path = ()) -> Iterator[tuple[Path, dict[Any, Any]]]:
-    """Yield path and state dict of every optimizer; a list of them is common in older checkpoints."""
-    if isinstance(tree, dict):
-        groups = tree.get("param_groups")
-        if isinstance(tree.get("state"), dict) and isinstance(groups, list):
-            if all(isinstance(group, dict) for group in groups):
-                yield path, tree
-            return
-    if len(path) < _DEPTH:
-        items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
-        for key, item in items:
-            yield from find_optimizers(item, (*path, key))
 
 
 def _facts(path: Path, optimizer: dict[Any, Any], inspection: Inspection) -> Facts:

@@ -15,9 +15,10 @@ import os
 
 from fastckpt.cli.plot_text import directory_lines, file_lines
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, size_text
+from fastckpt.cli.render import Facts, Output, Styled
 from fastckpt.errors import UsageError
 from fastckpt.io.commit import publish_bytes
+from fastckpt.text import size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

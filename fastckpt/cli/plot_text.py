@@ -8,7 +8,7 @@ from itertools import groupby
 from math import isfinite
 from typing import Final
 
-from fastckpt.cli.render import Facts, Styled, columns, count_text, size_text
+from fastckpt.cli.render import Facts, Styled, columns
 from fastckpt.plotting.markup import quantity, shortened
 from fastckpt.plotting.summary import (
     KindOfTensor,
@@ -19,6 +19,7 @@ from fastckpt.plotting.summary import (
     val_bpb_words,
     verdict,
 )
+from fastckpt.text import count_text, size_text
 
 _MAX_KINDS: Final = 24
 _MAX_REMARKS: Final = 12

@@ -11,8 +11,9 @@ import argparse
 from collections.abc import Iterator
 from typing import Final
 
-from fastckpt.cli.render import Facts, Output, Styled, columns, count_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled, columns
 from fastckpt.retention import Retention
+from fastckpt.text import count_text, size_text
 
 RULES: Final = ("--keep-last", "--keep-every", "--keep-best", "--min-free")
 

@@ -139,36 +139,6 @@ def value_text(value: Any, limit: int = 100) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def size_text(count: float) -> str:
-    """Bytes in decimal units with three digits: ``16.8 MB``."""
-    if count < 1000:
-        return f"{count:.0f} B"
-    for unit in ("kB", "MB", "GB", "TB"):
-        count /= 1000
-        if count < 999.5 or unit == "TB":
-            break
-    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"
-
-
-def duration_text(seconds: float) -> str:
-    """Seconds as a person says them: ``0.4 ms``, ``0.12 s``, ``12.3 s``, ``2 min 5 s``."""
-    if seconds < 0.0095:
-        return f"{seconds * 1000:.1f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.{2 if seconds < 0.995 else 1}f} s"
-    return f"{round(seconds) // 60} min {round(seconds) % 60} s"
-
-
-def rate_text(count: int, seconds: float) -> str:
-    """Bytes per second: ``15.2 GB/s``."""
-    return f"{size_text(count / max(seconds, 1e-9))}/s"
-
-
-def count_text(count: int, noun: str) -> str:
-    """``1 tensor``, ``35 tensors``, ``9,437,184 parameters``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def columns(rows: Sequence[Sequence[str]], *, indent: int = 2, right: Sequence[int] = ()) -> list[str]:
     """Rows with their cells aligned; ``right`` names the columns that end where the widest cell does."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

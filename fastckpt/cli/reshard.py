@@ -16,9 +16,10 @@ import time
 from collections.abc import Iterator
 
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled
 from fastckpt.nanochat.names import OPTIM
 from fastckpt.nanochat.steps import read_steps
+from fastckpt.text import count_text, duration_text, size_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

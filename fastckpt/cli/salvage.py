@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, columns, count_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled, columns
 from fastckpt.errors import UsageError
+from fastckpt.text import count_text, size_text
 
 _SHOWN = 40
 _STYLES = {"whole": "good", "incomplete": "warn", "mixed": "bad", "damaged": "bad", "unusable": "bad"}

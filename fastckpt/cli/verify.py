@@ -15,9 +15,10 @@ from collections.abc import Iterable
 
 from fastckpt.cli.files import checkpoint_files
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, count_text, duration_text, error_facts, rate_text, size_text
+from fastckpt.cli.render import Facts, Output, Styled, error_facts
 from fastckpt.errors import FastckptError
 from fastckpt.inspection import outline
+from fastckpt.text import count_text, duration_text, rate_text, size_text
 from fastckpt.verification import verify
 
 _SHOWN_FINDINGS = 50

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from fastckpt.conversion.from_fckpt import convert_from_fckpt
-from fastckpt.conversion.to_fckpt import Conversion, convert_to_fckpt
+from fastckpt.conversion.result import Conversion
+from fastckpt.conversion.to_fckpt import convert_to_fckpt
 from fastckpt.errors import UsageError
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.residency import reading_threads
@@ -129,7 +130,7 @@ def _destination(
 def _origin(path: str | os.PathLike[str]) -> Format:
     """The format a ``.fckpt`` was made from; pt if it was saved as such."""
     from fastckpt.checkpoint_file import CheckpointFile
-    from fastckpt.conversion.from_fckpt import source_file
+    from fastckpt.conversion.source_section import source_file
 
     with CheckpointFile(path) as file:
         kept = source_file(file)

@@ -10,15 +10,11 @@ import os
 from typing import NamedTuple
 
 from fastckpt.checkpoint_file import CheckpointFile
-from fastckpt.constants import SECTION_SOURCE
 from fastckpt.conversion.export import Literals, confirm_export, export_file
+from fastckpt.conversion.result import Conversion
 from fastckpt.conversion.safetensors_out import plan_safetensors
-from fastckpt.conversion.source_section import Segment, SourceFile, decode_source_section
-from fastckpt.conversion.to_fckpt import Conversion
-from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.conversion.source_section import TORCH_KINDS, Segment, source_file
 from fastckpt.io.transfer import Progress
-
-TORCH_KINDS = ("torch-zip", "torch-legacy")
 
 
 class _Plan(NamedTuple):
@@ -29,27 +25,6 @@ class _Plan(NamedTuple):
     segments: list[Segment]
     format: str
     exact: bool
-
-
-def source_file(file: CheckpointFile) -> SourceFile | None:
-    """The foreign file this one was converted from, if its bytes were kept.
-
-    Raises:
-        DamagedError: They were, and are damaged.
-        UsageError: They are compressed, and zstandard is not installed.
-    """
-    section = file.footer.section(SECTION_SOURCE)
-    if section is None:
-        return None
-    try:
-        return decode_source_section(
-            file.read_section(SECTION_SOURCE), [place.nbytes for place in file.manifest.storages]
-        )
-    except FastckptError as error:
-        error.path = file.path
-        if isinstance(error, DamagedError):
-            error.next_step = "convert with --no-exact: the tensors do not need this section"
-        raise
 
 
 def convert_from_fckpt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 import torch
@@ -11,15 +11,14 @@ import torch
 from fastckpt import _core
 from fastckpt.collector import collector_paused
 from fastckpt.conversion.origin import raise_read_fault
-from fastckpt.conversion.to_fckpt import check_crcs, refuse_unsupported
 from fastckpt.errors import DamagedError
-from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign import ForeignFile
+from fastckpt.foreign.checks import check_crcs
 from fastckpt.io.memory import allocate_regions
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, thread_count, transfer
-from fastckpt.layout.entries import Entry, check_entry
-from fastckpt.reader import select
+from fastckpt.loading.opening import open_checked
 from fastckpt.tensor.rebuild import StorageBytes, build_tensors, named, resolve_tree
 
 
@@ -73,23 +72,6 @@ def load_foreign(
     with collector_paused():
         tensors = build_tensors(entries, places.__getitem__, torch.device(device))
         return resolve_tree(foreign.tree, lambda ref: tensors[ref.entry]) if keys is None else named(entries, tensors)
-
-
-def open_checked(path: str | os.PathLike[str], keys: str | Iterable[str] | None) -> tuple[ForeignFile, Sequence[Entry]]:
-    """The structure of a file, and the entries that ``keys`` name (None: all).
-
-    Raises:
-        UnsupportedStateError: Without ``keys``: it holds objects that are not plain values.
-        TensorNotFoundError: A key matches nothing.
-    """
-    with collector_paused():
-        foreign = open_foreign(path)
-        if keys is None:
-            refuse_unsupported(foreign)
-        sizes = [storage.nbytes for storage in foreign.storages]
-        for entry in foreign.entries:
-            check_entry(entry, sizes)
-        return foreign, foreign.entries if keys is None else select(foreign.entries, keys, foreign.path)
 
 
 _WIDEST: Final = 16

@@ -11,9 +11,9 @@ import torch
 
 from fastckpt import _core
 from fastckpt.constants import PACK_ALIGNMENT, PACK_LIMIT, PACK_MAX_STORAGES, PACK_THRESHOLD
-from fastckpt.conversion.to_fckpt import check_crcs
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.foreign import ForeignFile
+from fastckpt.foreign.checks import check_crcs
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry

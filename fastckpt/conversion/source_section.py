@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.codec.zstd import ZstdCodec
-from fastckpt.constants import CODEC_NONE, CODEC_ZSTD, MAGIC_SOURCE, MAX_LITERAL_SIZE
-from fastckpt.errors import DamagedError, UnsupportedStateError, UnsupportedVersionError
+from fastckpt.constants import CODEC_NONE, CODEC_ZSTD, MAGIC_SOURCE, MAX_LITERAL_SIZE, SECTION_SOURCE
+from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError, UnsupportedVersionError
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import require_zero, seal, unseal
 
@@ -145,3 +146,27 @@ def _open_section(block: bytes) -> tuple[memoryview, tuple[int, int, int, int, i
             f"the source section has kind {kind} and codec {codec}", next_step="pip install --upgrade fastckpt"
         )
     return body, (kind, codec, size, count, literal_size, stored_size)
+
+
+TORCH_KINDS = ("torch-zip", "torch-legacy")
+
+
+def source_file(file: CheckpointFile) -> SourceFile | None:
+    """The foreign file this one was converted from, if its bytes were kept.
+
+    Raises:
+        DamagedError: They were, and are damaged.
+        UsageError: They are compressed, and zstandard is not installed.
+    """
+    section = file.footer.section(SECTION_SOURCE)
+    if section is None:
+        return None
+    try:
+        return decode_source_section(
+            file.read_section(SECTION_SOURCE), [place.nbytes for place in file.manifest.storages]
+        )
+    except FastckptError as error:
+        error.path = file.path
+        if isinstance(error, DamagedError):
+            error.next_step = "convert with --no-exact: the tensors do not need this section"
+        raise

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from fastckpt.cli.render import count_text, size_text
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis, Severity
 from fastckpt.doctor.facts import FileFacts, StepFacts, TagFacts
@@ -31,6 +30,7 @@ from fastckpt.errors import (
 )
 from fastckpt.findings import Kind
 from fastckpt.nanochat.names import OPTIM, Stem
+from fastckpt.text import count_text, size_text
 
 if TYPE_CHECKING:
     from fastckpt.salvaging import SalvageReport

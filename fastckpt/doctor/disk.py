@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from fastckpt.cli.render import count_text, size_text
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import TagFacts
 from fastckpt.io.space import free_bytes
+from fastckpt.text import count_text, size_text
 
 FEW_SAVES: Final = 3
 """With room for fewer saves than this, it is time to make some."""

@@ -10,8 +10,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, Final
 
-from fastckpt.cli.collapse import collapse
-from fastckpt.cli.optimizer_facts import find_optimizers
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import FileFacts, Numbers, StepFacts
@@ -20,11 +18,13 @@ from fastckpt.doctor.versions import model_shapes
 from fastckpt.errors import FastckptError, MismatchError
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef
+from fastckpt.layout.walk import find_optimizers
 from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.parameter_order import parameter_groups
 from fastckpt.nanochat.shard_pieces import Shard, Shards
 from fastckpt.nanochat.shard_rules import plan_shards
 from fastckpt.stored_tensors import StoredTensors, open_stored
+from fastckpt.text import collapse
 
 _PIECE: Final = 16 * 2**20
 """Bytes of a tensor that are looked at together."""

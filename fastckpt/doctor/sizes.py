@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fastckpt.cli.collapse import collapse
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts
 from fastckpt.doctor.versions import PADDED, model_shapes
 from fastckpt.salvaging.nanochat_order import model_tensors
+from fastckpt.text import collapse
 
 HEAD_SIZE: Final = 128
 """nanochat's --head-dim, unless told otherwise."""

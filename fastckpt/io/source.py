@@ -201,3 +201,12 @@ class Source:
         except OSError as error:
             raise translate_os_error(error, self.path, doing="look at the file") from error
         return (now.st_size, now.st_mtime_ns) == (self._opened.st_size, self._opened.st_mtime_ns)
+
+
+def read_small(path: str) -> bytes:
+    """All bytes of a small file, which may be empty. Raises CheckpointIOError."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise translate_os_error(error, path, doing="read the file") from error

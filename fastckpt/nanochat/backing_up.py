@@ -20,10 +20,9 @@ from fastckpt.errors import DamagedError, FastckptError, MismatchError, NotAChec
 from fastckpt.io.cloning import How, clone, same_bytes
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.os_errors import translate_os_error
-from fastckpt.io.source import Source
+from fastckpt.io.source import Source, read_small
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.completeness import step_state
-from fastckpt.nanochat.existing import read_small
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.verification import verify

@@ -27,10 +27,10 @@ import fastckpt
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError
 from fastckpt.io.commit import publish_bytes
 from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.source import read_small
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.choosing import find_largest_model, find_last_step, stage_directory
 from fastckpt.nanochat.completeness import choose_files, optimizer_stem
-from fastckpt.nanochat.existing import read_small
 from fastckpt.nanochat.facts import read_facts
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem
 from fastckpt.nanochat.save_mark import SaveMark, is_first_rank, meta_digest, read_mark, save_digest, world_size

@@ -35,7 +35,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from fastckpt.errors import MismatchError
-from fastckpt.nanochat.existing import read_small
+from fastckpt.io.source import read_small
 from fastckpt.nanochat.facts import Facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import list_numbers

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.constants import SALVAGE_KEY
 from fastckpt.errors import FastckptError
+from fastckpt.io.source import read_small
 from fastckpt.nanochat.checks import check_step, find_missing_ranks, read_meta
-from fastckpt.nanochat.existing import read_small
 from fastckpt.nanochat.facts import Facts, read_facts
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.nanochat.save_mark import SaveMark, meta_digest, parse_mark
 from fastckpt.nanochat.steps import Step, list_numbers, read_steps
-from fastckpt.salvaging.write import METADATA_KEY as SALVAGE_KEY
 from fastckpt.verification import verify as verify_file
 
 _DAMAGED: Final = 2

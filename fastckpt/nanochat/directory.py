@@ -37,10 +37,11 @@ from fastckpt.errors import (
     UsageError,
 )
 from fastckpt.io.commit import fsync_directory, publish_bytes, translate_os_error
+from fastckpt.io.source import read_small
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.direction import choose_format
-from fastckpt.nanochat.existing import ALREADY_THERE, confirm, find_finished, read_small, refuse_overwriting
+from fastckpt.nanochat.existing import ALREADY_THERE, confirm, find_finished, refuse_overwriting
 from fastckpt.nanochat.facts import read_facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.places import refuse_taken_for_model

@@ -7,20 +7,11 @@ from typing import Final
 
 from fastckpt.conversion import Conversion
 from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.source import read_small
 from fastckpt.nanochat.same import Match, match
 from fastckpt.verification import verify
 
 ALREADY_THERE: Final = "was there already and holds the same"
-
-
-def read_small(path: str) -> bytes:
-    """All bytes of a small file, which may be empty. Raises CheckpointIOError."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise translate_os_error(error, path, doing="read the file") from error
 
 
 def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: int) -> Conversion | None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import CHUNK_SIZE
-from fastckpt.conversion.from_fckpt import source_file
+from fastckpt.conversion.source_section import source_file
 from fastckpt.errors import DamagedError
 from fastckpt.foreign import open_foreign
 from fastckpt.io.source import Source

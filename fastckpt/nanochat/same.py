@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.conversion.export import first_difference
-from fastckpt.conversion.from_fckpt import TORCH_KINDS, source_file
-from fastckpt.conversion.source_section import Segment
-from fastckpt.conversion.to_fckpt import is_verified
+from fastckpt.conversion.source_section import TORCH_KINDS, Segment, source_file
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.checks import is_verified
 from fastckpt.io.source import Source
 from fastckpt.layout.tree import Path, encode_tree, path_text
 

@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError, MismatchError
 from fastckpt.io.commit import fsync_directory, publish_bytes, translate_os_error
-from fastckpt.nanochat.existing import read_small
+from fastckpt.io.source import read_small
 from fastckpt.nanochat.names import META, MODEL, parse_name
 
 _CHANGE: Final = "change.json"

@@ -10,8 +10,8 @@ from typing import Any, Final
 from fastckpt.comparison import compare
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.findings import Kind
+from fastckpt.io.source import read_small
 from fastckpt.io.transfer import Progress, thread_count
-from fastckpt.nanochat.existing import read_small
 from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Iterator
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.findings import Kind
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.layout.walk import has_optimizer
 from fastckpt.salvaging.next_step import next_step
 from fastckpt.salvaging.report import SalvageReport, Status, TensorFate
 from fastckpt.salvaging.request import Request, make_request
-from fastckpt.salvaging.selection import Selection, has_optimizer, select
+from fastckpt.salvaging.selection import Selection, select
 from fastckpt.salvaging.survey import survey
 from fastckpt.salvaging.wreck import Wreck
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination

@@ -7,6 +7,7 @@ if every storage that was found has the size it says.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,9 +18,11 @@ from fastckpt.errors import FastckptError
 from fastckpt.foreign import open_foreign
 from fastckpt.foreign.sniff import HEAD_SIZE, sniff
 from fastckpt.io.source import Source
-from fastckpt.layout.entries import Entry
-from fastckpt.layout.tree import decode_tree
+from fastckpt.layout.dtypes import BY_NAME
+from fastckpt.layout.entries import Entry, contiguous_stride
+from fastckpt.layout.tree import TensorRef, decode_tree
 from fastckpt.nanochat.names import META, MODEL, Stem, parse_name
+from fastckpt.salvaging.nanochat_order import model_tensors, read_model_config
 
 MAX_SIBLINGS = 8
 """Files of a directory that are looked at for a structure that fits."""
@@ -146,8 +149,6 @@ def siblings(path: str) -> Iterator[str]:
 
 def _from_config(path: str, found: Mapping[str, int]) -> Blueprint | None:
     """What nanochat's model config says, if ``path`` is a model file and its meta file is whole."""
-    from fastckpt.salvaging.nanochat_order import model_blueprint, read_model_config
-
     directory, name = os.path.split(path)
     parsed = parse_name(name)
     if parsed is None or parsed[0].role != MODEL:
@@ -155,3 +156,25 @@ def _from_config(path: str, found: Mapping[str, int]) -> Blueprint | None:
     meta = os.path.join(directory, f"{Stem(META, parsed[0].step)}.json")
     config = read_model_config(meta)
     return model_blueprint(config, found, meta) if config is not None else None
+
+
+def model_blueprint(config: Mapping[str, int], found: Mapping[str, int], meta: str) -> Blueprint | None:
+    """The structure of a model with this config, if the storages that were found fit it."""
+    # Without a single storage, nothing says that the config and the file belong together.
+    if not found:
+        return None
+    candidates = [_with_embeddings(config, dtype, meta) for dtype in ("float32", "bfloat16")]
+    best = max(candidates, key=lambda blueprint: blueprint.matches(found))
+    return best if best.fits(found) else None
+
+
+def _with_embeddings(config: Mapping[str, int], embedding: str, meta: str) -> Blueprint:
+    entries = []
+    sizes = []
+    for number, (name, shape, is_embedding) in enumerate(model_tensors(config)):
+        dtype = embedding if is_embedding else "float32"
+        entries.append(Entry(name, dtype, shape, contiguous_stride(shape), number, 0))
+        sizes.append((str(number), math.prod(shape) * BY_NAME[dtype].itemsize))
+    tree = {entry.name: TensorRef(number) for number, entry in enumerate(entries)}
+    note = f"names, shapes and dtypes follow from the model config in {meta}"
+    return Blueprint("nanochat order", tree, entries, sizes, notes=[note])

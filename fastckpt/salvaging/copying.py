@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.copying import Origin
 from fastckpt.io.transfer import Move, Progress, transfer
-from fastckpt.salvaging.gather import Origin
 
 
 def copy_storages(

@@ -15,6 +15,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.io.copying import Origin
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.source import Source
 from fastckpt.io.space import check_space
@@ -40,13 +41,6 @@ _NAN: Final[Mapping[str, bytes]] = {
     "float8_e8m0fnu": b"\xff",
 }
 _FILL_STEP: Final = 2**20
-
-
-class Origin(NamedTuple):
-    """Where the bytes of a storage begin: a file descriptor and an offset."""
-
-    fd: int
-    offset: int
 
 
 class Gathered(NamedTuple):

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
-
-from fastckpt.layout.dtypes import BY_NAME
-from fastckpt.layout.entries import Entry, contiguous_stride
-from fastckpt.layout.tree import TensorRef
-from fastckpt.salvaging.blueprint import Blueprint
 
 _VOCAB_MULTIPLE: Final = 64
 _MAX_META: Final = 2**20
@@ -31,28 +25,6 @@ def read_model_config(path: str) -> dict[str, int] | None:
         return None
     valid = all(type(value) is int and 0 < value < 2**31 for value in sizes.values())
     return sizes if valid and sizes["n_layer"] <= _MAX_LAYERS else None
-
-
-def model_blueprint(config: Mapping[str, int], found: Mapping[str, int], meta: str) -> Blueprint | None:
-    """The structure of a model with this config, if the storages that were found fit it."""
-    # Without a single storage, nothing says that the config and the file belong together.
-    if not found:
-        return None
-    candidates = [_with_embeddings(config, dtype, meta) for dtype in ("float32", "bfloat16")]
-    best = max(candidates, key=lambda blueprint: blueprint.matches(found))
-    return best if best.fits(found) else None
-
-
-def _with_embeddings(config: Mapping[str, int], embedding: str, meta: str) -> Blueprint:
-    entries = []
-    sizes = []
-    for number, (name, shape, is_embedding) in enumerate(model_tensors(config)):
-        dtype = embedding if is_embedding else "float32"
-        entries.append(Entry(name, dtype, shape, contiguous_stride(shape), number, 0))
-        sizes.append((str(number), math.prod(shape) * BY_NAME[dtype].itemsize))
-    tree = {entry.name: TensorRef(number) for number, entry in enumerate(entries)}
-    note = f"names, shapes and dtypes follow from the model config in {meta}"
-    return Blueprint("nanochat order", tree, entries, sizes, notes=[note])
 
 
 def model_tensors(config: Mapping[str, int]) -> Iterator[tuple[str, Shape, bool]]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 from fastckpt.foreign.model import Opaque
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text, walk_tree
+from fastckpt.layout.walk import is_optimizer
 from fastckpt.salvaging.report import Status, TensorFate
 from fastckpt.salvaging.wreck import StorageState, Wreck
 
@@ -236,21 +237,6 @@ class _Selector:
 def _is_mostly_fill(fate: TensorFate) -> bool:
     """Whether next to nothing of a large tensor is there."""
     return fate.nbytes > _SMALL and fate.present * _MOSTLY_FILL < fate.nbytes
-
-
-def is_optimizer(value: Any) -> bool:
-    """Whether a node is what ``Optimizer.state_dict()`` gives."""
-    return (
-        isinstance(value, dict) and isinstance(value.get("state"), dict) and isinstance(value.get("param_groups"), list)
-    )
-
-
-def has_optimizer(tree: Any) -> bool:
-    """Whether a state is an optimizer's, or a list or dict with one in it."""
-    if is_optimizer(tree):
-        return True
-    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return any(is_optimizer(item) for item in items)
 
 
 def _tensors_in(value: Any) -> Iterator[TensorRef]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from fastckpt.constants import SALVAGE_KEY
 from fastckpt.content import Content
 from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.foreign.safetensors_header import can_hold
@@ -32,7 +33,6 @@ FORMATS: Final = {
     ".bin": "pt",
     ".safetensors": "safetensors",
 }
-METADATA_KEY: Final = "fastckpt.salvage"
 
 
 def destination_format(path: str) -> str:
@@ -86,14 +86,14 @@ def write_destination(
         found: Gathered = stack.enter_context(
             gathered(selection.pieces, selection.entries, sources, directory, fill=fill, threads=threads)
         )
-        metadata = {METADATA_KEY: _provenance(report, fill=fill, filled=found.filled)}
+        metadata = {SALVAGE_KEY: _provenance(report, fill=fill, filled=found.filled)}
         sizes = [piece.state.nbytes for piece in selection.pieces]
         if kind == "pt":
             note = json.dumps(metadata, indent=1).encode("utf-8")
             pickle = pickle_state(selection.tree, selection.entries, sizes)
             write_torch(path, pickle, sizes, found.origins, note, durable=durable, threads=threads, progress=progress)
         elif kind == "safetensors":
-            texts = {METADATA_KEY: json.dumps(metadata[METADATA_KEY])}
+            texts = {SALVAGE_KEY: json.dumps(metadata[SALVAGE_KEY])}
             own = {key: value for key, value in wrecks[0].metadata.items() if isinstance(value, str)}
             write_safetensors(
                 path,

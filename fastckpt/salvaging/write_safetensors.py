@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 from fastckpt.foreign.safetensors_header import lay_out
 from fastckpt.io.commit import Commit
+from fastckpt.io.copying import Origin
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.salvaging.copying import copy_storages
-from fastckpt.salvaging.gather import Origin
 
 
 def write_safetensors(

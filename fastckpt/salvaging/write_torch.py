@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from fastckpt.io.commit import Commit
+from fastckpt.io.copying import Origin
 from fastckpt.io.transfer import Progress
 from fastckpt.salvaging.copying import copy_storages
-from fastckpt.salvaging.gather import Origin
 from fastckpt.salvaging.zip_layout import (
     BIG,
     CENTRAL_HEADER,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastckpt.cli.collapse import collapse, numbers_text
-from fastckpt.cli.render import columns, count_text, duration_text, plain, rate_text, size_text, value_text
+from fastckpt.cli.render import columns, plain, value_text
+from fastckpt.text import collapse, count_text, duration_text, numbers_text, rate_text, size_text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Numbered siblings that are alike, on one line: ``transformer.h.{0..11}.attn.c_q.weight``."""
+"""Words and numbers as people read them: sizes, durations, counts, collapsed names.
+
+Numbered siblings that are alike stand on one line: ``transformer.h.{0..11}.attn.c_q.weight``.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,37 @@ from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Generic, TypeVar
+
+
+def size_text(count: float) -> str:
+    """Bytes in decimal units with three digits: ``16.8 MB``."""
+    if count < 1000:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        count /= 1000
+        if count < 999.5 or unit == "TB":
+            break
+    return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as a person says them: ``0.4 ms``, ``0.12 s``, ``12.3 s``, ``2 min 5 s``."""
+    if seconds < 0.0095:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.{2 if seconds < 0.995 else 1}f} s"
+    return f"{round(seconds) // 60} min {round(seconds) % 60} s"
+
+
+def rate_text(count: int, seconds: float) -> str:
+    """Bytes per second: ``15.2 GB/s``."""
+    return f"{size_text(count / max(seconds, 1e-9))}/s"
+
+
+def count_text(count: int, noun: str) -> str:
+    """``1 tensor``, ``35 tensors``, ``9,437,184 parameters``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
 
 Like = TypeVar("Like", bound=Hashable)
 

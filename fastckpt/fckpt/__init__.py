@@ -1,0 +1,1 @@
+"""One ``.fckpt`` file, without torch: opening, reading, verifying, writing it."""

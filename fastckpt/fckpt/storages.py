@@ -1,0 +1,74 @@
+"""The bytes of whole storages of a ``.fckpt``, or of a span of one, verified."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from fastckpt import _core
+from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.constants import LEAF_SIZE
+from fastckpt.errors import DamagedError
+from fastckpt.io.memory import allocate, allocate_regions
+from fastckpt.layout.blocks import align
+from fastckpt.layout.entries import Entry
+from fastckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
+from fastckpt.tensor.rebuild import StorageBytes
+
+
+def read_storages(
+    file: CheckpointFile, entries: Sequence[Entry], reading: Reading, *, mapped: bool
+) -> Callable[[int], StorageBytes]:
+    """Read and verify every storage that an entry lies in; tells where the bytes of a storage now are.
+
+    Raises:
+        DamagedError: A byte is missing or wrong.
+    """
+    places = file.manifest.storages
+    wanted = sorted({entry.storage for entry in entries})
+    by_record: dict[int, list[int]] = {}
+    for storage in wanted:
+        by_record.setdefault(places[storage].record, []).append(storage)
+    records = [file.records[number] for number in sorted(by_record)]
+    regions: dict[int, memoryview] = {}
+    targets: list[Target] = []
+    if mapped:
+        whole = memoryview(file.source.map(private_writable=True))
+        reading = Reading(reading.threads, reading.verify, reading.progress, _core.address(whole))
+        for record in records:
+            if record.is_raw:
+                regions[record.number] = whole[record.payload.offset : record.payload.end]
+                if reading.verify:
+                    targets += covering_targets(record, [places[s] for s in by_record[record.number]], None)
+    fresh = [record for record in records if record.number not in regions]
+    for record, region in zip(fresh, allocate_regions([record.raw_size for record in fresh]), strict=True):
+        regions[record.number] = region
+        if record.raw_size:
+            targets += covering_targets(record, [places[s] for s in by_record[record.number]], _core.address(region))
+    raise_damage(file.source, read_targets(file.source, targets, reading))
+    if not file.source.unchanged():
+        raise DamagedError("the file changed while it was read", path=file.path, next_step="load it again")
+
+    def bytes_of(storage: int) -> StorageBytes:
+        nbytes, offset, record = places[storage]
+        return regions[record], offset, nbytes
+
+    return bytes_of
+
+
+def read_span(file: CheckpointFile, storage: int, start: int, end: int, *, threads: int) -> memoryview:
+    """The verified bytes ``[start, end)`` of a storage, reading no more leaves than they touch.
+
+    Raises:
+        DamagedError: A leaf among them is not as written.
+    """
+    place = file.manifest.storages[storage]
+    record = file.records[place.record]
+    first = (place.offset + start) // LEAF_SIZE * LEAF_SIZE
+    last = min(align(place.offset + end, LEAF_SIZE), record.raw_size)
+    if start == end:
+        return memoryview(bytearray())
+    region = allocate(last - first)
+    target = Target(record, first, last - first, _core.address(region))
+    raise_damage(file.source, read_targets(file.source, [target], Reading(threads)))
+    skip = place.offset + start - first
+    return region[skip : skip + end - start]

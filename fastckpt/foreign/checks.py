@@ -1,0 +1,48 @@
+"""What a foreign file must fulfil before its content is used: plain values only, and CRCs that match."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from fastckpt.errors import DamagedError, UnsupportedStateError
+from fastckpt.foreign import ForeignFile
+
+
+def refuse_unsupported(foreign: ForeignFile) -> None:
+    """Raise UnsupportedStateError if the file holds objects that a checkpoint cannot store."""
+    if foreign.opaque:
+        place, name = foreign.opaque[0]
+        more = f" (and {len(foreign.opaque) - 1} more)" if len(foreign.opaque) > 1 else ""
+        raise UnsupportedStateError(
+            f"{place} is a {name}{more}: not a tensor or plain value. Nothing in the file was imported or run",
+            path=foreign.path,
+            next_step=f"fastckpt inspect {shlex.quote(foreign.path)} shows all of them; save the file without them",
+        )
+
+
+def check_crcs(foreign: ForeignFile, crcs: Sequence[int]) -> None:
+    """Raise DamagedError, naming the tensors, unless every stated CRC is that of the bytes read."""
+    bad = [
+        number
+        for number, (storage, crc) in enumerate(zip(foreign.storages, crcs, strict=True))
+        if storage.crc is not None and storage.nbytes and storage.crc != crc
+    ]
+    if bad:
+        names = [entry.name for entry in foreign.entries if entry.storage in bad]
+        first = foreign.storages[bad[0]]
+        more = f"; {len(names)} tensors are damaged: {', '.join(names[:8])}" if len(names) > 1 else ""
+        raise DamagedError(
+            f"the CRC-32 of record {first.key} does not match its {first.nbytes} bytes{more}",
+            path=foreign.path,
+            offset=first.offset,
+            tensor=names[0] if names else None,
+            expected=f"{first.crc:08x}",
+            actual=f"{crcs[bad[0]]:08x}",
+            next_step=f"fastckpt salvage {shlex.quote(foreign.path)}",
+        )
+
+
+def is_verified(foreign: ForeignFile) -> bool:
+    """Whether the file states a CRC for every byte of its tensors."""
+    return all(storage.crc is not None for storage in foreign.storages if storage.nbytes)

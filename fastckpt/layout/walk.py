@@ -1,0 +1,66 @@
+"""Going through a decoded tree: its leaves, its plain values, its optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastckpt.layout.tree import Path, TensorRef
+
+
+def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield ``(path, leaf)``: tensor references and plain values; a list or tuple of plain values is one of those."""
+    if isinstance(tree, dict):
+        for key, item in tree.items():
+            yield from leaves(item, (*path, key))
+    elif isinstance(tree, list | tuple) and not is_plain(tree):
+        for index, item in enumerate(tree):
+            yield from leaves(item, (*path, index))
+    else:
+        yield path, tree
+
+
+def is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether a list or tuple holds plain values only."""
+    return not any(
+        type(item) is TensorRef or isinstance(item, dict) or (isinstance(item, list | tuple) and not is_plain(item))
+        for item in items
+    )
+
+
+def tensors_below(tree: Any) -> list[int]:
+    """Numbers of the entries of all tensors in a part of a tree."""
+    return [leaf.entry for _, leaf in leaves(tree) if type(leaf) is TensorRef]
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether a node is what ``Optimizer.state_dict()`` gives."""
+    return (
+        isinstance(value, dict) and isinstance(value.get("state"), dict) and isinstance(value.get("param_groups"), list)
+    )
+
+
+def has_optimizer(tree: Any) -> bool:
+    """Whether a state is an optimizer's, or a list or dict with one in it."""
+    if is_optimizer(tree):
+        return True
+    items = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return any(is_optimizer(item) for item in items)
+
+
+_DEPTH = 3
+"""How deep inside a checkpoint an optimizer is looked for."""
+
+
+def find_optimizers(tree: Any, path: Path = ()) -> Iterator[tuple[Path, dict[Any, Any]]]:
+    """Yield path and state dict of every optimizer; a list of them is common in older checkpoints."""
+    if isinstance(tree, dict):
+        groups = tree.get("param_groups")
+        if isinstance(tree.get("state"), dict) and isinstance(groups, list):
+            if all(isinstance(group, dict) for group in groups):
+                yield path, tree
+            return
+    if len(path) < _DEPTH:
+        items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
+        for key, item in items:
+            yield from find_optimizers(item, (*path, key))

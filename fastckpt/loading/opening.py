@@ -1,0 +1,29 @@
+"""A file of any format, opened for reading."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from fastckpt.collector import collector_paused
+from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.checks import refuse_unsupported
+from fastckpt.layout.entries import Entry, check_entry
+from fastckpt.layout.selection import select
+
+
+def open_checked(path: str | os.PathLike[str], keys: str | Iterable[str] | None) -> tuple[ForeignFile, Sequence[Entry]]:
+    """The structure of a file, and the entries that ``keys`` name (None: all).
+
+    Raises:
+        UnsupportedStateError: Without ``keys``: it holds objects that are not plain values.
+        TensorNotFoundError: A key matches nothing.
+    """
+    with collector_paused():
+        foreign = open_foreign(path)
+        if keys is None:
+            refuse_unsupported(foreign)
+        sizes = [storage.nbytes for storage in foreign.storages]
+        for entry in foreign.entries:
+            check_entry(entry, sizes)
+        return foreign, foreign.entries if keys is None else select(foreign.entries, keys, foreign.path)
