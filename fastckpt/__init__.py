@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastckpt.checkpoint import Checkpoint, TensorInfo, open
-    from fastckpt.conversion import convert
+    from fastckpt.conversion.convert import convert
     from fastckpt.emergency import EmergencySave
     from fastckpt.findings import Finding, Report
     from fastckpt.into import load_into
@@ -37,7 +37,7 @@ _HOMES = {
     "Ring": "fastckpt.staging.ring",
     "SalvageReport": "fastckpt.salvaging",
     "TensorInfo": "fastckpt.checkpoint",
-    "convert": "fastckpt.conversion",
+    "convert": "fastckpt.conversion.convert",
     "load": "fastckpt.reader",
     "load_into": "fastckpt.into",
     "open": "fastckpt.checkpoint",

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.collector import collector_paused
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.storages import read_span
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry, check_entry

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastckpt.constants import CHUNK_SIZE, PACK_ALIGNMENT
-from fastckpt.content import Piece
+from fastckpt.fckpt.content import Piece
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, transfer
 from fastckpt.kernels.dispatch import engine_for
 from fastckpt.kernels.launch import hash_leaves, leaf_table

@@ -11,9 +11,10 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import CHUNK_SIZE, FORMAT_VERSION, MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.remains import read_block
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.source import Source
@@ -21,7 +22,6 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import decode_tree
-from fastckpt.remains import read_block
 
 _SCALAR_FORMATS: Final = {"float32": "<f", "float64": "<d", "int32": "<i", "int64": "<q"}
 
@@ -90,7 +90,7 @@ class Inspection:
 
 def _read_encoded(file: CheckpointFile, storage: int, start: int, size: int) -> bytes:
     """A few bytes of a storage whose chunks have to be decoded; they must not lie across two chunks."""
-    from fastckpt.payload import read_chunk
+    from fastckpt.fckpt.payload import read_chunk
 
     place = file.manifest.storages[storage]
     chunk, offset = divmod(place.offset + start, CHUNK_SIZE)
@@ -120,7 +120,7 @@ def _inspect_fckpt(file: CheckpointFile) -> Inspection:
     raw_from = {record.number: record.payload.offset for record in file.records if record.is_raw}
     origin = None
     if file.footer.section(SECTION_SOURCE) is not None:
-        from fastckpt.conversion.source_section import source_kind_and_size
+        from fastckpt.fckpt.source_section import source_kind_and_size
 
         try:
             origin = source_kind_and_size(file.read_section(SECTION_SOURCE))

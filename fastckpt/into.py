@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 import torch
 
-from fastckpt.checkpoint_file import CheckpointFile
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_targets
 from fastckpt.fckpt.storages import read_storages
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import require_match
 from fastckpt.origins import opened
-from fastckpt.payload import Reading, Target, raise_damage, read_targets
 from fastckpt.staging.device import device_of
 from fastckpt.staging.existing import ExistingTensors, apart, copy_pairs, without_repeats
 from fastckpt.staging.ring import Ring

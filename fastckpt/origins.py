@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.collector import collector_paused
 from fastckpt.conversion.origin import ForeignOrigin
 from fastckpt.errors import FastckptError
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.sniff import is_foreign
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry

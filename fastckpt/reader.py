@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import torch
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.collector import collector_paused
 from fastckpt.errors import FastckptError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import Reading
 from fastckpt.fckpt.storages import read_storages
 from fastckpt.foreign.sniff import is_foreign
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.selection import select
-from fastckpt.payload import Reading
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for

@@ -10,12 +10,12 @@ import torch
 
 from fastckpt.background import wait_for
 from fastckpt.collector import collector_paused
-from fastckpt.content import Content, Supply
 from fastckpt.errors import UnsupportedStateError
+from fastckpt.fckpt.content import Content, Supply
+from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.tree import Path, encode_tree, path_text
 from fastckpt.tensor.flatten import FlatState, flatten, on_device
-from fastckpt.writer import write_checkpoint
 
 
 def save(

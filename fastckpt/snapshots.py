@@ -17,7 +17,7 @@ import torch
 
 from fastckpt import _core
 from fastckpt.constants import ALIGNMENT, PACK_ALIGNMENT, PACK_THRESHOLD
-from fastckpt.content import Piece, Supply
+from fastckpt.fckpt.content import Piece, Supply
 from fastckpt.fetching import DeviceSupply, bytes_of
 from fastckpt.io.memory import allocate
 from fastckpt.io.transfer import MEMORY, Move, transfer

@@ -14,9 +14,10 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from fastckpt import _core
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_targets
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.memory import allocate
@@ -26,7 +27,6 @@ from fastckpt.io.transfer import Move
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.tree import decode_tree
-from fastckpt.payload import Reading, Target, raise_damage, read_targets
 
 _KEPT_SIZE = 64 * 1024
 """Reads up to this size are kept until the next one: a leaf holds hundreds of small tensors."""

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 
 from fastckpt import _core
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import (
     FOOTER_SIZE,
     MAGIC_INDEX,
@@ -23,6 +22,9 @@ from fastckpt.constants import (
     SUPERBLOCK_SIZE,
 )
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.losses import find_remains
+from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.residency import is_warm, reading_threads
@@ -33,8 +35,6 @@ from fastckpt.layout.entries import Entry, encode_entry_table
 from fastckpt.layout.frame import Section, decode_index, decode_superblock
 from fastckpt.layout.records import Record, decode_record_header
 from fastckpt.layout.tree import decode_tree
-from fastckpt.losses import find_remains
-from fastckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
 
 _BAD = (DamagedError, CheckpointIOError)
 """What reading a damaged part of a file raises: its bytes are wrong, or the system cannot read them."""

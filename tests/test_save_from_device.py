@@ -17,8 +17,8 @@ from states import everything, pattern
 import fastckpt
 import fastckpt.fetching
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
-from fastckpt.content import Piece
 from fastckpt.errors import DamagedError
+from fastckpt.fckpt.content import Piece
 from fastckpt.fetching import slot_loads
 from fastckpt.layout.blocks import align
 from fastckpt.staging.ring import Ring

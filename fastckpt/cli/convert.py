@@ -16,7 +16,8 @@ from typing import Any
 
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled
-from fastckpt.conversion import Conversion, convert
+from fastckpt.conversion.convert import convert
+from fastckpt.conversion.result import Conversion
 from fastckpt.inspection import outline
 from fastckpt.nanochat.steps import read_steps
 from fastckpt.text import count_text, duration_text, rate_text, size_text

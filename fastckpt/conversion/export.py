@@ -11,16 +11,16 @@ import os
 from collections.abc import Iterable, Sequence
 
 from fastckpt import _core
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import CHUNK_SIZE
-from fastckpt.conversion.source_section import Segment
 from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_chunk, read_targets
+from fastckpt.fckpt.source_section import Segment
 from fastckpt.io.commit import Commit, translate_os_error
 from fastckpt.io.memory import allocate
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
 from fastckpt.layout.records import Record
-from fastckpt.payload import Reading, Target, raise_damage, read_chunk, read_targets
 
 Literals = Iterable[tuple[int, bytes]]
 """``(offset in the written file, bytes)`` of what is not tensor data."""

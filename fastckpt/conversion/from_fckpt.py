@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.conversion.export import Literals, confirm_export, export_file
 from fastckpt.conversion.result import Conversion
 from fastckpt.conversion.safetensors_out import plan_safetensors
-from fastckpt.conversion.source_section import TORCH_KINDS, Segment, source_file
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, source_file
 from fastckpt.io.transfer import Progress
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,3 +31,6 @@ class Conversion:
     source_verified: bool
     exact: bool
     notes: tuple[str, ...] = ()
+
+
+Format = Literal["fckpt", "pt", "safetensors"]

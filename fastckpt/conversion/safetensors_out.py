@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 
-from fastckpt.checkpoint_file import CheckpointFile
-from fastckpt.conversion.source_section import Segment
 from fastckpt.errors import UnsupportedStateError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.source_section import Segment
 from fastckpt.foreign.safetensors_file import DTYPE_NAMES
 from fastckpt.foreign.safetensors_header import can_hold, lay_out
 from fastckpt.layout.tree import TensorRef, decode_tree, path_text, walk_tree

@@ -6,16 +6,16 @@ import os
 from collections.abc import Sequence
 
 from fastckpt.constants import SECTION_SOURCE
-from fastckpt.content import Content
 from fastckpt.conversion.result import Conversion
-from fastckpt.conversion.source_section import Segment, encode_source_section, read_source_file
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.fckpt.content import Content
+from fastckpt.fckpt.source_section import Segment, encode_source_section, read_source_file
+from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign import open_foreign
 from fastckpt.foreign.checks import check_crcs, is_verified, refuse_unsupported
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import Path, encode_tree, path_text
-from fastckpt.writer import write_checkpoint
 
 
 def _refuse(value: object, path: Path) -> object:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from fastckpt import _core
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
 from fastckpt.io.memory import allocate, allocate_regions
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
-from fastckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
 from fastckpt.tensor.rebuild import StorageBytes
 
 

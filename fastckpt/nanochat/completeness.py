@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import SALVAGE_KEY
 from fastckpt.errors import FastckptError
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.io.source import read_small
 from fastckpt.nanochat.checks import check_step, find_missing_ranks, read_meta
 from fastckpt.nanochat.facts import Facts, read_facts

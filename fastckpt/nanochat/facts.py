@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import CHUNK_SIZE
-from fastckpt.conversion.source_section import source_file
 from fastckpt.errors import DamagedError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import read_chunk
+from fastckpt.fckpt.source_section import source_file
 from fastckpt.foreign import open_foreign
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef, decode_tree
 from fastckpt.nanochat.names import OPTIM, Stem, parse_stem
-from fastckpt.payload import read_chunk
 
 _NUMBERS: Final = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 _ZIP_NAME_AT: Final = 30

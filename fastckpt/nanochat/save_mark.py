@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import SAVE_HEAD_SIZE, SAVE_MARK_KEY
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 
 if TYPE_CHECKING:

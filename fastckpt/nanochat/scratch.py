@@ -13,9 +13,10 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from fastckpt.checkpoint_file import CheckpointFile
-from fastckpt.content import Content
 from fastckpt.errors import CheckpointIOError, UnsupportedStateError
+from fastckpt.fckpt.content import Content
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.space import reserve_space
 from fastckpt.layout.blocks import align
@@ -24,7 +25,6 @@ from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import Path, TensorRef, encode_tree, path_text
 from fastckpt.nanochat.shard_pieces import Joined, Piece
 from fastckpt.stored_tensors import StoredTensors, open_stored
-from fastckpt.writer import write_checkpoint
 
 BLOCK: Final = 16 * 2**20
 """Bytes that are copied at a time."""

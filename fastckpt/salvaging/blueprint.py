@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.errors import FastckptError
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign import open_foreign
 from fastckpt.foreign.sniff import HEAD_SIZE, sniff
 from fastckpt.io.source import Source

@@ -5,6 +5,9 @@ from __future__ import annotations
 from fastckpt.codec.registry import codec_for_reading
 from fastckpt.constants import CODEC_NONE, LEAF_SIZE
 from fastckpt.errors import FastckptError, UnsupportedVersionError
+from fastckpt.fckpt.losses import find_cuts, find_lost, whole_prefix
+from fastckpt.fckpt.payload import BadRange, Reading, Target, finding_of, read_targets
+from fastckpt.fckpt.remains import Remains, find_alternates, scan
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -12,9 +15,6 @@ from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.manifest import Manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef, decode_tree
-from fastckpt.losses import find_cuts, find_lost, whole_prefix
-from fastckpt.payload import BadRange, Reading, Target, finding_of, read_targets
-from fastckpt.remains import Remains, find_alternates, scan
 from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, merge_holes
 
 

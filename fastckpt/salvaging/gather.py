@@ -15,6 +15,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.fckpt.payload import Reading, Target, read_targets
 from fastckpt.io.copying import Origin
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.source import Source
@@ -22,7 +23,6 @@ from fastckpt.io.space import check_space
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
-from fastckpt.payload import Reading, Target, read_targets
 from fastckpt.salvaging.selection import Piece
 from fastckpt.salvaging.wreck import Hole
 

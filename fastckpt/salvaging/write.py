@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastckpt.constants import SALVAGE_KEY
-from fastckpt.content import Content
 from fastckpt.errors import UnsupportedStateError, UsageError
+from fastckpt.fckpt.content import Content
+from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.safetensors_header import can_hold
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -24,7 +25,6 @@ from fastckpt.salvaging.torch_pickle import pickle_state
 from fastckpt.salvaging.wreck import Wreck
 from fastckpt.salvaging.write_safetensors import write_safetensors
 from fastckpt.salvaging.write_torch import write_torch
-from fastckpt.writer import write_checkpoint
 
 FORMATS: Final = {
     ".fckpt": "fckpt",

@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.errors import DamagedError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets, tensors_in
 from fastckpt.layout.entries import Entry
-from fastckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets, tensors_in
 from fastckpt.staging.fill import DecodingFiller, Filler, RawFiller, Suspect
 from fastckpt.staging.regions import Part, Piece, Placed, Region
 

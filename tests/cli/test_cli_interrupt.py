@@ -18,7 +18,7 @@ import fastckpt
 # A chunk takes long enough that the work outlasts any machine's start.
 SLOW = """
 import sys, time
-import fastckpt.payload, fastckpt.codec.zstd
+import fastckpt.fckpt.payload, fastckpt.codec.zstd
 from fastckpt.cli.main import main
 
 def slow(function):
@@ -27,7 +27,7 @@ def slow(function):
         return function(*args, **kwargs)
     return wrapped
 
-fastckpt.payload.read_chunk = slow(fastckpt.payload.read_chunk)
+fastckpt.fckpt.payload.read_chunk = slow(fastckpt.fckpt.payload.read_chunk)
 fastckpt.codec.zstd.ZstdCodec.encode = slow(fastckpt.codec.zstd.ZstdCodec.encode)
 sys.exit(main(sys.argv[1:]))
 """

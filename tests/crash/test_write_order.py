@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from crash_lab import Call, OpenLab
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import FOOTER_SIZE, SECTION_INDEX, SECTION_MANIFEST_COPY
+from fastckpt.fckpt.file import CheckpointFile
 
 
 def places(calls: list[Call], start: int, end: int) -> list[int]:

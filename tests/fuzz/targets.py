@@ -24,6 +24,7 @@ from fastckpt.constants import (
     MAGIC_SUPERBLOCK,
 )
 from fastckpt.errors import FastckptError
+from fastckpt.fckpt.remains import scan
 from fastckpt.foreign import open_foreign
 from fastckpt.foreign.torch_state import read_state
 from fastckpt.foreign.zip_records import read_records
@@ -34,7 +35,6 @@ from fastckpt.layout.frame import decode_footer, decode_index, decode_superblock
 from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import decode_record_header
 from fastckpt.layout.tree import decode_tree, walk_tree
-from fastckpt.remains import scan
 from fastckpt.verification import verify
 
 MAGICS = (MAGIC_SUPERBLOCK, MAGIC_MANIFEST, MAGIC_RECORD, MAGIC_INDEX, MAGIC_FOOTER, MAGIC_SOURCE)

@@ -13,8 +13,8 @@ import torch
 from nanochat_builds import BUILDS, head_model, head_optimizer, meta_of, write_head
 
 import fastckpt
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.errors import CheckpointNotFoundError
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.nanochat import find_largest_model, find_last_step, load_checkpoint, save_checkpoint
 from fastckpt.nanochat.completeness import StepState, newest_complete
 from fastckpt.nanochat.save_mark import SaveMark, parse_mark, read_mark, save_digest

@@ -20,7 +20,7 @@ from nanochat_builds import BUILDS, write_head
 from nanochat_finders import Watch, contents, find_last_step
 
 import fastckpt
-from fastckpt.conversion import Conversion
+from fastckpt.conversion.result import Conversion
 
 HERE = Path(__file__).parent
 
@@ -205,8 +205,8 @@ def test_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str, n
 
 
 def test_nothing_is_deleted_when_a_written_file_does_not_verify(tag: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastckpt.conversion import nanochat_directory as module
     from fastckpt.errors import DamagedError
-    from fastckpt.nanochat import directory as module
 
     before = contents(tag)
     convert_file = module.convert_file

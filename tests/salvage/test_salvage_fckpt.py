@@ -10,9 +10,9 @@ import torch
 from salvage.support import check_written, equal, flat, make_state, overwrite, status
 
 import fastckpt
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError
+from fastckpt.fckpt.file import CheckpointFile
 
 ORIGINAL = flat(make_state())
 

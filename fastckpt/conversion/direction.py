@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from fastckpt.conversion import Format
+from fastckpt.conversion.result import Format
 from fastckpt.errors import NotACheckpointError, UsageError
 from fastckpt.nanochat.steps import Step
 

@@ -27,7 +27,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastckpt.codec.registry import codec_for_writing
-from fastckpt.conversion import Conversion, Format, convert_file
+from fastckpt.conversion.convert_file import convert_file
+from fastckpt.conversion.direction import choose_format
+from fastckpt.conversion.finished import ALREADY_THERE, confirm, find_finished, refuse_overwriting
+from fastckpt.conversion.result import Conversion, Format
 from fastckpt.errors import (
     DamagedError,
     FastckptError,
@@ -40,8 +43,6 @@ from fastckpt.io.commit import fsync_directory, publish_bytes, translate_os_erro
 from fastckpt.io.source import read_small
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.checks import check_step
-from fastckpt.nanochat.direction import choose_format
-from fastckpt.nanochat.existing import ALREADY_THERE, confirm, find_finished, refuse_overwriting
 from fastckpt.nanochat.facts import read_facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.places import refuse_taken_for_model

@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.conversion.export import first_difference
-from fastckpt.conversion.source_section import TORCH_KINDS, Segment, source_file
 from fastckpt.errors import UnsupportedStateError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, source_file
 from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.foreign.checks import is_verified
 from fastckpt.io.source import Source

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from fastckpt.constants import ALIGNMENT, CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.fckpt.payload import Reading, Target, finding_of, read_targets, tensors_in
+from fastckpt.fckpt.remains import Remains, scan
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.records import Record
-from fastckpt.payload import Reading, Target, finding_of, read_targets, tensors_in
-from fastckpt.remains import Remains, scan
 
 
 def whole_prefix(record: Record, file_size: int) -> int:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from fastckpt.checkpoint_file import CheckpointFile
 from fastckpt.codec.zstd import ZstdCodec
 from fastckpt.constants import CODEC_NONE, CODEC_ZSTD, MAGIC_SOURCE, MAX_LITERAL_SIZE, SECTION_SOURCE
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError, UnsupportedVersionError
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import require_zero, seal, unseal
 

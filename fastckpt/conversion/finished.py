@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from fastckpt.conversion import Conversion
+from fastckpt.conversion.result import Conversion
+from fastckpt.conversion.same_content import Match, match
 from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError
 from fastckpt.io.source import read_small
-from fastckpt.nanochat.same import Match, match
 from fastckpt.verification import verify
 
 ALREADY_THERE: Final = "was there already and holds the same"

@@ -27,9 +27,9 @@ from fastckpt.constants import (
     SECTION_MANIFEST_COPY,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.content import Content, Piece, Supply
-from fastckpt.encode import encode_payload
 from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.fckpt.content import Content, Piece, Supply
+from fastckpt.fckpt.encoding import encode_payload
 from fastckpt.io.commit import Commit, translate_os_error
 from fastckpt.io.memory import allocate
 from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, transfer
