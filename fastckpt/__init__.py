@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from fastckpt.salvaging import SalvageReport, salvage
     from fastckpt.saving import save
     from fastckpt.staging.ring import Ring
+    from fastckpt.stored.verification import verify
     from fastckpt.streaming import stream
-    from fastckpt.verification import verify
 
 __version__ = "0.2.0"
 
@@ -45,7 +45,7 @@ _HOMES = {
     "save": "fastckpt.saving",
     "save_async": "fastckpt.pending",
     "stream": "fastckpt.streaming",
-    "verify": "fastckpt.verification",
+    "verify": "fastckpt.stored.verification",
     "verify_tensors": "fastckpt.proof",
 }
 

@@ -19,14 +19,15 @@ from states import DTYPES, copied, everything, of_dtype, states
 from test_memory import measured
 
 import fastckpt
-from fastckpt import element_pairs, stored_tensors
 from fastckpt.cli.demo import flip_bit
-from fastckpt.comparison import Comparison, TensorDifference, compare
-from fastckpt.element_pairs import ElementPairs
 from fastckpt.errors import DamagedError, NotACheckpointError
-from fastckpt.inspection import inspect_file
 from fastckpt.layout.entries import Entry
-from fastckpt.structure_difference import same_value
+from fastckpt.stored import element_pairs
+from fastckpt.stored import tensors as stored_tensors
+from fastckpt.stored.comparison import Comparison, TensorDifference, compare
+from fastckpt.stored.element_pairs import ElementPairs
+from fastckpt.stored.inspection import inspect_file
+from fastckpt.stored.structure_difference import same_value
 
 LEAF = 16384
 FORMATS = ["pt", "legacy.pt", "fckpt", "zstd.fckpt", "safetensors"]

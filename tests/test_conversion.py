@@ -35,7 +35,7 @@ from fastckpt.errors import (
     UnsupportedStateError,
     UsageError,
 )
-from fastckpt.inspection import inspect_file
+from fastckpt.stored.inspection import inspect_file
 
 CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
 REAL_FILES = sorted(CHECKPOINTS.rglob("*.pt"))

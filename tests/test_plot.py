@@ -137,7 +137,7 @@ def test_magnitudes_beyond_the_bins_are_counted(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     sizes = []
     torch.save({"a": torch.zeros(9_000_000)}, tmp_path / "a.pt")
-    from fastckpt.stored_tensors import StoredTensors, open_stored
+    from fastckpt.stored.tensors import StoredTensors, open_stored
 
     with open_stored(tmp_path / "a.pt") as file:
         reading = file.read

@@ -18,8 +18,8 @@ from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled
 from fastckpt.conversion.convert import convert
 from fastckpt.conversion.result import Conversion
-from fastckpt.inspection import outline
 from fastckpt.nanochat.steps import read_steps
+from fastckpt.stored.inspection import outline
 from fastckpt.text import count_text, duration_text, rate_text, size_text
 
 

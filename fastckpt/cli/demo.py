@@ -164,7 +164,7 @@ class _Demo:
         import torch
 
         import fastckpt
-        from fastckpt.inspection import inspect_file
+        from fastckpt.stored.inspection import inspect_file
 
         inspected = [inspect_file(path) for path in (source, converted)]
         entry = max(inspected[0].entries, key=lambda entry: entry.nbytes)

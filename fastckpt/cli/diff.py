@@ -20,9 +20,9 @@ from fastckpt.cli.diff_pairs import PairedFiles, pair_directories
 from fastckpt.cli.diff_text import pair_lines, summary_lines
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, error_facts
-from fastckpt.comparison import compare
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
-from fastckpt.inspection import outline
+from fastckpt.stored.comparison import compare
+from fastckpt.stored.inspection import outline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

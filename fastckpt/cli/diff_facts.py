@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastckpt.cli.file_facts import leaf_value
 from fastckpt.cli.render import Facts, error_facts, plain
-from fastckpt.comparison import Comparison, TensorDifference
 from fastckpt.layout.entries import Entry
-from fastckpt.structure_difference import Change, NamedDifference
+from fastckpt.stored.comparison import Comparison, TensorDifference
+from fastckpt.stored.structure_difference import Change, NamedDifference
 
 if TYPE_CHECKING:
     from fastckpt.tensor.difference import Tally

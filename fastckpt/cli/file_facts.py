@@ -12,11 +12,11 @@ from fastckpt.cli.render import Facts, plain
 from fastckpt.constants import ENTRY_FLAG_PARAMETER, ENTRY_FLAG_REQUIRES_GRAD
 from fastckpt.errors import TensorNotFoundError
 from fastckpt.foreign.model import Opaque
-from fastckpt.inspection import Inspection, StorageFacts, inspect_file
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import DeviceRef, DTypeRef, SizeRef, TensorRef
 from fastckpt.layout.walk import find_optimizers, leaves, tensors_below
+from fastckpt.stored.inspection import Inspection, StorageFacts, inspect_file
 
 
 def file_facts(path: str, *, keys: str | None = None) -> Facts:

@@ -8,10 +8,10 @@ import re
 from typing import Any, Final
 
 from fastckpt.cli.render import Facts
-from fastckpt.inspection import Inspection
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import find_optimizers
 from fastckpt.nanochat.names import META, OPTIM, Stem, parse_name, parse_stem
+from fastckpt.stored.inspection import Inspection
 
 _LAYER: Final = re.compile(r"(?:^|\.)transformer\.h\.(\d+)\.")
 _MAX_META_SIZE: Final = 16 * 2**20

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt.cli.render import Facts, Styled, columns, plain, value_text
-from fastckpt.inspection import Inspection
 from fastckpt.layout.tree import Path, TensorRef
 from fastckpt.layout.walk import find_optimizers
+from fastckpt.stored.inspection import Inspection
 from fastckpt.text import count_text, numbers_text
 
 

@@ -17,9 +17,9 @@ from fastckpt.cli.files import checkpoint_files
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled, error_facts
 from fastckpt.errors import FastckptError
-from fastckpt.inspection import outline
+from fastckpt.stored.inspection import outline
+from fastckpt.stored.verification import verify
 from fastckpt.text import count_text, duration_text, rate_text, size_text
-from fastckpt.verification import verify
 
 _SHOWN_FINDINGS = 50
 

@@ -12,12 +12,12 @@ from typing import NamedTuple
 from fastckpt.doctor.meta_facts import MetaFacts, read_meta_facts
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.findings import Finding, Kind
-from fastckpt.inspection import Inspection, inspect_file
 from fastckpt.io.transfer import Progress
 from fastckpt.nanochat.completeness import StepState, step_state
 from fastckpt.nanochat.facts import Facts, read_facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import Step, read_steps
+from fastckpt.stored.inspection import Inspection, inspect_file
 
 
 class Numbers(NamedTuple):
@@ -264,7 +264,7 @@ def read_file(path: str, stem: Stem, *, deep: bool, threads: int | None, progres
         file.structure = inspect_file(path)
         file.says = read_facts(path, stem)
         if deep:
-            from fastckpt.verification import verify
+            from fastckpt.stored.verification import verify
 
             file.findings = verify(path, threads=threads, progress=progress).findings
     except FastckptError as error:

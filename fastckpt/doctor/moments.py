@@ -23,7 +23,7 @@ from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.parameter_order import parameter_groups
 from fastckpt.nanochat.shard_pieces import Shard, Shards
 from fastckpt.nanochat.shard_rules import plan_shards
-from fastckpt.stored_tensors import StoredTensors, open_stored
+from fastckpt.stored.tensors import StoredTensors, open_stored
 from fastckpt.text import collapse
 
 _PIECE: Final = 16 * 2**20

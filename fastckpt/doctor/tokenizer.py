@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts
 from fastckpt.errors import FastckptError
-from fastckpt.inspection import inspect_file
+from fastckpt.stored.inspection import inspect_file
 
 _FILES = ("tokenizer.pkl", "token_bytes.pt")
 

@@ -19,7 +19,7 @@ from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 from fastckpt.nanochat.scratch import BLOCK, piece_reader
 from fastckpt.nanochat.shard_pieces import Piece, Shard, Shards
 from fastckpt.nanochat.steps import Step, list_numbers
-from fastckpt.stored_tensors import StoredTensors, open_stored
+from fastckpt.stored.tensors import StoredTensors, open_stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from fastckpt.nanochat.shard_pieces import joined_size
 from fastckpt.nanochat.shard_rules import Plan, plan_shards
 from fastckpt.nanochat.staging import finish, in_order, stage
 from fastckpt.nanochat.steps import Step, choose_steps, read_steps
-from fastckpt.verification import verify
+from fastckpt.stored.verification import verify
 
 
 @dataclass(frozen=True, slots=True)

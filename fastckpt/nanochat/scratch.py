@@ -24,7 +24,7 @@ from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import Path, TensorRef, encode_tree, path_text
 from fastckpt.nanochat.shard_pieces import Joined, Piece
-from fastckpt.stored_tensors import StoredTensors, open_stored
+from fastckpt.stored.tensors import StoredTensors, open_stored
 
 BLOCK: Final = 16 * 2**20
 """Bytes that are copied at a time."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastckpt.element_pairs import PIECE_SIZE, ElementPairs, Piece, reach_a
 from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedStateError
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.salvaging.report import Status
 from fastckpt.salvaging.wreck import Wreck
-from fastckpt.stored_tensors import StoredTensors
+from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Piece, reach_a
+from fastckpt.stored.tensors import StoredTensors
 from fastckpt.workers import map_in_order
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from fastckpt.comparison import compare
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.findings import Kind
 from fastckpt.io.source import read_small
@@ -20,8 +19,9 @@ from fastckpt.plotting.moments import name_moments
 from fastckpt.plotting.naming import parse
 from fastckpt.salvaging.report import Status
 from fastckpt.salvaging.survey import survey
-from fastckpt.stored_tensors import StoredTensors, open_stored
-from fastckpt.verification import verify
+from fastckpt.stored.comparison import compare
+from fastckpt.stored.tensors import StoredTensors, open_stored
+from fastckpt.stored.verification import verify
 
 Facts = dict[str, Any]
 

@@ -18,8 +18,8 @@ import torch
 import fastckpt
 from fastckpt.cli.demo import flip_bit
 from fastckpt.cli.main import main
-from fastckpt.inspection import inspect_file
 from fastckpt.layout import frame
+from fastckpt.stored.inspection import inspect_file
 
 COMMAND = [sys.executable, "-m", "fastckpt"]
 

@@ -19,7 +19,7 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text
 from fastckpt.layout.walk import is_plain
-from fastckpt.stored_tensors import StoredTensors
+from fastckpt.stored.tensors import StoredTensors
 
 T = TypeVar("T")
 Change = tuple[Any, Any]

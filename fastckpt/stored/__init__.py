@@ -1,0 +1,1 @@
+"""A checkpoint of any format, without torch: what it holds, whether it is whole, how two differ."""
