@@ -10,43 +10,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastckpt.checkpoint import Checkpoint, TensorInfo, open
     from fastckpt.conversion.convert import convert
     from fastckpt.emergency import EmergencySave
     from fastckpt.findings import Finding, Report
-    from fastckpt.into import load_into
-    from fastckpt.pending import Pending, save_async
-    from fastckpt.proof import verify_tensors
-    from fastckpt.reader import load
+    from fastckpt.loading.load import load
+    from fastckpt.loading.load_into import load_into
+    from fastckpt.loading.open import Checkpoint, TensorInfo, open
+    from fastckpt.loading.stream import stream
+    from fastckpt.loading.verify_tensors import verify_tensors
     from fastckpt.retention import Retention
     from fastckpt.salvaging import SalvageReport, salvage
-    from fastckpt.saving import save
+    from fastckpt.saving.save import save
+    from fastckpt.saving.save_async import Pending, save_async
     from fastckpt.staging.ring import Ring
     from fastckpt.stored.verification import verify
-    from fastckpt.streaming import stream
 
 __version__ = "0.2.0"
 
 _HOMES = {
-    "Checkpoint": "fastckpt.checkpoint",
+    "Checkpoint": "fastckpt.loading.open",
     "EmergencySave": "fastckpt.emergency",
     "Finding": "fastckpt.findings",
-    "Pending": "fastckpt.pending",
+    "Pending": "fastckpt.saving.save_async",
     "Report": "fastckpt.findings",
     "Retention": "fastckpt.retention",
     "Ring": "fastckpt.staging.ring",
     "SalvageReport": "fastckpt.salvaging",
-    "TensorInfo": "fastckpt.checkpoint",
+    "TensorInfo": "fastckpt.loading.open",
     "convert": "fastckpt.conversion.convert",
-    "load": "fastckpt.reader",
-    "load_into": "fastckpt.into",
-    "open": "fastckpt.checkpoint",
+    "load": "fastckpt.loading.load",
+    "load_into": "fastckpt.loading.load_into",
+    "open": "fastckpt.loading.open",
     "salvage": "fastckpt.salvaging",
-    "save": "fastckpt.saving",
-    "save_async": "fastckpt.pending",
-    "stream": "fastckpt.streaming",
+    "save": "fastckpt.saving.save",
+    "save_async": "fastckpt.saving.save_async",
+    "stream": "fastckpt.loading.stream",
     "verify": "fastckpt.stored.verification",
-    "verify_tensors": "fastckpt.proof",
+    "verify_tensors": "fastckpt.loading.verify_tensors",
 }
 
 __all__ = [

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from states import everything, same
 
 import fastckpt
-from fastckpt import sharing
+from fastckpt.loading import broadcast as sharing
 
 TIMEOUT = datetime.timedelta(seconds=60)
 """After this, who waits in vain gives up: the test fails."""

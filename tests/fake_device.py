@@ -8,9 +8,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import fastckpt.fetching
-import fastckpt.saving
-import fastckpt.snapshots
+import fastckpt.saving.save
+import fastckpt.saving.snapshots
+import fastckpt.staging.fetching
 from fastckpt import _core
 from fastckpt.kernels.dispatch import Engine
 from fastckpt.staging.ring import Ring
@@ -27,11 +27,11 @@ def pretend(
     patch: pytest.MonkeyPatch, far: Callable[[Memory], bool] = lambda memory: True, *, ring: Ring | None = None
 ) -> None:
     """Let the memory that ``far`` names lie on a device, behind slots of ``ring``."""
-    for module in (fastckpt.fetching, fastckpt.saving, fastckpt.snapshots):
+    for module in (fastckpt.staging.fetching, fastckpt.saving.save, fastckpt.saving.snapshots):
         patch.setattr(module, "on_device", far)
     if ring is not None:
-        slots = fastckpt.fetching.ring_slots
-        patch.setattr(fastckpt.fetching, "ring_slots", lambda target: slots(target, ring))
+        slots = fastckpt.staging.fetching.ring_slots
+        patch.setattr(fastckpt.staging.fetching, "ring_slots", lambda target: slots(target, ring))
 
 
 def device_engine(patch: pytest.MonkeyPatch) -> None:
@@ -42,5 +42,5 @@ def device_engine(patch: pytest.MonkeyPatch) -> None:
             digest = _core.leaf_digests(ctypes.string_at(address, size))
             out[number] = int.from_bytes(digest, "little", signed=True)
 
-    patch.setattr(fastckpt.fetching, "engine_for", lambda target: Engine("triton", "for this test"))
-    patch.setattr(fastckpt.fetching, "hash_leaves", hash_leaves)
+    patch.setattr(fastckpt.staging.fetching, "engine_for", lambda target: Engine("triton", "for this test"))
+    patch.setattr(fastckpt.staging.fetching, "hash_leaves", hash_leaves)

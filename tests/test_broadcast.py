@@ -15,7 +15,7 @@ from states import everything, pattern
 
 import fastckpt
 from fastckpt.errors import UsageError
-from fastckpt.sharing import _buckets
+from fastckpt.loading.broadcast import _buckets
 
 WORLD = 3
 SECONDS = 150
@@ -126,7 +126,7 @@ def test_without_a_group(tmp_path: Path) -> None:
 
 
 def test_buckets_hold_every_byte_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastckpt.sharing.BUCKET", 1000)
+    monkeypatch.setattr("fastckpt.loading.broadcast.BUCKET", 1000)
     sizes = [0, 10, 999, 1000, 2500, 1, 1, 0, 300, 699]
     done = [0] * len(sizes)
     for bucket in _buckets(sizes):

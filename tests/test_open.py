@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from states import assert_same_elements, compressible, everything, of_dtype, pattern, tensors_of
 
 import fastckpt
-from fastckpt.checkpoint import TensorInfo
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError, TensorNotFoundError, UsageError
+from fastckpt.loading.open import TensorInfo
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

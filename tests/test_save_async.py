@@ -22,8 +22,9 @@ from fake_device import nbytes_of, pretend
 from states import assert_same, copied, everything, pattern
 
 import fastckpt
-from fastckpt import _core, background, snapshots
+from fastckpt import _core
 from fastckpt.errors import CheckpointIOError, UnsupportedStateError, UsageError
+from fastckpt.saving import background, snapshots
 from fastckpt.staging.ring import Ring
 
 MIB = 2**20

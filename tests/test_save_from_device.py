@@ -15,12 +15,12 @@ from fake_device import device_engine, nbytes_of, pretend
 from states import everything, pattern
 
 import fastckpt
-import fastckpt.fetching
+import fastckpt.staging.fetching
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError
 from fastckpt.fckpt.content import Piece
-from fastckpt.fetching import slot_loads
 from fastckpt.layout.blocks import align
+from fastckpt.staging.fetching import slot_loads
 from fastckpt.staging.ring import Ring
 
 MIB = 2**20
@@ -68,16 +68,16 @@ def test_digests_come_from_the_device(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_wrong_copy_does_not_match_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     pretend(monkeypatch, ring=SMALL_RING)
     device_engine(monkeypatch)
-    deliver = fastckpt.fetching.DeviceSupply.deliver
+    deliver = fastckpt.staging.fetching.DeviceSupply.deliver
 
-    def deliver_wrong(self: fastckpt.fetching.DeviceSupply, plans: object) -> Iterator[list[Piece]]:
+    def deliver_wrong(self: fastckpt.staging.fetching.DeviceSupply, plans: object) -> Iterator[list[Piece]]:
         for pieces in deliver(self, plans):  # type: ignore[arg-type]
             for piece in pieces:
                 if piece.start == SMALL_RING.slot_size:
                     ctypes.memset(piece.address + LEAF_SIZE + 7, 0, 1)
             yield pieces
 
-    monkeypatch.setattr(fastckpt.fetching.DeviceSupply, "deliver", deliver_wrong)
+    monkeypatch.setattr(fastckpt.staging.fetching.DeviceSupply, "deliver", deliver_wrong)
     fastckpt.save({"large": torch.full((5 * MIB,), 7, dtype=torch.uint8)}, tmp_path / "s", codec=codec, durable=False)
     with pytest.raises(DamagedError, match="large") as caught:
         fastckpt.load(tmp_path / "s")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from states import element_bytes, everything, module, pattern, states, tensors_of
 
 import fastckpt
-import fastckpt.proof
+import fastckpt.loading.verify_tensors
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import MismatchError, NotACheckpointError, TensorNotFoundError
 from fastckpt.findings import Kind
@@ -94,7 +94,7 @@ def test_a_flipped_bit_is_found_in_its_leaf_and_row(tmp_path: Path, codec: str, 
     leaf = byte // LEAF_SIZE
     assert (finding.kind, finding.tensors, finding.leaf, finding.leaves) == (Kind.ROTTED, ("matrix",), leaf, 1)
     assert finding.chunk == leaf // 64
-    assert isinstance(finding, fastckpt.proof.TensorFinding)
+    assert isinstance(finding, fastckpt.loading.verify_tensors.TensorFinding)
     (span,) = finding.spans
     assert (span.name, span.start, span.end) == ("matrix", leaf * LEAF_SIZE, min((leaf + 1) * LEAF_SIZE, 2_400_000))
     assert span.row == leaf * LEAF_SIZE // 800

@@ -8,7 +8,7 @@ import torch
 
 from fastckpt.errors import OutOfSpaceError
 from fastckpt.io.commit import Commit
-from fastckpt.reader import load
+from fastckpt.loading.load import load
 
 
 class _SinkFile:

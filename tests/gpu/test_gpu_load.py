@@ -13,9 +13,9 @@ from states import DTYPES, assert_same, compressible, element_bytes, everything,
 import fastckpt
 from fastckpt.errors import DamagedError, UsageError
 from fastckpt.kernels.dispatch import engine_for
+from fastckpt.loading.stream import load_through
 from fastckpt.staging.device import CudaDevice
 from fastckpt.staging.stage import staging_for
-from fastckpt.streaming import load_through
 
 pytestmark = [
     pytest.mark.gpu,

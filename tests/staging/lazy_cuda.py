@@ -20,9 +20,9 @@ import pytest
 import torch
 from leaf_oracle import oracle
 
-import fastckpt.fetching
 import fastckpt.staging.check
 import fastckpt.staging.device
+import fastckpt.staging.fetching
 import fastckpt.staging.stage
 from fastckpt.kernels import xxh3
 from fastckpt.kernels.dispatch import Engine
@@ -156,9 +156,9 @@ def install(patch: pytest.MonkeyPatch, seed: int) -> LazyCuda:
     patch.setattr(torch, "_foreach_copy_", lambda to, parts: cuda.current.add(lambda: foreach(to, parts)))
     fake = _Torch(cuda=cuda, empty=empty)
     patch.setattr(fastckpt.staging.device, "torch", fake)
-    patch.setattr(fastckpt.fetching, "torch", fake)
-    patch.setattr(fastckpt.fetching, "hash_leaves", hash_leaves)
+    patch.setattr(fastckpt.staging.fetching, "torch", fake)
+    patch.setattr(fastckpt.staging.fetching, "hash_leaves", hash_leaves)
     patch.setattr(fastckpt.staging.check, "check_leaves", check_leaves)
-    for module in (fastckpt.fetching, fastckpt.staging.stage):
+    for module in (fastckpt.staging.fetching, fastckpt.staging.stage):
         patch.setattr(module, "engine_for", lambda target: Engine("triton", "for this test"))
     return cuda

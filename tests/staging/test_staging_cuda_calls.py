@@ -14,11 +14,11 @@ from states import assert_same, everything, pattern
 
 import fastckpt
 from fastckpt.errors import UsageError
+from fastckpt.loading.stream import load_through
 from fastckpt.staging import device as device_module
 from fastckpt.staging.device import CudaDevice, device_of
 from fastckpt.staging.ring import borrowed_slots
 from fastckpt.staging.stage import staging_for
-from fastckpt.streaming import load_through
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

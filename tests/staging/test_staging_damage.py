@@ -19,9 +19,9 @@ import fastckpt
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError, UsageError
 from fastckpt.layout.blocks import Extent
+from fastckpt.loading.stream import load_through, stream_through
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.stage import staging_for
-from fastckpt.streaming import load_through, stream_through
 
 RINGS = [fastckpt.Ring(), fastckpt.Ring(1, LEAF_SIZE), fastckpt.Ring(3, 1 << 20)]
 

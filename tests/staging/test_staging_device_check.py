@@ -28,11 +28,11 @@ from delayed import DelayedDevice, FlippingDevice, delayed
 from states import assert_same, copied, tensors_of
 import fastckpt
 from fastckpt.errors import FastckptError
-from fastckpt.into import load_into
+from fastckpt.loading.load_into import load_into
 from fastckpt.staging.check import LeafCheck
 from fastckpt.staging.existing import ExistingTensors
 from fastckpt.staging.stage import bring, staging_for
-from fastckpt.streaming import load_through, opened, stream_through
+from fastckpt.loading.stream import load_through, opened, stream_through
 
 path = sys.argv[1]
 RING = fastckpt.Ring(2, 48 * 1024)

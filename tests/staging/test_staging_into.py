@@ -12,7 +12,7 @@ from states import DTYPES, assert_same_elements, copied, element_bytes, everythi
 
 import fastckpt
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.origins import opened
+from fastckpt.loading.origins import opened
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.existing import ExistingTensors, apart
 from fastckpt.staging.stage import bring, staging_for

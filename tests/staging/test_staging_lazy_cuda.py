@@ -12,13 +12,13 @@ from lazy_cuda import LazyCuda, install
 from states import assert_same, compressible, pattern, tensors_of
 
 import fastckpt
-import fastckpt.fetching
-import fastckpt.snapshots
+import fastckpt.saving.snapshots
+import fastckpt.staging.fetching
+from fastckpt.loading.stream import load_through, opened, stream_through
 from fastckpt.staging import ring as ring_module
 from fastckpt.staging.device import CudaDevice
 from fastckpt.staging.existing import ExistingTensors
 from fastckpt.staging.stage import Verify, bring, staging_for
-from fastckpt.streaming import load_through, opened, stream_through
 
 SEEDS = range(3)
 RINGS = [fastckpt.Ring(1, 64 * 1024), fastckpt.Ring(3, 96 * 1024)]
@@ -93,11 +93,11 @@ def test_saves_of_what_is_still_being_computed(
     pretend(monkeypatch)
     device = CudaDevice(torch.device("cuda"))
     device.target = torch.device("cpu")  # Where the tensors really are.
-    for module in (fastckpt.fetching, fastckpt.snapshots):
+    for module in (fastckpt.staging.fetching, fastckpt.saving.snapshots):
         monkeypatch.setattr(module, "device_of", lambda target: device)
     ring = fastckpt.Ring(2, 1 << 20)
-    slots = fastckpt.fetching.ring_slots
-    monkeypatch.setattr(fastckpt.fetching, "ring_slots", lambda target: slots(target, ring))
+    slots = fastckpt.staging.fetching.ring_slots
+    monkeypatch.setattr(fastckpt.staging.fetching, "ring_slots", lambda target: slots(target, ring))
     if way == "save":
         fastckpt.save(state, tmp_path / "s", durable=False)
     else:

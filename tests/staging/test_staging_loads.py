@@ -18,9 +18,9 @@ from states import assert_same, compressible, everything, of_dtype, pattern, sta
 import fastckpt
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import TensorNotFoundError, UsageError
+from fastckpt.loading.stream import load_through, stream_through
 from fastckpt.staging.device import Device, HostDevice
 from fastckpt.staging.stage import Verify, staging_for
-from fastckpt.streaming import load_through, stream_through
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 GOLDEN_FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.fckpt"))

@@ -28,13 +28,13 @@ import fastckpt
 from fastckpt import _core
 from fastckpt.errors import DamagedError
 from fastckpt.io.source import Source
+from fastckpt.loading.stream import stream_through
 from fastckpt.staging import fill, stage
 from fastckpt.staging import ring as ring_module
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.fill import DecodingFiller, RowFiller
 from fastckpt.staging.ring import borrowed_slots
 from fastckpt.staging.stage import staging_for
-from fastckpt.streaming import stream_through
 
 FORMATS = ["raw.fckpt", "zstd.fckpt", "m.pt"]
 RING = fastckpt.Ring(3, 256 * 1024)

@@ -79,19 +79,19 @@ def load(
     """
     target = parse_device(device)
     if share is not None:
-        from fastckpt.sharing import load_shared
+        from fastckpt.loading.broadcast import load_shared
 
         options: dict[str, Any] = {"ring": ring, "engine": engine, "threads": threads, "progress": progress}
         read = functools.partial(load, path, device=device, mmap=mmap, verify=verify, **options)
         return load_shared(read, os.fspath(path), share=share, device=target, keys=keys, group=group)
     how = staging_for(device_of(target), verify=verify, ring=ring, engine=engine, threads=threads, progress=progress)
     if how.engine == "kvikio" or (target.type != "cpu" and not mmap):
-        from fastckpt.streaming import load_through
+        from fastckpt.loading.stream import load_through
 
         return load_through(path, how, keys)
     proven = how.proof is not None
     if is_foreign(path):
-        from fastckpt.conversion.load import load_foreign
+        from fastckpt.loading.load_foreign import load_foreign
 
         return load_foreign(
             path, device=device, mmap=mmap, verify=proven, keys=keys, threads=threads, progress=progress

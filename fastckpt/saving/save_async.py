@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
-from fastckpt import snapshots
-from fastckpt.background import Task
 from fastckpt.codec.registry import codec_for_writing
 from fastckpt.collector import collector_paused
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.io.transfer import Progress, thread_count
-from fastckpt.saving import content_of, write_content
+from fastckpt.saving import snapshots
+from fastckpt.saving.background import Task
+from fastckpt.saving.save import content_of, write_content
 from fastckpt.tensor.flatten import flatten
 
 _turn = threading.Lock()

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 
 from fastckpt.collector import collector_paused
-from fastckpt.conversion.origin import ForeignOrigin
 from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.sniff import is_foreign
@@ -18,6 +17,7 @@ from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select
 from fastckpt.loading.opening import open_checked
+from fastckpt.staging.foreign import ForeignOrigin
 from fastckpt.staging.records import RecordOrigin
 from fastckpt.staging.stage import Origin
 from fastckpt.tensor.dtypes import require_dtypes

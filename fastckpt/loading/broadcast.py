@@ -19,10 +19,10 @@ import torch
 import torch.distributed as dist
 
 from fastckpt.errors import CheckpointIOError, FastckptError, UsageError
-from fastckpt.fetching import bytes_of
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select
 from fastckpt.staging.device import device_of
+from fastckpt.staging.fetching import bytes_of
 from fastckpt.tensor.flatten import flatten
 from fastckpt.tensor.rebuild import build_on, named, unflatten
 

@@ -14,7 +14,7 @@ from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import require_match
-from fastckpt.origins import opened
+from fastckpt.loading.origins import opened
 from fastckpt.staging.device import device_of
 from fastckpt.staging.existing import ExistingTensors, apart, copy_pairs, without_repeats
 from fastckpt.staging.ring import Ring

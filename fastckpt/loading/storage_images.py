@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 import torch
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
-from fastckpt.fetching import bytes_of, laid_out
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import Record
+from fastckpt.staging.fetching import bytes_of, laid_out
 from fastckpt.tensor.dtypes import torch_dtype
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -19,14 +19,14 @@ import torch
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import BadRange, differing_runs, finding_of
-from fastckpt.fetching import digests_of
 from fastckpt.findings import Finding, Kind, Report
-from fastckpt.images import Image, Intervals, is_dense, record_images, storage_images
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import StoragePlace
 from fastckpt.layout.records import Record, count_leaves
 from fastckpt.layout.selection import require_match, select
+from fastckpt.loading.storage_images import Image, Intervals, is_dense, record_images, storage_images
+from fastckpt.staging.fetching import digests_of
 from fastckpt.tensor.flatten import flatten
 
 _BATCH = 1024 * 1024 * 1024

@@ -10,7 +10,6 @@ import torch
 
 from fastckpt import _core
 from fastckpt.collector import collector_paused
-from fastckpt.conversion.origin import raise_read_fault
 from fastckpt.errors import DamagedError
 from fastckpt.foreign import ForeignFile
 from fastckpt.foreign.checks import check_crcs
@@ -19,6 +18,7 @@ from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, thread_count, transfer
 from fastckpt.loading.opening import open_checked
+from fastckpt.staging.foreign import raise_read_fault
 from fastckpt.tensor.rebuild import StorageBytes, build_tensors, named, resolve_tree
 
 

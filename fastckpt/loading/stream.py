@@ -11,7 +11,7 @@ import torch
 
 from fastckpt.collector import collector_paused
 from fastckpt.layout.entries import Entry
-from fastckpt.origins import opened
+from fastckpt.loading.origins import opened
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import EngineName, FreshStorages, Staging, Verify, arrivals, bring, staging_for

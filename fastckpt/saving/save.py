@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from fastckpt.background import wait_for
 from fastckpt.collector import collector_paused
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.fckpt.content import Content, Supply
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.tree import Path, encode_tree, path_text
+from fastckpt.saving.background import wait_for
 from fastckpt.tensor.flatten import FlatState, flatten, on_device
 
 
@@ -68,7 +68,7 @@ def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, l
     """What brings the bytes that lie on devices, and where the others begin in host memory."""
     if not any(map(on_device, storages)):
         return None, [storage.data_ptr() for storage in storages]
-    from fastckpt.fetching import DeviceSupply, bytes_of
+    from fastckpt.staging.fetching import DeviceSupply, bytes_of
 
     origins = [0 if on_device(storage) else storage.data_ptr() for storage in storages]
     return DeviceSupply([bytes_of(storage) for storage in storages]), origins

@@ -18,12 +18,12 @@ import torch
 from fastckpt import _core
 from fastckpt.constants import ALIGNMENT, PACK_ALIGNMENT, PACK_THRESHOLD
 from fastckpt.fckpt.content import Piece, Supply
-from fastckpt.fetching import DeviceSupply, bytes_of
 from fastckpt.io.memory import allocate
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.plan import RecordPlan, plan_records
 from fastckpt.staging.device import device_of
+from fastckpt.staging.fetching import DeviceSupply, bytes_of
 from fastckpt.tensor.flatten import on_device
 
 _GROUP = 256 * 1024 * 1024
