@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from fastckpt.workers import Pool, map_in_order
+from fastckpt.io.pool import Pool, map_in_order
 
 
 def test_in_order_and_no_more_in_hand_than_needed() -> None:

@@ -12,9 +12,9 @@ from fastckpt import _core
 from fastckpt.codec.registry import Codec
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE
 from fastckpt.errors import CheckpointIOError
+from fastckpt.io.pool import map_in_order
 from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
 from fastckpt.layout.records import Chunk, count_chunks, raw_chunk_digest
-from fastckpt.workers import map_in_order
 
 
 class EncodedPayload(NamedTuple):

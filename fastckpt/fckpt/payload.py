@@ -20,12 +20,12 @@ from fastckpt.codec.registry import codec_for_reading
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedVersionError, UsageError
 from fastckpt.findings import Finding, Kind
+from fastckpt.io.pool import map_in_order
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.manifest import StoragePlace
 from fastckpt.layout.records import Record, raw_chunk_digest
-from fastckpt.workers import map_in_order
 
 
 class Target(NamedTuple):

@@ -32,11 +32,11 @@ from fastckpt.constants import (
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
+from fastckpt.io.unreadable import read_there
 from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, align, read_prologue, unseal
 from fastckpt.layout.frame import Footer, Superblock, decode_footer, decode_superblock
 from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.records import Record, decode_record_header
-from fastckpt.readable import read_there
 
 MAX_BLOCK: Final = 256 * 1024 * 1024
 """Bytes of a block that is still looked at: the manifest of some millions of

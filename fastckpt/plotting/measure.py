@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedStateError
+from fastckpt.io.pool import map_in_order
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
@@ -13,7 +14,6 @@ from fastckpt.salvaging.report import Status
 from fastckpt.salvaging.wreck import Wreck
 from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Piece, reach_a
 from fastckpt.stored.tensors import StoredTensors
-from fastckpt.workers import map_in_order
 
 if TYPE_CHECKING:
     from fastckpt.tensor.profile import Profile

@@ -15,10 +15,10 @@ from fastckpt.foreign.safetensors_file import DTYPE_NAMES
 from fastckpt.foreign.sniff import SAFETENSORS_MAX_HEADER
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import TensorRef
-from fastckpt.readable import can_read, read_there
 from fastckpt.salvaging.blueprint import does_not_fit, read_blueprint
 from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, mark_unreadable
 

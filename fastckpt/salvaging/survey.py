@@ -13,8 +13,8 @@ from fastckpt.findings import Finding, Kind
 from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.io.unreadable import read_there
 from fastckpt.layout.frame import decode_footer
-from fastckpt.readable import read_there
 from fastckpt.salvaging.blueprint import Blueprint, blueprint_finder
 from fastckpt.salvaging.fckpt import survey_fckpt
 from fastckpt.salvaging.safetensors_file import survey_safetensors

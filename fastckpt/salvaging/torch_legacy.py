@@ -25,7 +25,7 @@ from fastckpt.foreign.sniff import LEGACY_MAGIC
 from fastckpt.foreign.torch_state import TorchState, read_state
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.readable import can_read, read_there
+from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.salvaging.blueprint import Blueprint, FindBlueprint
 from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, mark_unreadable
 

@@ -9,9 +9,9 @@ from fastckpt.findings import Finding, Kind
 from fastckpt.foreign.torch_state import TorchState
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef
-from fastckpt.readable import can_read, read_there
 from fastckpt.salvaging.blueprint import Blueprint, FindBlueprint
 from fastckpt.salvaging.wreck import StorageState, Wreck
 from fastckpt.salvaging.zip_evidence import Archive, local_header_at, read_directory

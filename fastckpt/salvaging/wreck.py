@@ -14,9 +14,9 @@ from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.io.unreadable import unreadable_parts
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import Record
-from fastckpt.readable import unreadable_parts
 from fastckpt.salvaging.report import Status, TensorFate
 
 

@@ -11,7 +11,7 @@ from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
 from fastckpt.io.source import Source
-from fastckpt.readable import read_there
+from fastckpt.io.unreadable import read_there
 from fastckpt.salvaging.zip_layout import (
     CENTRAL_MAGIC,
     DESCRIPTOR_MAGIC,

@@ -12,7 +12,7 @@ from fastckpt.errors import FastckptError
 from fastckpt.foreign.pickle_input import PickleCutError
 from fastckpt.foreign.torch_state import TorchState, read_state
 from fastckpt.io.source import Source
-from fastckpt.readable import read_there
+from fastckpt.io.unreadable import read_there
 from fastckpt.salvaging.zip_evidence import descriptor_at, local_header_at
 from fastckpt.salvaging.zip_layout import ALIGNMENT, DirectoryEntry, next_place
 

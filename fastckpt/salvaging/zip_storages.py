@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from fastckpt.findings import Kind
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move, Progress
-from fastckpt.readable import narrowed, read_there
+from fastckpt.io.unreadable import narrowed, read_there
 from fastckpt.salvaging.wreck import Hole, StorageState, merge_holes
 from fastckpt.salvaging.zip_evidence import Archive, Descriptor, descriptor_at, local_header_at
 from fastckpt.salvaging.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry, LocalHeader, Place, end_of, places

@@ -16,11 +16,11 @@ import torch
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.fckpt.payload import BadRange, Reading, Target, encoded_pieces, read_piece
+from fastckpt.io.pool import Pool, Task
 from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Fault
 from fastckpt.staging.regions import Piece, Region
-from fastckpt.workers import Pool, Task
 
 
 class Suspect(NamedTuple):

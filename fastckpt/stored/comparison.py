@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.io.pool import R, T, map_in_order
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Piece, reach_a, reach_b
 from fastckpt.stored.structure_difference import StructureDifference, compare_structure
 from fastckpt.stored.tensors import StoredTensors, open_stored
-from fastckpt.workers import R, T, map_in_order
 
 if TYPE_CHECKING:
     from fastckpt.tensor.difference import Elements, Tally
