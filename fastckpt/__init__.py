@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fastckpt.loading.open import Checkpoint, TensorInfo, open
     from fastckpt.loading.stream import stream
     from fastckpt.loading.verify_tensors import verify_tensors
-    from fastckpt.retention import Retention
+    from fastckpt.nanochat.retention import Retention
     from fastckpt.salvaging import SalvageReport, salvage
     from fastckpt.saving.save import save
     from fastckpt.saving.save_async import Pending, save_async
@@ -33,7 +33,7 @@ _HOMES = {
     "Finding": "fastckpt.findings",
     "Pending": "fastckpt.saving.save_async",
     "Report": "fastckpt.findings",
-    "Retention": "fastckpt.retention",
+    "Retention": "fastckpt.nanochat.retention",
     "Ring": "fastckpt.staging.ring",
     "SalvageReport": "fastckpt.salvaging",
     "TensorInfo": "fastckpt.loading.open",

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from fastckpt.cli.render import Facts, Output, Styled, columns
-from fastckpt.retention import Retention
+from fastckpt.nanochat.retention import Retention
 from fastckpt.text import count_text, size_text
 
 RULES: Final = ("--keep-last", "--keep-every", "--keep-best", "--min-free")

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Reshard, then show what was written."""
     from fastckpt.doctor.facts import read_tag
     from fastckpt.doctor.resuming import resume_command
-    from fastckpt.nanochat.ranks import reshard
+    from fastckpt.nanochat.resharding import reshard
 
     start = time.perf_counter()
     with progress_bar(f"resharding step {args.step}", _size(args.directory, args.step)) as progress:

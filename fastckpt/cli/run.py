@@ -28,8 +28,8 @@ from fastckpt.cli.prune import RULES, add_rules
 from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError
 from fastckpt.nanochat.installing import MANAGER, InstallOnImport, not_importable
+from fastckpt.nanochat.retention import Retention
 from fastckpt.nanochat.script_save import ScriptSave
-from fastckpt.retention import Retention
 
 FAILED = 1
 """What python ends with after an exception that nobody caught."""

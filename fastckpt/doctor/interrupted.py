@@ -1,4 +1,4 @@
-"""Changes to a step that were killed on the way: see `fastckpt.nanochat.staging` for what they leave.
+"""Changes to a step that were killed on the way: see `fastckpt.nanochat.step_change` for what they leave.
 
 A ``.part`` directory changed nothing and can go. A ``.ready`` one is committed:
 some files of the step are new and some old, and nothing else about that step

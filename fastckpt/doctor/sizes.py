@@ -17,7 +17,7 @@ from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts
 from fastckpt.doctor.versions import PADDED, model_shapes
-from fastckpt.salvaging.nanochat_order import model_tensors
+from fastckpt.nanochat.model_tensors import model_tensors
 from fastckpt.text import collapse
 
 HEAD_SIZE: Final = 128

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from fastckpt.nanochat.checkpoints import load_checkpoint, load_optimizer_state, save_checkpoint
     from fastckpt.nanochat.choosing import find_largest_model, find_last_step
     from fastckpt.nanochat.installing import install, uninstall
-    from fastckpt.nanochat.ranks import reshard
+    from fastckpt.nanochat.resharding import reshard
 
 _HOMES = {
     "backup": "fastckpt.nanochat.backing_up",
@@ -26,7 +26,7 @@ _HOMES = {
     "install": "fastckpt.nanochat.installing",
     "load_checkpoint": "fastckpt.nanochat.checkpoints",
     "load_optimizer_state": "fastckpt.nanochat.checkpoints",
-    "reshard": "fastckpt.nanochat.ranks",
+    "reshard": "fastckpt.nanochat.resharding",
     "save_checkpoint": "fastckpt.nanochat.checkpoints",
     "uninstall": "fastckpt.nanochat.installing",
 }

@@ -26,7 +26,7 @@ from fastckpt.errors import UsageError
 from fastckpt.nanochat.save_mark import is_first_rank
 
 if TYPE_CHECKING:
-    from fastckpt.retention import Retention
+    from fastckpt.nanochat.retention import Retention
 
 logger = logging.getLogger("fastckpt.nanochat")
 

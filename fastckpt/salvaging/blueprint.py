@@ -21,8 +21,8 @@ from fastckpt.io.source import Source
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import TensorRef, decode_tree
+from fastckpt.nanochat.model_tensors import model_tensors, read_model_config
 from fastckpt.nanochat.names import META, MODEL, Stem, parse_name
-from fastckpt.salvaging.nanochat_order import model_tensors, read_model_config
 
 MAX_SIBLINGS = 8
 """Files of a directory that are looked at for a structure that fits."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from doctor_types import Doctor, Shell, contents
 
-from fastckpt.nanochat.ranks import reshard
+from fastckpt.nanochat.resharding import reshard
 
 KILLED = """
 import os, signal, sys

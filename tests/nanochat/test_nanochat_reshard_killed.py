@@ -13,7 +13,8 @@ from nanochat_ranks import STEP, V, optim, write_ranks
 
 from fastckpt.errors import CheckpointIOError, DamagedError, MismatchError, OutOfSpaceError, UsageError
 from fastckpt.io import space
-from fastckpt.nanochat import reshard, staging
+from fastckpt.nanochat import reshard
+from fastckpt.nanochat import step_change as staging
 from fastckpt.nanochat.completeness import step_state
 from fastckpt.nanochat.steps import read_steps
 

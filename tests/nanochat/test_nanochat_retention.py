@@ -17,11 +17,11 @@ from nanochat_builds import head_model, head_optimizer, meta_of, write_head, wri
 from nanochat_finders import find_last_step
 
 import fastckpt
-from fastckpt import retention
 from fastckpt.errors import CheckpointIOError, NotACheckpointError, UsageError
+from fastckpt.nanochat import retention
 from fastckpt.nanochat.completeness import step_state
+from fastckpt.nanochat.retention import Retention
 from fastckpt.nanochat.steps import read_steps
-from fastckpt.retention import Retention
 
 OPTIMIZER = {step: head_optimizer(0, 1, step) for step in range(100, 1001, 100)}
 MODEL = head_model()

@@ -10,7 +10,7 @@ One new rank is put together at a time, in blocks, in a scratch file beside the
 result: memory does not grow with the optimizer, disk space for one more rank
 file is needed meanwhile. (A ``.pt`` is written by torch from the scratch file
 mapped into memory, which the system can take back.) The new files appear as
-`fastckpt.nanochat.staging` says.
+`fastckpt.nanochat.step_change` says.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from fastckpt.nanochat.save_mark import SaveMark
 from fastckpt.nanochat.scratch import Options, write_again, write_state
 from fastckpt.nanochat.shard_pieces import joined_size
 from fastckpt.nanochat.shard_rules import Plan, plan_shards
-from fastckpt.nanochat.staging import finish, in_order, stage
+from fastckpt.nanochat.step_change import finish, in_order, stage
 from fastckpt.nanochat.steps import Step, choose_steps, read_steps
 from fastckpt.stored.verification import verify
 
