@@ -10,20 +10,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastckpt.conversion.convert import convert
-    from fastckpt.emergency import EmergencySave
-    from fastckpt.findings import Finding, Report
-    from fastckpt.loading.load import load
-    from fastckpt.loading.load_into import load_into
-    from fastckpt.loading.open import Checkpoint, TensorInfo, open
-    from fastckpt.loading.stream import stream
-    from fastckpt.loading.verify_tensors import verify_tensors
-    from fastckpt.nanochat.retention import Retention
-    from fastckpt.salvaging import SalvageReport, salvage
-    from fastckpt.saving.save import save
-    from fastckpt.saving.save_async import Pending, save_async
-    from fastckpt.staging.ring import Ring
-    from fastckpt.stored.verification import verify
+    from fastckpt.conversion.convert import convert as convert
+    from fastckpt.emergency import EmergencySave as EmergencySave
+    from fastckpt.findings import Finding as Finding
+    from fastckpt.findings import Report as Report
+    from fastckpt.loading.load import load as load
+    from fastckpt.loading.load_into import load_into as load_into
+    from fastckpt.loading.open import Checkpoint as Checkpoint
+    from fastckpt.loading.open import TensorInfo as TensorInfo
+    from fastckpt.loading.open import open as open
+    from fastckpt.loading.stream import stream as stream
+    from fastckpt.loading.verify_tensors import verify_tensors as verify_tensors
+    from fastckpt.nanochat.retention import Retention as Retention
+    from fastckpt.salvaging.report import SalvageReport as SalvageReport
+    from fastckpt.salvaging.salvage import salvage as salvage
+    from fastckpt.saving.save import save as save
+    from fastckpt.saving.save_async import Pending as Pending
+    from fastckpt.saving.save_async import save_async as save_async
+    from fastckpt.staging.ring import Ring as Ring
+    from fastckpt.stored.verification import verify as verify
 
 __version__ = "0.2.0"
 
@@ -35,13 +40,13 @@ _HOMES = {
     "Report": "fastckpt.findings",
     "Retention": "fastckpt.nanochat.retention",
     "Ring": "fastckpt.staging.ring",
-    "SalvageReport": "fastckpt.salvaging",
+    "SalvageReport": "fastckpt.salvaging.report",
     "TensorInfo": "fastckpt.loading.open",
     "convert": "fastckpt.conversion.convert",
     "load": "fastckpt.loading.load",
     "load_into": "fastckpt.loading.load_into",
     "open": "fastckpt.loading.open",
-    "salvage": "fastckpt.salvaging",
+    "salvage": "fastckpt.salvaging.salvage",
     "save": "fastckpt.saving.save",
     "save_async": "fastckpt.saving.save_async",
     "stream": "fastckpt.loading.stream",
@@ -49,27 +54,7 @@ _HOMES = {
     "verify_tensors": "fastckpt.loading.verify_tensors",
 }
 
-__all__ = [
-    "Checkpoint",
-    "EmergencySave",
-    "Finding",
-    "Pending",
-    "Report",
-    "Retention",
-    "Ring",
-    "SalvageReport",
-    "TensorInfo",
-    "convert",
-    "load",
-    "load_into",
-    "open",
-    "salvage",
-    "save",
-    "save_async",
-    "stream",
-    "verify",
-    "verify_tensors",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

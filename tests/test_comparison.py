@@ -624,7 +624,7 @@ def test_memory_does_not_grow_with_the_files(tmp_path):
     write({"x": torch.ones(1)}, tmp_path / "x.pt")
     write({"x": torch.zeros(1)}, tmp_path / "y.fckpt")
     code = """
-from fastckpt.comparison import compare
+from fastckpt.stored.comparison import compare
 compare(sys.argv[3], sys.argv[4])
 before = now("VmRSS")
 with Peak() as peak:

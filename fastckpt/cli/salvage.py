@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Salvage, then show what became of every tensor."""
     if os.path.isdir(args.source):
         return _run_directory(args, out)
-    from fastckpt.salvaging import salvage
+    from fastckpt.salvaging.salvage import salvage
 
     include = [name.strip() for name in args.include.split(",") if name.strip()]
     total = os.path.getsize(args.source) if os.path.exists(args.source) else 0

@@ -13,8 +13,9 @@ from fastckpt.conversion.export import first_difference
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, source_file
-from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.foreign.checks import is_verified
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.source import Source
 from fastckpt.layout.tree import Path, encode_tree, path_text
 

@@ -11,8 +11,8 @@ from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.source_section import Segment, encode_source_section, read_source_file
 from fastckpt.fckpt.writer import write_checkpoint
-from fastckpt.foreign import open_foreign
 from fastckpt.foreign.checks import check_crcs, is_verified, refuse_unsupported
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import Path, encode_tree, path_text

@@ -33,7 +33,7 @@ from fastckpt.nanochat.names import OPTIM, Stem
 from fastckpt.text import count_text, size_text
 
 if TYPE_CHECKING:
-    from fastckpt.salvaging import SalvageReport
+    from fastckpt.salvaging.report import SalvageReport
 
 READ_WITHOUT_ASKING: Final = 4 * 10**9
 """Bytes of damaged files that are read, in all, to say what would come back of them."""
@@ -67,7 +67,7 @@ class Salvager:
 
     def report(self, file: FileFacts) -> SalvageReport | None:
         """What would come back of a file; None if it cannot be salvaged, or is too large to try."""
-        from fastckpt.salvaging import salvage
+        from fastckpt.salvaging.salvage import salvage
 
         if file.size > self.left or not self.files:
             return None

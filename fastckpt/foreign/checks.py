@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 
 from fastckpt.errors import DamagedError, UnsupportedStateError
-from fastckpt.foreign import ForeignFile
+from fastckpt.foreign.model import ForeignFile
 
 
 def refuse_unsupported(foreign: ForeignFile) -> None:

@@ -6,7 +6,8 @@ import os
 
 from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.findings import Finding, Kind, Report, conclude
-from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.source import Source
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move, Progress

@@ -11,8 +11,8 @@ import torch
 from fastckpt import _core
 from fastckpt.collector import collector_paused
 from fastckpt.errors import DamagedError
-from fastckpt.foreign import ForeignFile
 from fastckpt.foreign.checks import check_crcs
+from fastckpt.foreign.model import ForeignFile
 from fastckpt.io.memory import allocate_regions
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source

@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Sequence
 
 from fastckpt.collector import collector_paused
-from fastckpt.foreign import ForeignFile, open_foreign
 from fastckpt.foreign.checks import refuse_unsupported
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.selection import select
 

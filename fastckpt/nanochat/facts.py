@@ -17,7 +17,7 @@ from fastckpt.errors import DamagedError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import read_chunk
 from fastckpt.fckpt.source_section import source_file
-from fastckpt.foreign import open_foreign
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef, decode_tree

@@ -15,7 +15,7 @@ from typing import Any
 
 from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.foreign import open_foreign
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import HEAD_SIZE, sniff
 from fastckpt.io.source import Source
 from fastckpt.layout.dtypes import BY_NAME

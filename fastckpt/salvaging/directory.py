@@ -153,7 +153,7 @@ def _check_optimizers(steps: list[Step], results: list[StepState]) -> None:
 
 
 def _file_state(path: str, role: str, *, threads: int, progress: Progress | None) -> FileState:
-    from fastckpt.salvaging import salvage
+    from fastckpt.salvaging.salvage import salvage
 
     try:
         report = salvage(path, threads=threads, progress=progress)

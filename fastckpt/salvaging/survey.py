@@ -19,9 +19,9 @@ from fastckpt.salvaging.blueprint import Blueprint, blueprint_finder
 from fastckpt.salvaging.fckpt import survey_fckpt
 from fastckpt.salvaging.safetensors_file import survey_safetensors
 from fastckpt.salvaging.torch_legacy import is_headless, survey_torch_legacy
-from fastckpt.salvaging.torch_zip import survey_torch_zip
+from fastckpt.salvaging.torch_zip.evidence import read_directory, search_local_headers
+from fastckpt.salvaging.torch_zip.survey import survey_torch_zip
 from fastckpt.salvaging.wreck import StorageState, Wreck
-from fastckpt.salvaging.zip_evidence import read_directory, search_local_headers
 
 _PIECE: Final = 64 * 2**20
 """Bytes that are searched for blocks of a .fckpt at once."""

@@ -14,6 +14,9 @@ from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.safetensors_header import can_hold
+from fastckpt.foreign.torch_pickle import pickle_state
+from fastckpt.foreign.write_safetensors import write_safetensors
+from fastckpt.foreign.write_torch import write_torch
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import Path as TreePath
@@ -21,10 +24,7 @@ from fastckpt.layout.tree import TensorRef, encode_tree, path_text, walk_tree
 from fastckpt.salvaging.gather import Gathered, gathered
 from fastckpt.salvaging.report import SalvageReport, Status
 from fastckpt.salvaging.selection import Selection
-from fastckpt.salvaging.torch_pickle import pickle_state
 from fastckpt.salvaging.wreck import Wreck
-from fastckpt.salvaging.write_safetensors import write_safetensors
-from fastckpt.salvaging.write_torch import write_torch
 
 FORMATS: Final = {
     ".fckpt": "fckpt",

@@ -12,8 +12,8 @@ import torch
 from fastckpt import _core
 from fastckpt.constants import PACK_ALIGNMENT, PACK_LIMIT, PACK_MAX_STORAGES, PACK_THRESHOLD
 from fastckpt.errors import CheckpointIOError, DamagedError
-from fastckpt.foreign import ForeignFile
 from fastckpt.foreign.checks import check_crcs
+from fastckpt.foreign.model import ForeignFile
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry

@@ -15,7 +15,8 @@ from fastckpt.constants import CHUNK_SIZE, FORMAT_VERSION, MAGIC_MANIFEST, SECTI
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.remains import read_block
-from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry

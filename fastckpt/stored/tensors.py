@@ -18,7 +18,8 @@ from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_targets
-from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.memory import allocate
 from fastckpt.io.source import Source

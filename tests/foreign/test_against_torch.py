@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedStateError
-from fastckpt.foreign import open_foreign
+from fastckpt.foreign.open_foreign import open_foreign
 
 STATE = {"first": torch.arange(100.0), "second": torch.arange(50), "third": torch.ones(7)}
 

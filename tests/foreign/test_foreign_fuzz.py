@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from fastckpt.errors import FastckptError
-from fastckpt.foreign import ForeignFile, open_foreign
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.torch_state import read_state
 
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

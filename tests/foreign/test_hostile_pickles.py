@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
-from fastckpt.foreign import ForeignFile, Opaque, open_foreign
+from fastckpt.foreign.model import ForeignFile, Opaque
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.torch_state import read_state
 
 SECONDS = 2.0

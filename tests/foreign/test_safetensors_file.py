@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
-from fastckpt.foreign import open_foreign
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.tree import TensorRef
 

@@ -18,7 +18,8 @@ from safetensors.torch import save
 
 from fastckpt.constants import MAGIC_SUPERBLOCK
 from fastckpt.errors import CheckpointIOError, NotACheckpointError
-from fastckpt.foreign import open_foreign, sniff
+from fastckpt.foreign.open_foreign import open_foreign
+from fastckpt.foreign.sniff import sniff
 
 
 def torch_bytes(**options: object) -> bytes:

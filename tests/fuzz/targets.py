@@ -25,7 +25,7 @@ from fastckpt.constants import (
 )
 from fastckpt.errors import FastckptError
 from fastckpt.fckpt.remains import scan
-from fastckpt.foreign import open_foreign
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.torch_state import read_state
 from fastckpt.foreign.zip_records import read_records
 from fastckpt.io.source import Source

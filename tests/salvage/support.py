@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastckpt
-from fastckpt.salvaging import SalvageReport
+from fastckpt.salvaging.report import SalvageReport
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
 """Real files of nanochat, beside a development checkout."""

@@ -17,8 +17,8 @@ import torch
 from salvage.support import REAL, check_written, equal, flat, make_state, overwrite, places, status, with_real_files
 
 import fastckpt
+from fastckpt.foreign.zip_layout import BIG, layouts, next_place
 from fastckpt.salvaging.directory import salvage_directory
-from fastckpt.salvaging.zip_layout import BIG, layouts, next_place
 
 ORIGINAL = flat(make_state())
 

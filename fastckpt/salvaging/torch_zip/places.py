@@ -14,19 +14,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
+from fastckpt.foreign.zip_layout import LocalHeader, Place, descriptor_size, end_of, layouts, next_place, place_before
+from fastckpt.salvaging.torch_zip.evidence import Archive, descriptor_at, local_header_at, search_local_headers
+from fastckpt.salvaging.torch_zip.pickle import FoundPickle
+from fastckpt.salvaging.torch_zip.storages import Candidate, Sums, judge, look
 from fastckpt.salvaging.wreck import StorageState
-from fastckpt.salvaging.zip_evidence import Archive, descriptor_at, local_header_at, search_local_headers
-from fastckpt.salvaging.zip_layout import (
-    LocalHeader,
-    Place,
-    descriptor_size,
-    end_of,
-    layouts,
-    next_place,
-    place_before,
-)
-from fastckpt.salvaging.zip_pickle import FoundPickle
-from fastckpt.salvaging.zip_storages import Candidate, Sums, judge, look
 
 Sizes = Sequence[tuple[str, int]]
 """Key and size of storages, in the order in which they were saved."""

@@ -8,11 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from fastckpt.io.commit import Commit
-from fastckpt.io.copying import Origin
-from fastckpt.io.transfer import Progress
-from fastckpt.salvaging.copying import copy_storages
-from fastckpt.salvaging.zip_layout import (
+from fastckpt.foreign.zip_layout import (
     BIG,
     CENTRAL_HEADER,
     CENTRAL_MAGIC,
@@ -26,6 +22,10 @@ from fastckpt.salvaging.zip_layout import (
     end_of,
     next_place,
 )
+from fastckpt.io.commit import Commit
+from fastckpt.io.copying import Origin
+from fastckpt.io.transfer import Progress
+from fastckpt.salvaging.copying import copy_storages
 
 _FLAGS: Final = 0x0808
 """A descriptor follows the data; names are UTF-8."""

@@ -11,10 +11,10 @@ from typing import Final
 from fastckpt.errors import FastckptError
 from fastckpt.foreign.pickle_input import PickleCutError
 from fastckpt.foreign.torch_state import TorchState, read_state
+from fastckpt.foreign.zip_layout import ALIGNMENT, DirectoryEntry, next_place
 from fastckpt.io.source import Source
 from fastckpt.io.unreadable import read_there
-from fastckpt.salvaging.zip_evidence import descriptor_at, local_header_at
-from fastckpt.salvaging.zip_layout import ALIGNMENT, DirectoryEntry, next_place
+from fastckpt.salvaging.torch_zip.evidence import descriptor_at, local_header_at
 
 _FIRST_WINDOW: Final = 4 * 2**20
 _MAX_PICKLE: Final = 64 * 2**20

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fastckpt.findings import Kind
+from fastckpt.foreign.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry, LocalHeader, Place, end_of, places
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move, Progress
 from fastckpt.io.unreadable import narrowed, read_there
+from fastckpt.salvaging.torch_zip.evidence import Archive, Descriptor, descriptor_at, local_header_at
 from fastckpt.salvaging.wreck import Hole, StorageState, merge_holes
-from fastckpt.salvaging.zip_evidence import Archive, Descriptor, descriptor_at, local_header_at
-from fastckpt.salvaging.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry, LocalHeader, Place, end_of, places
 
 _TORCH_RECORD: Final = re.compile(r"[^/]+/(version|byteorder|\.format_version|\.data/serialization_id|data/[^/]+)")
 _ZERO_RUN: Final = 16

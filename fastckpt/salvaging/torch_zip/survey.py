@@ -13,11 +13,11 @@ from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef
 from fastckpt.salvaging.blueprint import Blueprint, FindBlueprint
+from fastckpt.salvaging.torch_zip.evidence import Archive, local_header_at, read_directory
+from fastckpt.salvaging.torch_zip.pickle import FoundPickle, find_pickle
+from fastckpt.salvaging.torch_zip.places import announced, arithmetic_places, find_storages, listed_places
+from fastckpt.salvaging.torch_zip.storages import Candidate, Sums
 from fastckpt.salvaging.wreck import StorageState, Wreck
-from fastckpt.salvaging.zip_evidence import Archive, local_header_at, read_directory
-from fastckpt.salvaging.zip_pickle import FoundPickle, find_pickle
-from fastckpt.salvaging.zip_places import announced, arithmetic_places, find_storages, listed_places
-from fastckpt.salvaging.zip_storages import Candidate, Sums
 
 
 def survey_torch_zip(

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from itertools import islice, takewhile
 from typing import Final, NamedTuple
 
-from fastckpt.io.source import Source
-from fastckpt.io.unreadable import read_there
-from fastckpt.salvaging.zip_layout import (
+from fastckpt.foreign.zip_layout import (
     CENTRAL_MAGIC,
     DESCRIPTOR_MAGIC,
     END64_MAGIC,
@@ -23,6 +21,8 @@ from fastckpt.salvaging.zip_layout import (
     parse_directory,
     parse_local,
 )
+from fastckpt.io.source import Source
+from fastckpt.io.unreadable import read_there
 
 WINDOW: Final = 8 * 2**20
 """Bytes looked at in one piece when the file is searched."""

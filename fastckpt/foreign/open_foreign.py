@@ -1,0 +1,46 @@
+"""Open a foreign checkpoint, whatever its suffix."""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.safetensors_file import open_safetensors
+from fastckpt.foreign.sniff import HEAD_SIZE, kind_of, not_a_checkpoint
+from fastckpt.foreign.torch_legacy import open_torch_legacy
+from fastckpt.foreign.torch_zip import open_torch_zip
+from fastckpt.io.source import Source
+
+
+def open_foreign(path: str | os.PathLike[str]) -> ForeignFile:
+    """Read the structure of a torch or safetensors file, whatever its suffix.
+
+    Raises:
+        NotACheckpointError: Neither of them; the message says what it is instead.
+        DamagedError: The file is cut or damaged; the next step is to salvage it.
+        UnsupportedStateError: A whole file with something fastckpt cannot read.
+        CheckpointIOError: The system could not open or read it.
+    """
+    text_path = os.fspath(path)
+    try:
+        with Source(text_path) as source:
+            return _open(source)
+    except FastckptError as error:
+        if error.path is None:
+            error.path = text_path
+        if isinstance(error, DamagedError) and error.next_step is None:
+            error.next_step = f"fastckpt salvage {shlex.quote(text_path)}"
+        raise
+
+
+def _open(source: Source) -> ForeignFile:
+    kind = kind_of(source)
+    if kind == "torch-zip":
+        return open_torch_zip(source)
+    if kind == "torch-legacy":
+        return open_torch_legacy(source)
+    if kind == "safetensors":
+        return open_safetensors(source)
+    raise not_a_checkpoint(source.head(HEAD_SIZE), path=source.path, size=source.size)

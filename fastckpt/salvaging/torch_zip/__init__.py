@@ -1,0 +1,1 @@
+"""What a damaged ``.pt`` (a zip archive of torch) still proves."""
