@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from fastckpt.saving.save_async import Pending as Pending
     from fastckpt.saving.save_async import save_async as save_async
     from fastckpt.staging.ring import Ring as Ring
-    from fastckpt.stored.verification import verify as verify
+    from fastckpt.stored.verify import verify as verify
 
 __version__ = "0.2.0"
 
@@ -50,7 +50,7 @@ _HOMES = {
     "save": "fastckpt.saving.save",
     "save_async": "fastckpt.saving.save_async",
     "stream": "fastckpt.loading.stream",
-    "verify": "fastckpt.stored.verification",
+    "verify": "fastckpt.stored.verify",
     "verify_tensors": "fastckpt.loading.verify_tensors",
 }
 

@@ -19,7 +19,7 @@ says that a step is over:
   file then. Within that second it is one wish: torchrun passes on the Ctrl-C that
   the terminal has sent to the ranks already.
 
-Ranks agree at every boundary (`fastckpt.agreement`), so all of them have to be
+Ranks agree at every boundary (`Agreement`), so all of them have to be
 in the block: if one of them got the signal, all save the same step, and none
 ends before all have saved, because torchrun ends the others with the first one
 that goes. To a rank that leaves by an exception the others' next agreement fails.
@@ -36,13 +36,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
 from typing import Any, Final
 
-from fastckpt.agreement import Agreement
 from fastckpt.errors import UsageError
 
 ONE_WISH_SECONDS: Final = 1.0
@@ -220,3 +220,48 @@ def say(text: str) -> None:
     # Not print: a handler can come in the middle of another one's. If nobody reads, the run goes on all the same.
     with contextlib.suppress(OSError):
         os.write(2, f"fastckpt: {text}\n".encode())
+
+
+class Agreement:
+    """The highest of the numbers that the ranks bring. Without torch.distributed, one's own.
+
+    Every rank asks the same number of times, in the same order. The group is
+    made when the first one asks, which all of them do at the same point.
+    """
+
+    def __init__(self) -> None:
+        self._group: Any = None
+        self._world: Any = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other rank."""
+        return _world() is None
+
+    def highest(self, value: int) -> int:
+        """The highest value of all ranks.
+
+        Raises:
+            RuntimeError: Of torch: a rank has gone.
+        """
+        world = _world()
+        if world is None:
+            return value
+        import torch
+        import torch.distributed as dist
+
+        if self._world is not world:
+            self._group, self._world = dist.new_group(backend="gloo"), world
+        number = torch.tensor([value], dtype=torch.int64, device="cpu")
+        dist.all_reduce(number, op=dist.ReduceOp.MAX, group=self._group)
+        return int(number.item())
+
+
+def _world() -> object:
+    """The default process group; None if there is none, or this is its only rank."""
+    # A program that has not imported it has not set it up.
+    dist = sys.modules.get("torch.distributed")
+    if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    world: object = dist.group.WORLD
+    return world

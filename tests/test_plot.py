@@ -14,12 +14,11 @@ import torch
 
 import fastckpt
 from fastckpt.cli.plot_text import directory_lines
-from fastckpt.plotting.chunk_map import chunk_map
-from fastckpt.plotting.chunk_states import ChunkState, chunk_states, merged
+from fastckpt.plotting.chunk_states import ChunkState, chunk_map, chunk_states, merged
 from fastckpt.plotting.markup import fits, log_ticks, nice_ticks, number, printable, spread, tick_labels
 from fastckpt.plotting.naming import parse, short_labels
 from fastckpt.plotting.page import directory_page, file_page
-from fastckpt.plotting.survey import directory_facts, file_facts
+from fastckpt.plotting.survey import measure_directory, measure_file
 from fastckpt.plotting.treemap import Box, squarify
 from fastckpt.salvaging.survey import survey
 from fastckpt.tensor.profile import FIRST_OCTAVE
@@ -96,7 +95,7 @@ def test_numbers_are_those_of_torch(tmp_path: Path) -> None:
     fastckpt.save(state, tmp_path / "a.fckpt")
     torch.save(state, tmp_path / "a.pt")
     for name in ("a.fckpt", "a.pt"):
-        facts = file_facts(str(tmp_path / name))
+        facts = measure_file(str(tmp_path / name))
         assert [tensor["name"] for tensor in facts["tensors"]] == list(state)
         for tensor in facts["tensors"]:
             value = state[tensor["name"]]
@@ -118,9 +117,9 @@ def test_overlapping_elements_are_not_counted_without_end(tmp_path: Path) -> Non
     base = torch.arange(200_000.0)
     fastckpt.save({"window": base.as_strided((190_000, 8), (1, 1))}, tmp_path / "a.fckpt")
     torch.save({"endless": base.as_strided((100_000, 100_000), (1, 1))}, tmp_path / "b.pt")
-    (window,) = file_facts(str(tmp_path / "a.fckpt"))["tensors"]
+    (window,) = measure_file(str(tmp_path / "a.fckpt"))["tensors"]
     assert window["numbers"]["count"] == 190_000 * 8
-    (endless,) = file_facts(str(tmp_path / "b.pt"))["tensors"]
+    (endless,) = measure_file(str(tmp_path / "b.pt"))["tensors"]
     assert endless["numbers"] is None
     assert endless["reason"] == "its elements overlap many times over"
     assert endless["nbytes"] == 199_999 * 4
@@ -129,7 +128,7 @@ def test_overlapping_elements_are_not_counted_without_end(tmp_path: Path) -> Non
 def test_magnitudes_beyond_the_bins_are_counted(tmp_path: Path) -> None:
     values = torch.tensor([1e-300, 2.0**-40, 2.0**-39, 2.0**24, 1e300], dtype=torch.float64)
     fastckpt.save({"a": values}, tmp_path / "a.fckpt")
-    octaves = file_facts(str(tmp_path / "a.fckpt"))["tensors"][0]["numbers"]["octaves"]
+    octaves = measure_file(str(tmp_path / "a.fckpt"))["tensors"][0]["numbers"]["octaves"]
     assert (octaves[0], octaves[1], octaves[-1]) == (2, 1, 2)
     assert sum(octaves) == 5
 
@@ -163,7 +162,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
 def test_every_tensor_has_its_area(tmp_path: Path) -> None:
     state = model()
     fastckpt.save(state, tmp_path / "a.fckpt")
-    root = parsed(file_page(file_facts(str(tmp_path / "a.fckpt"))))
+    root = parsed(file_page(measure_file(str(tmp_path / "a.fckpt"))))
     leaves = rects(root, "leaf")
     # The tied weight is one tensor.
     assert sum(int(leaf.get("data-tensors", "")) for leaf in leaves) == len(state) - 1
@@ -198,7 +197,7 @@ def test_rectangles_of_the_treemap_do_not_overlap() -> None:
 
 def test_lines_bars_and_rows(tmp_path: Path) -> None:
     fastckpt.save(model(), tmp_path / "a.fckpt")
-    facts = file_facts(str(tmp_path / "a.fckpt"))
+    facts = measure_file(str(tmp_path / "a.fckpt"))
     root = parsed(file_page(facts))
     lines = [line for line in root.iter(f"{SVG}polyline") if line.get("class", "").startswith("line")]
     assert sorted(title_of(line) for line in lines) == ["attn.c_q", "mlp.c_fc"]
@@ -218,7 +217,7 @@ def test_lines_bars_and_rows(tmp_path: Path) -> None:
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
     state = {name: torch.ones(20, 30 + place) for place, name in enumerate(HOSTILE)}
     fastckpt.save(state, tmp_path / "a.fckpt")
-    page = file_page(file_facts(str(tmp_path / "a.fckpt")))
+    page = file_page(measure_file(str(tmp_path / "a.fckpt")))
     root = parsed(page)
     allowed = {"html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "b", "ul", "li", "span", "div", "i"}
     allowed |= {"bdi", "details", "summary", "table", "thead", "tbody", "tr", "th", "td", "code"}
@@ -241,13 +240,13 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 def test_bad_numbers_are_named_at_the_top(tmp_path: Path) -> None:
     state = {f"h.{n}.w": torch.tensor([1.0, math.nan, math.inf]) for n in range(6)}
     fastckpt.save({**state, "good": torch.ones(3)}, tmp_path / "a.fckpt")
-    shown = "".join(parsed(file_page(file_facts(str(tmp_path / "a.fckpt")))).itertext())
+    shown = "".join(parsed(file_page(measure_file(str(tmp_path / "a.fckpt")))).itertext())
     assert "NaN or infinities in h.0.w (2), h.1.w (2), h.2.w (2), h.3.w (2) and 2 more tensors" in shown
 
 
 def test_the_same_file_gives_the_same_page(tmp_path: Path) -> None:
     fastckpt.save(model(), tmp_path / "a.fckpt")
-    pages = {file_page(file_facts(str(tmp_path / "a.fckpt"), threads=threads)) for threads in (1, 2, 3)}
+    pages = {file_page(measure_file(str(tmp_path / "a.fckpt"), threads=threads)) for threads in (1, 2, 3)}
     assert len(pages) == 1
 
 
@@ -255,8 +254,8 @@ def test_numbers_that_overflow_are_left_out_of_the_charts(tmp_path: Path) -> Non
     huge = {f"h.{n}.w": torch.full((9,), 10.0 ** (100 * n - 300), dtype=torch.float64) for n in range(6)}
     for step in (1, 2):
         fastckpt.save({**huge, "h.0.w": huge["h.0.w"] * step}, tmp_path / f"model_{step:06d}.fckpt")
-    parsed(file_page(file_facts(str(tmp_path / "model_000001.fckpt"))))
-    facts = directory_facts(str(tmp_path))
+    parsed(file_page(measure_file(str(tmp_path / "model_000001.fckpt"))))
+    facts = measure_directory(str(tmp_path))
     parsed(directory_page(facts))
     assert list(directory_lines(facts))
 
@@ -264,7 +263,7 @@ def test_numbers_that_overflow_are_left_out_of_the_charts(tmp_path: Path) -> Non
 def test_the_words_of_a_histogram_are_above_its_bars(tmp_path: Path) -> None:
     state = {"w": torch.cat([torch.full((500,), 1e-9), torch.zeros(7), torch.tensor([math.nan, math.inf])])}
     fastckpt.save(state, tmp_path / "a.fckpt")
-    root = parsed(file_page(file_facts(str(tmp_path / "a.fckpt"))))
+    root = parsed(file_page(measure_file(str(tmp_path / "a.fckpt"))))
     (panel,) = [group for group in root.iter(f"{SVG}g") if group.get("class") == "panel"]
     words = {text.text: float(text.get("y", "")) for text in panel.iter(f"{SVG}text")}
     top = min(float(bar.get("y", "")) for bar in rects(panel, "bar"))
@@ -274,12 +273,12 @@ def test_the_words_of_a_histogram_are_above_its_bars(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", [{}, {"a": 5}, {"a": torch.zeros(0)}, {"a": torch.zeros(4)}, torch.tensor(math.nan)])
 def test_states_with_little_to_draw(state: Any, tmp_path: Path) -> None:
     fastckpt.save(state, tmp_path / "a.fckpt")
-    parsed(file_page(file_facts(str(tmp_path / "a.fckpt"))))
+    parsed(file_page(measure_file(str(tmp_path / "a.fckpt"))))
 
 
 def test_many_tensors_are_drawn_together(tmp_path: Path) -> None:
     fastckpt.save({f"h.{n // 100}.e.{n % 100}.w": torch.ones(2) for n in range(8000)}, tmp_path / "a.fckpt")
-    page = file_page(file_facts(str(tmp_path / "a.fckpt")))
+    page = file_page(measure_file(str(tmp_path / "a.fckpt")))
     leaves = rects(parsed(page), "leaf")
     assert sum(int(leaf.get("data-tensors", "")) for leaf in leaves) == 8000
     assert len(leaves) <= 8000
@@ -309,7 +308,7 @@ def spoilt(tmp_path: Path) -> Path:
 
 
 def test_the_damage_map_has_a_cell_for_every_chunk(spoilt: Path) -> None:
-    facts = file_facts(str(spoilt))
+    facts = measure_file(str(spoilt))
     states = [cell["state"] for cell in facts["chunks"]["cells"]]
     assert Counter(states) == {"damaged": 1, "lost": 1, "intact": 5}
     assert facts["not_whole"] == ["a"]
@@ -329,7 +328,7 @@ def test_the_damage_map_has_a_cell_for_every_chunk(spoilt: Path) -> None:
 
 def test_an_intact_file_has_no_map(tmp_path: Path) -> None:
     fastckpt.save(model(), tmp_path / "a.fckpt")
-    facts = file_facts(str(tmp_path / "a.fckpt"))
+    facts = measure_file(str(tmp_path / "a.fckpt"))
     assert facts["chunks"] is None
     assert not rects(parsed(file_page(facts)), "chunk")
 
@@ -348,7 +347,7 @@ def test_a_cut_file_shows_what_is_left(suffix: str, tmp_path: Path) -> None:
     shutil.copyfile(whole, cut)
     with open(cut, "r+b") as file:
         file.truncate(whole.stat().st_size * 6 // 10)
-    facts = file_facts(str(cut))
+    facts = measure_file(str(cut))
     measured = {tensor["name"]: tensor["numbers"] for tensor in facts["tensors"]}
     assert measured["h.2.w"] is None
     assert measured["h.3.w"] is None
@@ -369,7 +368,7 @@ def test_a_file_cut_anywhere_is_drawn(tmp_path: Path) -> None:
             path = tmp_path / f"cut_{size}_{name}"
             path.write_bytes(raw[:size])
             try:
-                facts = file_facts(str(path))
+                facts = measure_file(str(path))
             except fastckpt.errors.NotACheckpointError:
                 continue
             parsed(file_page(facts))
@@ -380,7 +379,7 @@ def test_a_cut_zip_names_the_tensors_that_are_not_whole(tmp_path: Path) -> None:
     raw = bytearray((tmp_path / "a.pt").read_bytes())
     raw[raw.index(torch.load(tmp_path / "a.pt")["h.1.w"].numpy().tobytes()[:64])] ^= 1
     (tmp_path / "a.pt").write_bytes(raw[: len(raw) // 3])
-    facts = file_facts(str(tmp_path / "a.pt"))
+    facts = measure_file(str(tmp_path / "a.pt"))
     shown = "".join(parsed(file_page(facts)).itertext())
     count = len(facts["not_whole"])
     assert count > 31
@@ -425,7 +424,7 @@ def steps(tmp_path: Path) -> Path:
 
 
 def test_drift_over_the_steps(steps: Path) -> None:
-    facts = directory_facts(str(steps))
+    facts = measure_directory(str(steps))
     assert [(step["step"], step["val_bpb"]) for step in facts["steps"]] == [(100, 0.01), (200, 0.005), (300, 1 / 300)]
     assert facts["steps"][0]["changes"] is None
     changes = facts["steps"][1]["changes"]
@@ -450,7 +449,7 @@ def test_damaged_and_missing_models_of_a_directory(steps: Path) -> None:
     raw = (steps / "model_000200.fckpt").read_bytes()
     (steps / "model_000200.fckpt").write_bytes(raw[:-5000])
     (steps / "model_000300.fckpt").unlink()
-    facts = directory_facts(str(steps))
+    facts = measure_directory(str(steps))
     assert facts["steps"][1]["model"]["ok"] is False
     assert facts["steps"][2]["error"] == "there is no model_000300"
     shown = "".join(parsed(directory_page(facts)).itertext())
@@ -459,11 +458,11 @@ def test_damaged_and_missing_models_of_a_directory(steps: Path) -> None:
 
 
 def test_a_change_without_a_number_is_a_dash_and_told(steps: Path) -> None:
-    assert "A dash:" not in directory_page(directory_facts(str(steps)))
+    assert "A dash:" not in directory_page(measure_directory(str(steps)))
     state = fastckpt.load(steps / "model_000300.fckpt")
     state["h.2.mlp.c_fc.weight"][3, 4] = math.nan
     fastckpt.save(state, steps / "model_000300.fckpt")
-    root = parsed(directory_page(directory_facts(str(steps))))
+    root = parsed(directory_page(measure_directory(str(steps))))
     assert "A dash: damage, NaN or infinities left no number." in "".join(root.itertext())
     (dash,) = [text for text in root.iter(f"{SVG}text") if text.text == "\u2013"]
     row = [text for text in root.iter(f"{SVG}text") if text.get("y") == dash.get("y")]
@@ -472,7 +471,7 @@ def test_a_change_without_a_number_is_a_dash_and_told(steps: Path) -> None:
 
 def test_shades_have_a_scale(steps: Path) -> None:
     """Its seven shades begin at equal ratios, from the smallest change to below the largest."""
-    facts = directory_facts(str(steps))
+    facts = measure_directory(str(steps))
     root = parsed(directory_page(facts))
     changes = [value for step in facts["steps"][1:] for value in step["changes"].values() if value]
     scale = [rect for rect in root.iter(f"{SVG}rect") if rect.get("class") in {f"h{shade}" for shade in range(1, 8)}]
@@ -488,7 +487,7 @@ def test_shades_have_a_scale(steps: Path) -> None:
 def test_losses_that_differ_little_are_told_apart(steps: Path) -> None:
     for step, value in ((100, 0.91234), (200, 0.91194), (300, 1.0)):
         (steps / f"meta_{step:06d}.json").write_text(f'{{"val_bpb": {value}}}')
-    facts = directory_facts(str(steps))
+    facts = measure_directory(str(steps))
     cells = [cell.text for cell in parsed(directory_page(facts)).iter(f"{HTML}td")]
     assert {"0.9123", "0.9119", "1.0000"} <= set(cells)
     text = "\n".join(map(str, directory_lines(facts)))
@@ -505,7 +504,7 @@ def test_moments_are_named_after_their_parameters(tmp_path: Path) -> None:
     state[2] = {"momentum_buffer": torch.ones(4, 16, 16), "second_momentum_buffer": torch.ones(4, 16, 1)}
     state[6] = {"momentum_buffer": torch.ones(2, 64, 16), "second_momentum_buffer": torch.ones(2, 64, 1)}
     torch.save({"state": state, "param_groups": []}, tmp_path / "optim_000003_rank0.pt")
-    facts = directory_facts(str(tmp_path))
+    facts = measure_directory(str(tmp_path))
     (optimizer,) = (file for file in facts["newest"]["files"] if "optim" in file["path"])
     assert {tensor["name"]: tensor["of"] for tensor in optimizer["tensors"]} == {
         "state.0.exp_avg": "lm_head.weight",
@@ -522,7 +521,7 @@ def test_moments_are_named_after_their_parameters(tmp_path: Path) -> None:
 def test_many_steps_are_thinned_out(tmp_path: Path) -> None:
     for step in range(1, 60):
         fastckpt.save({"w": torch.ones(2) * step}, tmp_path / f"model_{step:06d}.fckpt", durable=False)
-    facts = directory_facts(str(tmp_path), threads=1)
+    facts = measure_directory(str(tmp_path), threads=1)
     shown = [step["step"] for step in facts["steps"]]
     assert (len(shown), shown[0], shown[-1], facts["left_out"]) == (48, 1, 59, 11)
     assert "11 steps in between are not shown." in directory_page(facts)

@@ -17,7 +17,7 @@ import torch
 
 import fastckpt
 from fastckpt.plotting.page import directory_page, file_page
-from fastckpt.plotting.survey import directory_facts, file_facts
+from fastckpt.plotting.survey import measure_directory, measure_file
 
 HOSTILE = [
     "<script>document.title='hacked'</script>",
@@ -86,7 +86,7 @@ def page_of_file(tmp_path: Path) -> str:
     state["h.3.mlp.c_fc.weight"][0, 0] = math.nan
     state["h.4.mlp.c_fc.weight"][:200] = 0
     fastckpt.save(state, tmp_path / "a.fckpt")
-    return file_page(file_facts(str(tmp_path / "a.fckpt")))
+    return file_page(measure_file(str(tmp_path / "a.fckpt")))
 
 
 def page_of_damage(tmp_path: Path) -> str:
@@ -95,7 +95,7 @@ def page_of_damage(tmp_path: Path) -> str:
     for place in range(2_000_000, len(raw) // 2, 3_000_000):
         raw[place] ^= 1
     (tmp_path / "a.fckpt").write_bytes(raw[: len(raw) * 3 // 4])
-    return file_page(file_facts(str(tmp_path / "a.fckpt")))
+    return file_page(measure_file(str(tmp_path / "a.fckpt")))
 
 
 def page_of_directory(tmp_path: Path) -> str:
@@ -107,7 +107,7 @@ def page_of_directory(tmp_path: Path) -> str:
         state = {name: tensor + 0.01 * torch.randn_like(tensor) for name, tensor in state.items()}
         state["h.1.mlp.c_fc.weight"][0, 0] = math.nan
     torch.save({"state": {n: {"exp_avg": torch.ones(900)} for n in range(9)}}, directory / "optim_020000_rank0.pt")
-    return directory_page(directory_facts(str(directory)))
+    return directory_page(measure_directory(str(directory)))
 
 
 PAGES = [page_of_file, page_of_damage, page_of_directory]

@@ -305,7 +305,7 @@ threading._register_atexit(lambda: print("at the end", flush=True))  # The last 
 
 def test_whoever_waits_for_a_failed_save_finds_it_among_the_failed(tmp_path: Path) -> None:
     """The exit does, and is the last one that could speak of it."""
-    task = background.Task(tmp_path / "s", lambda task: task.check())
+    task = background.BackgroundSave(tmp_path / "s", lambda task: task.check())
     task.stop()
     found: list[bool] = []
     set_done = task._done.set

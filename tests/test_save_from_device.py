@@ -18,7 +18,7 @@ import fastckpt
 import fastckpt.staging.fetching
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError
-from fastckpt.fckpt.content import Piece
+from fastckpt.fckpt.content import Delivery
 from fastckpt.layout.blocks import align
 from fastckpt.staging.fetching import slot_loads
 from fastckpt.staging.ring import Ring
@@ -70,7 +70,7 @@ def test_a_wrong_copy_does_not_match_its_digests(tmp_path: Path, monkeypatch: py
     device_engine(monkeypatch)
     deliver = fastckpt.staging.fetching.DeviceSupply.deliver
 
-    def deliver_wrong(self: fastckpt.staging.fetching.DeviceSupply, plans: object) -> Iterator[list[Piece]]:
+    def deliver_wrong(self: fastckpt.staging.fetching.DeviceSupply, plans: object) -> Iterator[list[Delivery]]:
         for pieces in deliver(self, plans):  # type: ignore[arg-type]
             for piece in pieces:
                 if piece.start == SMALL_RING.slot_size:

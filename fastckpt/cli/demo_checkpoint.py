@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 STEP = 500
 VOCAB = 32768
@@ -22,6 +23,8 @@ _SMEAR = 24
 
 def write_checkpoint(directory: Path, *, depth: int) -> list[Path]:
     """Write ``model_000500.pt``, ``optim_000500_rank0.pt`` and ``meta_000500.json``; returns the two ``.pt``."""
+    import torch
+
     generator = torch.Generator().manual_seed(depth)
     model = build_model(depth, generator)
     paths = [directory / f"model_{STEP:06d}.pt", directory / f"optim_{STEP:06d}_rank0.pt"]
@@ -49,6 +52,8 @@ def estimate(depth: int) -> int:
 
 def build_model(depth: int, generator: torch.Generator) -> OrderedDict[str, torch.Tensor]:
     """The model's state dict, with the ``_metadata`` that ``Module.state_dict()`` attaches."""
+    import torch
+
     wide = width(depth)
     heads = wide // _HEAD
     gated = [layer for layer in range(depth) if layer % 2 == (depth - 1) % 2]
@@ -81,6 +86,8 @@ def build_model(depth: int, generator: torch.Generator) -> OrderedDict[str, torc
 
 def build_optimizer(model: OrderedDict[str, torch.Tensor], generator: torch.Generator) -> dict[str, Any]:
     """The optimizer's state dict: AdamW per parameter, muon stacked under the first id of each group."""
+    import torch
+
     embeds = [name for name in model if name.startswith("value_embeds")]
     small = ["smear_gate.weight", "smear_lambda", "backout_lambda"]
     adamw = [["lm_head.weight"], ["transformer.wte.weight"], embeds, ["resid_lambdas"], ["x0_lambdas"], small]

@@ -36,11 +36,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
         _refuse_overwriting(args.path, output)
     # Here, not above: they are needed only now, and measuring needs torch.
     from fastckpt.plotting.page import directory_page, file_page
-    from fastckpt.plotting.survey import directory_facts, file_facts
+    from fastckpt.plotting.survey import measure_directory, measure_file
 
     is_directory = os.path.isdir(args.path)
     with progress_bar(f"measuring {_name(args.path)}", _size(args.path)) as progress:
-        gather = directory_facts if is_directory else file_facts
+        gather = measure_directory if is_directory else measure_file
         facts: Facts = gather(args.path, threads=args.threads, progress=progress)
     if output is not None:
         page = (directory_page if is_directory else file_page)(facts).encode()

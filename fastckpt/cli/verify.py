@@ -18,7 +18,7 @@ from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Facts, Output, Styled, error_facts
 from fastckpt.errors import FastckptError
 from fastckpt.stored.inspection import outline
-from fastckpt.stored.verification import verify
+from fastckpt.stored.verify import verify
 from fastckpt.text import count_text, duration_text, rate_text, size_text
 
 _SHOWN_FINDINGS = 50

@@ -12,7 +12,7 @@ from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, direct_threads
-from fastckpt.stored.verification import verify
+from fastckpt.stored.verify import verify
 
 
 def convert_file(

@@ -9,7 +9,7 @@ from fastckpt.conversion.result import Conversion
 from fastckpt.conversion.same_content import Match, match
 from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError
 from fastckpt.io.source import read_small
-from fastckpt.stored.verification import verify
+from fastckpt.stored.verify import verify
 
 ALREADY_THERE: Final = "was there already and holds the same"
 

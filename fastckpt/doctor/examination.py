@@ -22,8 +22,7 @@ from fastckpt.doctor.ranks import diagnose_ranks
 from fastckpt.doctor.resuming import resume_command
 from fastckpt.doctor.sizes import Sizes, diagnose_sizes, sizes_of_model
 from fastckpt.doctor.tokenizer import diagnose_tokenizer
-from fastckpt.doctor.version_findings import diagnose_version
-from fastckpt.doctor.versions import model_shapes, version_range
+from fastckpt.doctor.versions import diagnose_version, model_shapes, version_range
 from fastckpt.io.transfer import Progress
 from fastckpt.nanochat.names import MODEL, Stem, parse_name
 

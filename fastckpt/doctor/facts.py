@@ -264,7 +264,7 @@ def read_file(path: str, stem: Stem, *, deep: bool, threads: int | None, progres
         file.structure = inspect_file(path)
         file.says = read_facts(path, stem)
         if deep:
-            from fastckpt.stored.verification import verify
+            from fastckpt.stored.verify import verify
 
             file.findings = verify(path, threads=threads, progress=progress).findings
     except FastckptError as error:

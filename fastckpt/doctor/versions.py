@@ -9,10 +9,13 @@ give a range. Dates and commits are those of nanochat's own history.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from fastckpt.doctor import commands
+from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts
 from fastckpt.layout.tree import TensorRef
 
@@ -183,3 +186,33 @@ def _of_meta(step: StepFacts) -> Iterator[Trace]:
         yield Trace(WINDOWS, True, "meta has a window_pattern")
     elif loader:
         yield Trace(WINDOWS, False, "meta has no window_pattern")
+
+
+def diagnose_version(step: StepFacts, *, others_whole: bool) -> Iterator[Diagnosis]:
+    """Say what an older step needs, and find files of different revisions in one step."""
+    versions = version_range(step)
+    if versions is None or not model_shapes(step):
+        return
+    if versions.conflict:
+        yield Diagnosis(
+            "version",
+            "warn",
+            step.directory,
+            step.number,
+            f"the files of step {step.number} are of different revisions of nanochat",
+            f"{' but '.join(versions.why)}: a file was copied here from another run",
+            commands.set_step_aside(step.directory, step.number)
+            if others_whole
+            else shlex.join(["fastckpt", "inspect", step.directory]),
+        )
+    elif not versions.loads_today and versions.before is not None:
+        yield Diagnosis(
+            "version",
+            "note",
+            step.directory,
+            step.number,
+            f"step {step.number} was saved by nanochat of {versions}",
+            f"{' and '.join(versions.why)}; nanochat since {SMEAR.date} ({SMEAR.commit}) cannot build this model, its "
+            "own revision can",
+            commands.check_out(versions.before.commit),
+        )

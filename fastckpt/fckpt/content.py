@@ -16,7 +16,7 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.plan import RecordPlan
 
 
-class Piece(NamedTuple):
+class Delivery(NamedTuple):
     """A part of a record's raw bytes that lies in memory now.
 
     Attributes:
@@ -41,7 +41,7 @@ class Supply(Protocol):
         """Whether this record's raw bytes come from here, not from `Content.origins`."""
         ...
 
-    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Piece]]:
+    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Delivery]]:
         """The raw bytes of these records, in order. A list is good until the next one is asked for."""
         ...
 

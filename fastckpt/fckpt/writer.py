@@ -28,7 +28,7 @@ from fastckpt.constants import (
     SUPERBLOCK_SIZE,
 )
 from fastckpt.errors import CheckpointIOError, FastckptError
-from fastckpt.fckpt.content import Content, Piece, Supply
+from fastckpt.fckpt.content import Content, Delivery, Supply
 from fastckpt.fckpt.encoding import encode_payload
 from fastckpt.io.commit import Commit, translate_os_error
 from fastckpt.io.memory import allocate
@@ -208,14 +208,14 @@ class _Writer:
                         leaves = bytearray()
                 self.done += sum(p.size for p in pieces)
 
-    def pieces_here(self, record: _Record) -> Iterator[tuple[int, Piece]]:
+    def pieces_here(self, record: _Record) -> Iterator[tuple[int, Delivery]]:
         """The raw bytes of a record that no supply brings, in one piece: ``(source, piece)``."""
         first = record.plan.storages[0].storage
         source, origin = self.content.source_of(first), self.content.origins[first]
         if record.is_pack:
             record.pack = self.gather(record)
             source, origin = MEMORY, _core.address(record.pack) if len(record.pack) else 0
-        yield source, Piece(0, 0, record.plan.raw_size, origin, None)
+        yield source, Delivery(0, 0, record.plan.raw_size, origin, None)
 
     def write_encoded(self, sink: Commit, codec_id: int, codec: Codec) -> None:
         """Write all records with encoded chunks, one after the other; sizes are known only then."""
@@ -225,7 +225,7 @@ class _Writer:
             brought = chain.from_iterable(deliveries)
             for record in self.records:
                 record.offset = self.end
-                pieces: Iterator[tuple[int, Piece]]
+                pieces: Iterator[tuple[int, Delivery]]
                 if self.content.covered(record.plan):
                     pieces = ((MEMORY, piece) for piece in _up_to(brought, record.plan.raw_size))
                 else:
@@ -234,7 +234,7 @@ class _Writer:
                 record.pack = None
 
     def encode_pieces(
-        self, sink: Commit, record: _Record, pieces: Iterator[tuple[int, Piece]], codec_id: int, codec: Codec
+        self, sink: Commit, record: _Record, pieces: Iterator[tuple[int, Delivery]], codec_id: int, codec: Codec
     ) -> tuple[list[Chunk], bytes]:
         """Encode and write the payload of a record; its chunk table and leaf digests."""
         chunks: list[Chunk] = []
@@ -302,13 +302,13 @@ class _Writer:
 _REQUIRED: Final = SECTION_FLAG_MUST_UNDERSTAND
 
 
-def _deliveries(supply: Supply | None, records: Sequence[_Record]) -> Generator[list[Piece], None, None]:
+def _deliveries(supply: Supply | None, records: Sequence[_Record]) -> Generator[list[Delivery], None, None]:
     """What the supply brings of these records, as a generator that can be closed."""
     if supply is not None and records:
         yield from supply.deliver([record.plan for record in records])
 
 
-def _up_to(pieces: Iterator[Piece], size: int) -> Iterator[Piece]:
+def _up_to(pieces: Iterator[Delivery], size: int) -> Iterator[Delivery]:
     """The next pieces, up to the one that ends a record of this size."""
     for piece in pieces:
         yield piece

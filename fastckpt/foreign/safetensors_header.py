@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from fastckpt.foreign.safetensors_file import DTYPE_NAMES
+from fastckpt.io.commit import Commit
+from fastckpt.io.copying import FilePlace, copy_storages
+from fastckpt.io.transfer import Progress
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 
@@ -50,3 +53,33 @@ def lay_out(entries: Iterable[Entry], metadata: Mapping[str, str]) -> Safetensor
     start = 8 + len(text)
     places = [(entry, start + offset) for entry, offset in zip(ordered, offsets, strict=True)]
     return SafetensorsLayout(struct.pack("<Q", len(text)) + text, places, start + at)
+
+
+def write_safetensors(
+    path: str,
+    entries: Sequence[Entry],
+    origins: Sequence[FilePlace],
+    metadata: Mapping[str, str],
+    *,
+    durable: bool,
+    threads: int,
+    progress: Progress | None,
+) -> None:
+    """Write tensors under their flat names.
+
+    Raises:
+        OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
+        DamagedError: A source changed meanwhile.
+    """
+    layout = lay_out(entries, metadata)
+    with Commit(path, durable=durable, reserve=layout.size) as sink:
+        sink.preallocate(layout.size)
+        sink.write(0, layout.header)
+        copy_storages(
+            sink,
+            [FilePlace(origins[e.storage].fd, origins[e.storage].offset + e.span[0]) for e, _ in layout.places],
+            [(offset, entry.nbytes) for entry, offset in layout.places],
+            threads=threads,
+            progress=progress,
+        )
+        sink.finish(layout.size)

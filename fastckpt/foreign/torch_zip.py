@@ -8,7 +8,7 @@ from typing import Final
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.torch_state import TorchState, missing_storages, read_state
-from fastckpt.foreign.zip_records import Record, read_records
+from fastckpt.foreign.zip_records import ZipRecord, read_records
 from fastckpt.io.source import Source
 
 MAX_PICKLE_SIZE: Final = 2**31
@@ -64,7 +64,7 @@ def open_torch_zip(source: Source) -> ForeignFile:
     )
 
 
-def _prefix(records: dict[str, Record]) -> str:
+def _prefix(records: dict[str, ZipRecord]) -> str:
     """The directory that ``data.pkl`` is in: the stem of the name that the file was saved under."""
     prefixes = [name[: -len("/data.pkl")] for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
     if len(prefixes) == 1:
@@ -81,7 +81,7 @@ def _prefix(records: dict[str, Record]) -> str:
     )
 
 
-def _read_record(source: Source, record: Record, *, limit: int) -> bytes:
+def _read_record(source: Source, record: ZipRecord, *, limit: int) -> bytes:
     """The bytes of a small record, checked against its CRC-32."""
     if record.size > limit:
         raise UnsupportedStateError(
@@ -99,7 +99,7 @@ def _read_record(source: Source, record: Record, *, limit: int) -> bytes:
     return raw
 
 
-def _check_storages(state: TorchState, inner: dict[str, Record]) -> None:
+def _check_storages(state: TorchState, inner: dict[str, ZipRecord]) -> None:
     """Raise DamagedError unless every storage the pickle refers to is there in its size."""
     missing = []
     wrong = []

@@ -23,9 +23,8 @@ from fastckpt.foreign.zip_layout import (
     next_place,
 )
 from fastckpt.io.commit import Commit
-from fastckpt.io.copying import Origin
+from fastckpt.io.copying import FilePlace, copy_storages
 from fastckpt.io.transfer import Progress
-from fastckpt.salvaging.copying import copy_storages
 
 _FLAGS: Final = 0x0808
 """A descriptor follows the data; names are UTF-8."""
@@ -45,7 +44,7 @@ def write_torch(
     path: str,
     pickle: bytes,
     storage_sizes: Sequence[int],
-    origins: Sequence[Origin],
+    origins: Sequence[FilePlace],
     note: bytes,
     *,
     durable: bool,

@@ -27,7 +27,7 @@ _DIRECTORY_ERRORS: Final = (
 )
 
 
-class Record(NamedTuple):
+class ZipRecord(NamedTuple):
     """A file inside the archive: where its bytes begin, how many they are, and the CRC-32 the directory states."""
 
     name: str
@@ -36,7 +36,7 @@ class Record(NamedTuple):
     crc: int
 
 
-def read_records(source: Source) -> dict[str, Record]:
+def read_records(source: Source) -> dict[str, ZipRecord]:
     """All records by name, in directory order.
 
     Raises:
@@ -46,7 +46,7 @@ def read_records(source: Source) -> dict[str, Record]:
         CheckpointIOError: The system could not read.
     """
     infos, directory_start = _read_directory(source)
-    records: dict[str, Record] = {}
+    records: dict[str, ZipRecord] = {}
     ends: list[tuple[int, int, str]] = []
     for info in infos:
         name = info.orig_filename
@@ -67,7 +67,7 @@ def read_records(source: Source) -> dict[str, Record]:
                 actual=info.compress_size,
             )
         offset = _data_offset(source, info)
-        records[name] = Record(name, offset, info.file_size, info.CRC)
+        records[name] = ZipRecord(name, offset, info.file_size, info.CRC)
         ends.append((info.header_offset, offset + info.file_size, name))
     _check_disjoint(ends, directory_start)
     return records

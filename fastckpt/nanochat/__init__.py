@@ -13,11 +13,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastckpt.nanochat.backing_up import backup
-    from fastckpt.nanochat.checkpoints import load_checkpoint, load_optimizer_state, save_checkpoint
-    from fastckpt.nanochat.choosing import find_largest_model, find_last_step
-    from fastckpt.nanochat.installing import install, uninstall
-    from fastckpt.nanochat.resharding import reshard
+    from fastckpt.nanochat.backing_up import backup as backup
+    from fastckpt.nanochat.checkpoints import load_checkpoint as load_checkpoint
+    from fastckpt.nanochat.checkpoints import load_optimizer_state as load_optimizer_state
+    from fastckpt.nanochat.checkpoints import save_checkpoint as save_checkpoint
+    from fastckpt.nanochat.choosing import find_largest_model as find_largest_model
+    from fastckpt.nanochat.choosing import find_last_step as find_last_step
+    from fastckpt.nanochat.installing import install as install
+    from fastckpt.nanochat.installing import uninstall as uninstall
+    from fastckpt.nanochat.resharding import reshard as reshard
 
 _HOMES = {
     "backup": "fastckpt.nanochat.backing_up",
@@ -31,17 +35,7 @@ _HOMES = {
     "uninstall": "fastckpt.nanochat.installing",
 }
 
-__all__ = [
-    "backup",
-    "find_largest_model",
-    "find_last_step",
-    "install",
-    "load_checkpoint",
-    "load_optimizer_state",
-    "reshard",
-    "save_checkpoint",
-    "uninstall",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -25,7 +25,7 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.completeness import step_state
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import Step, choose_steps
-from fastckpt.stored.verification import verify
+from fastckpt.stored.verify import verify
 
 
 @dataclass(frozen=True, slots=True)

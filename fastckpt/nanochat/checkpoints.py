@@ -23,7 +23,6 @@ import os
 import shlex
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import fastckpt
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError
 from fastckpt.io.commit import publish_bytes
 from fastckpt.io.os_errors import translate_os_error
@@ -90,6 +89,8 @@ def _save(
     ranks: int,
 ) -> None:
     directory = os.fsdecode(checkpoint_dir)
+    from fastckpt.saving.save import save
+
     first = not rank
     # What can be refused is refused before the first file changes.
     meta = json.dumps(meta_data, indent=2).encode("utf-8") if first else b""
@@ -99,7 +100,7 @@ def _save(
     if optimizer_data is not None:
         mark = SaveMark(OPTIM, step, rank, ranks, digest)
         path = os.path.join(directory, f"{mark.stem}.fckpt")
-        fastckpt.save(optimizer_data, path, metadata=mark.as_metadata())
+        save(optimizer_data, path, metadata=mark.as_metadata())
         logger.info("Saved optimizer state to: %s", path)
     if first:
         path = os.path.join(directory, f"{Stem(META, step)}.json")
@@ -107,7 +108,7 @@ def _save(
         logger.info("Saved metadata to: %s", path)
         mark = SaveMark(MODEL, step, rank, ranks, digest, optimizer_data is not None, meta_digest(meta))
         path = os.path.join(directory, f"{mark.stem}.fckpt")
-        fastckpt.save(model_data, path, metadata=mark.as_metadata())
+        save(model_data, path, metadata=mark.as_metadata())
         logger.info("Saved model parameters to: %s", path)
 
 
@@ -227,8 +228,10 @@ def _warn_if_outdated(model: str, original: str) -> None:
 
 
 def _load(path: str, device: Device) -> Any:
+    from fastckpt.loading.load import load
+
     on_cpu = str(device).partition(":")[0] == "cpu"
-    return fastckpt.load(path, device=device, mmap=on_cpu and path.endswith(".fckpt"))
+    return load(path, device=device, mmap=on_cpu and path.endswith(".fckpt"))
 
 
 def _load_meta(path: str, model: SaveMark | None) -> Any:

@@ -26,7 +26,7 @@ from fastckpt.nanochat.facts import Facts, read_facts
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.nanochat.save_mark import SaveMark, meta_digest, parse_mark
 from fastckpt.nanochat.steps import Step, list_numbers, read_steps
-from fastckpt.stored.verification import verify as verify_file
+from fastckpt.stored.verify import verify as verify_file
 
 _DAMAGED: Final = 2
 """Exit code of a report from which on tensors are lost."""

@@ -17,7 +17,7 @@ from fastckpt.nanochat.completeness import StepState, step_state
 from fastckpt.nanochat.names import META, MODEL, OPTIM, parse_name
 from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 from fastckpt.nanochat.scratch import BLOCK, piece_reader
-from fastckpt.nanochat.shard_pieces import Piece, Shard, Shards
+from fastckpt.nanochat.shard_pieces import Shard, ShardRange, Shards
 from fastckpt.nanochat.steps import Step, list_numbers
 from fastckpt.stored.tensors import StoredTensors, open_stored
 
@@ -129,12 +129,12 @@ def check_bytes(shards: Shards, files: Sequence[StoredTensors]) -> None:
             )
 
 
-def _same(one: Piece, other: Piece, files: Sequence[StoredTensors]) -> bool:
+def _same(one: ShardRange, other: ShardRange, files: Sequence[StoredTensors]) -> bool:
     ours, theirs = piece_reader(one, files), piece_reader(other, files)
     return all(ours(start, end) == theirs(start, end) for start, end in _blocks(one))
 
 
-def _blocks(piece: Piece) -> Iterator[tuple[int, int]]:
+def _blocks(piece: ShardRange) -> Iterator[tuple[int, int]]:
     size = piece.end - piece.start
     for start in range(0, size, BLOCK):
         yield start, min(start + BLOCK, size)

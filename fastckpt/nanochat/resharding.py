@@ -37,7 +37,7 @@ from fastckpt.nanochat.shard_pieces import joined_size
 from fastckpt.nanochat.shard_rules import Plan, plan_shards
 from fastckpt.nanochat.step_change import finish, in_order, stage
 from fastckpt.nanochat.steps import Step, choose_steps, read_steps
-from fastckpt.stored.verification import verify
+from fastckpt.stored.verify import verify
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import Path, TensorRef, encode_tree, path_text
-from fastckpt.nanochat.shard_pieces import Joined, Piece
+from fastckpt.nanochat.shard_pieces import Joined, ShardRange
 from fastckpt.stored.tensors import StoredTensors, open_stored
 
 BLOCK: Final = 16 * 2**20
@@ -105,7 +105,7 @@ def write_again(path: str, target: str, *, metadata: Mapping[str, Any], options:
             write_checkpoint(content, target, codec=options.codec, durable=True, threads=options.threads)
 
 
-def piece_reader(piece: Piece, sources: Sequence[StoredTensors]) -> Read:
+def piece_reader(piece: ShardRange, sources: Sequence[StoredTensors]) -> Read:
     """Reads bytes of a piece, counted from its first one."""
     source = sources[piece.rank]
     first = piece.entry.span[0] + piece.start

@@ -26,7 +26,7 @@ class Shard(NamedTuple):
     entries: Sequence[Entry]
 
 
-class Piece(NamedTuple):
+class ShardRange(NamedTuple):
     """Bytes ``[start, end)`` of a contiguous tensor on rank ``rank``."""
 
     rank: int
@@ -42,7 +42,7 @@ class Joined:
     dtype: str
     shape: Shape
     flags: int
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ShardRange, ...]
 
     @property
     def nbytes(self) -> int:
@@ -61,8 +61,8 @@ class Shards:
     """
 
     files: Sequence[Shard]
-    equal: list[tuple[Piece, ...]] = field(default_factory=list)
-    zero: list[Piece] = field(default_factory=list)
+    equal: list[tuple[ShardRange, ...]] = field(default_factory=list)
+    zero: list[ShardRange] = field(default_factory=list)
 
     def held_by_all(self, states: Sequence[dict[int, Any]], number: int) -> list[dict[str, Any]] | None:
         """What each rank has for a parameter; None if no rank has anything, as after a partial salvage.
@@ -132,14 +132,14 @@ class Shards:
 
     def expect_equal(self, entries: Iterable[Entry]) -> None:
         """Note that all ranks must have the same bytes here."""
-        pieces = tuple(Piece(rank, entry, 0, entry.nbytes) for rank, entry in enumerate(entries))
+        pieces = tuple(ShardRange(rank, entry, 0, entry.nbytes) for rank, entry in enumerate(entries))
         if len(pieces) > 1:
             self.equal.append(pieces)
 
     def expect_zero(self, rank: int, entry: Entry, first_row: int) -> None:
         """Note that the rows from ``first_row`` on must be zero."""
         if first_row < entry.shape[0]:
-            self.zero.append(Piece(rank, entry, first_row * (entry.nbytes // entry.shape[0]), entry.nbytes))
+            self.zero.append(ShardRange(rank, entry, first_row * (entry.nbytes // entry.shape[0]), entry.nbytes))
 
 
 def joined_size(tree: Any) -> int:
@@ -152,7 +152,7 @@ def joined_size(tree: Any) -> int:
 
 def whole(rank: int, entry: Entry) -> Joined:
     """A tensor as it is on one rank."""
-    return Joined(entry.dtype, entry.shape, entry.flags, (Piece(rank, entry, 0, entry.nbytes),))
+    return Joined(entry.dtype, entry.shape, entry.flags, (ShardRange(rank, entry, 0, entry.nbytes),))
 
 
 def join_rows(owners: Sequence[Entry], rows: int, first: int, end: int) -> Joined:
@@ -169,5 +169,5 @@ def join_rows(owners: Sequence[Entry], rows: int, first: int, end: int) -> Joine
     for rank, entry in enumerate(owners):
         start, stop = max(first, rank * share), min(end, (rank + 1) * share)
         if start < stop:
-            pieces.append(Piece(rank, entry, (start - rank * share) * row, (stop - rank * share) * row))
+            pieces.append(ShardRange(rank, entry, (start - rank * share) * row, (stop - rank * share) * row))
     return Joined(owners[0].dtype, (rows, *owners[0].shape[1:]), owners[0].flags, tuple(pieces))

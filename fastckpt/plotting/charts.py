@@ -8,6 +8,8 @@ from typing import Final, NamedTuple
 
 from fastckpt.plotting.markup import (
     CHARACTER,
+    COLOURS,
+    SHADES,
     element,
     figure,
     fits,
@@ -21,7 +23,6 @@ from fastckpt.plotting.markup import (
     tick_labels,
     title,
 )
-from fastckpt.plotting.style import COLOURS, SHADES
 
 WIDTH: Final = 960.0
 _LEFT: Final = 70.0

@@ -12,7 +12,7 @@ from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.salvaging.report import Status
 from fastckpt.salvaging.wreck import Wreck
-from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Piece, reach_a
+from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Tile, reach_a
 from fastckpt.stored.tensors import StoredTensors
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _measure(file: StoredTensors, entry: Entry, threads: int) -> Measured:
         return Measured(entry, None, "its elements overlap many times over")
     start = entry.span[0]
 
-    def measure_piece(piece: Piece) -> Profile:
+    def measure_piece(piece: Tile) -> Profile:
         begin = start + piece.start_a * entry.itemsize
         raw = file.read(entry.storage, begin, begin + reach_a(piece.dims) * entry.itemsize)
         shape, stride = tuple(dim.extent for dim in piece.dims), tuple(dim.step_a for dim in piece.dims)

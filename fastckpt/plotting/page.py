@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from fastckpt.plotting.markup import amount, counted, element, escaped, shortened
+from fastckpt.plotting.markup import amount, counted, element, escaped, shortened, style_sheet
 from fastckpt.plotting.sections import (
     damage_section,
     drift_section,
@@ -18,7 +18,6 @@ from fastckpt.plotting.sections import (
     tensor_section,
     treemap_section,
 )
-from fastckpt.plotting.style import style_sheet
 from fastckpt.plotting.summary import bad_numbers, total_norm, val_bpb_words, verdict
 
 Facts = dict[str, Any]
@@ -28,14 +27,14 @@ _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
 def file_page(facts: Facts) -> str:
-    """The page of a file; see `fastckpt.plotting.survey.file_facts`."""
+    """The page of a file; see `fastckpt.plotting.survey.measure_file`."""
     body = [*_heading(facts["path"], [facts]), *_damage([facts])]
     body += _measurements([facts], group_names=False)
     return _document(facts["path"], body)
 
 
 def directory_page(facts: Facts) -> str:
-    """The page of a directory; see `fastckpt.plotting.survey.directory_facts`."""
+    """The page of a directory; see `fastckpt.plotting.survey.measure_directory`."""
     files, newest = facts["newest"]["files"], facts["newest"]["step"]
     body = _heading(facts["path"], files, of=f"Step {newest:,}, the newest of {counted(len(facts['steps']), 'step')}")
     body += _steps_table(facts)

@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from fastckpt.plotting.charts import MAX_LINES, Line, heatmap, lines
-from fastckpt.plotting.chunk_map import chunk_map
-from fastckpt.plotting.chunk_states import DAMAGED, INTACT, LOST, STATES, UNPROVEN
+from fastckpt.plotting.chunk_states import DAMAGED, INTACT, LOST, STATES, UNPROVEN, chunk_map
 from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
-from fastckpt.plotting.markup import amount, counted, element, escaped, quantity, shortened
+from fastckpt.plotting.markup import COLOURS, amount, counted, element, escaped, quantity, shortened
 from fastckpt.plotting.naming import parse, ranked_families
-from fastckpt.plotting.style import COLOURS
 from fastckpt.plotting.summary import KindOfTensor, kinds_of
 from fastckpt.plotting.treemap import Leaf, tree_of, treemap
 

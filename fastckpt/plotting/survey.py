@@ -15,13 +15,12 @@ from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
-from fastckpt.plotting.moments import name_moments
-from fastckpt.plotting.naming import parse
+from fastckpt.plotting.naming import name_moments, parse
 from fastckpt.salvaging.report import Status
 from fastckpt.salvaging.survey import survey
 from fastckpt.stored.comparison import compare
 from fastckpt.stored.tensors import StoredTensors, open_stored
-from fastckpt.stored.verification import verify
+from fastckpt.stored.verify import verify
 
 Facts = dict[str, Any]
 
@@ -33,7 +32,7 @@ _PREFERRED: Final = ("fckpt", "pt", "safetensors")
 _STRUCTURE_LOST: Final = (DamagedError, UnsupportedStateError, CheckpointIOError)
 
 
-def file_facts(path: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
+def measure_file(path: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
     """Verify and measure a checkpoint file.
 
     Args:
@@ -115,7 +114,7 @@ def _tensor(item: Measured) -> Facts:
     return facts
 
 
-def directory_facts(directory: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
+def measure_directory(directory: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
     """Measure the models of a directory's steps, how each changed since the one before, and all of the newest step.
 
     Raises:
@@ -133,7 +132,7 @@ def directory_facts(directory: str, *, threads: int | None = None, progress: Pro
             facts["error"] = f"there is no {step.model}"
         else:
             try:
-                facts["model"] = file_facts(path, threads=threads, progress=progress)
+                facts["model"] = measure_file(path, threads=threads, progress=progress)
                 if previous is not None:
                     facts["changes"] = _changes(previous, path, threads)
                 if facts["model"]["ok"]:
@@ -148,7 +147,7 @@ def directory_facts(directory: str, *, threads: int | None = None, progress: Pro
         if stem.role != MODEL:
             path = next(by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix)
             try:
-                files.append(file_facts(path, threads=threads, progress=progress))
+                files.append(measure_file(path, threads=threads, progress=progress))
                 if steps[-1]["model"] is not None:
                     name_moments(steps[-1]["model"], files[-1])
             except FastckptError as error:

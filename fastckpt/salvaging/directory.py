@@ -36,7 +36,7 @@ class FileState:
 
 
 @dataclass(slots=True)
-class StepState:
+class StepSalvage:
     """One step.
 
     Attributes:
@@ -66,7 +66,7 @@ class DirectoryReport:
     """
 
     path: str
-    steps: list[StepState] = field(default_factory=list)
+    steps: list[StepSalvage] = field(default_factory=list)
     newest_whole: int | None = None
     next_step: str = ""
     exit_code: int = 0
@@ -119,8 +119,8 @@ def salvage_directory(
     return report
 
 
-def _step_state(step: Step, *, threads: int, progress: Progress | None) -> StepState:
-    result = StepState(step.number, "whole")
+def _step_state(step: Step, *, threads: int, progress: Progress | None) -> StepSalvage:
+    result = StepSalvage(step.number, "whole")
     facts: list[Facts] = []
     # The model first: without it the rest is of no use.
     for stem, by_suffix in sorted(step.states.items(), key=lambda item: item[0].role != MODEL):
@@ -141,7 +141,7 @@ def _step_state(step: Step, *, threads: int, progress: Progress | None) -> StepS
     return result
 
 
-def _check_optimizers(steps: list[Step], results: list[StepState]) -> None:
+def _check_optimizers(steps: list[Step], results: list[StepSalvage]) -> None:
     """A step without an optimizer file is incomplete where other steps have one: training cannot resume from it."""
     with_optimizer = [any(stem.role == OPTIM for stem in step.states) for step in steps]
     if not any(with_optimizer):
@@ -165,7 +165,7 @@ def _file_state(path: str, role: str, *, threads: int, progress: Progress | None
     return FileState(path, role, state, report, report.findings[0].message if report.findings else "")
 
 
-def _check_together(step: Step, facts: list[Facts], result: StepState) -> None:
+def _check_together(step: Step, facts: list[Facts], result: StepSalvage) -> None:
     """Note missing files, and files that do not belong together."""
     try:
         result.notes += check_step(step.number, facts, step.meta)
@@ -203,7 +203,7 @@ def _conclude(report: DirectoryReport) -> None:
     report.next_step = " && ".join(commands) if commands else f"no step in {quoted} is whole; take another copy"
 
 
-def _commands(step: StepState) -> list[str]:
+def _commands(step: StepSalvage) -> list[str]:
     """What to run to salvage a step; nothing if its model is gone, since then there is nothing to resume from."""
     if not any(file.role == MODEL and file.state != "unusable" for file in step.files):
         return []
@@ -214,4 +214,4 @@ def _commands(step: StepState) -> list[str]:
     ]
 
 
-__all__ = ["DirectoryReport", "FileState", "StepState", "salvage_directory"]
+__all__ = ["DirectoryReport", "FileState", "StepSalvage", "salvage_directory"]

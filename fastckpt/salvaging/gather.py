@@ -16,14 +16,14 @@ from typing import IO, Any, Final, NamedTuple
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.fckpt.payload import Reading, Target, read_targets
-from fastckpt.io.copying import Origin
+from fastckpt.io.copying import FilePlace
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.source import Source
 from fastckpt.io.space import check_space
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
-from fastckpt.salvaging.selection import Piece
+from fastckpt.salvaging.selection import Part
 from fastckpt.salvaging.wreck import Hole
 
 _NAN: Final[Mapping[str, bytes]] = {
@@ -46,13 +46,13 @@ _FILL_STEP: Final = 2**20
 class Gathered(NamedTuple):
     """The origins of all storages, and how many bytes in them were filled."""
 
-    origins: list[Origin]
+    origins: list[FilePlace]
     filled: int
 
 
 @contextlib.contextmanager
 def gathered(
-    pieces: Sequence[Piece],
+    pieces: Sequence[Part],
     entries: Sequence[Entry],
     sources: Mapping[str, Source],
     directory: str,
@@ -82,12 +82,12 @@ def gathered(
         origins = []
         for number, piece in enumerate(pieces):
             if not piece.state.nbytes:
-                origins.append(Origin(MEMORY, 0))
+                origins.append(FilePlace(MEMORY, 0))
                 continue
             source = sources[piece.wreck.path]
             holes = [hole for hole in piece.state.holes if hole.located]
             if piece.state.offset is not None and not holes:
-                origins.append(Origin(source.fd, piece.state.offset))
+                origins.append(FilePlace(source.fd, piece.state.offset))
                 continue
             if spool is None:
                 spool = _Spool(stack, directory, threads)
@@ -110,7 +110,7 @@ class _Spool:
         self._end = 0
         self.filled = 0
 
-    def take(self, piece: Piece, source: Source, holes: Sequence[Hole], pattern: bytes) -> Origin:
+    def take(self, piece: Part, source: Source, holes: Sequence[Hole], pattern: bytes) -> FilePlace:
         """Copy a storage here, decoded, with its holes filled."""
         try:
             encoded = piece.state.record is not None
@@ -121,7 +121,7 @@ class _Spool:
             raise
         except OSError as error:
             raise translate_os_error(error, self._directory, doing="write a temporary file in") from error
-        return Origin(self._file.fileno(), offset)
+        return FilePlace(self._file.fileno(), offset)
 
     def _reserve(self, size: int) -> int:
         directory = os.open(self._directory or os.curdir, os.O_RDONLY | os.O_DIRECTORY)
@@ -134,7 +134,7 @@ class _Spool:
         os.truncate(self._file.fileno(), self._end)
         return offset
 
-    def _decode(self, piece: Piece, source: Source) -> int:
+    def _decode(self, piece: Part, source: Source) -> int:
         record, start = piece.state.record, piece.state.record_offset
         assert record is not None
         first = start // LEAF_SIZE * LEAF_SIZE
@@ -148,7 +148,7 @@ class _Spool:
             read_targets(source, [target], Reading(self._threads, verify=False, sink=self._file.fileno()))
         return offset + start - first
 
-    def _copy(self, piece: Piece, source: Source, holes: Sequence[Hole]) -> int:
+    def _copy(self, piece: Part, source: Source, holes: Sequence[Hole]) -> int:
         offset = self._reserve(piece.state.nbytes)
         base = piece.state.offset
         assert base is not None

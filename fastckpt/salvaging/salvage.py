@@ -13,7 +13,7 @@ from fastckpt.layout.walk import has_optimizer
 from fastckpt.salvaging.next_step import next_step
 from fastckpt.salvaging.report import SalvageReport, Status, TensorFate
 from fastckpt.salvaging.request import Request, make_request
-from fastckpt.salvaging.selection import Selection, select
+from fastckpt.salvaging.selection import Selection, choose
 from fastckpt.salvaging.survey import survey
 from fastckpt.salvaging.wreck import Wreck
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
@@ -78,7 +78,7 @@ def salvage(
     wreck = survey(path, like=request.like, threads=count, progress=progress)
     donor = survey(request.backfill, like=None, threads=count, progress=None) if request.backfill is not None else None
     fates = wreck.fates()
-    selection = select(wreck, fates, request.include, donor)
+    selection = choose(wreck, fates, request.include, donor)
     if kind is not None:
         refuse_what_does_not_fit(selection, kind)
     report = _report(wreck, fates, selection, donor, request)

@@ -30,7 +30,7 @@ partial ones are asked for: a damaged or forged header can claim any size, and t
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Part:
     """A storage of the new file: what is left of it, and the file it is in."""
 
     wreck: Wreck
@@ -51,7 +51,7 @@ class Selection:
 
     tree: Any = None
     entries: list[Entry] = field(default_factory=list)
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[Part] = field(default_factory=list)
     backfilled: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -61,7 +61,7 @@ class Selection:
         return [entry.name for entry in self.entries]
 
 
-def select(wreck: Wreck, fates: Mapping[str, TensorFate], include: frozenset[Status], other: Wreck | None) -> Selection:
+def choose(wreck: Wreck, fates: Mapping[str, TensorFate], include: frozenset[Status], other: Wreck | None) -> Selection:
     """Choose what goes into the new file.
 
     Args:
@@ -113,7 +113,7 @@ class _Selector:
         """Put a tensor of ``wreck`` into the new file."""
         number = self.numbers.setdefault((id(wreck), entry.storage), len(self.result.pieces))
         if number == len(self.result.pieces):
-            self.result.pieces.append(Piece(wreck, wreck.storages[entry.storage]))
+            self.result.pieces.append(Part(wreck, wreck.storages[entry.storage]))
         self.result.entries.append(entry._replace(storage=number))
         if wreck is not self.wreck:
             self.result.backfilled[entry.name] = wreck.path

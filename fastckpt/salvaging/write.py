@@ -13,9 +13,8 @@ from fastckpt.constants import SALVAGE_KEY
 from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.writer import write_checkpoint
-from fastckpt.foreign.safetensors_header import can_hold
+from fastckpt.foreign.safetensors_header import can_hold, write_safetensors
 from fastckpt.foreign.torch_pickle import pickle_state
-from fastckpt.foreign.write_safetensors import write_safetensors
 from fastckpt.foreign.write_torch import write_torch
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress

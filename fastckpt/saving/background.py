@@ -18,8 +18,8 @@ from collections.abc import Callable
 
 _lock = threading.RLock()
 """Guards the sets below and every task's state. Re-entrant: a task may be forgotten by the collector at any point."""
-_running: set[Task] = set()
-_failed: set[Task] = set()
+_running: set[BackgroundSave] = set()
+_failed: set[BackgroundSave] = set()
 _hooked = False
 
 
@@ -27,7 +27,7 @@ class Stopped(BaseException):
     """Raised in the background thread once the work was told to stop; no error of the work itself."""
 
 
-class Task:
+class BackgroundSave:
     """One piece of work on a thread of its own.
 
     Args:
@@ -35,7 +35,7 @@ class Task:
         work: Does it. It should call `check` now and then.
     """
 
-    def __init__(self, path: str | os.PathLike[str], work: Callable[[Task], None]) -> None:
+    def __init__(self, path: str | os.PathLike[str], work: Callable[[BackgroundSave], None]) -> None:
         self.path = os.fsdecode(path)
         self.error: BaseException | None = None
         self._work = work
@@ -122,7 +122,7 @@ class Task:
             )
 
 
-def _nothing(_: Task) -> None:
+def _nothing(_: BackgroundSave) -> None:
     """What is left to do once the work has begun."""
 
 

@@ -20,7 +20,7 @@ from fastckpt.collector import collector_paused
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.saving import snapshots
-from fastckpt.saving.background import Task
+from fastckpt.saving.background import BackgroundSave
 from fastckpt.saving.save import content_of, write_content
 from fastckpt.tensor.flatten import flatten
 
@@ -36,7 +36,7 @@ class Pending:
     ends. Ctrl-C while it waits stops the save; the old file is untouched then.
     """
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: BackgroundSave) -> None:
         self._task = task
 
     @property
@@ -129,7 +129,7 @@ def save_async(
         taken = snapshots.take(flat.storages, on_devices=snapshot == "device", threads=count)
         content = replace(content, origins=taken.origins, supply=taken.supply)
 
-        def work(task: Task) -> None:
+        def work(task: BackgroundSave) -> None:
             def report(done: int) -> None:
                 task.check()
                 if progress is not None:
@@ -140,7 +140,7 @@ def save_async(
             finally:
                 _turn.release()
 
-        task = Task(path, work)
+        task = BackgroundSave(path, work)
     except BaseException:
         _turn.release()
         raise

@@ -17,7 +17,7 @@ import torch
 
 from fastckpt import _core
 from fastckpt.constants import ALIGNMENT, PACK_ALIGNMENT, PACK_THRESHOLD
-from fastckpt.fckpt.content import Piece, Supply
+from fastckpt.fckpt.content import Delivery, Supply
 from fastckpt.io.memory import allocate
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.blocks import align
@@ -129,7 +129,7 @@ def take(storages: Sequence[torch.UntypedStorage], *, on_devices: bool, threads:
     slot_size = sum(align(plan.raw_size) for plan in covered)
     copying = next((raw.device for raw in raws if raw.device.type == "cuda"), None) if covered else None
     memory = torch.frombuffer(_region.of(max(slot_at + slot_size, 1), device=copying), dtype=torch.uint8)
-    pieces: list[Piece] = []
+    pieces: list[Delivery] = []
     if covered:
 
         @contextlib.contextmanager
@@ -180,7 +180,7 @@ def _copied(raws: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 class _Taken:
     """Records that were brought to memory already (a `content.Supply`)."""
 
-    def __init__(self, storages: set[int], pieces: list[Piece]) -> None:
+    def __init__(self, storages: set[int], pieces: list[Delivery]) -> None:
         self._storages = storages
         self._pieces = pieces
 
@@ -188,9 +188,9 @@ class _Taken:
         """See `content.Supply`."""
         return any(nbytes and storage in self._storages for storage, _, nbytes in plan.storages)
 
-    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Piece]]:
+    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Delivery]]:
         """See `content.Supply`. The plans are those that the snapshot was taken by: both follow from the sizes."""
-        group: list[Piece] = []
+        group: list[Delivery] = []
         size = 0
         for piece in self._pieces:
             group.append(piece)

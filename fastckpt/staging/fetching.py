@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastckpt.constants import CHUNK_SIZE, PACK_ALIGNMENT
-from fastckpt.fckpt.content import Piece
+from fastckpt.fckpt.content import Delivery
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, transfer
 from fastckpt.kernels.dispatch import engine_for
 from fastckpt.kernels.launch import hash_leaves, leaf_table
@@ -115,7 +115,7 @@ class _Load(NamedTuple):
     """
 
     slot: torch.Tensor
-    pieces: list[Piece]
+    pieces: list[Delivery]
     digests: list[torch.Tensor | None]
     marks: list[tuple[Device, Any]]
     kept: list[torch.Tensor]
@@ -151,7 +151,7 @@ class DeviceSupply:
         """Whether a record holds bytes that lie on a device."""
         return any(nbytes and on_device(self._storages[storage]) for storage, _, nbytes in plan.storages)
 
-    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Piece]]:
+    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Delivery]]:
         """See `content.Supply`. Closing the generator gives the slots back."""
         first = next(s for plan in plans for s in plan.storages if s.nbytes and on_device(self._storages[s.storage]))
         with self._slots(self._storages[first.storage].device) as slots:
@@ -187,7 +187,7 @@ class DeviceSupply:
         for number, (record, start, size, offset) in enumerate(parts):
             run = runs.get(record) or self._run(plans[record])
             load.kept.append(run.raw[start : start + size])
-            load.pieces.append(Piece(record, start, size, slot.data_ptr() + offset, None))
+            load.pieces.append(Delivery(record, start, size, slot.data_ptr() + offset, None))
             if run.device is None:
                 slot[offset : offset + size].copy_(load.kept[-1])
             else:
@@ -259,7 +259,7 @@ def digests_of(raws: Sequence[torch.Tensor], *, threads: int) -> list[bytes]:
         own = [number for number in far if raws[number].device == target]
         device.take_over()
         queued |= zip(own, queue_digests([raws[number] for number in own], device), strict=True)
-    pieces = [Piece(n, 0, raws[n].numel(), raws[n].data_ptr(), None) for n in near]
+    pieces = [Delivery(n, 0, raws[n].numel(), raws[n].data_ptr(), None) for n in near]
     for number, leaves in zip(near, _hashed(pieces, threads), strict=True):
         results[number] = leaves
     passing = [number for number in far if raws[number].device not in live]
@@ -274,7 +274,7 @@ def digests_of(raws: Sequence[torch.Tensor], *, threads: int) -> list[bytes]:
     return results
 
 
-def _hashed(pieces: Sequence[Piece], threads: int) -> Iterator[bytes]:
+def _hashed(pieces: Sequence[Delivery], threads: int) -> Iterator[bytes]:
     """The leaf digests of each of these pieces of memory."""
     moves = [Move(piece.address, 0, piece.size) for piece in pieces]
     leaves = transfer(moves, source=MEMORY, sink=NOWHERE, threads=threads).leaves if moves else memoryview(b"")

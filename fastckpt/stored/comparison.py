@@ -22,7 +22,7 @@ from fastckpt.io.pool import R, T, map_in_order
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
-from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Piece, reach_a, reach_b
+from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Tile, reach_a, reach_b
 from fastckpt.stored.structure_difference import StructureDifference, compare_structure
 from fastckpt.stored.tensors import StoredTensors, open_stored
 
@@ -259,7 +259,7 @@ def _measure(pair: _Pair, pairs: ElementPairs, ranges: list[Range] | None) -> Ta
     start_a, start_b = a.span[0], b.span[0]
     whole_b = None if pairs.alike else file_b.read(b.storage, *b.span)
 
-    def measure(piece: Piece) -> Tally:
+    def measure(piece: Tile) -> Tally:
         begin, size = piece.start_a * a.itemsize, reach_a(piece.dims) * a.itemsize
         raw_a = file_a.read(a.storage, start_a + begin, start_a + begin + size)
         begin_b = piece.start_b * b.itemsize
@@ -282,7 +282,7 @@ def _measure(pair: _Pair, pairs: ElementPairs, ranges: list[Range] | None) -> Ta
     return total.times(pairs.repeats)
 
 
-def _elements(raw: bytearray | memoryview, entry: Entry, piece: Piece, side: int) -> Elements:
+def _elements(raw: bytearray | memoryview, entry: Entry, piece: Tile, side: int) -> Elements:
     from fastckpt.tensor.difference import Elements
 
     shape = tuple(dim.extent for dim in piece.dims)

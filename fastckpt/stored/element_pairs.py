@@ -32,7 +32,7 @@ class Dim(NamedTuple):
     step_b: int
 
 
-class Piece(NamedTuple):
+class Tile(NamedTuple):
     """A part of both tensors: where it begins, in elements from the first one, and its dimensions."""
 
     start_a: int
@@ -76,14 +76,14 @@ class ElementPairs:
         pairs = math.prod(dim.extent for dim in self.dims)
         return pairs > _MAX_OVERLAP * max(reach_a(self.dims), reach_b(self.dims))
 
-    def pieces(self, itemsize: int) -> Iterator[Piece]:
+    def pieces(self, itemsize: int) -> Iterator[Tile]:
         """All pieces; ``itemsize`` is that of the first tensor."""
         return _cut(self.dims, 0, 0, max(PIECE_SIZE // itemsize, 1))
 
 
-def _cut(dims: tuple[Dim, ...], start_a: int, start_b: int, max_reach: int) -> Iterator[Piece]:
+def _cut(dims: tuple[Dim, ...], start_a: int, start_b: int, max_reach: int) -> Iterator[Tile]:
     if reach_a(dims) <= max_reach and math.prod(dim.extent for dim in dims) <= _MAX_ELEMENTS:
-        yield Piece(start_a, start_b, dims)
+        yield Tile(start_a, start_b, dims)
         return
     (extent, step_a, step_b), rest = dims[0], dims[1:]
     rows = _MAX_ELEMENTS // math.prod(dim.extent for dim in rest)
@@ -95,7 +95,7 @@ def _cut(dims: tuple[Dim, ...], start_a: int, start_b: int, max_reach: int) -> I
         return
     for row in range(0, extent, rows):
         part = Dim(min(rows, extent - row), step_a, step_b)
-        yield Piece(start_a + row * step_a, start_b + row * step_b, (part, *rest))
+        yield Tile(start_a + row * step_a, start_b + row * step_b, (part, *rest))
 
 
 def reach_a(dims: Sequence[Dim]) -> int:

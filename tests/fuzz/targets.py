@@ -35,7 +35,7 @@ from fastckpt.layout.frame import decode_footer, decode_index, decode_superblock
 from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import decode_record_header
 from fastckpt.layout.tree import decode_tree, walk_tree
-from fastckpt.stored.verification import verify
+from fastckpt.stored.verify import verify
 
 MAGICS = (MAGIC_SUPERBLOCK, MAGIC_MANIFEST, MAGIC_RECORD, MAGIC_INDEX, MAGIC_FOOTER, MAGIC_SOURCE)
 

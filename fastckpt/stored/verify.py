@@ -66,7 +66,7 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
         kind = kind_of(source)
         count = reading_threads(source, threads)
     if kind not in (None, "fckpt"):
-        from fastckpt.foreign.verify import verify_foreign
+        from fastckpt.foreign.accounting import verify_foreign
 
         return verify_foreign(path, threads=count, progress=progress)
     try:
