@@ -15,8 +15,8 @@ from fastckpt.conversion.result import Conversion
 from fastckpt.errors import OutOfSpaceError, UnsupportedStateError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, source_file
-from fastckpt.foreign.safetensors_file import DTYPE_NAMES
 from fastckpt.foreign.safetensors_header import can_hold, lay_out
+from fastckpt.foreign.safetensors_table import DTYPE_NAMES
 from fastckpt.io.commit import Commit
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import TensorRef, decode_tree, path_text, walk_tree

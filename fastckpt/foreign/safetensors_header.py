@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from fastckpt.foreign.safetensors_file import DTYPE_NAMES
+from fastckpt.foreign.safetensors_table import DTYPE_NAMES
 from fastckpt.io.commit import Commit
 from fastckpt.io.copying import FilePlace, copy_storages
 from fastckpt.io.transfer import Progress
