@@ -1,6 +1,10 @@
-"""Puts this directory on the import path, so that every suite can use the modules it shares with others."""
+"""What holds for all suites: programs that tests start find what the tests find, and can be interrupted."""
 
+import os
 import signal
+import sys
+
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 
 # A shell starts its background jobs with SIGINT ignored, and children inherit that: no Ctrl-C would reach
 # the programs that the tests interrupt, and the tests would wait for ever.

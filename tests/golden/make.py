@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import zstandard
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
+TESTS = Path(__file__).parents[1]
+V1 = TESTS / "golden" / "v1"
+sys.path[:0] = [str(TESTS / "oracles"), str(TESTS.parent)]
 
 from describe import Description, describe, digest  # noqa: E402
 from golden_states import CONVERTED, GOLDEN, foreign_state  # noqa: E402
@@ -29,13 +30,13 @@ def write_foreign() -> None:
     """The files of other formats that are converted."""
     from safetensors.torch import save_file
 
-    if not (HERE / "foreign_zip.pt").exists():
-        torch.save(foreign_state(), HERE / "foreign_zip.pt")
-    if not (HERE / "foreign_legacy.pt").exists():
-        torch.save(foreign_state(), HERE / "foreign_legacy.pt", _use_new_zipfile_serialization=False)
-    if not (HERE / "foreign.safetensors").exists():
-        save_file(dict(foreign_state()), HERE / "foreign.safetensors", metadata={"format": "pt"})
-        (HERE / "foreign.safetensors").chmod(0o644)
+    if not (V1 / "foreign_zip.pt").exists():
+        torch.save(foreign_state(), V1 / "foreign_zip.pt")
+    if not (V1 / "foreign_legacy.pt").exists():
+        torch.save(foreign_state(), V1 / "foreign_legacy.pt", _use_new_zipfile_serialization=False)
+    if not (V1 / "foreign.safetensors").exists():
+        save_file(dict(foreign_state()), V1 / "foreign.safetensors", metadata={"format": "pt"})
+        (V1 / "foreign.safetensors").chmod(0o644)
 
 
 def write_expected(path: Path, state: Any, metadata: Any, names: list[str], codec: str) -> None:
@@ -63,7 +64,7 @@ def main() -> None:
     """Write what is missing."""
     write_foreign()
     for name, golden in GOLDEN.items():
-        path = HERE / f"{name}.fckpt"
+        path = V1 / f"{name}.fckpt"
         if path.exists():
             print(f"{path.name} is kept as it is")
             continue
@@ -72,11 +73,11 @@ def main() -> None:
         write_expected(path, state, golden.metadata or {}, list(fastckpt.open(path)), golden.codec)
         print(f"{path.name} is new")
     for name, (source, codec) in CONVERTED.items():
-        path = HERE / f"{name}.fckpt"
+        path = V1 / f"{name}.fckpt"
         if path.exists():
             print(f"{path.name} is kept as it is")
             continue
-        fastckpt.convert(HERE / source, path, codec=codec)
+        fastckpt.convert(V1 / source, path, codec=codec)
         with fastckpt.open(path) as opened:
             names, metadata = list(opened), opened.metadata
         state = foreign_state()

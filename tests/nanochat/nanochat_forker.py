@@ -18,13 +18,13 @@ class Forker:
     """A process that forks ranks; a context manager."""
 
     def __enter__(self) -> Forker:
-        paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+        paths = os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]])
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "nanochat_forked.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         )
         return self
 

@@ -28,7 +28,7 @@ def python(checkout: Path, *arguments: str, base: str = "base", code: int = 0) -
     """Lines of stdout, and stderr, of python with these arguments in the checkout."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]).rstrip(":"),
+        "PYTHONPATH": os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]]),
         "NANOCHAT_BASE_DIR": str(checkout.parent / base),
         "OMP_NUM_THREADS": "1",
     }

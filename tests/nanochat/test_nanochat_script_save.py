@@ -36,7 +36,7 @@ def processes() -> Iterator[ExitStack]:
 def start(checkout: Path, processes: ExitStack, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "PYTHONPATH": os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]]),
         "NANOCHAT_BASE_DIR": str(checkout.parent / "base"),
         "OMP_NUM_THREADS": "1",
         **variables,

@@ -23,7 +23,7 @@ pytest.importorskip("triton")
 PROGRAM = """
 import json, sys
 import torch
-sys.path[:0] = sys.argv[2:]
+sys.path.insert(0, sys.argv[2])
 from delayed import DelayedDevice, FlippingDevice, delayed
 from states import assert_same, copied, tensors_of
 import fastckpt
@@ -68,9 +68,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(code: str, path: Path) -> Any:
     """What the program prints, as JSON."""
-    here = Path(__file__).parent
+    here = str(Path(__file__).parent)
     result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", PROGRAM + code, str(path), str(here), str(here.parent)],
+        [sys.executable, "-W", "ignore", "-c", PROGRAM + code, str(path), here],
         env={**os.environ, "TRITON_INTERPRET": "1"},
         capture_output=True,
         text=True,

@@ -23,8 +23,8 @@ from fastckpt.staging.device import Device, HostDevice
 from fastckpt.staging.stage import Verify, staging_for
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
-GOLDEN_FILES = sorted((Path(__file__).parents[1] / "golden").glob("*.fckpt"))
-FOREIGN_FILES = sorted((Path(__file__).parents[1] / "golden").glob("foreign*"))
+GOLDEN_FILES = sorted((Path(__file__).parents[1] / "golden" / "v1").glob("*.fckpt"))
+FOREIGN_FILES = sorted((Path(__file__).parents[1] / "golden" / "v1").glob("foreign*"))
 RINGS = [
     fastckpt.Ring(),
     fastckpt.Ring(1, LEAF_SIZE),

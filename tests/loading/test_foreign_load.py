@@ -17,7 +17,7 @@ from states import DTYPES, assert_same, assert_same_elements, everything, module
 import fastckpt
 from fastckpt.errors import DamagedError, TensorNotFoundError, UnsupportedStateError, UsageError
 
-CHECKPOINTS = Path(__file__).resolve().parents[2] / "shared" / "checkpoints"
+CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
 REAL_FILES = sorted(CHECKPOINTS.rglob("*.pt"))
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
-HERE = Path(__file__).parent
+V1 = Path(__file__).parent / "v1"
 
 from describe import Description, describe, digest, reference_tensor, torch_tensor  # noqa: E402
 from golden_states import CONVERTED, GOLDEN, NEW_DTYPES, OLD_DTYPES, noise, of_bytes  # noqa: E402
@@ -28,7 +28,7 @@ from reference_tree import Damaged, NotACheckpoint, Ordered  # noqa: E402
 
 import fastckpt  # noqa: E402
 
-FILES = sorted((HERE / "golden").glob("*.fckpt"))
+FILES = sorted(V1.glob("*.fckpt"))
 ZSTD = ".".join(map(str, zstandard.ZSTD_VERSION))
 DTYPES = [getattr(torch, name) for name in (*OLD_DTYPES, *NEW_DTYPES) if hasattr(torch, name)]
 
@@ -140,7 +140,7 @@ def test_saving_again_gives_the_same_bytes(path: Path, expected: dict[str, Any],
         pytest.skip(f"made with zstd {expected['zstd']}")
     again = tmp_path / path.name
     if path.stem in CONVERTED:
-        fastckpt.convert(HERE / "golden" / CONVERTED[path.stem][0], again, codec=expected["codec"])
+        fastckpt.convert(V1 / CONVERTED[path.stem][0], again, codec=expected["codec"])
         assert again.read_bytes() == path.read_bytes()
         return
     golden = GOLDEN[path.stem]
@@ -153,9 +153,9 @@ def test_saving_again_gives_the_same_bytes(path: Path, expected: dict[str, Any],
 
 @pytest.mark.parametrize("name", sorted(CONVERTED))
 def test_converted_file_gives_the_foreign_file_back(name: str, tmp_path: Path) -> None:
-    source = HERE / "golden" / CONVERTED[name][0]
+    source = V1 / CONVERTED[name][0]
     back = tmp_path / source.name
-    fastckpt.convert(HERE / "golden" / f"{name}.fckpt", back)
+    fastckpt.convert(V1 / f"{name}.fckpt", back)
     assert back.read_bytes() == source.read_bytes()
 
 
@@ -334,7 +334,7 @@ def damaged(path: Path, name: str, tmp_path: Path, zero: bool) -> tuple[File, Pa
 @pytest.mark.parametrize("block", ["superblock", "manifest", "index", "copy", "header 0", "header 1", "footer"])
 @pytest.mark.parametrize("name", ["threshold_zstd", "nesting", "from_torch_zip"])
 def test_losing_one_block_loses_no_tensor(name: str, block: str, zero: bool, tmp_path: Path) -> None:
-    path = HERE / "golden" / f"{name}.fckpt"
+    path = V1 / f"{name}.fckpt"
     if block not in blocks(read(path), path.stat().st_size):
         pytest.skip("no such record")
     file, hurt = damaged(path, block, tmp_path, zero)
@@ -402,7 +402,7 @@ def test_readers_agree_on_damage(path: Path, expected: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("name", ["threshold_zstd", "pack", "aliases"])
 def test_headers_alone_give_all_tensors(name: str, tmp_path: Path) -> None:
-    path = HERE / "golden" / f"{name}.fckpt"
+    path = V1 / f"{name}.fckpt"
     data = bytearray(path.read_bytes())
     file = read(path)
     for block, (offset, size) in blocks(file, len(data)).items():
@@ -418,7 +418,7 @@ def test_headers_alone_give_all_tensors(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["threshold_zstd", "aliases", "tied_apart_zstd"])
 def test_losing_a_header_and_the_index_loses_one_record(name: str, tmp_path: Path) -> None:
-    path = HERE / "golden" / f"{name}.fckpt"
+    path = V1 / f"{name}.fckpt"
     data = bytearray(path.read_bytes())
     file = read(path)
     for block in ("header 0", "index"):
@@ -432,7 +432,7 @@ def test_losing_a_header_and_the_index_loses_one_record(name: str, tmp_path: Pat
 
 
 def test_a_damaged_leaf_loses_only_its_tensors(tmp_path: Path) -> None:
-    path = HERE / "golden" / "pack.fckpt"
+    path = V1 / "pack.fckpt"
     data = bytearray(path.read_bytes())
     file = read(path)
     record = file.records[0]
@@ -451,7 +451,7 @@ def test_a_damaged_leaf_loses_only_its_tensors(tmp_path: Path) -> None:
 
 
 def test_a_file_inside_a_tensor_is_not_taken_for_the_outer_one(tmp_path: Path) -> None:
-    inner = (HERE / "golden" / "pack.fckpt").read_bytes()
+    inner = (V1 / "pack.fckpt").read_bytes()
     state = {"before": torch.arange(100), "file": of_bytes(inner * 6, torch.uint8), "after": torch.zeros(70000)}
     fastckpt.save(state, tmp_path / "f")
     data = bytearray((tmp_path / "f").read_bytes())

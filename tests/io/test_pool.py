@@ -54,7 +54,7 @@ def test_what_was_not_begun_is_dropped_when_the_pool_is_closed() -> None:
 
 INTERRUPTED = """
 import os, random, signal, time
-from fastckpt.workers import map_in_order
+from fastckpt.io.pool import map_in_order
 
 r = random.Random(1)
 interrupted = 0

@@ -15,8 +15,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from measured import measured
 from states import DTYPES, copied, everything, of_dtype, states
-from test_memory import measured
 
 import fastckpt
 from fastckpt.cli.demo import flip_bit
