@@ -310,7 +310,7 @@ def test_whole_module_is_opaque(tmp_path: Path) -> None:
 def test_does_not_import_torch(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     code = (
-        "import sys\nfrom fastckpt.foreign import open_foreign\n"
+        "import sys\nfrom fastckpt.foreign.open_foreign import open_foreign\n"
         "open_foreign(sys.argv[1])\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[2]

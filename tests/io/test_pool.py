@@ -59,8 +59,8 @@ from fastckpt.io.pool import map_in_order
 r = random.Random(1)
 interrupted = 0
 for _ in range(400):
-    signal.setitimer(signal.ITIMER_REAL, r.uniform(1e-5, 3e-3))
     try:
+        signal.setitimer(signal.ITIMER_REAL, r.uniform(1e-5, 3e-3))
         while True:
             for result in map_in_order(lambda n: n, range(40), threads=3):
                 pass

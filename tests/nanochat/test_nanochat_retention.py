@@ -400,7 +400,7 @@ def test_a_file_that_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.Monke
 
 KILLED = """
 import itertools, os, signal, sys
-from fastckpt.retention import Retention
+from fastckpt.nanochat.retention import Retention
 unlink, at, count = os.unlink, int(sys.argv[2]), itertools.count(1)
 def killing(path, **named):
     if next(count) == at:
