@@ -79,7 +79,7 @@ def confirm_and_remove(source: str | os.PathLike[str], destination: str | os.Pat
     from fastckpt.io.commit import fsync_directory
 
     with Source(destination) as written:
-        os.posix_fadvise(written.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        written.drop_cache()
     report = verify(destination, threads=threads)
     if not report.ok:
         raise DamagedError(

@@ -67,8 +67,7 @@ def export_file(
             raise
         except OSError as error:
             raise translate_os_error(error, destination) from error
-        if not file.source.unchanged():
-            raise DamagedError("the file changed while it was read", path=file.path, next_step="convert it again")
+        file.source.require_unchanged(next_step="convert it again")
         sink.finish(size)
 
 
@@ -96,8 +95,7 @@ def confirm_export(
         DamagedError: They differ.
     """
     with Source(destination) as written:
-        # What is still in the page cache would prove nothing about the disk.
-        os.posix_fadvise(written.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        written.drop_cache()
         offset = first_difference(file, written, literals=literals, segments=segments)
     if offset is not None:
         raise DamagedError(

@@ -6,7 +6,6 @@ again, and what a source file must pass before it is deleted.
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 from fastckpt.conversion.export import first_difference
@@ -55,12 +54,12 @@ def match(checkpoint: str, path: str, *, cold: bool = False) -> Match | None:
         DamagedError: One of them is damaged; ``error.path`` says which.
         NotACheckpointError, UnsupportedVersionError, CheckpointIOError
     """
-    foreign = open_foreign(path)
     with CheckpointFile(checkpoint) as file, Source(path) as other:
+        foreign = open_foreign(other)
         file.checked_entries()
         if cold:
             for opened in (file.source, other):
-                os.posix_fadvise(opened.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                opened.drop_cache()
         kept = source_file(file)
         exact = kept is not None and kept.kind == foreign.kind and kept.size == other.size
         if exact:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from fastckpt.constants import SECTION_SOURCE
 from fastckpt.conversion.result import Conversion
-from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.errors import FastckptError, UnsupportedStateError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.source_section import Segment, encode_source_section, read_source_file
 from fastckpt.fckpt.writer import write_checkpoint
@@ -41,9 +41,9 @@ def convert_to_fckpt(
         DamagedError: A CRC does not match or something is missing; names the tensor.
         UnsupportedStateError: It holds objects that cannot be stored.
     """
-    foreign = open_foreign(path)
-    refuse_unsupported(foreign)
     with Source(path) as source:
+        foreign = open_foreign(source)
+        refuse_unsupported(foreign)
         sections = {}
         if exact:
             segments = [Segment(s.offset, number, s.nbytes) for number, s in enumerate(foreign.storages)]
@@ -61,10 +61,7 @@ def convert_to_fckpt(
 
         def check(crcs: Sequence[int]) -> None:
             check_crcs(foreign, crcs)
-            if not source.unchanged():
-                raise DamagedError(
-                    "the file changed while it was read", path=foreign.path, next_step="convert it again"
-                )
+            source.require_unchanged(next_step="convert it again")
 
         try:
             write_checkpoint(

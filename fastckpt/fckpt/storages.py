@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.errors import DamagedError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
 from fastckpt.io.memory import allocate, allocate_regions
@@ -45,8 +44,7 @@ def read_storages(
         if record.raw_size:
             targets += covering_targets(record, [places[s] for s in by_record[record.number]], _core.address(region))
     raise_damage(file.source, read_targets(file.source, targets, reading))
-    if not file.source.unchanged():
-        raise DamagedError("the file changed while it was read", path=file.path, next_step="load it again")
+    file.source.require_unchanged(next_step="load it again")
 
     def bytes_of(storage: int) -> StorageBytes:
         nbytes, offset, record = places[storage]

@@ -25,7 +25,7 @@ def verify_foreign(path: str | os.PathLike[str], *, threads: int, progress: Prog
     with Source(path) as source:
         report = Report(source.path, "unknown", source.size)
         try:
-            foreign = open_foreign(path)
+            foreign = open_foreign(source)
         except DamagedError as error:
             offset = error.offset or 0
             tensors = (error.tensor,) if error.tensor is not None else ()

@@ -1,8 +1,7 @@
-"""Open a foreign checkpoint, whatever its suffix."""
+"""Read the structure of a foreign checkpoint, whatever its suffix."""
 
 from __future__ import annotations
 
-import os
 import shlex
 
 from fastckpt.errors import DamagedError, FastckptError
@@ -14,24 +13,25 @@ from fastckpt.foreign.torch_zip import open_torch_zip
 from fastckpt.io.source import Source
 
 
-def open_foreign(path: str | os.PathLike[str]) -> ForeignFile:
-    """Read the structure of a torch or safetensors file, whatever its suffix.
+def open_foreign(source: Source) -> ForeignFile:
+    """Read the structure of an open torch or safetensors file.
+
+    Whoever goes on to read its storages reads them from the same ``source``:
+    a path may name another file by then.
 
     Raises:
         NotACheckpointError: Neither of them; the message says what it is instead.
         DamagedError: The file is cut or damaged; the next step is to salvage it.
         UnsupportedStateError: A whole file with something fastckpt cannot read.
-        CheckpointIOError: The system could not open or read it.
+        CheckpointIOError: The system could not read it.
     """
-    text_path = os.fspath(path)
     try:
-        with Source(text_path) as source:
-            return _open(source)
+        return _open(source)
     except FastckptError as error:
         if error.path is None:
-            error.path = text_path
+            error.path = source.path
         if isinstance(error, DamagedError) and error.next_step is None:
-            error.next_step = f"fastckpt salvage {shlex.quote(text_path)}"
+            error.next_step = f"fastckpt salvage {shlex.quote(source.path)}"
         raise
 
 

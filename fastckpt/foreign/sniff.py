@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from fastckpt.constants import MAGIC_SUPERBLOCK
 from fastckpt.errors import NotACheckpointError
@@ -76,12 +77,23 @@ _END_OF_ZIP: Final = b"PK\x05\x06"
 _END_OF_ZIP_SIZE: Final = 22
 
 
+_KINDS: Final[WeakKeyDictionary[Source, str | None]] = WeakKeyDictionary()
+"""What the files are that are open now: each is asked once, and nothing can give two answers."""
+
+
 def kind_of(source: Source) -> str | None:
     """The kind of checkpoint a file is: what `sniff` says or, where its beginning tells nothing, its end.
 
     A zip archive ends as one also when its records stand in another order, as
-    after repacking, or when its beginning is destroyed.
+    after repacking, or when its beginning is destroyed. The answer is kept as
+    long as the file is open.
     """
+    if source not in _KINDS:
+        _KINDS[source] = _kind_by_its_bytes(source)
+    return _KINDS[source]
+
+
+def _kind_by_its_bytes(source: Source) -> str | None:
     kind = sniff(source.head(HEAD_SIZE))
     if kind is None and source.size >= _END_OF_ZIP_SIZE:
         end = source.read(source.size - _END_OF_ZIP_SIZE, len(_END_OF_ZIP))

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.commit import Commit, fsync_directory
-from fastckpt.io.source import Source
+from fastckpt.io.source import Source, drop_cache
 from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
 
 _FICLONE: Final = 0x40049409
@@ -87,7 +87,7 @@ def leaf_digests(fd: int, size: int, path: str, *, threads: int) -> memoryview:
 def _finish(sink: Commit, source: Source, expected: memoryview, threads: int) -> None:
     """Prove that the disk holds what was copied, and let the file have its name."""
     os.fsync(sink.fd)
-    os.posix_fadvise(sink.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    drop_cache(sink.fd)
     if leaf_digests(sink.fd, source.size, sink.path, threads=threads) != expected:
         raise DamagedError("what was read back is not what was copied", path=sink.path, next_step="check the disk")
     if not source.unchanged():

@@ -187,6 +187,15 @@ class Source:
             # The module's own check: the file is shorter than the map would be.
             raise self._cut_short(os.fstat(self.fd).st_size) from error
 
+    def drop_cache(self) -> None:
+        """Let the system forget what it holds of the file: what is read next comes from the disk."""
+        drop_cache(self.fd)
+
+    def require_unchanged(self, *, next_step: str) -> None:
+        """Raise DamagedError, which advises ``next_step``, unless the file is `unchanged`."""
+        if not self.unchanged():
+            raise DamagedError("the file changed while it was read", path=self.path, next_step=next_step)
+
     def unchanged(self) -> bool:
         """Whether nothing wrote to the file or cut it since it was opened.
 
@@ -201,6 +210,14 @@ class Source:
         except OSError as error:
             raise translate_os_error(error, self.path, doing="look at the file") from error
         return (now.st_size, now.st_mtime_ns) == (self._opened.st_size, self._opened.st_mtime_ns)
+
+
+def drop_cache(fd: int) -> None:
+    """Let the system forget what it holds of an open file, once that is on the disk.
+
+    What is still in the page cache proves nothing about the disk.
+    """
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_small(path: str) -> bytes:

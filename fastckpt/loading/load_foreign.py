@@ -10,7 +10,6 @@ import torch
 
 from fastckpt import _core
 from fastckpt.collector import collector_paused
-from fastckpt.errors import DamagedError
 from fastckpt.foreign.checks import check_crcs
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.io.memory import allocate_regions
@@ -41,11 +40,11 @@ def load_foreign(
         DamagedError: A CRC does not match, or a storage is missing; names the tensor.
         UnsupportedStateError: The file holds objects that are not plain values.
     """
-    foreign, entries = open_checked(path, keys)
-    sizes = [storage.nbytes for storage in foreign.storages]
-    wanted = sorted({entry.storage for entry in entries})
     places: dict[int, StorageBytes] = {}
     with Source(path) as source:
+        foreign, entries = open_checked(source, keys)
+        sizes = [storage.nbytes for storage in foreign.storages]
+        wanted = sorted({entry.storage for entry in entries})
         reading = _Reading(foreign, source, verify=verify, progress=progress)
         if mmap:
             whole = memoryview(source.map(private_writable=True))
@@ -65,8 +64,7 @@ def load_foreign(
             [_core.address(region) for _, region in filled],
             reading_threads(source, threads),
         )
-        if not source.unchanged():
-            raise DamagedError("the file changed while it was read", path=foreign.path, next_step="load it again")
+        source.require_unchanged(next_step="load it again")
     if verify:
         check_crcs(foreign, reading.crcs)
     with collector_paused():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 
 from fastckpt.collector import collector_paused
 from fastckpt.foreign.checks import refuse_unsupported
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
+from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.selection import select
 
 
-def open_checked(path: str | os.PathLike[str], keys: str | Iterable[str] | None) -> tuple[ForeignFile, Sequence[Entry]]:
+def open_checked(source: Source, keys: str | Iterable[str] | None) -> tuple[ForeignFile, Sequence[Entry]]:
     """The structure of a file, and the entries that ``keys`` name (None: all).
 
     Raises:
@@ -21,7 +21,7 @@ def open_checked(path: str | os.PathLike[str], keys: str | Iterable[str] | None)
         TensorNotFoundError: A key matches nothing.
     """
     with collector_paused():
-        foreign = open_foreign(path)
+        foreign = open_foreign(source)
         if keys is None:
             refuse_unsupported(foreign)
         sizes = [storage.nbytes for storage in foreign.storages]

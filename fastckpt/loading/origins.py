@@ -51,8 +51,8 @@ def opened(path: str | os.PathLike[str], keys: str | Iterable[str] | None) -> It
     """
     try:
         if is_foreign(path):
-            foreign, chosen = open_checked(path, keys)
             with Source(path) as source:
+                foreign, chosen = open_checked(source, keys)
                 yield OpenFile(
                     chosen,
                     lambda entries: ForeignOrigin(foreign, source, entries),

@@ -68,8 +68,8 @@ def read_facts(path: str, stem: Stem) -> Facts:
         NotACheckpointError, UnsupportedStateError, UnsupportedVersionError, CheckpointIOError
     """
     if not path.endswith(".fckpt"):
-        foreign = open_foreign(path)
         with Source(path) as source:
+            foreign = open_foreign(source)
 
             def read(entry: Entry) -> bytes:
                 start = foreign.storages[entry.storage].offset + entry.span[0]

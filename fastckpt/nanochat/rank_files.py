@@ -49,8 +49,7 @@ class RankFiles:
     def check_unchanged(self) -> None:
         """Raise DamagedError if a file was written to since it was opened."""
         for file in (self.model, *self.ranks):
-            if not file.source.unchanged():
-                raise DamagedError("the file changed while it was read", path=file.path, next_step="run this again")
+            file.source.require_unchanged(next_step="run this again")
 
 
 @contextlib.contextmanager

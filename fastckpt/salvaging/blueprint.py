@@ -16,7 +16,7 @@ from typing import Any
 from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.open_foreign import open_foreign
-from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.source import Source
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
@@ -75,14 +75,13 @@ def read_blueprint(path: str, structure: str) -> Blueprint:
     """
     note = f"names, shapes and dtypes are those of {path}, and so are all plain values (such as lr and step)"
     with Source(path) as source:
-        kind = sniff(source.read(0, min(source.size, HEAD_SIZE)))
-    if kind == "fckpt":
+        foreign = None if kind_of(source) == "fckpt" else open_foreign(source)
+    if foreign is None:
         with CheckpointFile(path) as file:
             entries = file.checked_entries()
             tree = decode_tree(file.manifest.tree, len(entries))
             sizes = [(str(number), place.nbytes) for number, place in enumerate(file.manifest.storages)]
         return Blueprint(structure, tree, entries, sizes, notes=[note])
-    foreign = open_foreign(path)
     named = foreign.kind == "torch-zip"
     sizes = [
         (storage.key.removeprefix("data/") if named else str(number), storage.nbytes)

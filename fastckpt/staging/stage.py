@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypeVar
 
 import torch
 
-from fastckpt.errors import DamagedError, UsageError
+from fastckpt.errors import UsageError
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
@@ -145,8 +145,7 @@ def arrivals(origin: Origin, destination: Destination[Cargo], how: Staging) -> G
 
 def _unchanged(source: Source, flow: Iterator[Arrival[Cargo]]) -> Iterator[Arrival[Cargo]]:
     for arrival in flow:
-        if not source.unchanged():
-            raise DamagedError("the file changed while it was read", path=source.path, next_step="load it again")
+        source.require_unchanged(next_step="load it again")
         yield arrival
 
 

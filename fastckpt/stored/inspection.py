@@ -107,9 +107,8 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         CheckpointIOError: The system could not open or read it.
     """
     with Source(path) as source:
-        kind = kind_of(source)
-    if kind not in (None, "fckpt"):
-        return _inspect_foreign(open_foreign(path))
+        if kind_of(source) not in (None, "fckpt"):
+            return _inspect_foreign(open_foreign(source))
     with CheckpointFile(path) as file:
         return _inspect_fckpt(file)
 
@@ -188,10 +187,9 @@ def outline(path: str | os.PathLike[str]) -> Outline | None:
     """The outline of a file, also of a damaged one; None if it cannot be told."""
     try:
         with Source(path) as source:
-            kind = kind_of(source)
-        if kind not in (None, "fckpt"):
-            foreign = open_foreign(path)
-            return Outline(len(foreign.entries), sum(storage.nbytes for storage in foreign.storages))
+            if kind_of(source) not in (None, "fckpt"):
+                foreign = open_foreign(source)
+                return Outline(len(foreign.entries), sum(storage.nbytes for storage in foreign.storages))
         try:
             with CheckpointFile(path) as file:
                 manifest = file.manifest

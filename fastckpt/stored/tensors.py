@@ -99,8 +99,7 @@ class StoredTensors:
 
     def require_unchanged(self) -> None:
         """Raise DamagedError if the file was written to since it was opened."""
-        if not self.source.unchanged():
-            raise DamagedError("the file changed while it was read", path=self.path, next_step="compare it again")
+        self.source.require_unchanged(next_step="compare it again")
 
 
 class _FckptTensors(StoredTensors):
@@ -197,7 +196,7 @@ def open_stored(path: str | os.PathLike[str]) -> StoredTensors:
     source = Source(path)
     try:
         if kind_of(source) not in (None, "fckpt"):
-            return _ForeignTensors(source, open_foreign(path))
+            return _ForeignTensors(source, open_foreign(source))
     except BaseException:
         source.close()
         raise

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from at_path import open_foreign
 
 from fastckpt.foreign.model import ForeignFile
-from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef
 
@@ -310,8 +310,8 @@ def test_whole_module_is_opaque(tmp_path: Path) -> None:
 def test_does_not_import_torch(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(2)}, tmp_path / "a.pt")
     code = (
-        "import sys\nfrom fastckpt.foreign.open_foreign import open_foreign\n"
-        "open_foreign(sys.argv[1])\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+        "import sys\nfrom fastckpt.foreign.open_foreign import open_foreign\nfrom fastckpt.io.source import Source\n"
+        "open_foreign(Source(sys.argv[1]))\nassert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[2]
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.pt")], check=True, cwd=root)

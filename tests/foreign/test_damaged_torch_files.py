@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from at_path import open_foreign
 from zip64 import write_zip64
 
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedStateError
-from fastckpt.foreign.open_foreign import open_foreign
 
 STATE = {"first": torch.arange(100.0), "second": torch.arange(50), "third": torch.ones(7)}
 

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from at_path import open_foreign
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
 from fastckpt.errors import FastckptError
 from fastckpt.foreign.model import ForeignFile
-from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.torch_state import read_state
 
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

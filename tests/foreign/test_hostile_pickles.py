@@ -11,10 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from at_path import open_foreign
 
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.foreign.model import ForeignFile, Opaque
-from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.torch_state import read_state
 
 SECONDS = 2.0

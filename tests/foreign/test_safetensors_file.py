@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from at_path import open_foreign
 from safetensors.torch import load_file, save_file
 
 import fastckpt
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
-from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.tree import TensorRef
 

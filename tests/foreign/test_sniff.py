@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
+from at_path import open_foreign
 from safetensors.torch import save
 
 from fastckpt.constants import MAGIC_SUPERBLOCK
 from fastckpt.errors import CheckpointIOError, NotACheckpointError
-from fastckpt.foreign.open_foreign import open_foreign
-from fastckpt.foreign.sniff import sniff
+from fastckpt.foreign.sniff import kind_of, sniff
+from fastckpt.io.source import Source
 
 
 def torch_bytes(**options: object) -> bytes:
@@ -139,3 +140,14 @@ def test_descriptors_are_closed(tmp_path: Path) -> None:
         with pytest.raises(Exception, match="cut"):
             open_foreign(bad)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_what_an_open_file_is_is_told_once(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    path.write_bytes(torch_bytes())
+    with Source(path) as source:
+        assert kind_of(source) == "torch-zip"
+        path.write_bytes(save({"a": torch.ones(2)}))
+        assert kind_of(source) == "torch-zip"
+    with Source(path) as source:
+        assert kind_of(source) == "safetensors"

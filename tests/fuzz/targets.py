@@ -113,8 +113,8 @@ def run_zip(data: bytes) -> str:
             assert ends <= record.offset
             ends = record.offset + record.size
             assert ends <= len(data)
-    with _typed(said):
-        open_foreign(path)
+    with _typed(said), Source(os.fspath(path)) as source:
+        open_foreign(source)
     _salvage(path, said)
     return " | ".join(said)
 
@@ -123,8 +123,8 @@ def run_foreign(data: bytes, suffix: str = "") -> str:
     """A file of another format, whole or damaged. Where its beginning tells nothing, its suffix does."""
     said: list[str] = []
     path = _FILES.holding(data, f"input{suffix}")
-    with _typed(said):
-        file = open_foreign(path)
+    with _typed(said), Source(os.fspath(path)) as source:
+        file = open_foreign(source)
         for storage in file.storages:
             assert 0 <= storage.offset <= storage.offset + storage.nbytes <= file.size
         sizes = [storage.nbytes for storage in file.storages]

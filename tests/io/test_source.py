@@ -240,3 +240,18 @@ def test_direct_descriptor_refused(path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_bytes_path(path: Path) -> None:
     with Source(os.fsencode(path)) as source:  # type: ignore[arg-type]
         assert source.path == str(path)
+
+
+def test_a_file_that_is_written_to_is_refused_with_the_next_step(path: Path) -> None:
+    with Source(path) as source:
+        source.require_unchanged(next_step="read it again")
+        os.utime(path, ns=(0, 0))
+        with pytest.raises(DamagedError, match="changed while it was read") as caught:
+            source.require_unchanged(next_step="read it again")
+    assert (caught.value.path, caught.value.next_step) == (str(path), "read it again")
+
+
+def test_drop_cache_reads_the_same_again(path: Path) -> None:
+    with Source(path) as source:
+        source.drop_cache()
+        assert source.read(0, source.size) == CONTENT

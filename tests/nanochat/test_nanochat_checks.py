@@ -214,7 +214,7 @@ def cut(path: Path) -> None:
 
 def flip(path: Path) -> None:
     """One bit in the first tensor's bytes."""
-    from fastckpt.foreign.open_foreign import open_foreign
+    from at_path import open_foreign
 
     offset = open_foreign(path).storages[0].offset if path.suffix == ".pt" else 12 * 1024
     raw = bytearray(path.read_bytes())
