@@ -9,6 +9,7 @@ from fastckpt.conversion.result import Conversion, Format
 from fastckpt.conversion.to_fckpt import convert_to_fckpt
 from fastckpt.errors import UsageError
 from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.how import How
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, direct_threads
@@ -36,14 +37,7 @@ def convert_file(
         count = direct_threads(threads) if direct else reading_threads(opened, threads)
     if kind == "fckpt" and to != "fckpt":
         result = convert_from_fckpt(
-            source,
-            destination,
-            to=to,
-            exact=exact,
-            durable=durable or replace,
-            threads=count,
-            confirm=replace,
-            progress=progress,
+            source, destination, How(count, durable or replace, progress), to=to, exact=exact, confirm=replace
         )
     elif kind != "fckpt" and to == "fckpt":
         result = convert_to_fckpt(

@@ -17,9 +17,10 @@ from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_chunk, read_targets
 from fastckpt.fckpt.source_section import Segment
 from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.how import How
 from fastckpt.io.memory import allocate
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
+from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.records import Record
 
 Literals = Iterable[tuple[int, bytes]]
@@ -33,9 +34,7 @@ def export_file(
     size: int,
     literals: Literals,
     segments: Sequence[Segment],
-    durable: bool,
-    threads: int,
-    progress: Progress | None,
+    how: How,
 ) -> None:
     """Write ``size`` bytes to ``destination``: ``literals``, and the storages of ``segments``.
 
@@ -43,32 +42,43 @@ def export_file(
         DamagedError: A storage is damaged; nothing is committed.
         OutOfSpaceError, CheckpointIOError: The destination is untouched.
     """
-    by_record: dict[int, list[Segment]] = {}
-    for segment in segments:
-        by_record.setdefault(file.manifest.storages[segment.storage].record, []).append(segment)
-    with Commit(destination, durable=durable, reserve=size) as sink:
+    with Commit(destination, durable=how.durable, reserve=size) as sink:
         sink.preallocate(size)
         for offset, data in literals:
             sink.write(offset, data)
-        targets = []
-        done = 0
-        for number, group in sorted(by_record.items()):
-            record = file.records[number]
-            if len(record.storages) == 1 and len(group) == 1:
-                targets.append(Target(record, 0, record.raw_size, group[0].offset))
-            else:
-                _export_pack(file, record, group, sink, threads=threads)
-                done += record.raw_size
-        report = None if progress is None else lambda count: progress(done + count)
-        reading = Reading(threads, progress=report, sink=sink.fd, sink_direct=sink.direct_fd)
-        try:
-            raise_damage(file.source, read_targets(file.source, targets, reading))
-        except FastckptError:
-            raise
-        except OSError as error:
-            raise translate_os_error(error, destination) from error
-        file.source.require_unchanged(next_step="convert it again")
+        export_storages(file, sink, segments, how)
         sink.finish(size)
+
+
+def export_storages(file: CheckpointFile, sink: Commit, segments: Sequence[Segment], how: How) -> None:
+    """Write storages to their places in ``sink``.
+
+    Raises:
+        DamagedError: A storage is damaged.
+        OutOfSpaceError, CheckpointIOError: They cannot be written.
+    """
+    by_record: dict[int, list[Segment]] = {}
+    for segment in segments:
+        by_record.setdefault(file.manifest.storages[segment.storage].record, []).append(segment)
+    targets = []
+    done = 0
+    for number, group in sorted(by_record.items()):
+        record = file.records[number]
+        if len(record.storages) == 1 and len(group) == 1:
+            targets.append(Target(record, 0, record.raw_size, group[0].offset))
+        else:
+            _export_pack(file, record, group, sink, threads=how.threads)
+            done += record.raw_size
+    tell = how.progress
+    report = None if tell is None else lambda count: tell(done + count)
+    reading = Reading(how.threads, progress=report, sink=sink.fd, sink_direct=sink.direct_fd)
+    try:
+        raise_damage(file.source, read_targets(file.source, targets, reading))
+    except FastckptError:
+        raise
+    except OSError as error:
+        raise translate_os_error(error, sink.path) from error
+    file.source.require_unchanged(next_step="convert it again")
 
 
 def _export_pack(

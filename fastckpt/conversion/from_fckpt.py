@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastckpt.conversion.export import Literals, confirm_export, export_file
+from fastckpt.conversion.export import Literals, confirm_export, export_file, export_storages
 from fastckpt.conversion.result import Conversion
-from fastckpt.errors import OutOfSpaceError, UnsupportedStateError
+from fastckpt.errors import UnsupportedStateError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, source_file
 from fastckpt.foreign.safetensors_header import can_hold, lay_out
 from fastckpt.foreign.safetensors_table import DTYPE_NAMES
+from fastckpt.foreign.torch_pickle import pickle_state
+from fastckpt.foreign.write_torch import write_torch
 from fastckpt.io.commit import Commit
-from fastckpt.io.transfer import Progress
+from fastckpt.io.copying import sum_written
+from fastckpt.io.how import How
 from fastckpt.layout.tree import TensorRef, decode_tree, path_text, walk_tree
 
 
@@ -35,25 +39,21 @@ class _Plan(NamedTuple):
 def convert_from_fckpt(
     path: str | os.PathLike[str],
     destination: str | os.PathLike[str],
+    how: How,
     *,
     to: str,
     exact: bool,
-    durable: bool,
-    threads: int,
     confirm: bool,
-    progress: Progress | None = None,
 ) -> Conversion:
     """Convert one ``.fckpt`` file; ``to`` is ``pt`` or ``safetensors``.
 
     Args:
         path: The checkpoint.
         destination: The file to write.
+        how: How to write it.
         to: The wanted format.
         exact: Give back the original bytes if they are of this format.
-        durable: Return only when the file survives a power cut.
-        threads: Worker threads.
         confirm: Read the written file back from disk and compare.
-        progress: Told of the bytes done so far.
 
     Raises:
         DamagedError: A storage or the source section is damaged; nothing is committed.
@@ -67,18 +67,11 @@ def convert_from_fckpt(
         elif to == "safetensors":
             plan = _Plan(*plan_safetensors(file), "safetensors", False)
         else:
-            save_with_torch(file.path, destination, durable=durable, threads=threads)
+            segments = _write_torch(file, destination, how)
+            if confirm:
+                confirm_export(file, destination, literals=[], segments=segments)
             return _conversion(file, destination, "torch-zip", exact=False)
-        export_file(
-            file,
-            destination,
-            size=plan.size,
-            literals=plan.literals,
-            segments=plan.segments,
-            durable=durable,
-            threads=threads,
-            progress=progress,
-        )
+        export_file(file, destination, size=plan.size, literals=plan.literals, segments=plan.segments, how=how)
         if confirm:
             confirm_export(file, destination, literals=plan.literals, segments=plan.segments)
         return _conversion(file, destination, plan.format, exact=plan.exact)
@@ -91,47 +84,21 @@ def _conversion(file: CheckpointFile, destination: str | os.PathLike[str], kind:
     )
 
 
-class _SinkFile:
-    """The writable file object that torch.save wants, over a `Commit`."""
+def _write_torch(file: CheckpointFile, destination: str | os.PathLike[str], how: How) -> list[Segment]:
+    """Write the state as torch.save would; returns where the storages went."""
+    manifest = file.manifest
+    entries = list(manifest.entries)
+    sizes = [place.nbytes for place in manifest.storages]
+    segments: list[Segment] = []
 
-    def __init__(self, sink: Commit) -> None:
-        self._sink = sink
-        self.size = 0
+    def fill(sink: Commit, places: Sequence[tuple[int, int]]) -> Sequence[int]:
+        segments.extend(Segment(offset, storage, size) for storage, (offset, size) in enumerate(places) if size)
+        export_storages(file, sink, segments, how)
+        return sum_written(sink, places, threads=how.threads)
 
-    def write(self, data: bytes) -> int:
-        self._sink.write(self.size, data)
-        self.size += len(data)
-        return len(data)
-
-    def flush(self) -> None:
-        """Nothing is buffered here."""
-
-
-def save_with_torch(path: str, destination: str | os.PathLike[str], *, durable: bool, threads: int) -> None:
-    """``torch.save`` the state of a checkpoint, from mapped memory, with the commit protocol.
-
-    Raises:
-        DamagedError: The checkpoint is damaged; nothing is committed.
-        OutOfSpaceError, CheckpointIOError: The destination is untouched.
-    """
-    import torch
-
-    from fastckpt.loading.load import load
-
-    state = load(path, mmap=True, threads=threads)
-    with Commit(destination, durable=durable, reserve=None) as sink:
-        file = _SinkFile(sink)
-        failure: OutOfSpaceError | None = None
-        try:
-            torch.save(state, file)  # type: ignore[arg-type]
-        except RuntimeError as error:
-            # torch reports a failed write as "unexpected pos"; the cause is in the chain.
-            failure = error.__context__ if isinstance(error.__context__, OutOfSpaceError) else None
-            if failure is None:
-                raise
-        if failure is not None:
-            raise failure
-        sink.finish(file.size)
+    pickle = pickle_state(decode_tree(manifest.tree, len(entries)), entries, sizes)
+    write_torch(destination, pickle, sizes, fill, durable=how.durable)
+    return segments
 
 
 def plan_safetensors(file: CheckpointFile) -> tuple[int, list[tuple[int, bytes]], list[Segment]]:

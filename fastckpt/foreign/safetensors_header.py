@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fastckpt.foreign.safetensors_table import DTYPE_NAMES
 from fastckpt.io.commit import Commit
 from fastckpt.io.copying import FilePlace, copy_storages
-from fastckpt.io.transfer import Progress
+from fastckpt.io.how import How
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 
@@ -60,10 +60,7 @@ def write_safetensors(
     entries: Sequence[Entry],
     origins: Sequence[FilePlace],
     metadata: Mapping[str, str],
-    *,
-    durable: bool,
-    threads: int,
-    progress: Progress | None,
+    how: How,
 ) -> None:
     """Write tensors under their flat names.
 
@@ -72,14 +69,13 @@ def write_safetensors(
         DamagedError: A source changed meanwhile.
     """
     layout = lay_out(entries, metadata)
-    with Commit(path, durable=durable, reserve=layout.size) as sink:
+    with Commit(path, durable=how.durable, reserve=layout.size) as sink:
         sink.preallocate(layout.size)
         sink.write(0, layout.header)
         copy_storages(
             sink,
             [FilePlace(origins[e.storage].fd, origins[e.storage].offset + e.span[0]) for e, _ in layout.places],
             [(offset, entry.nbytes) for entry, offset in layout.places],
-            threads=threads,
-            progress=progress,
+            how,
         )
         sink.finish(layout.size)

@@ -1,12 +1,15 @@
-"""A state as the pickle that ``torch.load`` reads, written without torch.
+"""A state as the pickle that ``torch.save`` writes for it, byte for byte, without torch.
 
-Protocol 2, as torch itself uses; only the globals that ``weights_only`` loads allow.
+Protocol 2, as torch itself uses; only the globals that ``weights_only`` loads allow. Python's pickler numbers what it
+writes and names it by number when it stands again; so does this one. Which values of a program are one object is not
+known here: equal texts, bytes and tuples of numbers count as one, as constants of a program are; containers never.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -38,6 +41,11 @@ _STORAGES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """The storage classes that torch has; other element types are stored untyped."""
 
+_BATCH: Final = 1000
+"""Items of a list or dict that Python's pickler writes before it closes them with one opcode."""
+_SHORT_TUPLES: Final = (b")", b"\x85", b"\x86", b"\x87")
+"""The opcodes of tuples of up to three items."""
+
 
 def pickle_state(tree: Any, entries: Sequence[Entry], storage_sizes: Sequence[int]) -> bytes:
     """The pickle of a state whose storage ``n`` is the record ``data/n``.
@@ -57,11 +65,33 @@ class _PickleWriter:
         self.out = bytearray()
         self.entries = entries
         self.sizes = storage_sizes
+        self.memo: dict[object, int] = {}
+        self.written = 0
         dtypes: dict[int, set[str]] = {}
         for entry in entries:
             dtypes.setdefault(entry.storage, set()).add(entry.dtype)
         # torch gives a storage the type it is first named with, so one with two types is named without.
         self.mixed = {storage for storage, found in dtypes.items() if len(found) > 1}
+
+    # --- numbering -------------------------------------------------------------
+
+    def number(self, key: object = None) -> None:
+        """Number what was just written; with a ``key``, so that `known` finds it again."""
+        at = self.written
+        self.written += 1
+        if key is not None:
+            self.memo[key] = at
+        self.out += b"q" + bytes((at,)) if at < 256 else b"r" + struct.pack("<I", at)
+
+    def known(self, key: object) -> bool:
+        """Name what was written under this ``key`` by its number; False if nothing was."""
+        at = self.memo.get(key)
+        if at is None:
+            return False
+        self.out += b"h" + bytes((at,)) if at < 256 else b"j" + struct.pack("<I", at)
+        return True
+
+    # --- values ----------------------------------------------------------------
 
     def value(self, value: Any) -> None:
         kind = type(value)
@@ -82,18 +112,21 @@ class _PickleWriter:
         elif kind is complex:
             self.call("__builtin__", "complex", value.real, value.imag)
         elif kind is list:
-            self.out += b"]("
-            for item in value:
-                self.value(item)
-            self.out += b"e"
+            self.out += b"]"
+            self.number()
+            self.items(((item,) for item in value), b"a", b"e", alone=len(value) == 1)
         elif kind is tuple:
-            self.tuple_(value)
+            self.tuple_(value, shared=all(type(item) in (int, float) for item in value))
         elif isinstance(value, dict):
             self.dict_(value)
         elif kind is DTypeRef:
             self.global_("torch", value.name)
         elif kind is SizeRef:
-            self.call("torch", "Size", tuple(value.shape))
+            self.global_("torch", "Size")
+            self.tuple_(value.shape)
+            self.close_tuple(1)
+            self.out += b"R"
+            self.number()
         elif kind is DeviceRef:
             name, _, index = value.name.partition(":")
             self.call("torch", "device", *((name, int(index)) if index.isdecimal() else (value.name,)))
@@ -101,57 +134,105 @@ class _PickleWriter:
             raise UnsupportedStateError(f"a .pt file cannot be written with a {kind.__name__} in it")
 
     def integer(self, value: int) -> None:
-        if -(2**31) <= value < 2**31:
+        if 0 <= value < 2**8:
+            self.out += b"K" + bytes((value,))
+        elif 0 <= value < 2**16:
+            self.out += b"M" + struct.pack("<H", value)
+        elif -(2**31) <= value < 2**31:
             self.out += b"J" + struct.pack("<i", value)
-            return
-        raw = value.to_bytes((value.bit_length() + 8) // 8, "little", signed=True)
-        self.out += b"\x8a" + bytes([len(raw)]) if len(raw) < 256 else b"\x8b" + struct.pack("<i", len(raw))
-        self.out += raw
+        else:
+            # -2**39 fits into as many bytes as 2**39 - 1.
+            bits = (value if value >= 0 else ~value).bit_length()
+            raw = value.to_bytes(bits // 8 + 1, "little", signed=True)
+            self.out += b"\x8a" + bytes([len(raw)]) if len(raw) < 256 else b"\x8b" + struct.pack("<i", len(raw))
+            self.out += raw
 
-    def text(self, value: str) -> None:
+    def text(self, value: str, key: object = None) -> None:
+        """A text; ``key`` tells it from equal texts that are other objects."""
+        key = value if key is None else key
+        if self.known(key):
+            return
         raw = value.encode("utf-8", "surrogatepass")
         self.out += b"X" + struct.pack("<I", len(raw)) + raw
+        self.number(key)
 
     def bytes_(self, value: bytes) -> None:
-        self.call("_codecs", "encode", value.decode("latin1"), "latin1")
+        key = ("bytes", value)
+        if self.known(key):
+            return
+        if not value:
+            self.global_("__builtin__", "bytes")
+            self.tuple_(())
+        else:
+            self.global_("_codecs", "encode")
+            self.text(value.decode("latin1"), ("text of", value))
+            self.text("latin1")
+            self.close_tuple(2)
+        self.out += b"R"
+        self.number(key)
 
-    def tuple_(self, items: Sequence[Any]) -> None:
-        self.out += b"("
+    def tuple_(self, items: Sequence[Any], *, shared: bool = False) -> None:
+        # By text: 1 and 1.0 are equal.
+        key = ("tuple", repr(items)) if shared and items else None
+        if key is not None and self.known(key):
+            return
+        self.out += b"(" if len(items) >= len(_SHORT_TUPLES) else b""
         for item in items:
             self.value(item)
-        self.out += b"t"
+        self.close_tuple(len(items), key)
+
+    def close_tuple(self, count: int, key: object = None) -> None:
+        self.out += _SHORT_TUPLES[count] if count < len(_SHORT_TUPLES) else b"t"
+        if count:
+            self.number(key)
 
     def dict_(self, value: dict[Any, Any]) -> None:
         if type(value) is dict:
             self.out += b"}"
-        else:
-            self.call("collections", "OrderedDict")
-        self.out += b"("
-        for key, item in value.items():
-            self.value(key)
-            self.value(item)
-        self.out += b"u"
+            self.number()
+            self.items(value.items(), b"s", b"u", alone=len(value) == 1)
+            return
+        self.call("collections", "OrderedDict")
+        self.items(value.items(), b"s", b"u", alone=len(value) % _BATCH == 1)
         attributes = value.attributes if type(value) is AttributedDict else None
         if attributes:
             self.value(dict(attributes))
             self.out += b"b"
 
+    def items(self, items: Iterable[tuple[Any, ...]], one: bytes, many: bytes, *, alone: bool) -> None:
+        """The items of a list or dict, in batches; if ``alone``, a batch of one is closed with its own opcode."""
+        rest = iter(items)
+        while batch := list(islice(rest, _BATCH)):
+            single = alone and len(batch) == 1
+            self.out += b"" if single else b"("
+            for item in batch:
+                for part in item:
+                    self.value(part)
+            self.out += one if single else many
+
     def global_(self, module: str, name: str) -> None:
-        self.out += f"c{module}\n{name}\n".encode("ascii")
+        line = f"c{module}\n{name}\n".encode("ascii")
+        if not self.known(line):
+            self.out += line
+            self.number(line)
 
     def call(self, module: str, name: str, *args: Any) -> None:
         self.global_(module, name)
         self.tuple_(args)
         self.out += b"R"
+        self.number()
+
+    # --- tensors ---------------------------------------------------------------
 
     def tensor(self, entry: Entry) -> None:
         if entry.flags & ENTRY_FLAG_PARAMETER:
             self.global_("torch._utils", "_rebuild_parameter")
-            self.out += b"("
             self.plain_tensor(entry._replace(flags=entry.flags & ~ENTRY_FLAG_REQUIRES_GRAD))
             self.value(bool(entry.flags & ENTRY_FLAG_REQUIRES_GRAD))
             self.call("collections", "OrderedDict")
-            self.out += b"tR"
+            self.close_tuple(3)
+            self.out += b"R"
+            self.number()
         else:
             self.plain_tensor(entry)
 
@@ -171,7 +252,10 @@ class _PickleWriter:
         metadata = {name: True for name, flag in lazy.items() if entry.flags & flag}
         if metadata:
             self.value(metadata)
-        self.out += b"tR"
+        self.out += b"t"
+        self.number()
+        self.out += b"R"
+        self.number()
 
     def is_typed(self, entry: Entry) -> bool:
         whole = self.sizes[entry.storage] % entry.itemsize == 0
@@ -181,14 +265,16 @@ class _PickleWriter:
         """The persistent id by which torch finds a storage."""
         size = self.sizes[entry.storage]
         self.out += b"("
-        self.value("storage")
+        self.text("storage")
         if self.is_typed(entry):
             self.global_("torch", _STORAGES[entry.dtype])
             count = size // entry.itemsize
         else:
             self.global_("torch.storage", "UntypedStorage")
             count = size
-        self.value(str(entry.storage))
-        self.value("cpu")
+        self.text(str(entry.storage), ("storage", entry.storage))
+        self.text("cpu")
         self.value(count)
-        self.out += b"tQ"
+        self.out += b"t"
+        self.number()
+        self.out += b"Q"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from fastckpt.foreign.serialization_id import serialization_id
 from fastckpt.foreign.zip_layout import (
     BIG,
     CENTRAL_HEADER,
@@ -23,13 +24,16 @@ from fastckpt.foreign.zip_layout import (
     next_place,
 )
 from fastckpt.io.commit import Commit
-from fastckpt.io.copying import FilePlace, copy_storages
-from fastckpt.io.transfer import Progress
 
 _FLAGS: Final = 0x0808
 """A descriptor follows the data; names are UTF-8."""
 _ZIP64_KIND: Final = 1
+_ID_SIZE: Final = 40
 _PADDING_KIND: Final = 0x4246
+
+
+Fill = Callable[[Commit, Sequence[tuple[int, int]]], Sequence[int]]
+"""Writes the storages to their places (offset in the file, and size), and returns the CRC-32 of each."""
 
 
 class _Record(NamedTuple):
@@ -41,59 +45,61 @@ class _Record(NamedTuple):
 
 
 def write_torch(
-    path: str,
+    path: str | os.PathLike[str],
     pickle: bytes,
     storage_sizes: Sequence[int],
-    origins: Sequence[FilePlace],
-    note: bytes,
+    fill: Fill,
     *,
     durable: bool,
-    threads: int,
-    progress: Progress | None,
+    note: bytes | None = None,
 ) -> None:
     """Write a torch zip archive.
 
+    The bytes are those that torch.save writes for the same pickle, storages and name.
+
     Args:
         path: The file; an existing one is replaced in the end.
-        pickle: ``data.pkl``.
+        pickle: ``data.pkl``; it names the storages by their numbers.
         storage_sizes: Sizes of the storages in bytes.
-        origins: Where their bytes are.
-        note: JSON text about how the file came to be, kept in a record that torch ignores.
+        fill: Writes them.
         durable: Return only when the file survives a power cut.
-        threads: Worker threads.
-        progress: Told of the bytes written so far.
+        note: JSON text about how the file came to be, kept in a record that torch ignores.
 
     Raises:
         OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
         DamagedError: A source changed meanwhile.
     """
-    stem = Path(path).stem
-    prefix = stem if stem.isascii() and "/" not in stem and stem else "archive"
-    records = list(_plan(prefix, pickle, storage_sizes, note))
+    records = list(_plan(archive_name(path), pickle, storage_sizes, note))
     last = records[-1]
     directory_at = end_of(last.place, last.size)
     size = directory_at + sum(len(_central(record, 0)) for record in records) + END_SIZE
     with Commit(path, durable=durable, reserve=size) as sink:
         sink.preallocate(size)
         stored = [record for record in records if record.storage >= 0]
-        crcs = copy_storages(
-            sink,
-            [origins[record.storage] for record in stored],
-            [(record.place.data, record.size) for record in stored],
-            threads=threads,
-            progress=progress,
-        )
-        by_storage = {record.storage: crc for record, crc in zip(stored, crcs, strict=True)}
+        places = [(record.place.data, record.size) for record in stored]
+        by_storage = {record.storage: crc for record, crc in zip(stored, fill(sink, places), strict=True)}
         directory = bytearray()
-        for record in records:
-            crc = zlib.crc32(record.data) if record.data is not None else by_storage[record.storage]
+        crcs = [zlib.crc32(r.data) if r.data is not None else by_storage[r.storage] for r in records[:-1]]
+        identity = serialization_id(
+            [record.name.partition("/")[2] for record in records[:-1]],
+            [crc for record, crc in zip(records[:-1], crcs, strict=True) if record.size],
+        )
+        records[-1] = records[-1]._replace(data=identity)
+        for record, crc in zip(records, [*crcs, zlib.crc32(identity)], strict=True):
             _write_record(sink, record, crc)
             directory += _central(record, crc)
         sink.write(directory_at, bytes(directory) + _end(len(records), len(directory), directory_at))
         sink.finish(directory_at + len(directory) + END_SIZE)
 
 
-def _plan(prefix: str, pickle: bytes, sizes: Sequence[int], note: bytes) -> Iterator[_Record]:
+def archive_name(path: str | os.PathLike[str]) -> str:
+    """The top directory that torch.save gives an archive of this name: the file's stem, as far as it is ASCII."""
+    path = os.fsdecode(path)
+    stem, dot, _ = os.path.basename(path).rpartition(".")
+    return (stem if dot else os.path.basename(path)) or "archive" if path.isascii() else "archive"
+
+
+def _plan(prefix: str, pickle: bytes, sizes: Sequence[int], note: bytes | None) -> Iterator[_Record]:
     small: list[tuple[str, bytes]] = [
         ("data.pkl", pickle),
         (".format_version", b"1"),
@@ -102,7 +108,10 @@ def _plan(prefix: str, pickle: bytes, sizes: Sequence[int], note: bytes) -> Iter
     ]
     items: list[tuple[str, int, bytes | None, int]] = [(name, len(data), data, -1) for name, data in small]
     items += [(f"data/{number}", size, None, number) for number, size in enumerate(sizes)]
-    items += [("version", 2, b"3\n", -1), (".data/salvage.json", len(note), note, -1)]
+    items += [("version", 2, b"3\n", -1)]
+    if note is not None:
+        items.append((".data/salvage.json", len(note), note, -1))
+    items.append((".data/serialization_id", _ID_SIZE, None, -1))
     at = 0
     for name, size, data, storage in items:
         place = next_place(at, f"{prefix}/{name}", size)
@@ -141,7 +150,7 @@ def _central(record: _Record, crc: int) -> bytes:
 
 def _end(count: int, size: int, at: int) -> bytes:
     """The zip64 end record, its locator and the end record."""
-    end64 = END64_MAGIC + struct.pack("<QHHIIQQQQ", 44, 0x1E, 0x2D, 0, 0, count, count, size, at)
+    end64 = END64_MAGIC + struct.pack("<QHHIIQQQQ", 44, 0x31E, 0x2D, 0, 0, count, count, size, at)
     locator = b"PK\x06\x07" + struct.pack("<IQI", 0, at + size, 1)
     short = min(count, 0xFFFF)
     end = END_MAGIC + struct.pack("<HHHHIIH", 0, 0, short, short, min(size, BIG), min(at, BIG), 0)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.commit import Commit, translate_os_error
-from fastckpt.io.transfer import Move, Progress, transfer
+from fastckpt.io.how import How
+from fastckpt.io.transfer import NOWHERE, Move, transfer
 
 
 class FilePlace(NamedTuple):
@@ -17,14 +18,7 @@ class FilePlace(NamedTuple):
     offset: int
 
 
-def copy_storages(
-    sink: Commit,
-    origins: Sequence[FilePlace],
-    places: Sequence[tuple[int, int]],
-    *,
-    threads: int,
-    progress: Progress | None,
-) -> list[int]:
+def copy_storages(sink: Commit, origins: Sequence[FilePlace], places: Sequence[tuple[int, int]], how: How) -> list[int]:
     """Copy bytes from ``origins`` to ``places`` (offset in ``sink`` and size); returns the CRC-32 of each.
 
     Raises:
@@ -38,14 +32,14 @@ def copy_storages(
             by_fd.setdefault(origin.fd, []).append(number)
     done = 0
     for fd, numbers in by_fd.items():
-        report = None if progress is None else (lambda count, base=done: progress(base + count))
+        report = None if how.progress is None else (lambda count, base=done, tell=how.progress: tell(base + count))
         try:
             moved = transfer(
                 [Move(origins[n].offset, places[n][0], places[n][1]) for n in numbers],
                 source=fd,
                 sink=sink.fd,
                 sink_direct=-1,
-                threads=threads,
+                threads=how.threads,
                 leaves=False,
                 crcs=True,
                 progress=report,
@@ -55,8 +49,23 @@ def copy_storages(
         except OSError as error:
             raise translate_os_error(error, sink.path, doing="write the file") from error
         if moved.faults:
-            raise DamagedError("a file became shorter or unreadable while it was salvaged; nothing was written")
+            raise DamagedError("a file became shorter or unreadable while it was read; nothing was written")
         for number, crc in zip(numbers, moved.crcs, strict=True):
             crcs[number] = crc
         done += sum(places[n][1] for n in numbers)
     return crcs
+
+
+def sum_written(sink: Commit, places: Sequence[tuple[int, int]], *, threads: int) -> list[int]:
+    """The CRC-32s of what was written to ``places`` (offset in ``sink`` and size).
+
+    Raises:
+        CheckpointIOError: It cannot be read back.
+    """
+    moves = [Move(offset, 0, size) for offset, size in places]
+    moved = transfer(moves, source=sink.fd, sink=NOWHERE, threads=threads, leaves=False, crcs=True)
+    if moved.faults:
+        raise CheckpointIOError(
+            "what was written cannot be read back", path=sink.path, next_step="look at the disk: dmesg"
+        )
+    return list(moved.crcs)

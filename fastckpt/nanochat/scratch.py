@@ -7,22 +7,25 @@ storage has its place, and written from there in either format.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from fastckpt.errors import CheckpointIOError, UnsupportedStateError
+from fastckpt.errors import UnsupportedStateError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.writer import write_checkpoint
+from fastckpt.foreign.torch_pickle import pickle_state
+from fastckpt.foreign.write_torch import write_torch
+from fastckpt.io.copying import FilePlace, copy_storages
+from fastckpt.io.how import How
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.space import reserve_space
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.names import flat_names
-from fastckpt.layout.tree import Path, TensorRef, encode_tree, path_text
+from fastckpt.layout.tree import Path, TensorRef, decode_tree, encode_tree, path_text
 from fastckpt.nanochat.shard_pieces import Joined, ShardRange
 from fastckpt.stored.tensors import StoredTensors, open_stored
 
@@ -87,7 +90,14 @@ def write_state(
             content = Content(encoded, _metadata(metadata), entries, sizes, offsets, source=fd)
             write_checkpoint(content, target, codec=options.codec, durable=True, threads=options.threads)
         else:
-            _write_pt(encoded, target, entries, fd, offsets)
+            origins = [FilePlace(fd, offset) for offset in offsets]
+            write_torch(
+                target,
+                pickle_state(decode_tree(encoded, len(entries)), entries, sizes),
+                sizes,
+                lambda sink, places: copy_storages(sink, origins, places, How(options.threads)),
+                durable=True,
+            )
     return sum(sizes)
 
 
@@ -141,34 +151,3 @@ def _scratch(target: str, sizes: Sequence[int]) -> Iterator[tuple[int, list[int]
             yield file.fileno(), offsets
     except OSError as error:
         raise translate_os_error(error, target, doing="write the file") from error
-
-
-def _write_pt(encoded: bytes, target: str, entries: Sequence[Entry], fd: int, offsets: Sequence[int]) -> None:
-    import torch
-
-    from fastckpt.tensor.rebuild import build_tensors, unflatten
-
-    memory = memoryview(mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE))
-    tensors = build_tensors(entries, lambda s: (memory, offsets[s], entries[s].nbytes), torch.device("cpu"))
-    try:
-        torch.save(_shared(unflatten(encoded, tensors), {}), target)
-    except RuntimeError as error:
-        raise CheckpointIOError(
-            f"torch could not write the file: {error}", path=target, next_step="look for free space there (df -h)"
-        ) from error
-    with open(target, "rb") as written:
-        os.fsync(written.fileno())
-
-
-def _shared(value: Any, seen: dict[str, Any]) -> Any:
-    """The same with equal texts and tuples as one object, as constants of a program are.
-
-    Pickle writes such an object once, so that the file has the bytes that nanochat's own save gives it.
-    """
-    if type(value) is dict:
-        return {_shared(key, seen): _shared(item, seen) for key, item in value.items()}
-    if type(value) is list:
-        return [_shared(item, seen) for item in value]
-    if type(value) is str or (type(value) is tuple and all(type(item) in (int, float) for item in value)):
-        return seen.setdefault(repr(value), value)  # By text: 1 and 1.0 are equal.
-    return value

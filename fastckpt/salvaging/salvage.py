@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.findings import Kind
+from fastckpt.io.how import How
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.walk import has_optimizer
 from fastckpt.salvaging.next_step import next_step
@@ -89,10 +90,8 @@ def salvage(
             selection,
             report,
             [wreck, donor] if donor is not None else [wreck],
+            How(count, durable, progress),
             fill=fill,
-            durable=durable,
-            threads=count,
-            progress=progress,
         )
     report.exit_code = _exit_code(report, written=destination is not None)
     report.next_step = next_step(report, request, threads=count)

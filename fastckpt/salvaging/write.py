@@ -16,8 +16,9 @@ from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.safetensors_header import can_hold, write_safetensors
 from fastckpt.foreign.torch_pickle import pickle_state
 from fastckpt.foreign.write_torch import write_torch
+from fastckpt.io.copying import copy_storages
+from fastckpt.io.how import How
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import Path as TreePath
 from fastckpt.layout.tree import TensorRef, encode_tree, path_text, walk_tree
 from fastckpt.salvaging.gather import Gathered, gathered
@@ -65,11 +66,9 @@ def write_destination(
     selection: Selection,
     report: SalvageReport,
     wrecks: list[Wreck],
+    how: How,
     *,
     fill: str,
-    durable: bool,
-    threads: int,
-    progress: Progress | None,
 ) -> None:
     """Write the new file.
 
@@ -83,26 +82,25 @@ def write_destination(
     with contextlib.ExitStack() as stack:
         sources = {wreck.path: stack.enter_context(Source(wreck.path)) for wreck in wrecks if wreck.size}
         found: Gathered = stack.enter_context(
-            gathered(selection.pieces, selection.entries, sources, directory, fill=fill, threads=threads)
+            gathered(selection.pieces, selection.entries, sources, directory, fill=fill, threads=how.threads)
         )
         metadata = {SALVAGE_KEY: _provenance(report, fill=fill, filled=found.filled)}
         sizes = [piece.state.nbytes for piece in selection.pieces]
         if kind == "pt":
             note = json.dumps(metadata, indent=1).encode("utf-8")
             pickle = pickle_state(selection.tree, selection.entries, sizes)
-            write_torch(path, pickle, sizes, found.origins, note, durable=durable, threads=threads, progress=progress)
+            write_torch(
+                path,
+                pickle,
+                sizes,
+                lambda sink, places: copy_storages(sink, found.origins, places, how),
+                durable=how.durable,
+                note=note,
+            )
         elif kind == "safetensors":
             texts = {SALVAGE_KEY: json.dumps(metadata[SALVAGE_KEY])}
             own = {key: value for key, value in wrecks[0].metadata.items() if isinstance(value, str)}
-            write_safetensors(
-                path,
-                selection.entries,
-                found.origins,
-                {**own, **texts},
-                durable=durable,
-                threads=threads,
-                progress=progress,
-            )
+            write_safetensors(path, selection.entries, found.origins, {**own, **texts}, how)
         else:
             content = Content(
                 tree=encode_tree(selection.tree, _refuse),
@@ -112,7 +110,9 @@ def write_destination(
                 origins=[origin.offset for origin in found.origins],
                 sources=[origin.fd for origin in found.origins],
             )
-            write_checkpoint(content, path, codec="none", durable=durable, threads=threads, progress=progress)
+            write_checkpoint(
+                content, path, codec="none", durable=how.durable, threads=how.threads, progress=how.progress
+            )
 
 
 def _refuse(value: object, path: TreePath) -> object:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +13,16 @@ import torch
 from nanochat_finders import contents, find_last_step
 from nanochat_ranks import STEP, V, optim, write_ranks
 
-from fastckpt.errors import CheckpointIOError, DamagedError, MismatchError, OutOfSpaceError, UsageError
+from fastckpt.errors import (
+    CheckpointIOError,
+    DamagedError,
+    FastckptError,
+    MismatchError,
+    OutOfSpaceError,
+    UsageError,
+)
 from fastckpt.io import space
+from fastckpt.io.commit import Commit
 from fastckpt.nanochat import reshard
 from fastckpt.nanochat import step_change as staging
 from fastckpt.nanochat.completeness import step_state
@@ -140,17 +150,19 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reshard(directory, tmp_path / "to", step=STEP, world_size=1)
 
 
-def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch reports a full disk in its own way; nothing is left of the new files."""
+@pytest.mark.parametrize(("number", "error"), [(errno.ENOSPC, OutOfSpaceError), (errno.EIO, CheckpointIOError)])
+def test_a_write_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[FastckptError]
+) -> None:
+    """The disk is full, or broken: an error with a type, and nothing is left of the new files."""
     directory = write_ranks(tmp_path / "d12", BEFORE)
     before = contents(directory)
 
-    def full(*args: object, **named: object) -> None:
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 4195136 vs 4195088")
+    def fail(*args: object) -> None:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(CheckpointIOError, match="unexpected pos") as caught:
+    monkeypatch.setattr(Commit, "write", fail)
+    with pytest.raises(error):
         reshard(directory, step=STEP, world_size=AFTER)
-    assert "df -h" in str(caught.value)
     assert contents(directory) == before
     assert [path for path in directory.iterdir() if path.is_dir()] == []
