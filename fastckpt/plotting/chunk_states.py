@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 from fastckpt.constants import CHUNK_SIZE
 from fastckpt.layout.entries import Entry
 from fastckpt.plotting.markup import element, figure, text, title
-from fastckpt.salvaging.wreck import Hole, StorageState, Wreck
+from fastckpt.surveying.wreck import Hole, StorageState, Wreck
 
 INTACT: Final = "intact"
 UNPROVEN: Final = "unproven"

@@ -10,10 +10,10 @@ from fastckpt.io.pool import map_in_order
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
-from fastckpt.salvaging.report import Status
-from fastckpt.salvaging.wreck import Wreck
 from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Tile, reach_a
 from fastckpt.stored.tensors import StoredTensors
+from fastckpt.surveying.fates import Status
+from fastckpt.surveying.wreck import Wreck
 
 if TYPE_CHECKING:
     from fastckpt.tensor.profile import Profile

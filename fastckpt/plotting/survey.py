@@ -16,11 +16,11 @@ from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
 from fastckpt.plotting.naming import name_moments, parse
-from fastckpt.salvaging.report import Status
-from fastckpt.salvaging.survey import survey
+from fastckpt.salvaging.alike import survey_as_named
 from fastckpt.stored.comparison import compare
 from fastckpt.stored.tensors import StoredTensors, open_stored
 from fastckpt.stored.verify import verify
+from fastckpt.surveying.fates import Status
 
 Facts = dict[str, Any]
 
@@ -49,7 +49,7 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
     count = thread_count(threads)
     report = verify(path, threads=count)
     damaged = any(finding.kind is not Kind.UNPROVEN for finding in report.findings)
-    wreck = survey(path, like=None, threads=count, progress=None) if damaged else None
+    wreck = survey_as_named(path, threads=count) if damaged else None
     chunks: Facts | None = None
     not_whole: list[str] = []
     if wreck is not None:

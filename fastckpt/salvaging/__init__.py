@@ -1,6 +1,5 @@
-"""Damaged checkpoints of any format: what of them still stands, and a new file of it.
+"""Files out of damaged ones.
 
-A file is surveyed (`survey`: what kind it is, what of its structure stands,
-the state of every storage), tensors are judged (`wreck`), chosen (`selection`)
-and written (`write`). The damaged file is only ever read.
+A file is surveyed (`fastckpt.surveying`), tensors are chosen (`selection`),
+gathered (`gather`) and written (`write`). The damaged file is only ever read.
 """

@@ -24,7 +24,7 @@ from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.salvaging.selection import Part
-from fastckpt.salvaging.wreck import Hole
+from fastckpt.surveying.wreck import Hole
 
 _NAN: Final[Mapping[str, bytes]] = {
     "float16": b"\x00\x7e",

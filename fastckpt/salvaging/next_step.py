@@ -9,10 +9,11 @@ from typing import Final
 
 from fastckpt.errors import FastckptError
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
-from fastckpt.salvaging.blueprint import read_blueprint, siblings
-from fastckpt.salvaging.report import SalvageReport, Status
+from fastckpt.salvaging.alike import siblings, survey_as_named
+from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.request import Request
-from fastckpt.salvaging.survey import survey
+from fastckpt.surveying.blueprint import read_blueprint
+from fastckpt.surveying.fates import Status
 
 _KNOWN_SUFFIXES: Final = (".pt", ".pth", ".bin", ".fckpt", ".safetensors")
 
@@ -144,7 +145,7 @@ def _sibling(report: SalvageReport) -> str | None:
 def _is_whole(path: str, threads: int) -> bool:
     """Whether every byte of a file is proven. Reads all of it."""
     try:
-        wreck = survey(path, like=None, threads=threads, progress=None)
+        wreck = survey_as_named(path, threads=threads)
     except FastckptError:
         return False
     return not wreck.findings and all(fate.status is Status.INTACT for fate in wreck.fates().values())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from fastckpt.errors import UsageError
-from fastckpt.salvaging.report import Status
+from fastckpt.surveying.fates import Status
 
 INCLUDABLE: Final = ("unverified", "partial", "damaged")
 FILLS: Final = ("nan", "zeros")

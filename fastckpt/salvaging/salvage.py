@@ -11,13 +11,15 @@ from fastckpt.findings import Kind
 from fastckpt.io.how import How
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.walk import has_optimizer
+from fastckpt.salvaging.alike import blueprint_finder, survey_as_named
 from fastckpt.salvaging.next_step import next_step
-from fastckpt.salvaging.report import SalvageReport, Status, TensorFate
+from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.request import Request, make_request
 from fastckpt.salvaging.selection import Selection, choose
-from fastckpt.salvaging.survey import survey
-from fastckpt.salvaging.wreck import Wreck
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
+from fastckpt.surveying.fates import Status, TensorFate
+from fastckpt.surveying.survey import survey
+from fastckpt.surveying.wreck import Wreck
 
 
 def salvage(
@@ -76,8 +78,9 @@ def salvage(
             "this is a directory", path=path, next_step=f"fastckpt salvage {shlex.quote(path)} shows every step in it"
         )
     count = thread_count(threads)
-    wreck = survey(path, like=request.like, threads=count, progress=progress)
-    donor = survey(request.backfill, like=None, threads=count, progress=None) if request.backfill is not None else None
+    find = blueprint_finder(path, request.like)
+    wreck = survey(path, like=request.like, find_blueprint=find, threads=count, progress=progress)
+    donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
     fates = wreck.fates()
     selection = choose(wreck, fates, request.include, donor)
     if kind is not None:

@@ -17,8 +17,8 @@ from fastckpt.foreign.model import Opaque
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text, walk_tree
 from fastckpt.layout.walk import is_optimizer
-from fastckpt.salvaging.report import Status, TensorFate
-from fastckpt.salvaging.wreck import StorageState, Wreck
+from fastckpt.surveying.fates import Status, TensorFate
+from fastckpt.surveying.wreck import StorageState, Wreck
 
 _DROPPED: Final = object()
 _SHOWN: Final = 40

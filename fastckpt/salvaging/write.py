@@ -22,9 +22,10 @@ from fastckpt.io.source import Source
 from fastckpt.layout.tree import Path as TreePath
 from fastckpt.layout.tree import TensorRef, encode_tree, path_text, walk_tree
 from fastckpt.salvaging.gather import Gathered, gathered
-from fastckpt.salvaging.report import SalvageReport, Status
+from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.selection import Selection
-from fastckpt.salvaging.wreck import Wreck
+from fastckpt.surveying.fates import Status
+from fastckpt.surveying.wreck import Wreck
 
 FORMATS: Final = {
     ".fckpt": "fckpt",

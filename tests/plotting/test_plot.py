@@ -20,7 +20,7 @@ from fastckpt.plotting.naming import parse, short_labels
 from fastckpt.plotting.page import directory_page, file_page
 from fastckpt.plotting.survey import measure_directory, measure_file
 from fastckpt.plotting.treemap import Box, squarify
-from fastckpt.salvaging.survey import survey
+from fastckpt.surveying.survey import survey
 from fastckpt.tensor.profile import FIRST_OCTAVE
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -391,7 +391,7 @@ def test_states_of_chunks_in_a_pack(tmp_path: Path) -> None:
     fastckpt.save({f"t{n}": torch.full((3000,), float(n)) for n in range(20)}, path)
     raw = path.read_bytes()
     spoil(path, raw.index(torch.full((3000,), 7.0).numpy().tobytes()) + 500, b"\x11")
-    cells = chunk_states(survey(str(path), like=None, threads=1, progress=None))
+    cells = chunk_states(survey(str(path), threads=1))
     assert [cell.state for cell in cells] == ["damaged"]
     assert len(cells[0].tensors) == 20
 

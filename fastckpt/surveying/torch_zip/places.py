@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from fastckpt.foreign.zip_layout import LocalHeader, Place, descriptor_size, end_of, layouts, next_place, place_before
-from fastckpt.salvaging.torch_zip.evidence import Archive, descriptor_at, local_header_at, search_local_headers
-from fastckpt.salvaging.torch_zip.pickle import FoundPickle
-from fastckpt.salvaging.torch_zip.storages import Candidate, Sums, judge, look
-from fastckpt.salvaging.wreck import StorageState
+from fastckpt.surveying.torch_zip.evidence import Archive, descriptor_at, local_header_at, search_local_headers
+from fastckpt.surveying.torch_zip.pickle import FoundPickle
+from fastckpt.surveying.torch_zip.storages import Candidate, Sums, judge, look
+from fastckpt.surveying.wreck import StorageState
 
 Sizes = Sequence[tuple[str, int]]
 """Key and size of storages, in the order in which they were saved."""

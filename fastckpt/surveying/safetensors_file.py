@@ -13,8 +13,8 @@ from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import TensorRef
-from fastckpt.salvaging.blueprint import does_not_fit, read_blueprint
-from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, mark_unreadable
+from fastckpt.surveying.blueprint import does_not_fit, read_blueprint
+from fastckpt.surveying.wreck import Hole, StorageState, Wreck, mark_unreadable
 
 _NO_CHECKSUM: Final = "the format has no checksums"
 

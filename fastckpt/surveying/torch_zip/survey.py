@@ -12,12 +12,12 @@ from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef
-from fastckpt.salvaging.blueprint import Blueprint, FindBlueprint
-from fastckpt.salvaging.torch_zip.evidence import Archive, local_header_at, read_directory
-from fastckpt.salvaging.torch_zip.pickle import FoundPickle, find_pickle
-from fastckpt.salvaging.torch_zip.places import announced, arithmetic_places, find_storages, listed_places
-from fastckpt.salvaging.torch_zip.storages import Candidate, Sums
-from fastckpt.salvaging.wreck import StorageState, Wreck
+from fastckpt.surveying.blueprint import Blueprint, FindBlueprint
+from fastckpt.surveying.torch_zip.evidence import Archive, local_header_at, read_directory
+from fastckpt.surveying.torch_zip.pickle import FoundPickle, find_pickle
+from fastckpt.surveying.torch_zip.places import announced, arithmetic_places, find_storages, listed_places
+from fastckpt.surveying.torch_zip.storages import Candidate, Sums
+from fastckpt.surveying.wreck import StorageState, Wreck
 
 
 def survey_torch_zip(

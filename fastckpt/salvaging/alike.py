@@ -9,85 +9,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from fastckpt.errors import FastckptError
-from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.foreign.open_foreign import open_foreign
-from fastckpt.foreign.sniff import kind_of
-from fastckpt.io.source import Source
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, contiguous_stride
-from fastckpt.layout.tree import TensorRef, decode_tree
+from fastckpt.layout.tree import TensorRef
 from fastckpt.nanochat.model_tensors import model_tensors, read_model_config
 from fastckpt.nanochat.names import META, MODEL, Stem, parse_name
+from fastckpt.surveying.blueprint import Blueprint, FindBlueprint, does_not_fit, read_blueprint
+from fastckpt.surveying.survey import survey
+from fastckpt.surveying.wreck import Wreck
 
 MAX_SIBLINGS = 8
 """Files of a directory that are looked at for a structure that fits."""
-
-
-@dataclass(slots=True)
-class Blueprint:
-    """The structure of a checkpoint without its bytes.
-
-    Attributes:
-        structure: Where it comes from, as in `SalvageReport`.
-        tree: The nesting; ``TensorRef(i)`` is ``entries[i]``.
-        entries: The tensors.
-        sizes: Key and size of every storage; ``Entry.storage`` counts here.
-        prefix: Top directory of the archive it was read from.
-        notes: What the user should know about it.
-        doubt: Why nothing can be called intact with these names; "" if it fits.
-    """
-
-    structure: str
-    tree: Any
-    entries: list[Entry]
-    sizes: list[tuple[str, int]]
-    prefix: str = ""
-    notes: list[str] = field(default_factory=list)
-    doubt: str = ""
-
-    def fits(self, found: Mapping[str, int], *, share: float = 0.9) -> bool:
-        """Whether this ``share`` of the storages that were found, by key and size, are among these.
-
-        Not all have to be: a damaged header can have a wrong number or size.
-        """
-        return self.matches(found) >= share * len(found)
-
-    def matches(self, found: Mapping[str, int]) -> int:
-        """How many of the storages that were found, by key and size, are among these."""
-        sizes = dict(self.sizes)
-        return sum(sizes.get(key) == size for key, size in found.items())
-
-
-FindBlueprint = Callable[[Mapping[str, int], list[str]], "Blueprint | None"]
-"""Takes key and size of the storages that were found, and the notes of the report, to which it may add."""
-
-
-def read_blueprint(path: str, structure: str) -> Blueprint:
-    """The structure of a checkpoint file of any format.
-
-    Raises:
-        FastckptError: It is not whole, or no checkpoint.
-    """
-    note = f"names, shapes and dtypes are those of {path}, and so are all plain values (such as lr and step)"
-    with Source(path) as source:
-        foreign = None if kind_of(source) == "fckpt" else open_foreign(source)
-    if foreign is None:
-        with CheckpointFile(path) as file:
-            entries = file.checked_entries()
-            tree = decode_tree(file.manifest.tree, len(entries))
-            sizes = [(str(number), place.nbytes) for number, place in enumerate(file.manifest.storages)]
-        return Blueprint(structure, tree, entries, sizes, notes=[note])
-    named = foreign.kind == "torch-zip"
-    sizes = [
-        (storage.key.removeprefix("data/") if named else str(number), storage.nbytes)
-        for number, storage in enumerate(foreign.storages)
-    ]
-    return Blueprint(structure, foreign.tree, foreign.entries, sizes, foreign.prefix, [note])
 
 
 def blueprint_finder(path: str, like: str | None) -> FindBlueprint:
@@ -119,9 +54,12 @@ def blueprint_finder(path: str, like: str | None) -> FindBlueprint:
     return find
 
 
-def does_not_fit(like: str, matching: int, found: int) -> str:
-    """What is said of a file that was named with --like and has another structure."""
-    return f"{like} has another structure and is not used: only {matching} of {found} tensors that were found are in it"
+def survey_as_named(path: str, *, threads: int) -> Wreck:
+    """What stands of a file, with the structure that its name and its directory imply where its own is lost.
+
+    Raises what `survey` raises.
+    """
+    return survey(path, threads=threads, find_blueprint=blueprint_finder(path, None))
 
 
 def siblings(path: str) -> Iterator[str]:

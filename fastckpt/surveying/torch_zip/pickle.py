@@ -14,7 +14,7 @@ from fastckpt.foreign.torch_state import TorchState, read_state
 from fastckpt.foreign.zip_layout import ALIGNMENT, DirectoryEntry, next_place
 from fastckpt.io.source import Source
 from fastckpt.io.unreadable import read_there
-from fastckpt.salvaging.torch_zip.evidence import descriptor_at, local_header_at
+from fastckpt.surveying.torch_zip.evidence import descriptor_at, local_header_at
 
 _FIRST_WINDOW: Final = 4 * 2**20
 _MAX_PICKLE: Final = 64 * 2**20

@@ -15,21 +15,35 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import read_there
 from fastckpt.layout.frame import decode_footer
-from fastckpt.salvaging.blueprint import Blueprint, blueprint_finder
-from fastckpt.salvaging.fckpt import survey_fckpt
-from fastckpt.salvaging.safetensors_file import survey_safetensors
-from fastckpt.salvaging.torch_legacy import is_headless, survey_torch_legacy
-from fastckpt.salvaging.torch_zip.evidence import read_directory, search_local_headers
-from fastckpt.salvaging.torch_zip.survey import survey_torch_zip
-from fastckpt.salvaging.wreck import StorageState, Wreck
+from fastckpt.surveying.blueprint import FindBlueprint, nothing_alike
+from fastckpt.surveying.fckpt import survey_fckpt
+from fastckpt.surveying.safetensors_file import survey_safetensors
+from fastckpt.surveying.torch_legacy import is_headless, survey_torch_legacy
+from fastckpt.surveying.torch_zip.evidence import read_directory, search_local_headers
+from fastckpt.surveying.torch_zip.survey import survey_torch_zip
+from fastckpt.surveying.wreck import StorageState, Wreck
 
 _PIECE: Final = 64 * 2**20
 """Bytes that are searched for blocks of a .fckpt at once."""
 TORCH_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt")
 
 
-def survey(path: str, *, like: str | None, threads: int, progress: Progress | None) -> Wreck:
+def survey(
+    path: str,
+    *,
+    threads: int,
+    progress: Progress | None = None,
+    like: str | None = None,
+    find_blueprint: FindBlueprint = nothing_alike,
+) -> Wreck:
     """What stands of a file.
+
+    Args:
+        path: The file.
+        threads: Worker threads.
+        progress: Told of the bytes verified so far.
+        like: A checkpoint of the same structure.
+        find_blueprint: Gives a structure in place of one that is lost.
 
     Raises:
         NotACheckpointError: Nothing says that it is, or was, a checkpoint.
@@ -37,8 +51,7 @@ def survey(path: str, *, like: str | None, threads: int, progress: Progress | No
         CheckpointIOError: It cannot be opened.
     """
     if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return _survey_empty(path, like)
-    find_blueprint = blueprint_finder(path, like)
+        return _survey_empty(path, find_blueprint)
     with Source(path) as source:
         head = read_there(source, 0, HEAD_SIZE)
         kind = _kind(source, head, like)
@@ -116,11 +129,11 @@ def _is_legacy(path: str | None) -> bool:
         return sniff(source.head(HEAD_SIZE)) == "torch-legacy"
 
 
-def _survey_empty(path: str, like: str | None) -> Wreck:
+def _survey_empty(path: str, find_blueprint: FindBlueprint) -> Wreck:
     wreck = Wreck(path, "unknown", 0, doubt="the file is empty")
     text = "the file is empty (0 bytes): the save never began to write"
     wreck.findings.append(Finding(Kind.MISSING, text, 0, 0))
-    blueprint: Blueprint | None = blueprint_finder(path, like)({}, wreck.notes)
+    blueprint = find_blueprint({}, wreck.notes)
     if blueprint is not None:
         wreck.structure, wreck.tree, wreck.entries = blueprint.structure, blueprint.tree, blueprint.entries
         wreck.storages = [StorageState(size) for _, size in blueprint.sizes]

@@ -15,7 +15,7 @@ from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.manifest import Manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef, decode_tree
-from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, merge_holes
+from fastckpt.surveying.wreck import Hole, StorageState, Wreck, merge_holes
 
 
 def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> Wreck:

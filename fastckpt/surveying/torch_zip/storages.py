@@ -19,8 +19,8 @@ from fastckpt.foreign.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move, Progress
 from fastckpt.io.unreadable import narrowed, read_there
-from fastckpt.salvaging.torch_zip.evidence import Archive, Descriptor, descriptor_at, local_header_at
-from fastckpt.salvaging.wreck import Hole, StorageState, merge_holes
+from fastckpt.surveying.torch_zip.evidence import Archive, Descriptor, descriptor_at, local_header_at
+from fastckpt.surveying.wreck import Hole, StorageState, merge_holes
 
 _TORCH_RECORD: Final = re.compile(r"[^/]+/(version|byteorder|\.format_version|\.data/serialization_id|data/[^/]+)")
 _ZERO_RUN: Final = 16

@@ -26,8 +26,8 @@ from fastckpt.foreign.torch_state import TorchState, read_state
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import can_read, read_there
-from fastckpt.salvaging.blueprint import Blueprint, FindBlueprint
-from fastckpt.salvaging.wreck import Hole, StorageState, Wreck, mark_unreadable
+from fastckpt.surveying.blueprint import Blueprint, FindBlueprint
+from fastckpt.surveying.wreck import Hole, StorageState, Wreck, mark_unreadable
 
 _FIRST_WINDOW: Final = 4 * 2**20
 _MAX_PICKLES: Final = 64 * 2**20

@@ -17,7 +17,7 @@ from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import unreadable_parts
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import Record
-from fastckpt.salvaging.report import Status, TensorFate
+from fastckpt.surveying.fates import Status, TensorFate
 
 
 class Hole(NamedTuple):

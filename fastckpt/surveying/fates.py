@@ -1,0 +1,79 @@
+"""The fate of a tensor of a damaged file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+
+class Status(str, Enum):
+    """What became of one tensor."""
+
+    INTACT = "intact"
+    """Its bytes are those that were written: its CRC-32 or its leaf digests match."""
+    UNVERIFIED = "unverified"
+    """All its bytes are there; nothing in the file proves them."""
+    DAMAGED = "damaged"
+    """A checksum says that some of its bytes are not those that were written."""
+    PARTIAL = "partial"
+    """Its beginning is there, the rest is missing."""
+    LOST = "lost"
+    """None of its bytes are there."""
+
+
+@dataclass(slots=True)
+class TensorFate:
+    """What became of one tensor.
+
+    Attributes:
+        name: Flat name.
+        status: See `Status`.
+        dtype: torch's name of the element type.
+        shape: Extents.
+        nbytes: Bytes of all elements.
+        present: Bytes that are there and not known to be wrong.
+        rows_intact: Row ranges ``[first, end)`` that are proven although the tensor is not whole;
+            None where rows cannot be told apart.
+        rows_present: Row ranges that are there but not proven.
+        chunks: Damaged chunks of its record (``.fckpt``).
+        leaves: Damaged leaves of its record (``.fckpt``).
+        offset: Where its first byte lies in the file, if that is known and it is not encoded.
+        source: The file its bytes are in.
+        reason: Why it is not intact, in a few words.
+    """
+
+    name: str
+    status: Status
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    present: int
+    rows_intact: list[tuple[int, int]] | None = None
+    rows_present: list[tuple[int, int]] | None = None
+    chunks: list[int] = field(default_factory=list)
+    leaves: list[int] = field(default_factory=list)
+    offset: int | None = None
+    source: str = ""
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON; what does not apply is left out."""
+        facts: dict[str, Any] = {
+            "status": self.status.value,
+            "dtype": self.dtype,
+            "shape": list(self.shape),
+            "nbytes": self.nbytes,
+            "present": self.present,
+            "offset": self.offset,
+        }
+        for key in ("rows_intact", "rows_present"):
+            rows = getattr(self, key)
+            if rows is not None:
+                facts[key] = [list(run) for run in rows]
+        if self.chunks:
+            facts["bad_chunks"] = self.chunks
+            facts["bad_leaves"] = self.leaves
+        if self.reason:
+            facts["reason"] = self.reason
+        return facts
