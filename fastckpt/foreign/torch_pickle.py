@@ -160,14 +160,11 @@ class _PickleWriter:
         key = ("bytes", value)
         if self.known(key):
             return
-        if not value:
-            self.global_("__builtin__", "bytes")
-            self.tuple_(())
-        else:
-            self.global_("_codecs", "encode")
-            self.text(value.decode("latin1"), ("text of", value))
-            self.text("latin1")
-            self.close_tuple(2)
+        # Python would write a call of bytes() for none, which a weights_only load refuses.
+        self.global_("_codecs", "encode")
+        self.text(value.decode("latin1"), ("text of", value))
+        self.text("latin1")
+        self.close_tuple(2)
         self.out += b"R"
         self.number(key)
 
