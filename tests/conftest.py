@@ -1,12 +1,84 @@
-"""What holds for all suites: programs that tests start find what the tests find, and can be interrupted."""
+"""What holds for all suites: how they run beside each other, what chance they use, what programs find."""
 
+from __future__ import annotations
+
+import fcntl
 import os
+import random
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Programs that tests start find what the tests find.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
 
 # A shell starts its background jobs with SIGINT ignored, and children inherit that: no Ctrl-C would reach
 # the programs that the tests interrupt, and the tests would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A change must fail for what it does: the same examples every time. New ones are drawn at night.
+_HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+settings.register_profile("default", derandomize=True, deadline=None, suppress_health_check=_HEALTH)
+settings.register_profile("nightly", print_blob=True, deadline=None, suppress_health_check=_HEALTH)
+settings.load_profile("default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw the seed of the property tests here where it is random, so that it can be said."""
+    if config.option.hypothesis_profile == "nightly" and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(random.SystemRandom().getrandbits(32))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """How to run the same examples again."""
+    seed = config.option.hypothesis_seed
+    if seed is None:
+        return []
+    return [f"property tests are random; again: --hypothesis-profile=nightly --hypothesis-seed={seed}"]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """The whole suite runs in up to four processes; what is named on the command line runs in this one."""
+    if config.args_source is pytest.Config.ArgsSource.ARGS:
+        return 0
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min(len(os.sched_getaffinity(0)), 4)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those that need the machine for themselves come last, so that few others wait for them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.get_closest_marker("serial") is not None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Nothing else runs while a test marked serial does."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    shared = item.session.config._tmp_path_factory.getbasetemp().parent  # type: ignore[attr-defined]
+    how = fcntl.LOCK_EX if item.get_closest_marker("serial") else fcntl.LOCK_SH
+    with ExitStack() as stack:
+        # Who waits for the room waits at the door, and none goes in past it.
+        with _locked(shared / "door", fcntl.LOCK_EX):
+            stack.enter_context(_locked(shared / "room", how))
+        return (yield)
+
+
+@contextmanager
+def _locked(path: Path, how: int) -> Iterator[None]:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, how)
+        yield
+    finally:
+        # Said, because a child that was forked meanwhile would otherwise hold it too.
+        fcntl.flock(file, fcntl.LOCK_UN)
+        os.close(file)

@@ -95,6 +95,7 @@ def line_of(pipe: IO[str] | None) -> list[str]:
     return pipe.readline().split()
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("action", ACTIONS)
 def test_interrupt(files: Path, action: str) -> None:
     generator = random.Random(action)

@@ -167,6 +167,7 @@ def test_devices_and_strides_are_noted(here, tmp_path):
     assert "requires_grad" in out
 
 
+@pytest.mark.serial
 def test_two_gigabytes_are_inspected_within_300_ms(tmp_path):
     path = tmp_path / "large.safetensors"
     layers = 64

@@ -67,6 +67,7 @@ def encoded(tmp_path_factory):
     return path
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("as_json", [False, True])
 def test_verify_stops_at_once(encoded, as_json):
     arguments = ["--json"] if as_json else []

@@ -27,6 +27,7 @@ def seconds_of(command: list[str]) -> float:
     return statistics.median(once() for _ in range(5))
 
 
+@pytest.mark.serial
 def test_help_starts_fast():
     if seconds_of([sys.executable, "-c", "pass"]) > 0.1:
         pytest.skip("Python itself takes more than 100 ms to start here")

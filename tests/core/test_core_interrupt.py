@@ -55,6 +55,7 @@ WORKS = {
 }
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("name", WORKS)
 def test_interrupt(tmp_path: Path, name: str) -> None:
     program = textwrap.dedent(PROLOGUE) + f"\ninterrupt_during(lambda: {WORKS[name]})\n"

@@ -219,6 +219,7 @@ def run(path: Path, turns: int, code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("released", [True, False])
 def test_interrupt(tmp_path: Path, released: bool) -> None:
     """Between turns that come and go, and while it waits for one that never comes."""

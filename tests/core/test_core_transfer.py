@@ -142,6 +142,7 @@ def test_populate_on_plain_memory() -> None:
     assert list(leaves) == leaves_of(DATA)
 
 
+@pytest.mark.serial
 def test_many_small_extents() -> None:
     count = 200_000
     source, sink = bytearray(DATA[: count * 64]), bytearray(count * 64)
@@ -200,6 +201,7 @@ def test_progress_rises_to_the_total() -> None:
     assert seen == [99]
 
 
+@pytest.mark.serial
 def test_an_exception_from_progress_ends_the_transfer() -> None:
     owner, address = aligned_memory(64 * 1024 * 1024, 0)
     # The same memory again and again: long enough to be still at work at the first report.

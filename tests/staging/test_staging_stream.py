@@ -277,6 +277,7 @@ while True:
 """
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("name", FORMATS)
 def test_interrupt(files: Path, name: str) -> None:
     rounds = 5
