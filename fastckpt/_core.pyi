@@ -55,6 +55,12 @@ def leaf_digests(buffer: Buffer, threads: int = 1) -> bytes:
 def crc32(buffer: Buffer, value: int = 0) -> int:
     """CRC-32 as zlib and zip have it; ``value`` is the CRC of what came before."""
 
+def cached_bytes(fd: int, size: int, /) -> int | None:
+    """How many of the first ``size`` bytes of a file are in the page cache; None where the system does not tell.
+
+    Asking fetches nothing.
+    """
+
 def crc32_combine(a: int, b: int, size_b: int, /) -> int:
     """The CRC-32 of A followed by B, from the CRCs of both and the size of B."""
 

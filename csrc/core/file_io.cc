@@ -8,10 +8,6 @@
 #include <algorithm>
 #include <cerrno>
 
-#if defined(__linux__)
-#include <sys/syscall.h>
-#endif
-
 #include "bytes.h"
 
 namespace fastckpt {
@@ -101,33 +97,6 @@ IoResult ReadDirectAt(int fd, uint8_t* to, size_t size, uint64_t offset) {
     if (!IsAligned(static_cast<uint64_t>(got), kAlignment)) break;
   }
   return result;
-}
-
-Residency QueryResidency(int fd, uint64_t offset, size_t size) {
-#if defined(__linux__)
-  // cachestat(2), Linux 6.5. The number is the same on every architecture; older headers lack it.
-#if defined(SYS_cachestat)
-  constexpr long kCachestat = SYS_cachestat;
-#else
-  constexpr long kCachestat = 451;
-#endif
-  struct Range {
-    uint64_t offset, size;
-  } range = {offset, size};
-  struct Counts {
-    uint64_t cached, dirty, writeback, evicted, recently_evicted;
-  } counts = {};
-  if (size == 0 || AddOverflows(offset, size)) return Residency::kUnknown;
-  if (syscall(kCachestat, fd, &range, &counts, 0) != 0) return Residency::kUnknown;
-  const uint64_t page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-  const uint64_t first = offset / page;
-  const uint64_t last = (offset + size - 1) / page;
-  if (counts.cached == 0) return Residency::kNone;
-  return counts.cached > last - first ? Residency::kAll : Residency::kSome;
-#else
-  (void)fd, (void)offset, (void)size;
-  return Residency::kUnknown;
-#endif
 }
 
 }  // namespace fastckpt

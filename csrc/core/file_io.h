@@ -31,11 +31,6 @@ IoResult ReadCachedAt(int fd, uint8_t* to, size_t size, uint64_t offset);
 // file or an obstacle; a plain read of the rest tells which.
 IoResult ReadDirectAt(int fd, uint8_t* to, size_t size, uint64_t offset);
 
-// How much of a range the page cache holds. Asking does not start a read-ahead, which a cached-only
-// read does when it misses: on a cold file that would fetch much of the data twice.
-enum class Residency { kNone, kSome, kAll, kUnknown };
-Residency QueryResidency(int fd, uint64_t offset, size_t size);
-
 }  // namespace fastckpt
 
 #endif  // FASTCKPT_CORE_FILE_IO_H_

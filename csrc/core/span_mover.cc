@@ -93,25 +93,29 @@ void SpanMover::MoveMapped(size_t begin, size_t end) {
 
 void SpanMover::MovePieces(size_t begin, size_t end) {
   const uint8_t* const source = ToPointer(extent_->source + offset_);
-  uint8_t* const sink = ToPointer(extent_->sink + offset_);
-  const bool direct = direct_ && request_.sink_fd >= 0 && end > begin;
-  // The disk is fastest from aligned memory in large pages, which that of a tensor seldom is. So a
-  // direct write takes a copy, hashed while it lies in the cache.
-  const bool copied = direct && scratch_.Reserve(end - begin);
-  for (size_t at = begin; at < end && !transfer_->cancelled(); at += kPiece) {
-    const size_t size = std::min(kPiece, end - at);
-    if (request_.sink_fd == TransferRequest::kMemory || copied) {
-      // Hashed is the copy, so that the digests are those of the bytes that arrived.
-      uint8_t* const to = copied ? scratch_.data() + (at - begin) : sink + at;
-      std::memcpy(to, source + at, size);
-      Digest(to, at, size, DataIn::kCache);
-      continue;
-    }
-    Digest(source + at, at, size, DataIn::kMemory);
-    if (request_.sink_fd >= 0 && !direct && !Write(source + at, at, size)) return;
+  if (request_.sink_fd == TransferRequest::kNoSink) {
+    for (size_t at = begin; at < end && !transfer_->cancelled(); at += kPiece)
+      Digest(source + at, at, std::min(kPiece, end - at), DataIn::kMemory);
+    return;
   }
-  if (direct && !transfer_->cancelled())
-    Write(copied ? scratch_.data() : source + begin, begin, end - begin);
+  // Hashed is always a copy that nobody else can change, so that the digests are those of the bytes
+  // that arrive, also when another thread writes to the source meanwhile. On the way to a file that
+  // copy stays in the cache; for direct I/O it is the whole span, because the disk is fastest from
+  // aligned memory in large requests.
+  const bool to_memory = request_.sink_fd == TransferRequest::kMemory;
+  const size_t step = direct_ || to_memory ? end - begin : std::min(kPiece, end - begin);
+  if (!to_memory && end > begin && !scratch_.Reserve(step))
+    return transfer_->Fail(Status::NoMemory());
+  for (size_t start = begin; start < end && !transfer_->cancelled(); start += step) {
+    const size_t stop = std::min(start + step, end);
+    uint8_t* const to = to_memory ? ToPointer(extent_->sink + offset_) + start : scratch_.data();
+    for (size_t at = start; at < stop && !transfer_->cancelled(); at += kPiece) {
+      const size_t size = std::min(kPiece, stop - at);
+      std::memcpy(to + (at - start), source + at, size);
+      Digest(to + (at - start), at, size, DataIn::kCache);
+    }
+    if (!to_memory && !transfer_->cancelled() && !Write(to, start, stop - start)) return;
+  }
 }
 
 void SpanMover::OnData(size_t begin, size_t end) {

@@ -7,6 +7,7 @@
 #include "bytes.h"
 #include "constants.h"
 #include "file_io.h"
+#include "residency.h"
 
 namespace fastckpt {
 

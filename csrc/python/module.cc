@@ -16,6 +16,7 @@
 #include "../core/cpu.h"
 #include "../core/crc32.h"
 #include "../core/hash.h"
+#include "../core/residency.h"
 #include "../core/scan.h"
 #include "../core/transfer.h"
 #include "../core/workers.h"
@@ -263,6 +264,15 @@ PyObject* FindBlocks(PyObject*, PyObject* arguments, PyObject* keywords) {
   return list;
 }
 
+PyObject* CountCached(PyObject*, PyObject* arguments) {
+  int fd = -1;
+  unsigned long long size = 0;
+  if (!PyArg_ParseTuple(arguments, "iK", &fd, &size)) return nullptr;
+  const int64_t cached = fastckpt::CachedBytes(fd, size);
+  if (cached < 0) Py_RETURN_NONE;
+  return PyLong_FromLongLong(cached);
+}
+
 // --- the module --------------------------------------------------------------------------------
 
 // By way of a plain function pointer, which tells the compiler that the type is meant to change.
@@ -297,6 +307,9 @@ PyMethodDef methods[] = {
      METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("find_blocks(fd, magic, start, stop, *, threads=1)\n--\n\n"
                "The offsets at which a block's magic stands.")},
+    {"cached_bytes", CountCached, METH_VARARGS,
+     PyDoc_STR("cached_bytes(fd, size, /)\n--\n\n"
+               "How many of the first bytes of a file the page cache holds.")},
     {nullptr, nullptr, 0, nullptr}};
 
 bool AddMagic(PyObject* module, const char* name, const char* magic) {

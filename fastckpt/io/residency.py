@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
+from fastckpt import _core
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import direct_threads, thread_count
 
-_SAMPLES: Final = 64
 _WARM: Final = 0.95
 
 
 def is_warm(source: Source) -> bool:
-    """Whether nearly all of a file is in the page cache, judged by evenly spaced samples.
+    """Whether nearly all of a file is in the page cache. Where the system does not tell, it counts as warm.
 
-    RWF_NOWAIT reads only what needs no waiting for the disk. Where it is not
-    supported the file counts as warm.
+    The answer is remembered with the open file: whoever reads it in several
+    passes takes the same way each time, and it is the reading itself that
+    warms a file.
     """
-    if not hasattr(os, "RWF_NOWAIT"):
-        return True
-    present = 0
-    byte = bytearray(1)
-    for sample in range(_SAMPLES):
-        try:
-            present += os.preadv(source.fd, [byte], sample * (source.size - 1) // (_SAMPLES - 1), os.RWF_NOWAIT)
-        except BlockingIOError:
-            pass
-        except OSError:
-            return True
-    return present >= _WARM * _SAMPLES
+    if source.warm is None:
+        cached = _core.cached_bytes(source.fd, source.size)
+        source.warm = cached is None or cached >= _WARM * source.size
+    return source.warm
 
 
 def reading_threads(source: Source, threads: int | None) -> int:

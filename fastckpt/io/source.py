@@ -26,6 +26,7 @@ class Source:
         path: The path as given.
         fd: The file descriptor, -1 once closed.
         size: Length in bytes when it was opened. Every read is bounded by it.
+        warm: What `fastckpt.io.residency.is_warm` found when it was first asked.
 
     Raises:
         NotACheckpointError: It is empty, a directory, a pipe or a device.
@@ -36,6 +37,7 @@ class Source:
         self.path = os.fsdecode(path)
         self.fd = -1
         self._direct_fd: int | None = None
+        self.warm: bool | None = None
         try:
             # Without O_NONBLOCK, opening a pipe waits for a writer.
             self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -36,6 +36,10 @@ def save(
     file is the same, byte for byte, wherever the tensors were. A save of the
     same path that still goes on in the background is waited for.
 
+    A tensor that another thread changes meanwhile is saved torn: some bytes
+    from before, some from after. The file is whole all the same, and loads.
+    `save_async` takes a snapshot before it returns.
+
     Args:
         state: Any nesting of dict (str and int keys), OrderedDict, list, tuple,
             tensors, int, float, complex, bool, None, str, bytes, torch.dtype,
