@@ -69,6 +69,7 @@ class Report:
         verified: Bytes covered by a digest or CRC that was checked.
         root: Root digest in hex, when the file has one.
         findings: All damage, in file order.
+        tensors_total: How many tensors it has; None if nothing tells.
         exit_code: What the command line ends with (see README).
         next_step: The next command to run, if there is damage.
     """
@@ -79,6 +80,7 @@ class Report:
     verified: int = 0
     root: str | None = None
     findings: list[Finding] = field(default_factory=list)
+    tensors_total: int | None = None
     exit_code: int = 0
     next_step: str | None = None
 
@@ -102,6 +104,7 @@ class Report:
             "verified_bytes": self.verified,
             "root": self.root,
             "damaged_tensors": self.damaged_tensors,
+            "tensors_total": self.tensors_total,
             "findings": [finding.as_dict() for finding in self.findings],
             "next": self.next_step,
         }

@@ -64,8 +64,7 @@ def _verify(path: str, threads: int | None) -> tuple[Facts, int]:
     with progress_bar(f"verifying {os.path.basename(path)}", about.nbytes if about is not None else 0) as progress:
         report = verify(path, threads=threads, progress=progress)
     seconds = time.perf_counter() - start
-    tensors = about.tensors if about is not None else None
-    return {**report.as_dict(), "tensors_total": tensors, "seconds": seconds}, report.exit_code
+    return {**report.as_dict(), "seconds": seconds}, report.exit_code
 
 
 def _lines(facts: Facts, prefix: str = "") -> Iterable[str | Styled]:

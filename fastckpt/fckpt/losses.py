@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
-from fastckpt.constants import ALIGNMENT, CHUNK_SIZE, LEAF_SIZE
-from fastckpt.errors import DamagedError, FastckptError
-from fastckpt.fckpt.payload import Reading, Target, finding_of, read_targets, tensors_in
-from fastckpt.fckpt.remains import Remains, scan
-from fastckpt.findings import Finding, Kind, Report, conclude
-from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress
+from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
+from fastckpt.errors import DamagedError
+from fastckpt.fckpt.payload import tensors_in
+from fastckpt.fckpt.remains import Remains
+from fastckpt.findings import Finding, Kind
 from fastckpt.layout.records import Record
 
 
@@ -27,29 +24,6 @@ def whole_prefix(record: Record, file_size: int) -> int:
         return there // LEAF_SIZE * LEAF_SIZE
     whole = sum(1 for chunk in record.chunks if chunk.offset + chunk.stored_size <= there)
     return min(whole * CHUNK_SIZE, record.raw_size)
-
-
-def find_remains(
-    path: str | os.PathLike[str], failure: FastckptError, *, threads: int, progress: Progress | None
-) -> Report:
-    """The report on a file that cannot be opened because of ``failure`` at its end."""
-    with Source(path) as source:
-        report = Report(source.path, "fckpt", source.size)
-        remains = scan(source, threads=threads)
-        report.findings += remains.findings
-        if not any(finding.offset == max(source.size - ALIGNMENT, 0) for finding in remains.findings):
-            end = max(source.size - ALIGNMENT, 0)
-            report.findings.append(Finding(Kind.MISSING, failure.message, end, source.size - end, loss=False))
-        records = [record for _, record in sorted(remains.records.items())]
-        targets = [Target(record, 0, whole_prefix(record, source.size), None) for record in records]
-        bad = read_targets(source, targets, Reading(threads, progress=progress))
-        report.findings += [finding_of(item) for item in bad]
-        report.findings += find_cuts(remains, source.size)
-        report.verified = sum(target.size for target in targets)
-        report.findings += find_lost(remains, source.size)
-    report.findings.sort(key=lambda finding: (finding.offset, finding.size))
-    conclude(report)
-    return report
 
 
 def find_cuts(remains: Remains, size: int) -> list[Finding]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
@@ -20,21 +19,13 @@ def verify_foreign(path: str | os.PathLike[str], *, threads: int, progress: Prog
     in the file says that they are right.
 
     Raises:
-        NotACheckpointError, CheckpointIOError: It cannot be verified at all.
+        DamagedError, UnsupportedStateError, NotACheckpointError, CheckpointIOError: It cannot be read as a whole file.
     """
     with Source(path) as source:
         report = Report(source.path, "unknown", source.size)
-        try:
-            foreign = open_foreign(source)
-        except DamagedError as error:
-            offset = error.offset or 0
-            tensors = (error.tensor,) if error.tensor is not None else ()
-            report.findings.append(Finding(Kind.MISSING, error.message, offset, 0, tensors=tensors))
-            conclude(report)
-            return report
-        except UnsupportedStateError:
-            raise
+        foreign = open_foreign(source)
         report.format = foreign.kind
+        report.tensors_total = len(foreign.entries)
         report.findings += _check_storages(foreign, source, report, threads=threads, progress=progress)
     conclude(report)
     return report

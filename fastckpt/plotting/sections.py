@@ -190,8 +190,8 @@ def damage_section(file: Facts) -> Iterator[str]:
 
 
 def _not_whole(file: Facts) -> Iterator[str]:
-    """Which tensors the damage is in, where the findings are about the file as a whole."""
-    told = {name for finding in file["findings"] for name in finding["tensors"]}
+    """Which tensors the damage is in, where none of the findings that are shown says so."""
+    told = {name for finding in file["findings"][:_MAX_FINDINGS] for name in finding["tensors"]}
     names = [shortened(name, _MAX_NAME) for name in file["not_whole"] if name not in told]
     if names:
         more = f" and {counted(len(names) - _MAX_FINDINGS, 'more tensor')}" if len(names) > _MAX_FINDINGS else ""

@@ -21,9 +21,8 @@ from fastckpt.constants import (
     SECTION_MANIFEST_COPY,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError, UnsupportedStateError
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.losses import find_remains
 from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.foreign.sniff import kind_of
@@ -35,6 +34,7 @@ from fastckpt.layout.entries import Entry, encode_entry_table
 from fastckpt.layout.frame import Section, decode_index, decode_superblock
 from fastckpt.layout.records import Record, decode_record_header
 from fastckpt.layout.tree import decode_tree
+from fastckpt.stored.damage import report_damage
 
 _BAD = (DamagedError, CheckpointIOError)
 """What reading a damaged part of a file raises: its bytes are wrong, or the system cannot read them."""
@@ -65,18 +65,34 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
     with Source(path) as source:
         kind = kind_of(source)
         count = reading_threads(source, threads)
+        name = source.path
+    failure: FastckptError | None = None
+    report: Report | None = None
+    try:
+        report = _verify_whole(name, kind, count, progress)
+    except (DamagedError, NotACheckpointError) as error:
+        failure = error
+    except UnsupportedStateError as error:
+        if kind != "safetensors":
+            raise
+        failure = error  # An element type that torch lacks: its bytes can be looked at all the same.
+    except CheckpointIOError as error:
+        if error.offset is None:
+            raise  # It could not be opened; with an offset, it is a part of it that could not be read.
+        failure = error
+    if report is not None and report.ok:
+        return report
+    return report_damage(name, report, failure, threads=count)
+
+
+def _verify_whole(path: str, kind: str | None, threads: int, progress: Progress | None) -> Report:
+    """The report on a file that can be read as a whole one. Raises what reading it raises."""
     if kind not in (None, "fckpt"):
         from fastckpt.foreign.accounting import verify_foreign
 
-        return verify_foreign(path, threads=count, progress=progress)
-    try:
-        file = CheckpointFile(path)
-    except (DamagedError, CheckpointIOError) as error:
-        if isinstance(error, CheckpointIOError) and error.offset is None:
-            raise  # It could not be opened; with an offset, it is the end that could not be read.
-        return find_remains(path, error, threads=count, progress=progress)
-    with file:
-        return _Verification(file, count, progress).run()
+        return verify_foreign(path, threads=threads, progress=progress)
+    with CheckpointFile(path) as file:
+        return _Verification(file, threads, progress).run()
 
 
 class _Verification:
@@ -93,23 +109,16 @@ class _Verification:
         self.check_superblock()
         for section in self.file.footer.sections:
             self.check_section(section)
-        try:
-            entries = self.file.checked_entries()
-            records = self.file.records
-        except _BAD as error:
-            self.add(error, 0, self.file.source.size, loss=True)
-            # It cannot be loaded. Which tensors are lost, the records tell that can still be found.
-            rest = find_remains(self.file.path, error, threads=self.threads, progress=self.progress)
-            report.findings += [finding for finding in rest.findings if finding.tensors]
-            report.verified = rest.verified
-        else:
-            self.check_trees(len(entries))
-            self.check_index(records)
-            self.check_headers(records)
-            self.check_entry_tables(records, entries)
-            self.check_layout(records)
-            self.check_payloads(records)
-            report.verified = report.size
+        entries = self.file.checked_entries()
+        records = self.file.records
+        report.tensors_total = len(entries)
+        self.check_trees(len(entries))
+        self.check_index(records)
+        self.check_headers(records)
+        self.check_entry_tables(records, entries)
+        self.check_layout(records)
+        self.check_payloads(records)
+        report.verified = report.size
         report.findings.sort(key=lambda finding: (finding.offset, finding.size))
         conclude(report)
         return report

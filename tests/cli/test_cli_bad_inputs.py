@@ -85,7 +85,8 @@ def test_a_cut_pt_is_2(kept, here, samples, tmp_path):
     path.write_bytes(content[: int(len(content) * kept)])
     for command in COMMANDS[1:]:
         check_error(here(*command, path), 2, "salvage")
-    assert here("verify", path).code == 2
+    # Near its end only the directory is cut, and nothing is lost with it.
+    assert here("verify", path).code == (1 if kept == 0.999 else 2)
     assert os.listdir(tmp_path) == ["cut.pt"]
 
 
