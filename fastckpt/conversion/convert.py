@@ -8,6 +8,8 @@ from pathlib import Path
 from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.errors import UsageError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.source_section import source_file
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -79,10 +81,10 @@ def convert(
         )
     if step is not None:
         raise UsageError("a step can be chosen only when a directory is converted", path=source)
-    target, wanted = _destination(source, destination, to)
-    return [
-        convert_file(
-            source,
+    with Source(source) as opened:
+        target, wanted = _destination(opened, destination, to)
+        converted = convert_file(
+            opened,
             target,
             to=wanted,
             codec=codec,
@@ -92,18 +94,10 @@ def convert(
             threads=threads,
             progress=progress,
         )
-    ]
+    return [converted]
 
 
-def _kind(path: str | os.PathLike[str]) -> str:
-    """What a file is: ``fckpt`` or a foreign kind; an unrecognised one is left to the reader's own error."""
-    with Source(path) as source:
-        return kind_of(source) or "fckpt"
-
-
-def _destination(
-    source: str | os.PathLike[str], destination: str | os.PathLike[str] | None, to: Format | None
-) -> tuple[str, Format]:
+def _destination(source: Source, destination: str | os.PathLike[str] | None, to: Format | None) -> tuple[str, Format]:
     if to is not None and to not in SUFFIXES.values():
         raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
     if destination is not None and not os.path.isdir(destination):
@@ -115,16 +109,13 @@ def _destination(
                 next_step="add --to fckpt, pt or safetensors",
             )
         return os.fspath(destination), to or SUFFIXES[suffix]
-    wanted = to or ("fckpt" if _kind(source) != "fckpt" else _origin(source))
-    name = Path(source).with_suffix(f".{wanted}")
+    # An unrecognised file is left to the reader's own error.
+    wanted = to or ("fckpt" if kind_of(source) not in (None, "fckpt") else _origin(source))
+    name = Path(source.path).with_suffix(f".{wanted}")
     return os.fspath(Path(destination) / name.name if destination is not None else name), wanted
 
 
-def _origin(path: str | os.PathLike[str]) -> Format:
+def _origin(source: Source) -> Format:
     """The format a ``.fckpt`` was made from; pt if it was saved as such."""
-    from fastckpt.fckpt.file import CheckpointFile
-    from fastckpt.fckpt.source_section import source_file
-
-    with CheckpointFile(path) as file:
-        kept = source_file(file)
+    kept = source_file(CheckpointFile(source))
     return "safetensors" if kept is not None and kept.kind == "safetensors" else "pt"

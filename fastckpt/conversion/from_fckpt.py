@@ -37,7 +37,7 @@ class _Plan(NamedTuple):
 
 
 def convert_from_fckpt(
-    path: str | os.PathLike[str],
+    file: CheckpointFile,
     destination: str | os.PathLike[str],
     how: How,
     *,
@@ -48,7 +48,7 @@ def convert_from_fckpt(
     """Convert one ``.fckpt`` file; ``to`` is ``pt`` or ``safetensors``.
 
     Args:
-        path: The checkpoint.
+        file: The open checkpoint.
         destination: The file to write.
         how: How to write it.
         to: The wanted format.
@@ -59,22 +59,21 @@ def convert_from_fckpt(
         DamagedError: A storage or the source section is damaged; nothing is committed.
         UnsupportedStateError: The format cannot hold this state.
     """
-    with CheckpointFile(path) as file:
-        file.checked_entries()
-        kept = source_file(file) if exact else None
-        if kept is not None and (kept.kind in TORCH_KINDS) == (to == "pt"):
-            plan = _Plan(kept.size, list(kept.literal_ranges()), list(kept.segments), kept.kind, True)
-        elif to == "safetensors":
-            plan = _Plan(*plan_safetensors(file), "safetensors", False)
-        else:
-            segments = _write_torch(file, destination, how)
-            if confirm:
-                confirm_export(file, destination, literals=[], segments=segments)
-            return _conversion(file, destination, "torch-zip", exact=False)
-        export_file(file, destination, size=plan.size, literals=plan.literals, segments=plan.segments, how=how)
+    file.checked_entries()
+    kept = source_file(file) if exact else None
+    if kept is not None and (kept.kind in TORCH_KINDS) == (to == "pt"):
+        plan = _Plan(kept.size, list(kept.literal_ranges()), list(kept.segments), kept.kind, True)
+    elif to == "safetensors":
+        plan = _Plan(*plan_safetensors(file), "safetensors", False)
+    else:
+        segments = _write_torch(file, destination, how)
         if confirm:
-            confirm_export(file, destination, literals=plan.literals, segments=plan.segments)
-        return _conversion(file, destination, plan.format, exact=plan.exact)
+            confirm_export(file, destination, literals=[], segments=segments)
+        return _conversion(file, destination, "torch-zip", exact=False)
+    export_file(file, destination, size=plan.size, literals=plan.literals, segments=plan.segments, how=how)
+    if confirm:
+        confirm_export(file, destination, literals=plan.literals, segments=plan.segments)
+    return _conversion(file, destination, plan.format, exact=plan.exact)
 
 
 def _conversion(file: CheckpointFile, destination: str | os.PathLike[str], kind: str, *, exact: bool) -> Conversion:

@@ -13,8 +13,8 @@ from fastckpt.fckpt.source_section import Segment, encode_source_section, read_s
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.checks import check_crcs, is_verified, refuse_unsupported
 from fastckpt.foreign.open_foreign import open_foreign
+from fastckpt.io.how import How
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import Path, encode_tree, path_text
 
 
@@ -23,16 +23,9 @@ def _refuse(value: object, path: Path) -> object:
 
 
 def convert_to_fckpt(
-    path: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    *,
-    codec: str,
-    exact: bool,
-    durable: bool,
-    threads: int,
-    progress: Progress | None = None,
+    source: Source, destination: str | os.PathLike[str], how: How, *, codec: str, exact: bool
 ) -> Conversion:
-    """Convert one foreign file.
+    """Convert one open foreign file.
 
     Memory is bounded by threads x chunk and the file's own structure (its
     pickle or JSON header), whatever the size of its tensors.
@@ -41,35 +34,40 @@ def convert_to_fckpt(
         DamagedError: A CRC does not match or something is missing; names the tensor.
         UnsupportedStateError: It holds objects that cannot be stored.
     """
-    with Source(path) as source:
-        foreign = open_foreign(source)
-        refuse_unsupported(foreign)
-        sections = {}
-        if exact:
-            segments = [Segment(s.offset, number, s.nbytes) for number, s in enumerate(foreign.storages)]
-            sections[SECTION_SOURCE] = encode_source_section(read_source_file(source, foreign.kind, segments))
-        content = Content(
-            tree=encode_tree(foreign.tree, _refuse),
-            metadata_tree=encode_tree(dict(foreign.metadata), _refuse),
-            entries=foreign.entries,
-            storage_sizes=[storage.nbytes for storage in foreign.storages],
-            origins=[storage.offset for storage in foreign.storages],
-            source=source.fd,
-            source_direct=source.direct_fd,
-            sections=sections,
+    foreign = open_foreign(source)
+    refuse_unsupported(foreign)
+    sections = {}
+    if exact:
+        segments = [Segment(s.offset, number, s.nbytes) for number, s in enumerate(foreign.storages)]
+        sections[SECTION_SOURCE] = encode_source_section(read_source_file(source, foreign.kind, segments))
+    content = Content(
+        tree=encode_tree(foreign.tree, _refuse),
+        metadata_tree=encode_tree(dict(foreign.metadata), _refuse),
+        entries=foreign.entries,
+        storage_sizes=[storage.nbytes for storage in foreign.storages],
+        origins=[storage.offset for storage in foreign.storages],
+        source=source.fd,
+        source_direct=source.direct_fd,
+        sections=sections,
+    )
+
+    def check(crcs: Sequence[int]) -> None:
+        check_crcs(foreign, crcs)
+        source.require_unchanged(next_step="convert it again")
+
+    try:
+        write_checkpoint(
+            content,
+            destination,
+            codec=codec,
+            durable=how.durable,
+            threads=how.threads,
+            progress=how.progress,
+            check_crcs=check,
         )
-
-        def check(crcs: Sequence[int]) -> None:
-            check_crcs(foreign, crcs)
-            source.require_unchanged(next_step="convert it again")
-
-        try:
-            write_checkpoint(
-                content, destination, codec=codec, durable=durable, threads=threads, progress=progress, check_crcs=check
-            )
-        except FastckptError as error:
-            error.path = error.path or foreign.path
-            raise
+    except FastckptError as error:
+        error.path = error.path or foreign.path
+        raise
     return Conversion(
         foreign.path,
         os.fspath(destination),

@@ -23,7 +23,8 @@ from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.parameter_order import parameter_groups
 from fastckpt.nanochat.shard_pieces import Shard, Shards
 from fastckpt.nanochat.shard_rules import plan_shards
-from fastckpt.stored.tensors import StoredTensors, open_stored
+from fastckpt.stored.open_file import open_file
+from fastckpt.stored.opened import Opened
 from fastckpt.text import collapse
 
 _PIECE: Final = 16 * 2**20
@@ -140,8 +141,8 @@ def _scan(file: FileFacts) -> Iterator[tuple[str, Numbers]]:
     """The numbers of every tensor that is made of floats."""
     assert file.structure is not None
     unowned = dict(_unowned_from(file))
-    with open_stored(file.path) as stored:
-        for entry in stored.entries.values():
+    with open_file(file.path) as stored:
+        for entry in stored.entries:
             if entry.dtype in _FLOATS and entry.numel and not entry.name.endswith(_NO_NUMBERS):
                 yield entry.name, _numbers(stored, entry, unowned.get(entry.name))
 
@@ -170,7 +171,7 @@ def _unowned_from(file: FileFacts) -> Iterator[tuple[str, int]]:
                     yield entry.name, owned * math.prod(entry.shape[1:]) * entry.itemsize
 
 
-def _numbers(stored: StoredTensors, entry: Entry, owned: int | None) -> Numbers:
+def _numbers(stored: Opened, entry: Entry, owned: int | None) -> Numbers:
     """Look through a tensor. Of a stacked momentum only the ``owned`` first bytes say whether it is zero."""
     import torch
 

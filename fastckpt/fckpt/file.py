@@ -6,7 +6,6 @@ another proves itself by the footer's digests, the other one is used.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable
 from functools import cached_property
@@ -23,7 +22,7 @@ from fastckpt.constants import (
 )
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
 from fastckpt.foreign.sniff import not_a_checkpoint, sniff
-from fastckpt.io.source import Source
+from fastckpt.io.source import Openable, Source
 from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.frame import (
@@ -41,7 +40,8 @@ from fastckpt.layout.records import Record, decode_record_header
 class CheckpointFile:
     """A checkpoint file opened for reading; a context manager.
 
-    Opening reads the superblock and the footer only.
+    Opening reads the superblock and the footer only. A file that is open
+    already is closed with this one, but not if this raises.
 
     Raises:
         NotACheckpointError: It is not a ``.fckpt`` file.
@@ -51,13 +51,14 @@ class CheckpointFile:
         CheckpointIOError: It cannot be opened or read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.source = Source(path)
+    def __init__(self, file: Openable) -> None:
+        self.source = file if isinstance(file, Source) else Source(file)
         try:
             self.path = self.source.path
             self.footer = self._read_footer()
         except BaseException:
-            self.source.close()
+            if self.source is not file:
+                self.source.close()
             raise
 
     def __enter__(self) -> CheckpointFile:

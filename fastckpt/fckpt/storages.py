@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
 from fastckpt.io.memory import allocate, allocate_regions
-from fastckpt.layout.blocks import align
-from fastckpt.layout.entries import Entry
-from fastckpt.tensor.rebuild import StorageBytes
+from fastckpt.layout.blocks import Extent, align
+from fastckpt.layout.entries import StorageBytes
+from fastckpt.layout.records import Record
 
 
 def read_storages(
-    file: CheckpointFile, entries: Sequence[Entry], reading: Reading, *, mapped: bool
+    file: CheckpointFile, storages: Iterable[int], reading: Reading, *, mapped: bool
 ) -> Callable[[int], StorageBytes]:
-    """Read and verify every storage that an entry lies in; tells where the bytes of a storage now are.
+    """Read and verify storages; tells where the bytes of each now are.
 
     Raises:
         DamagedError: A byte is missing or wrong.
     """
     places = file.manifest.storages
-    wanted = sorted({entry.storage for entry in entries})
     by_record: dict[int, list[int]] = {}
-    for storage in wanted:
+    for storage in sorted(set(storages)):
         by_record.setdefault(places[storage].record, []).append(storage)
     records = [file.records[number] for number in sorted(by_record)]
     regions: dict[int, memoryview] = {}
@@ -53,20 +52,30 @@ def read_storages(
     return bytes_of
 
 
+def leaves_around(record: Record, start: int, end: int) -> Extent:
+    """The raw bytes of a record that have to be read to prove those in ``[start, end)``."""
+    first = start // LEAF_SIZE * LEAF_SIZE
+    return Extent(first, min(align(end, LEAF_SIZE), record.raw_size) - first)
+
+
+def read_leaves(file: CheckpointFile, record: Record, leaves: Extent, *, threads: int) -> memoryview:
+    """Whole leaves of a record, verified. Raises DamagedError if one of them is not as written."""
+    region = allocate(leaves.size)
+    target = Target(record, leaves.offset, leaves.size, _core.address(region))
+    raise_damage(file.source, read_targets(file.source, [target], Reading(threads)))
+    return region
+
+
 def read_span(file: CheckpointFile, storage: int, start: int, end: int, *, threads: int) -> memoryview:
     """The verified bytes ``[start, end)`` of a storage, reading no more leaves than they touch.
 
     Raises:
         DamagedError: A leaf among them is not as written.
     """
-    place = file.manifest.storages[storage]
-    record = file.records[place.record]
-    first = (place.offset + start) // LEAF_SIZE * LEAF_SIZE
-    last = min(align(place.offset + end, LEAF_SIZE), record.raw_size)
     if start == end:
         return memoryview(bytearray())
-    region = allocate(last - first)
-    target = Target(record, first, last - first, _core.address(region))
-    raise_damage(file.source, read_targets(file.source, [target], Reading(threads)))
-    skip = place.offset + start - first
-    return region[skip : skip + end - start]
+    place = file.manifest.storages[storage]
+    record = file.records[place.record]
+    leaves = leaves_around(record, place.offset + start, place.offset + end)
+    skip = place.offset + start - leaves.offset
+    return read_leaves(file, record, leaves, threads=threads)[skip : skip + end - start]

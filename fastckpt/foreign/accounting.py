@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
@@ -12,7 +10,7 @@ from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move, Progress
 
 
-def verify_foreign(path: str | os.PathLike[str], *, threads: int, progress: Progress | None) -> Report:
+def verify_foreign(source: Source, *, threads: int, progress: Progress | None) -> Report:
     """The report on a ``.pt`` or ``.safetensors`` file.
 
     Bytes without a CRC are reported as unproven: they are there, and nothing
@@ -21,12 +19,11 @@ def verify_foreign(path: str | os.PathLike[str], *, threads: int, progress: Prog
     Raises:
         DamagedError, UnsupportedStateError, NotACheckpointError, CheckpointIOError: It cannot be read as a whole file.
     """
-    with Source(path) as source:
-        report = Report(source.path, "unknown", source.size)
-        foreign = open_foreign(source)
-        report.format = foreign.kind
-        report.tensors_total = len(foreign.entries)
-        report.findings += _check_storages(foreign, source, report, threads=threads, progress=progress)
+    report = Report(source.path, "unknown", source.size)
+    foreign = open_foreign(source)
+    report.format = foreign.kind
+    report.tensors_total = len(foreign.entries)
+    report.findings += _check_storages(foreign, source, report, threads=threads, progress=progress)
     conclude(report)
     return report
 

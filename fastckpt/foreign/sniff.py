@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -173,9 +172,3 @@ def _other_zip(name: bytes, path: str) -> NotACheckpointError:
         path=path,
         next_step="unpack it, then name the checkpoint file in it",
     )
-
-
-def is_foreign(path: str | os.PathLike[str]) -> bool:
-    """Whether a file is a checkpoint of another format. Raises CheckpointIOError if it cannot be read."""
-    with Source(path) as source:
-        return kind_of(source) not in (None, "fckpt")

@@ -7,8 +7,11 @@ import mmap
 import os
 import stat
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
-from typing import Final
+from typing import Final, NoReturn, TypeAlias
 
 from fastckpt.errors import CheckpointIOError, DamagedError, NotACheckpointError
 from fastckpt.io.direct import open_direct
@@ -17,6 +20,10 @@ from fastckpt.io.os_errors import translate_os_error
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 """Maps a file larger than memory writable: pages are only paid for when written.
 The mmap module names it from Python 3.11 on."""
+
+
+Openable: TypeAlias = "str | os.PathLike[str] | Source"
+"""A path, or the open file itself: whoever looks at a file twice opens it once."""
 
 
 class Source:
@@ -34,8 +41,8 @@ class Source:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fsdecode(path)
         self.fd = -1
+        self.path = os.fsdecode(path)
         self._direct_fd: int | None = None
         self.warm: bool | None = None
         try:
@@ -70,6 +77,16 @@ class Source:
                 next_step="use an older checkpoint, or another copy of this one",
             )
 
+    @classmethod
+    @contextmanager
+    def of(cls, file: Openable) -> Iterator[Source]:
+        """A path's file, open until the end of the ``with``; or the open file given, which stays open."""
+        if isinstance(file, Source):
+            yield file
+        else:
+            with cls(file) as source:
+                yield source
+
     def __enter__(self) -> Source:
         return self
 
@@ -77,6 +94,12 @@ class Source:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        # Files of Python's own do the same: dropped is closed, with a warning for those who look for it.
+        if self.fd >= 0:
+            warnings.warn(f"unclosed checkpoint file {self.path!r}", ResourceWarning, stacklevel=2, source=self)
+            self.close()
 
     def close(self) -> None:
         """Close the descriptors; maps made from them stay valid. Closing twice does nothing."""
@@ -192,6 +215,35 @@ class Source:
     def drop_cache(self) -> None:
         """Let the system forget what it holds of the file: what is read next comes from the disk."""
         drop_cache(self.fd)
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device and inode: another file under the same name has others."""
+        return self._opened.st_dev, self._opened.st_ino
+
+    def require_in_place(self, *, next_step: str) -> None:
+        """Raise DamagedError unless the file is `unchanged` and its path still names it.
+
+        Before a file is deleted or named again by its path.
+        """
+        self.require_unchanged(next_step=next_step)
+        try:
+            now = os.stat(self.path)
+        except OSError as error:
+            raise translate_os_error(error, self.path, doing="look at the file") from error
+        if (now.st_dev, now.st_ino) != self.identity:
+            raise DamagedError("another file has taken its place", path=self.path, next_step=next_step)
+
+    def raise_fault(self, offset: int, errno: int) -> NoReturn:
+        """Raise what a byte that a transfer could not read means; ``errno`` 0 is the end of the file.
+
+        Raises:
+            CheckpointIOError: The system could not read it.
+            DamagedError: It is not there any more.
+        """
+        if errno:
+            raise CheckpointIOError(f"cannot read: {os.strerror(errno)}", errno=errno, path=self.path, offset=offset)
+        raise DamagedError("the file became shorter while it was read", path=self.path, offset=offset)
 
     def require_unchanged(self, *, next_step: str) -> None:
         """Raise DamagedError, which advises ``next_step``, unless the file is `unchanged`."""

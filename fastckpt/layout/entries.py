@@ -26,6 +26,10 @@ _FIRST_FLOAT_CODE: Final = BY_NAME["float16"].code
 """Codes below are those of bool and the integers."""
 
 
+StorageBytes = tuple[memoryview, int, int]
+"""Where the bytes of a storage lie: a writable region, an offset in it, and how many."""
+
+
 class Entry(NamedTuple):
     """A named tensor.
 
@@ -73,6 +77,14 @@ class Entry(NamedTuple):
     def is_contiguous(self) -> bool:
         """Whether the elements lie one after the other in row-major order."""
         return _geometry(self.shape, self.stride)[2]
+
+
+def by_storage(entries: Iterable[Entry]) -> dict[int, list[Entry]]:
+    """The entries on each storage, by its number."""
+    found: dict[int, list[Entry]] = {}
+    for entry in entries:
+        found.setdefault(entry.storage, []).append(entry)
+    return found
 
 
 @lru_cache(maxsize=4096)

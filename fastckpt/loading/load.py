@@ -10,19 +10,12 @@ from typing import Any, Literal
 import torch
 
 from fastckpt.collector import collector_paused
-from fastckpt.errors import FastckptError
-from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import Reading
-from fastckpt.fckpt.storages import read_storages
-from fastckpt.foreign.sniff import is_foreign
-from fastckpt.io.residency import reading_threads
-from fastckpt.io.transfer import Progress, thread_count
-from fastckpt.layout.selection import select
+from fastckpt.io.transfer import Progress
+from fastckpt.loading.opening import opened
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
-from fastckpt.tensor.dtypes import require_dtypes
-from fastckpt.tensor.rebuild import build_tensors, named, unflatten
+from fastckpt.tensor.rebuild import build_tensors
 
 
 def load(
@@ -89,24 +82,10 @@ def load(
         from fastckpt.loading.stream import load_through
 
         return load_through(path, how, keys)
-    proven = how.proof is not None
-    if is_foreign(path):
-        from fastckpt.loading.load_foreign import load_foreign
-
-        return load_foreign(
-            path, device=device, mmap=mmap, verify=proven, keys=keys, threads=threads, progress=progress
+    with opened(path, keys) as wanted:
+        storages = [entry.storage for entry in wanted.entries]
+        bytes_of = wanted.file.bring(
+            storages, threads=threads, verify=how.proof is not None, progress=progress, mapped=mmap
         )
-    with CheckpointFile(path) as file:
         with collector_paused():
-            entries = file.checked_entries()
-            wanted = entries if keys is None else select(entries, keys, file.path)
-            require_dtypes(wanted, file.path)
-        count = thread_count(threads) if mmap else reading_threads(file.source, threads)
-        bytes_of = read_storages(file, wanted, Reading(count, verify=proven, progress=progress), mapped=mmap)
-        try:
-            with collector_paused():
-                tensors = build_tensors(wanted, bytes_of, target)
-                return unflatten(file.manifest.tree, tensors) if keys is None else named(wanted, tensors)
-        except FastckptError as error:
-            error.path = error.path or file.path
-            raise
+            return wanted.state(build_tensors(wanted.entries, bytes_of, target))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_targets
-from fastckpt.fckpt.storages import read_storages
-from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress
-from fastckpt.layout.entries import Entry
+from fastckpt.layout.entries import Entry, by_storage
 from fastckpt.layout.selection import require_match
-from fastckpt.loading.origins import opened
+from fastckpt.loading.opening import opened
 from fastckpt.staging.device import device_of
-from fastckpt.staging.existing import ExistingTensors, apart, copy_pairs, without_repeats
+from fastckpt.staging.existing import ExistingTensors, copy_pairs, direct_places, without_repeats
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import bring, staging_for
+from fastckpt.stored.opened import Opened
 from fastckpt.tensor.flatten import flatten
 from fastckpt.tensor.rebuild import build_tensors
 
@@ -43,7 +40,7 @@ def load_into(
             tensors may be on several devices.
         path: What `fastckpt.load` takes.
         threads: Worker threads; None takes one per CPU.
-        ring: To a device, or from another format: the slots that the bytes pass through.
+        ring: To a device: the slots that the bytes pass through.
         progress: Called now and then with the bytes done so far (for each device from 0 on).
 
     Raises:
@@ -59,56 +56,54 @@ def load_into(
         device: staging_for(device_of(device), ring=ring, threads=threads, progress=progress)
         for device in dict.fromkeys(tensor.device for tensor in tensors.values())
     }
-    with opened(path, None) as file:
-        require_match(file.entries, flat.entries, os.fspath(path))
+    with opened(path, None) as wanted:
+        require_match(wanted.entries, flat.entries, wanted.file.path)
         try:
             for device, how in stagings.items():
-                entries = [entry for entry in file.entries if tensors[entry.name].device == device]
-                if device.type == "cpu" and file.records is not None:
-                    reading = Reading(reading_threads(file.records.source, threads), progress=progress)
-                    _read_directly(file.records, entries, tensors, reading)
+                entries = [entry for entry in wanted.entries if tensors[entry.name].device == device]
+                if device.type == "cpu":
+                    _fill_host_memory(wanted.file, entries, tensors, threads=threads, progress=progress)
                 else:
-                    bring(file.origin_of(entries), ExistingTensors(how.device, entries, tensors), how)
+                    bring(wanted.origin_of(entries), ExistingTensors(how.device, entries, tensors), how)
         except BaseException as error:
             if hasattr(error, "message"):
                 error.message += "; the destination is partly overwritten and must not be used"
             raise
 
 
-def _read_directly(
-    file: CheckpointFile, entries: Sequence[Entry], tensors: dict[str, torch.Tensor], reading: Reading
+def _fill_host_memory(
+    file: Opened,
+    entries: Sequence[Entry],
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    threads: int | None,
+    progress: Progress | None,
 ) -> None:
-    """Fill tensors in host memory: large contiguous ones by the reading threads themselves."""
-    targets = [(_direct_target(file, entry, tensors[entry.name]), entry) for entry in entries]
-    found = {target for target, _ in targets if target is not None}
-    direct = apart(found, lambda target: (target.place or 0, target.size))
-    placed = set(direct)
-    buffered = [entry for target, entry in targets if target not in placed]
-    raise_damage(file.source, read_targets(file.source, direct, reading))
-    _copy_buffered(file, buffered, tensors, reading)
+    """Fill tensors in host memory without slots: the bytes of large ones are read to where they belong.
 
+    The others pass through memory, batch by batch, so that it is never more than a batch needs.
+    """
+    on_storage = by_storage(entries)
+    direct = direct_places(on_storage, tensors)
+    places = {
+        number: memory.data_ptr()
+        for number, memory in direct.items()
+        if file.stands_alone(number) and file.storage_sizes[number] == memory.numel()
+    }
+    file.fill(places, threads=threads, progress=progress)
+    done = sum(file.storage_sizes[number] for number in places)
+    for batch in file.batches([number for number in on_storage if number not in places]):
 
-def _direct_target(file: CheckpointFile, entry: Entry, tensor: torch.Tensor) -> Target | None:
-    """Where the file's bytes can go as they are, if they can."""
-    place = file.manifest.storages[entry.storage]
-    record = file.records[place.record]
-    whole_record = place.nbytes == record.raw_size == entry.nbytes > 0
-    plain = tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
-    if not (whole_record and plain and entry.is_contiguous and entry.flags < 4):
-        return None
-    return Target(record, 0, record.raw_size, tensor.data_ptr())
+        def report(count: int, done: int = done) -> None:
+            assert progress is not None
+            progress(done + count)
 
-
-def _copy_buffered(
-    file: CheckpointFile, entries: Sequence[Entry], tensors: dict[str, torch.Tensor], reading: Reading
-) -> None:
-    """Read one record at a time, so that the buffer is never larger than the largest of them."""
-    by_record: dict[int, list[Entry]] = {}
-    for entry in entries:
-        by_record.setdefault(file.manifest.storages[entry.storage].record, []).append(entry)
-    for group in by_record.values():
-        bytes_of = read_storages(file, group, reading, mapped=False)
+        bytes_of = file.bring(
+            batch, threads=threads, verify=True, progress=None if progress is None else report, mapped=False
+        )
+        group = [entry for number in batch for entry in on_storage[number]]
         loaded = build_tensors(group, bytes_of, torch.device("cpu"))
         copy_pairs(
             [without_repeats(tensors[entry.name], tensor.detach()) for entry, tensor in zip(group, loaded, strict=True)]
         )
+        done += sum(file.storage_sizes[number] for number in batch)

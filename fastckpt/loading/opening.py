@@ -1,30 +1,75 @@
-"""A file of any format, opened for reading."""
+"""What is wanted of a checkpoint of any format: its entries, where their bytes come from, what they become."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
 
 from fastckpt.collector import collector_paused
-from fastckpt.foreign.checks import refuse_unsupported
-from fastckpt.foreign.model import ForeignFile
-from fastckpt.foreign.open_foreign import open_foreign
-from fastckpt.io.source import Source
-from fastckpt.layout.entries import Entry, check_entry
+from fastckpt.errors import FastckptError
+from fastckpt.io.source import Openable
+from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select
+from fastckpt.staging.foreign import ForeignOrigin
+from fastckpt.staging.records import RecordOrigin
+from fastckpt.staging.stage import Origin
+from fastckpt.stored.fckpt import OpenedFckpt
+from fastckpt.stored.foreign import OpenedForeign
+from fastckpt.stored.open_file import open_file
+from fastckpt.stored.opened import Opened
+from fastckpt.tensor.dtypes import require_dtypes
+from fastckpt.tensor.rebuild import named, resolve_tree
 
 
-def open_checked(source: Source, keys: str | Iterable[str] | None) -> tuple[ForeignFile, Sequence[Entry]]:
-    """The structure of a file, and the entries that ``keys`` name (None: all).
+class Wanted(NamedTuple):
+    """What is wanted of an open file.
+
+    Attributes:
+        file: The file.
+        entries: The tensors, in the order of the state.
+        whole: Whether these are all, to be nested as they were saved.
+    """
+
+    file: Opened
+    entries: Sequence[Entry]
+    whole: bool
+
+    def origin_of(self, entries: Sequence[Entry]) -> Origin:
+        """Where the bytes of some of the entries come from, for the way through slots."""
+        if isinstance(self.file, OpenedFckpt):
+            return RecordOrigin(self.file.file, entries)
+        assert isinstance(self.file, OpenedForeign), "each kind has its origin"
+        return ForeignOrigin(self.file.foreign, self.file.source, entries)
+
+    def state(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """The state, or a flat dict where only some tensors are wanted; from the tensor of each entry."""
+        with collector_paused():
+            if self.whole:
+                return resolve_tree(self.file.tree, lambda ref: tensors[ref.entry])
+            return named(self.entries, tensors)
+
+
+@contextmanager
+def opened(path: Openable, keys: str | Iterable[str] | None) -> Iterator[Wanted]:
+    """Open a file and find the entries that ``keys`` name (None: all); errors say which file.
 
     Raises:
-        UnsupportedStateError: Without ``keys``: it holds objects that are not plain values.
         TensorNotFoundError: A key matches nothing.
+        UnsupportedStateError: Without ``keys``: the file holds objects that are not plain values.
+            Or the installed torch lacks a dtype.
+        NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
     """
-    with collector_paused():
-        foreign = open_foreign(source)
-        if keys is None:
-            refuse_unsupported(foreign)
-        sizes = [storage.nbytes for storage in foreign.storages]
-        for entry in foreign.entries:
-            check_entry(entry, sizes)
-        return foreign, foreign.entries if keys is None else select(foreign.entries, keys, foreign.path)
+    with open_file(path) as file:
+        try:
+            with collector_paused():
+                if keys is None:
+                    file.require_plain()
+                entries = file.entries if keys is None else select(file.entries, keys, file.path)
+                require_dtypes(entries, file.path)
+            yield Wanted(file, entries, whole=keys is None)
+        except FastckptError as error:
+            error.path = error.path or file.path
+            raise

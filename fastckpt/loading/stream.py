@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from fastckpt.collector import collector_paused
-from fastckpt.layout.entries import Entry
-from fastckpt.loading.origins import opened
+from fastckpt.layout.entries import by_storage
+from fastckpt.loading.opening import opened
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import EngineName, FreshStorages, Staging, Verify, arrivals, bring, staging_for
-from fastckpt.tensor.rebuild import build_on, named
+from fastckpt.tensor.rebuild import build_on
 
 
 def stream(
@@ -63,11 +63,9 @@ def stream_through(
     path: str | os.PathLike[str], how: Staging, keys: str | Iterable[str] | None
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """`stream`, with its arguments checked."""
-    with opened(path, keys) as file:
-        on_storage: dict[int, list[Entry]] = {}
-        for entry in file.entries:
-            on_storage.setdefault(entry.storage, []).append(entry)
-        origin = file.origin_of(file.entries)
+    with opened(path, keys) as wanted:
+        on_storage = by_storage(wanted.entries)
+        origin = wanted.origin_of(wanted.entries)
         with closing(arrivals(origin, FreshStorages(how.device), how)) as flow:
             for arrival in flow:
                 if arrival.suspects:
@@ -86,10 +84,9 @@ def stream_through(
 
 def load_through(path: str | os.PathLike[str], how: Staging, keys: str | Iterable[str] | None) -> Any:
     """`fastckpt.load` to the device of ``how``."""
-    with opened(path, keys) as file:
+    with opened(path, keys) as wanted:
         memories: dict[int, torch.Tensor] = {}
-        for cargo in bring(file.origin_of(file.entries), FreshStorages(how.device), how):
+        for cargo in bring(wanted.origin_of(wanted.entries), FreshStorages(how.device), how):
             memories |= cargo
         with collector_paused():
-            tensors = list(build_on(file.entries, memories.__getitem__))
-            return file.rebuild(tensors) if keys is None else named(file.entries, tensors)
+            return wanted.state(list(build_on(wanted.entries, memories.__getitem__)))

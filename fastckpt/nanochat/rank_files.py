@@ -19,7 +19,8 @@ from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 from fastckpt.nanochat.scratch import BLOCK, piece_reader
 from fastckpt.nanochat.shard_pieces import Shard, ShardRange, Shards
 from fastckpt.nanochat.steps import Step, list_numbers
-from fastckpt.stored.tensors import StoredTensors, open_stored
+from fastckpt.stored.open_file import open_file
+from fastckpt.stored.opened import Opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +37,15 @@ class RankFiles:
     """
 
     step: int
-    model: StoredTensors
+    model: Opened
     meta: str
-    ranks: list[StoredTensors]
+    ranks: list[Opened]
     model_mark: SaveMark | None
     suffix: str
 
     def shards(self) -> Shards:
         """The optimizer files as the rules take them."""
-        return Shards([Shard(file.path, file.tree, list(file.entries.values())) for file in self.ranks])
+        return Shards([Shard(file.path, file.tree, file.entries) for file in self.ranks])
 
     def check_unchanged(self) -> None:
         """Raise DamagedError if a file was written to since it was opened."""
@@ -73,7 +74,7 @@ def open_rank_files(step: Step, *, threads: int) -> Iterator[RankFiles]:
         else:
             paths[stem] = path
     with contextlib.ExitStack() as stack:
-        model, *ranks = [stack.enter_context(open_stored(path)) for path in (paths[MODEL], *optimizers)]
+        model, *ranks = [stack.enter_context(open_file(path)) for path in (paths[MODEL], *optimizers)]
         mark = parse_mark(model.metadata)
         yield RankFiles(step.number, model, paths[META], ranks, mark, state.suffix or ".fckpt")
 
@@ -104,7 +105,7 @@ def _check(state: StepState) -> None:
         )
 
 
-def check_bytes(shards: Shards, files: Sequence[StoredTensors]) -> None:
+def check_bytes(shards: Shards, files: Sequence[Opened]) -> None:
     """Compare what can only be judged by its bytes.
 
     Raises:
@@ -128,7 +129,7 @@ def check_bytes(shards: Shards, files: Sequence[StoredTensors]) -> None:
             )
 
 
-def _same(one: ShardRange, other: ShardRange, files: Sequence[StoredTensors]) -> bool:
+def _same(one: ShardRange, other: ShardRange, files: Sequence[Opened]) -> bool:
     ours, theirs = piece_reader(one, files), piece_reader(other, files)
     return all(ours(start, end) == theirs(start, end) for start, end in _blocks(one))
 

@@ -156,7 +156,7 @@ def _plan(files: RankFiles, world_size: int) -> Plan:
     """The plan, with all that it supposes about the bytes found to be so."""
     shards = files.shards()
     try:
-        groups = parameter_groups({name: entry.shape for name, entry in files.model.entries.items()})
+        groups = parameter_groups({name: entry.shape for name, entry in files.model.by_name.items()})
     except FastckptError as error:
         error.path = files.model.path
         raise

@@ -27,7 +27,8 @@ from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import Path, TensorRef, decode_tree, encode_tree, path_text
 from fastckpt.nanochat.shard_pieces import Joined, ShardRange
-from fastckpt.stored.tensors import StoredTensors, open_stored
+from fastckpt.stored.fckpt import OpenedFckpt
+from fastckpt.stored.opened import Opened
 
 BLOCK: Final = 16 * 2**20
 """Bytes that are copied at a time."""
@@ -45,7 +46,7 @@ class Options(NamedTuple):
 
 
 def write_state(
-    tree: Any, target: str, sources: Sequence[StoredTensors], *, metadata: Mapping[str, Any], options: Options
+    tree: Any, target: str, sources: Sequence[Opened], *, metadata: Mapping[str, Any], options: Options
 ) -> int:
     """Write a state whose tensors are `Joined` from pieces of ``sources``.
 
@@ -103,7 +104,8 @@ def write_state(
 
 def write_again(path: str, target: str, *, metadata: Mapping[str, Any], options: Options) -> None:
     """Write the state of a ``.fckpt`` file, bit for bit, with other metadata. Raises what `write_state` does."""
-    with CheckpointFile(path) as file, open_stored(path) as stored:
+    with CheckpointFile(path) as file:
+        stored = OpenedFckpt(file)
         manifest = file.manifest
         sizes = [place.nbytes for place in manifest.storages]
         with _scratch(target, sizes) as (fd, offsets):
@@ -115,7 +117,7 @@ def write_again(path: str, target: str, *, metadata: Mapping[str, Any], options:
             write_checkpoint(content, target, codec=options.codec, durable=True, threads=options.threads)
 
 
-def piece_reader(piece: ShardRange, sources: Sequence[StoredTensors]) -> Read:
+def piece_reader(piece: ShardRange, sources: Sequence[Opened]) -> Read:
     """Reads bytes of a piece, counted from its first one."""
     source = sources[piece.rank]
     first = piece.entry.span[0] + piece.start

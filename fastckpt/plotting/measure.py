@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedStateError
 from fastckpt.io.pool import map_in_order
@@ -11,7 +11,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Tile, reach_a
-from fastckpt.stored.tensors import StoredTensors
+from fastckpt.stored.opened import Opened
 from fastckpt.surveying.fates import Status
 from fastckpt.surveying.wreck import Wreck
 
@@ -27,17 +27,23 @@ class Measured(NamedTuple):
     reason: str = ""
 
 
-class WreckTensors(StoredTensors):
+class WreckTensors(Opened):
     """What still stands of a file whose structure is damaged, to be measured all the same."""
 
     def __init__(self, wreck: Wreck) -> None:
-        super().__init__(Source(wreck.path), wreck.format, wreck.tree, wreck.entries, wreck.metadata)
+        sizes = [state.nbytes for state in wreck.storages]
+        super().__init__(Source(wreck.path), wreck.format, wreck.tree, wreck.entries, sizes)
         self.wreck = wreck
         self.lost = {
-            self.entries[name].storage: fate.reason or fate.status.value
+            self.by_name[name].storage: fate.reason or fate.status.value
             for name, fate in wreck.fates().items()
             if fate.status not in (Status.INTACT, Status.UNVERIFIED)
         }
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """See `Opened`."""
+        return self.wreck.metadata
 
     def prove(self, storage: int, *, threads: int) -> None:
         """Raise DamagedError unless the storage is there, and not encoded."""
@@ -48,13 +54,13 @@ class WreckTensors(StoredTensors):
             raise DamagedError(reason, path=self.path)
 
     def read(self, storage: int, start: int, end: int) -> bytearray:
-        """See `StoredTensors.read`."""
+        """See `Opened.read`."""
         offset = self.wreck.storages[storage].offset
         assert offset is not None
         return bytearray(self.source.read(offset + start, end - start))
 
 
-def measure(file: StoredTensors, *, threads: int, progress: Progress | None) -> Iterator[Measured]:
+def measure(file: Opened, *, threads: int, progress: Progress | None) -> Iterator[Measured]:
     """Measure all tensors, in order. Damage is a reason, never raised.
 
     Args:
@@ -67,7 +73,7 @@ def measure(file: StoredTensors, *, threads: int, progress: Progress | None) -> 
     known: dict[Entry, Measured] = {}
     done = 0
     with one_thread():
-        for entry in file.entries.values():
+        for entry in file.entries:
             # Tied weights are one tensor under two names.
             key = entry._replace(name="")
             if key not in known:
@@ -78,7 +84,7 @@ def measure(file: StoredTensors, *, threads: int, progress: Progress | None) -> 
                 progress(done)
 
 
-def _measure(file: StoredTensors, entry: Entry, threads: int) -> Measured:
+def _measure(file: Opened, entry: Entry, threads: int) -> Measured:
     from fastckpt.tensor.difference import Elements
     from fastckpt.tensor.profile import Profile, profile
 

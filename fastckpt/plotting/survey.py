@@ -18,7 +18,8 @@ from fastckpt.plotting.measure import Measured, WreckTensors, measure
 from fastckpt.plotting.naming import name_moments, parse
 from fastckpt.salvaging.alike import survey_as_named
 from fastckpt.stored.comparison import compare
-from fastckpt.stored.tensors import StoredTensors, open_stored
+from fastckpt.stored.open_file import open_file
+from fastckpt.stored.opened import Opened
 from fastckpt.stored.verify import verify
 from fastckpt.surveying.fates import Status
 
@@ -58,9 +59,9 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
         chunks = {"per_cell": per_cell, "cells": cells}
         there = (Status.INTACT, Status.UNVERIFIED)
         not_whole = [name for name, fate in wreck.fates().items() if fate.status not in there]
-    file: StoredTensors
+    file: Opened
     try:
-        file = open_stored(path)
+        file = open_file(path)
     except _STRUCTURE_LOST:
         if wreck is None:
             raise
@@ -68,7 +69,7 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
     with file:
         tensors = [_tensor(item) for item in measure(file, threads=count, progress=progress)]
     first: dict[tuple[Any, ...], str] = {}
-    for tensor, entry in zip(tensors, file.entries.values(), strict=True):
+    for tensor, entry in zip(tensors, file.entries, strict=True):
         place = (entry.storage, entry.span)
         tensor["tied_to"] = first.get(place) if entry.nbytes else None
         first.setdefault(place, entry.name)

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
-from fastckpt.layout.entries import Entry
+from fastckpt.layout.entries import Entry, by_storage
 from fastckpt.staging.device import Device
 from fastckpt.staging.regions import Region
 from fastckpt.tensor.rebuild import build_on
@@ -30,12 +30,8 @@ class ExistingTensors:
     def __init__(self, device: Device, entries: Sequence[Entry], tensors: Mapping[str, torch.Tensor]) -> None:
         self._device = device
         self._tensors = tensors
-        self._on_storage: dict[int, list[Entry]] = {}
-        for entry in entries:
-            self._on_storage.setdefault(entry.storage, []).append(entry)
-        direct = {number: bytes_in_place(group, tensors) for number, group in self._on_storage.items()}
-        found = [(number, memory) for number, memory in direct.items() if memory is not None]
-        self._direct = dict(apart(found, lambda item: (item[1].data_ptr(), item[1].numel())))
+        self._on_storage = by_storage(entries)
+        self._direct = direct_places(self._on_storage, tensors)
 
     def place(self, region: Region) -> torch.Tensor:
         """See `Destination`."""
@@ -56,6 +52,20 @@ class ExistingTensors:
                 pairs.append(without_repeats(self._tensors[entry.name], arrived.detach()))
         self._device.then(lambda: copy_pairs(pairs))
         return pairs
+
+
+def direct_places(
+    on_storage: Mapping[int, Sequence[Entry]], tensors: Mapping[str, torch.Tensor]
+) -> dict[int, torch.Tensor]:
+    """The memory (uint8) of every storage whose bytes can go to their tensor as they are, apart from all others.
+
+    Args:
+        on_storage: The entries on each storage.
+        tensors: Where they shall go.
+    """
+    places = {number: bytes_in_place(group, tensors) for number, group in on_storage.items()}
+    found = [(number, memory) for number, memory in places.items() if memory is not None]
+    return dict(apart(found, lambda item: (item[1].data_ptr(), item[1].numel())))
 
 
 def bytes_in_place(entries: Sequence[Entry], tensors: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

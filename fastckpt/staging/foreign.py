@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
@@ -11,7 +10,6 @@ import torch
 
 from fastckpt import _core
 from fastckpt.constants import PACK_ALIGNMENT, PACK_LIMIT, PACK_MAX_STORAGES, PACK_THRESHOLD
-from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.foreign.checks import check_crcs
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.io.source import Source
@@ -19,13 +17,6 @@ from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.staging.fill import Filler, Row, RowFiller, Suspect
 from fastckpt.staging.regions import Part, Piece, Placed, Region
-
-
-def raise_read_fault(source: Source, offset: int, errno: int) -> None:
-    """Raise what an unreadable byte of a file means; ``errno`` 0 is the end of the file."""
-    if errno:
-        raise CheckpointIOError(f"cannot read: {os.strerror(errno)}", errno=errno, path=source.path, offset=offset)
-    raise DamagedError("the file became shorter while it was read", path=source.path, offset=offset)
 
 
 class ForeignOrigin:
@@ -103,7 +94,7 @@ class _CrcFiller:
         for row, fault in self._filler.wait(turn):
             number, begin = self._storage_of(row)
             place = self._origin.foreign.storages[number].offset + row.offset - begin + fault.offset
-            raise_read_fault(self._origin.source, place, fault.errno)
+            self._origin.source.raise_fault(place, fault.errno)
         if not self._verify:
             return []
         suspects = []

@@ -23,8 +23,9 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Tile, reach_a, reach_b
+from fastckpt.stored.open_file import open_file
+from fastckpt.stored.opened import Opened
 from fastckpt.stored.structure_difference import StructureDifference, compare_structure
-from fastckpt.stored.tensors import StoredTensors, open_stored
 
 if TYPE_CHECKING:
     from fastckpt.tensor.difference import Elements, Tally
@@ -120,14 +121,14 @@ def compare(
         DamagedError: The structure of a file is damaged. A damaged tensor is reported, not raised.
     """
     count = thread_count(threads)
-    with open_stored(path_a) as a, open_stored(path_b) as b:
+    with open_file(path_a) as a, open_file(path_b) as b:
         structure = compare_structure(a, b, keys=keys)
         roots_equal = a.root is not None and a.root == b.root
         tensors: dict[str, TensorDifference] = {}
         known: dict[tuple[Entry, Entry], TensorDifference] = {}
         done = 0
         for name in structure.common:
-            ours, theirs = a.entries[name], b.entries[name]
+            ours, theirs = a.by_name[name], b.by_name[name]
             if roots_equal:
                 tensors[name] = TensorDifference(ours, theirs, "identical", "digests")
             elif structure_only:
@@ -141,19 +142,19 @@ def compare(
                 done += ours.nbytes
                 if progress is not None:
                     progress(done)
-        a.require_unchanged()
-        b.require_unchanged()
+        for file in (a, b):
+            file.source.require_unchanged(next_step="compare it again")
         return Comparison(_side(a), _side(b), structure, tensors, roots_equal)
 
 
-def _side(file: StoredTensors) -> Side:
+def _side(file: Opened) -> Side:
     return Side(file.path, file.format, file.size, file.root, len(file.entries), file.bytes_read)
 
 
 class _Pair(NamedTuple):
-    file_a: StoredTensors
+    file_a: Opened
     a: Entry
-    file_b: StoredTensors
+    file_b: Opened
     b: Entry
     threads: int
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
 from fastckpt.findings import Finding, Kind, Report, conclude
+from fastckpt.io.source import Source
 from fastckpt.surveying.fates import Status
 from fastckpt.surveying.survey import survey
 from fastckpt.surveying.wreck import Wreck
@@ -13,11 +14,11 @@ from fastckpt.surveying.wreck import Wreck
 _THERE = (Status.INTACT, Status.UNVERIFIED)
 
 
-def report_damage(path: str, strict: Report | None, failure: FastckptError | None, *, threads: int) -> Report:
+def report_damage(source: Source, strict: Report | None, failure: FastckptError | None, *, threads: int) -> Report:
     """The report on a damaged file.
 
     Args:
-        path: The file.
+        source: The open file.
         strict: What reading it as a whole file found; None if that was not possible.
         failure: Why not.
         threads: Worker threads.
@@ -27,15 +28,15 @@ def report_damage(path: str, strict: Report | None, failure: FastckptError | Non
         UnsupportedVersionError, UnsupportedStateError: It is one that this fastckpt cannot read.
     """
     try:
-        wreck = survey(path, threads=threads)
+        wreck = survey(source, threads=threads)
     except NotACheckpointError:
-        raise failure or NotACheckpointError("nothing in it is of a checkpoint", path=path) from None
+        raise failure or NotACheckpointError("nothing in it is of a checkpoint", path=source.path) from None
     if isinstance(failure, NotACheckpointError) and not wreck.entries:
         raise failure  # Its name alone made it look like a checkpoint.
     found = [*wreck.findings, *_unnamed(wreck)]
     report = strict
     if report is None:
-        report = Report(path, wreck.format, wreck.size, verified=_proven(wreck))
+        report = Report(source.path, wreck.format, wreck.size, verified=_proven(wreck))
         report.findings = found
         report.findings += _unproven(wreck)
         if isinstance(failure, DamagedError) and all(finding.kind is Kind.UNPROVEN for finding in found):

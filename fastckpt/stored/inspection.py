@@ -6,23 +6,28 @@ foreign file, so it takes the same short time whatever the size of the file.
 
 from __future__ import annotations
 
-import os
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from fastckpt.constants import CHUNK_SIZE, FORMAT_VERSION, MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
+from fastckpt.codec.registry import codec_name
+from fastckpt.constants import FORMAT_VERSION, MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.remains import read_block
-from fastckpt.foreign.model import ForeignFile
+from fastckpt.fckpt.source_section import source_kind_and_size
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
-from fastckpt.io.source import Source
+from fastckpt.io.source import Openable, Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import Record
-from fastckpt.layout.tree import decode_tree
+from fastckpt.layout.tree import TensorRef
+from fastckpt.layout.walk import find_optimizers
+from fastckpt.stored.fckpt import OpenedFckpt
+from fastckpt.stored.foreign import OpenedForeign
+from fastckpt.stored.open_file import open_file
+from fastckpt.stored.opened import Opened
 
 _SCALAR_FORMATS: Final = {"float32": "<f", "float64": "<d", "int32": "<i", "int64": "<q"}
 
@@ -55,6 +60,7 @@ class Inspection:
         saved_as: The name, without suffix, that a torch zip was saved under.
         locations: How many storages were on which device when a ``.pt`` was saved.
         opaque: ``(place, what)`` of everything that is not a tensor or plain value.
+        counters: The steps that optimizers have made, by the name of the tensor that says so.
     """
 
     path: str
@@ -72,33 +78,14 @@ class Inspection:
     saved_as: str | None = None
     locations: dict[str, int] = field(default_factory=dict)
     opaque: list[tuple[str, str]] = field(default_factory=list)
+    counters: dict[str, int | float] = field(default_factory=dict)
 
     def scalar(self, entry: Entry) -> int | float | None:
-        """The value of a tensor with one number, read from the file; None if it cannot be told."""
-        if entry.numel != 1 or entry.dtype not in _SCALAR_FORMATS:
-            return None
-        offset = self.storages[entry.storage].offset
-        start = entry.span[0]
-        if offset is not None:
-            with Source(self.path) as source:
-                raw = source.read(offset + start, entry.itemsize)
-        else:
-            with CheckpointFile(self.path) as file:
-                raw = _read_encoded(file, entry.storage, start, entry.itemsize)
-        value: int | float = struct.unpack(_SCALAR_FORMATS[entry.dtype], raw)[0]
-        return value
+        """The value of a tensor that counts the steps of an optimizer; None if it is none, or cannot be told."""
+        return self.counters.get(entry.name)
 
 
-def _read_encoded(file: CheckpointFile, storage: int, start: int, size: int) -> bytes:
-    """A few bytes of a storage whose chunks have to be decoded; they must not lie across two chunks."""
-    from fastckpt.fckpt.payload import read_chunk
-
-    place = file.manifest.storages[storage]
-    chunk, offset = divmod(place.offset + start, CHUNK_SIZE)
-    return read_chunk(file.source, file.records[place.record], chunk)[offset : offset + size]
-
-
-def inspect_file(path: str | os.PathLike[str]) -> Inspection:
+def inspect_file(path: Openable) -> Inspection:
     """Read the structure of a checkpoint file.
 
     Raises:
@@ -106,48 +93,67 @@ def inspect_file(path: str | os.PathLike[str]) -> Inspection:
         DamagedError: Its structure is cut or damaged.
         CheckpointIOError: The system could not open or read it.
     """
-    with Source(path) as source:
-        if kind_of(source) not in (None, "fckpt"):
-            return _inspect_foreign(open_foreign(source))
-    with CheckpointFile(path) as file:
-        return _inspect_fckpt(file)
+    with Source.of(path) as source:
+        opened = open_file(source)
+        found = Inspection(
+            path=opened.path,
+            format=opened.format,
+            size=opened.size,
+            checksums=_checksums(opened),
+            tree=opened.tree,
+            entries=opened.entries,
+            storages=[StorageFacts(nbytes, opened.place(n)) for n, nbytes in enumerate(opened.storage_sizes)],
+            metadata=opened.metadata,
+            root=opened.root,
+            opaque=opened.opaque,
+            counters=_counters(opened),
+        )
+        if isinstance(opened, OpenedFckpt):
+            found.version = FORMAT_VERSION
+            found.codecs = _codecs(opened.file.records)
+            found.original = _original(opened.file)
+        elif isinstance(opened, OpenedForeign):
+            found.saved_as = opened.foreign.prefix or None
+            found.locations = opened.foreign.locations
+    return found
 
 
-def _inspect_fckpt(file: CheckpointFile) -> Inspection:
-    entries = file.checked_entries()
-    manifest = file.manifest
-    places = manifest.storages
-    raw_from = {record.number: record.payload.offset for record in file.records if record.is_raw}
-    origin = None
-    if file.footer.section(SECTION_SOURCE) is not None:
-        from fastckpt.fckpt.source_section import source_kind_and_size
+def _checksums(opened: Opened) -> str:
+    if opened.format == "fckpt":
+        return "xxh3"
+    filled = [number for number, nbytes in enumerate(opened.storage_sizes) if nbytes]
+    proven = sum(opened.witness(number) == "crcs" for number in filled)
+    if proven == len(filled) and opened.format == "torch-zip":
+        return "crc32"
+    return "crc32 (partly)" if proven else "none"
 
-        try:
-            origin = source_kind_and_size(file.read_section(SECTION_SOURCE))
-        except (DamagedError, CheckpointIOError):
-            origin = ("damaged", 0)
-    return Inspection(
-        path=file.path,
-        format="fckpt",
-        size=file.source.size,
-        checksums="xxh3",
-        tree=decode_tree(manifest.tree, len(entries)),
-        entries=entries,
-        storages=[
-            StorageFacts(place.nbytes, raw_from[place.record] + place.offset if place.record in raw_from else None)
-            for place in places
-        ],
-        metadata=manifest.metadata,
-        version=FORMAT_VERSION,
-        root=file.footer.root.hex(),
-        codecs=_codecs(file.records),
-        original=origin,
-    )
+
+def _original(file: CheckpointFile) -> tuple[str, int] | None:
+    if file.footer.section(SECTION_SOURCE) is None:
+        return None
+    try:
+        return source_kind_and_size(file.read_section(SECTION_SOURCE))
+    except (DamagedError, CheckpointIOError):
+        return "damaged", 0
+
+
+def _counters(opened: Opened) -> dict[str, int | float]:
+    """The numbers that stand in tensors called ``step`` of an optimizer's state, the first of each optimizer."""
+    found: dict[str, int | float] = {}
+    for _, optimizer in find_optimizers(opened.tree):
+        steps = (values.get("step") for values in optimizer["state"].values() if isinstance(values, dict))
+        first = next((step for step in steps if type(step) is TensorRef), None)
+        entry = opened.entries[first.entry] if first is not None else None
+        if entry is not None and entry.numel == 1 and entry.dtype in _SCALAR_FORMATS:
+            try:
+                raw = opened.read(entry.storage, *entry.span)
+            except (DamagedError, CheckpointIOError):
+                continue  # Its structure is whole all the same; verify says what is not.
+            found[entry.name] = struct.unpack(_SCALAR_FORMATS[entry.dtype], raw)[0]
+    return found
 
 
 def _codecs(records: list[Record]) -> dict[str, tuple[int, int]]:
-    from fastckpt.codec.registry import codec_name
-
     totals: dict[str, tuple[int, int]] = {}
     for record in records:
         for number, chunk in enumerate(record.chunks):
@@ -157,25 +163,6 @@ def _codecs(records: list[Record]) -> dict[str, tuple[int, int]]:
     return totals
 
 
-def _inspect_foreign(foreign: ForeignFile) -> Inspection:
-    filled = [storage for storage in foreign.storages if storage.nbytes]
-    proven = sum(storage.crc is not None for storage in filled)
-    partly = "crc32 (partly)" if proven else "none"
-    return Inspection(
-        path=foreign.path,
-        format=foreign.kind,
-        size=foreign.size,
-        checksums="crc32" if proven == len(filled) and foreign.kind == "torch-zip" else partly,
-        tree=foreign.tree,
-        entries=foreign.entries,
-        storages=[StorageFacts(storage.nbytes, storage.offset) for storage in foreign.storages],
-        metadata=dict(foreign.metadata),
-        saved_as=foreign.prefix or None,
-        locations=foreign.locations,
-        opaque=foreign.opaque,
-    )
-
-
 class Outline(NamedTuple):
     """How many tensors a file has, and the bytes of their storages before any encoding."""
 
@@ -183,20 +170,18 @@ class Outline(NamedTuple):
     nbytes: int
 
 
-def outline(path: str | os.PathLike[str]) -> Outline | None:
+def outline(path: Openable) -> Outline | None:
     """The outline of a file, also of a damaged one; None if it cannot be told."""
     try:
-        with Source(path) as source:
+        with Source.of(path) as source:
             if kind_of(source) not in (None, "fckpt"):
                 foreign = open_foreign(source)
                 return Outline(len(foreign.entries), sum(storage.nbytes for storage in foreign.storages))
-        try:
-            with CheckpointFile(path) as file:
-                manifest = file.manifest
-        except DamagedError:
-            # Its end may be missing; the manifest stands at the start too.
-            with Source(path) as source:
+            try:
+                manifest = CheckpointFile(source).manifest
+            except DamagedError:
+                # Its end may be missing; the manifest stands at the start too.
                 manifest = decode_manifest(read_block(source, SUPERBLOCK_SIZE, MAGIC_MANIFEST, what="manifest"))
-        return Outline(len(manifest.entries), sum(place.nbytes for place in manifest.storages))
+            return Outline(len(manifest.entries), sum(place.nbytes for place in manifest.storages))
     except FastckptError:
         return None

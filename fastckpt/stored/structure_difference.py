@@ -19,7 +19,7 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text
 from fastckpt.layout.walk import is_plain
-from fastckpt.stored.tensors import StoredTensors
+from fastckpt.stored.opened import Opened
 
 T = TypeVar("T")
 Change = tuple[Any, Any]
@@ -95,7 +95,7 @@ class StructureDifference:
         return not any((*groups, self.shared_a, self.shared_b))
 
 
-def compare_structure(a: StoredTensors, b: StoredTensors, *, keys: str | None = None) -> StructureDifference:
+def compare_structure(a: Opened, b: Opened, *, keys: str | None = None) -> StructureDifference:
     """Compare everything but the bytes of tensors.
 
     Args:
@@ -103,7 +103,7 @@ def compare_structure(a: StoredTensors, b: StoredTensors, *, keys: str | None = 
         b: The other one.
         keys: A glob: only tensors whose name matches are compared, and nothing else.
     """
-    ours, theirs = (_chosen(file.entries, keys) for file in (a, b))
+    ours, theirs = (_chosen(file.by_name, keys) for file in (a, b))
     result = StructureDifference(
         common=[name for name in ours if name in theirs],
         only_a=[entry for name, entry in ours.items() if name not in theirs],
@@ -136,7 +136,7 @@ def compare_structure(a: StoredTensors, b: StoredTensors, *, keys: str | None = 
     if a.opaque or b.opaque:
         result.notes.append(
             "objects that are neither tensors nor plain values were compared by their type only: "
-            f"{a.opaque} in A, {b.opaque} in B"
+            f"{len(a.opaque)} in A, {len(b.opaque)} in B"
         )
     return result
 
@@ -147,7 +147,7 @@ def _chosen(entries: dict[str, Entry], keys: str | None) -> dict[str, Entry]:
     return {name: entry for name, entry in entries.items() if fnmatch.fnmatchcase(name, keys)}
 
 
-def _compare_trees(a: StoredTensors, b: StoredTensors, result: StructureDifference) -> None:
+def _compare_trees(a: Opened, b: Opened, result: StructureDifference) -> None:
     values_a, containers_a = _flat(a.tree)
     values_b, containers_b = _flat(b.tree)
     result.values = NamedDifference.of(values_a, values_b, same=same_value)

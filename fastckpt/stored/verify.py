@@ -25,6 +25,7 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotA
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
 from fastckpt.findings import Finding, Kind, Report, conclude
+from fastckpt.foreign.accounting import verify_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.residency import is_warm, reading_threads
 from fastckpt.io.source import Source
@@ -62,37 +63,32 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
         NotACheckpointError, UnsupportedVersionError: It is not something that can be verified.
         CheckpointIOError: It cannot be opened.
     """
-    with Source(path) as source:
-        kind = kind_of(source)
-        count = reading_threads(source, threads)
-        name = source.path
+    with Source.of(path) as source:
+        return verify_source(source, threads=reading_threads(source, threads), progress=progress)
+
+
+def verify_source(source: Source, *, threads: int, progress: Progress | None = None) -> Report:
+    """`verify` for an open file, which stays open."""
     failure: FastckptError | None = None
     report: Report | None = None
     try:
-        report = _verify_whole(name, kind, count, progress)
-    except (DamagedError, NotACheckpointError) as error:
+        report = _verify_whole(source, threads, progress)
+    except (DamagedError, NotACheckpointError, CheckpointIOError) as error:
         failure = error
     except UnsupportedStateError as error:
-        if kind != "safetensors":
+        if kind_of(source) != "safetensors":
             raise
         failure = error  # An element type that torch lacks: its bytes can be looked at all the same.
-    except CheckpointIOError as error:
-        if error.offset is None:
-            raise  # It could not be opened; with an offset, it is a part of it that could not be read.
-        failure = error
     if report is not None and report.ok:
         return report
-    return report_damage(name, report, failure, threads=count)
+    return report_damage(source, report, failure, threads=threads)
 
 
-def _verify_whole(path: str, kind: str | None, threads: int, progress: Progress | None) -> Report:
+def _verify_whole(source: Source, threads: int, progress: Progress | None) -> Report:
     """The report on a file that can be read as a whole one. Raises what reading it raises."""
-    if kind not in (None, "fckpt"):
-        from fastckpt.foreign.accounting import verify_foreign
-
-        return verify_foreign(path, threads=threads, progress=progress)
-    with CheckpointFile(path) as file:
-        return _Verification(file, threads, progress).run()
+    if kind_of(source) not in (None, "fckpt"):
+        return verify_foreign(source, threads=threads, progress=progress)
+    return _Verification(CheckpointFile(source), threads, progress).run()
 
 
 class _Verification:

@@ -11,7 +11,7 @@ from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_INDEX, MAGIC_MAN
 from fastckpt.errors import FastckptError, NotACheckpointError
 from fastckpt.findings import Finding, Kind
 from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
-from fastckpt.io.source import Source
+from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import read_there
 from fastckpt.layout.frame import decode_footer
@@ -29,7 +29,7 @@ TORCH_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def survey(
-    path: str,
+    file: Openable,
     *,
     threads: int,
     progress: Progress | None = None,
@@ -39,7 +39,7 @@ def survey(
     """What stands of a file.
 
     Args:
-        path: The file.
+        file: Its path, or the open file.
         threads: Worker threads.
         progress: Told of the bytes verified so far.
         like: A checkpoint of the same structure.
@@ -50,9 +50,9 @@ def survey(
         UnsupportedVersionError, UnsupportedStateError: It is one that this fastckpt cannot read.
         CheckpointIOError: It cannot be opened.
     """
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        return _survey_empty(path, find_blueprint)
-    with Source(path) as source:
+    if not isinstance(file, Source) and os.path.isfile(file) and os.path.getsize(file) == 0:
+        return _survey_empty(os.fspath(file), find_blueprint)
+    with Source.of(file) as source:
         head = read_there(source, 0, HEAD_SIZE)
         kind = _kind(source, head, like)
         if kind == "fckpt":

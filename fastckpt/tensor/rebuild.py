@@ -17,12 +17,9 @@ from fastckpt.constants import (
 )
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.layout.dtypes import BY_NAME
-from fastckpt.layout.entries import Entry, contiguous_stride
+from fastckpt.layout.entries import Entry, StorageBytes, contiguous_stride
 from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef, decode_tree
 from fastckpt.tensor.dtypes import torch_dtype
-
-StorageBytes = tuple[memoryview, int, int]
-"""Where the bytes of a storage lie: a writable region, an offset in it, and how many."""
 
 
 def _storage(place: StorageBytes, device: torch.device) -> torch.UntypedStorage:

@@ -136,9 +136,10 @@ def test_magnitudes_beyond_the_bins_are_counted(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
     sizes = []
     torch.save({"a": torch.zeros(9_000_000)}, tmp_path / "a.pt")
-    from fastckpt.stored.tensors import StoredTensors, open_stored
+    from fastckpt.stored.open_file import open_file
+    from fastckpt.stored.opened import Opened
 
-    with open_stored(tmp_path / "a.pt") as file:
+    with open_file(tmp_path / "a.pt") as file:
         reading = file.read
 
         def read(storage: int, start: int, end: int) -> bytearray | memoryview:
@@ -149,7 +150,7 @@ def test_memory_does_not_grow_with_the_tensor(tmp_path: Path) -> None:
         from fastckpt.plotting.measure import measure
 
         (measured,) = measure(file, threads=2, progress=None)
-        assert isinstance(file, StoredTensors)
+        assert isinstance(file, Opened)
     assert measured.profile is not None
     assert measured.profile.zeros == 9_000_000
     assert sum(sizes) == 36_000_000

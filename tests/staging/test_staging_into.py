@@ -12,7 +12,7 @@ from states import DTYPES, assert_same_elements, copied, element_bytes, everythi
 
 import fastckpt
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.loading.origins import opened
+from fastckpt.loading.opening import opened
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.existing import ExistingTensors, apart
 from fastckpt.staging.stage import bring, staging_for
@@ -25,9 +25,9 @@ RINGS = [fastckpt.Ring(1, LEAF_SIZE), fastckpt.Ring(2, 256 * 1024), fastckpt.Rin
 def fill(device: DelayedDevice, destination: object, path: Path, ring: fastckpt.Ring) -> None:
     flat = flatten(destination)
     tensors = {entry.name: tensor.detach() for entry, tensor in zip(flat.entries, flat.tensors, strict=True)}
-    with opened(path, None) as file:
-        target = ExistingTensors(device, file.entries, tensors)
-        bring(file.origin_of(file.entries), target, staging_for(device, ring=ring))
+    with opened(path, None) as wanted:
+        target = ExistingTensors(device, wanted.entries, tensors)
+        bring(wanted.origin_of(wanted.entries), target, staging_for(device, ring=ring))
 
 
 @pytest.mark.parametrize("ring", RINGS, ids=str)
@@ -101,10 +101,10 @@ def test_bits_of_every_dtype_in_one_launch(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch, "_foreach_copy_", foreach)
     for tensors in (destination, strided):
-        with opened(tmp_path / "s", None) as file:
+        with opened(tmp_path / "s", None) as wanted:
             device = HostDevice()
-            into = ExistingTensors(device, file.entries, tensors)
-            bring(file.origin_of(file.entries), into, staging_for(device))
+            into = ExistingTensors(device, wanted.entries, tensors)
+            bring(wanted.origin_of(wanted.entries), into, staging_for(device))
         for name, tensor in tensors.items():
             assert element_bytes(tensor) == element_bytes(state[name]), name
     assert launches == [len(DTYPES)]

@@ -21,9 +21,9 @@ from states import DTYPES, copied, everything, of_dtype, states
 import fastckpt
 from fastckpt.cli.demo import flip_bit
 from fastckpt.errors import DamagedError, NotACheckpointError
+from fastckpt.fckpt import storages as fckpt_storages
 from fastckpt.layout.entries import Entry
 from fastckpt.stored import element_pairs
-from fastckpt.stored import tensors as stored_tensors
 from fastckpt.stored.comparison import Comparison, TensorDifference, compare
 from fastckpt.stored.element_pairs import ElementPairs
 from fastckpt.stored.inspection import inspect_file
@@ -371,13 +371,13 @@ def test_pieces_cover_every_pair_once(rows, alike, max_reach, max_elements):
 def reads(monkeypatch):
     """The ``(start, size)`` of every read from a .fckpt payload."""
     done: list[tuple[int, int]] = []
-    read_targets = stored_tensors.read_targets
+    read_targets = fckpt_storages.read_targets
 
     def counted(source, targets, reading):
         done.extend((target.start, target.size) for target in targets)
         return read_targets(source, targets, reading)
 
-    monkeypatch.setattr(stored_tensors, "read_targets", counted)
+    monkeypatch.setattr(fckpt_storages, "read_targets", counted)
     return done
 
 

@@ -1,0 +1,104 @@
+"""The bytes of whole storages of a ``.pt`` or ``.safetensors`` file, checked against the CRCs that it states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
+
+from fastckpt import _core
+from fastckpt.foreign.checks import check_crcs
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.io.memory import allocate_regions
+from fastckpt.io.residency import reading_threads
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, thread_count, transfer
+from fastckpt.layout.entries import StorageBytes
+
+_WIDEST: Final = 16
+"""Bytes of the widest element (complex128): what a mapped storage must be aligned to."""
+
+
+class StorageReader:
+    """One reading of an open foreign file, in one or more moves.
+
+    Args:
+        foreign: Its structure.
+        source: The file it was read from.
+        threads: Worker threads; None takes what the medium wants.
+        verify: Whether CRCs are computed and compared.
+        progress: Told of the bytes done so far.
+    """
+
+    def __init__(
+        self, foreign: ForeignFile, source: Source, *, threads: int | None, verify: bool, progress: Progress | None
+    ) -> None:
+        self._storages = foreign.storages
+        self._foreign = foreign
+        self._source = source
+        self._threads = threads
+        self._verify = verify
+        self._progress = progress
+        self._done = 0
+        self._crcs = [storage.crc or 0 for storage in foreign.storages]
+
+    def bring(self, storages: Iterable[int], *, mapped: bool) -> Callable[[int], StorageBytes]:
+        """Storages in fresh memory; with ``mapped``, those that lie aligned in the file stay where they are mapped.
+
+        Returns:
+            Where the bytes of each now are.
+
+        Raises:
+            DamagedError: A CRC does not match; names the tensors.
+            CheckpointIOError: The system could not read.
+        """
+        wanted = sorted(set(storages))
+        places: dict[int, StorageBytes] = {}
+        if mapped:
+            whole = memoryview(self._source.map(private_writable=True))
+            aligned = [n for n in wanted if self._storages[n].offset % _WIDEST == 0]
+            places = {n: (whole, self._storages[n].offset, self._storages[n].nbytes) for n in aligned}
+            if self._verify:
+                self._sum(aligned, _core.address(whole))
+        rest = [n for n in wanted if n not in places]
+        regions = allocate_regions([self._storages[n].nbytes for n in rest])
+        places |= {n: (region, 0, region.nbytes) for n, region in zip(rest, regions, strict=True)}
+        self.fill({n: _core.address(region) for n, region in zip(rest, regions, strict=True) if region.nbytes})
+        return places.__getitem__
+
+    def fill(self, places: Mapping[int, int]) -> None:
+        """Read storages to the addresses given for them. Raises what `bring` does."""
+        self._transfer(
+            list(places),
+            [Move(self._storages[n].offset, address, self._storages[n].nbytes) for n, address in places.items()],
+            in_place=False,
+        )
+        self._source.require_unchanged(next_step="load it again")
+        if self._verify:
+            check_crcs(self._foreign, self._crcs)
+
+    def _sum(self, storages: Sequence[int], base: int) -> None:
+        """The CRCs of what is mapped from the address ``base`` on."""
+        proven = [n for n in storages if self._storages[n].crc is not None]
+        moves = [Move(base + self._storages[n].offset, 0, self._storages[n].nbytes) for n in proven]
+        self._transfer(proven, moves, in_place=True)
+
+    def _transfer(self, storages: Sequence[int], moves: Sequence[Move], *, in_place: bool) -> None:
+        if not moves:
+            return
+        progress, done = self._progress, self._done
+        moved = transfer(
+            moves,
+            source=MEMORY if in_place else self._source.fd,
+            source_direct=-1 if in_place else self._source.direct_fd,
+            sink=NOWHERE if in_place else MEMORY,
+            threads=thread_count(self._threads) if in_place else reading_threads(self._source, self._threads),
+            leaves=False,
+            crcs=self._verify,
+            mapped=in_place,
+            progress=None if progress is None else lambda count: progress(done + count),
+        )
+        for fault in moved.faults:
+            self._source.raise_fault(self._storages[storages[fault.move]].offset + fault.offset, fault.errno)
+        for storage, crc in zip(storages, moved.crcs, strict=False):
+            self._crcs[storage] = crc
+        self._done += sum(move.size for move in moves)

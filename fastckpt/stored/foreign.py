@@ -1,0 +1,110 @@
+"""An open ``.pt`` or ``.safetensors`` as every other kind of checkpoint.
+
+A ``.pt`` has one CRC-32 for a whole storage, so `Opened.prove` goes through it
+once before any part of it is read; a ``.safetensors`` proves nothing.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.foreign.checks import refuse_unsupported
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.storages import StorageReader
+from fastckpt.io.memory import ARENA_SIZE
+from fastckpt.io.source import Source
+from fastckpt.io.sums import sum_parts
+from fastckpt.io.transfer import Move, Progress
+from fastckpt.layout.entries import StorageBytes, check_entry
+from fastckpt.stored.opened import Opened, Witness
+
+
+class OpenedForeign(Opened):
+    """See `Opened`.
+
+    Attributes:
+        foreign: Where the storages lie.
+    """
+
+    def __init__(self, source: Source, foreign: ForeignFile) -> None:
+        sizes = [storage.nbytes for storage in foreign.storages]
+        for entry in foreign.entries:
+            check_entry(entry, sizes)
+        super().__init__(source, foreign.kind, foreign.tree, foreign.entries, sizes)
+        self.foreign = foreign
+        self.opaque = foreign.opaque
+        self._proven: dict[int, DamagedError | CheckpointIOError | None] = {}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return dict(self.foreign.metadata)
+
+    def require_plain(self) -> None:
+        refuse_unsupported(self.foreign)
+
+    def place(self, storage: int) -> int | None:
+        return self.foreign.storages[storage].offset
+
+    def witness(self, storage: int) -> Witness:
+        stored = self.foreign.storages[storage]
+        return "crcs" if stored.crc is not None or not stored.nbytes else "nothing"
+
+    def bring(
+        self, storages: Iterable[int], *, threads: int | None, verify: bool, progress: Progress | None, mapped: bool
+    ) -> Callable[[int], StorageBytes]:
+        reader = StorageReader(self.foreign, self.source, threads=threads, verify=verify, progress=progress)
+        return reader.bring(storages, mapped=mapped)
+
+    def fill(self, places: Mapping[int, int], *, threads: int | None, progress: Progress | None) -> None:
+        StorageReader(self.foreign, self.source, threads=threads, verify=True, progress=progress).fill(places)
+
+    def stands_alone(self, storage: int) -> bool:
+        return True
+
+    def batches(self, storages: Iterable[int]) -> Iterator[list[int]]:
+        batch: list[int] = []
+        size = 0
+        for storage in storages:
+            nbytes = self.foreign.storages[storage].nbytes
+            if batch and size + nbytes > ARENA_SIZE:
+                yield batch
+                batch, size = [], 0
+            batch.append(storage)
+            size += nbytes
+        if batch:
+            yield batch
+
+    def prove(self, storage: int, *, threads: int) -> None:
+        if storage not in self._proven:
+            try:
+                self._check_crc(storage, threads)
+                self._proven[storage] = None
+            except (DamagedError, CheckpointIOError) as error:
+                self._proven[storage] = error
+        error_or_none = self._proven[storage]
+        if error_or_none is not None:
+            raise error_or_none
+
+    def _check_crc(self, storage: int, threads: int) -> None:
+        stored = self.foreign.storages[storage]
+        if stored.crc is None or not stored.nbytes:
+            return
+        moved = sum_parts(self.source, [Move(stored.offset, 0, stored.nbytes)], threads=threads)
+        for fault in moved.faults:
+            self.source.raise_fault(stored.offset + fault.offset, fault.errno)
+        if moved.crcs[0] != stored.crc:
+            raise DamagedError(
+                f"the CRC-32 of record {stored.key} does not match its {stored.nbytes} bytes",
+                path=self.path,
+                offset=stored.offset,
+                expected=f"{stored.crc:08x}",
+                actual=f"{moved.crcs[0]:08x}",
+                next_step=f"fastckpt salvage {shlex.quote(self.path)}",
+            )
+
+    def read(self, storage: int, start: int, end: int) -> bytearray | memoryview:
+        self.count(end - start)
+        return bytearray(self.source.read(self.foreign.storages[storage].offset + start, end - start))
