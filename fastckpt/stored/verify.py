@@ -73,7 +73,11 @@ def verify_source(source: Source, *, threads: int, progress: Progress | None = N
     report: Report | None = None
     try:
         report = _verify_whole(source, threads, progress)
-    except (DamagedError, NotACheckpointError, CheckpointIOError) as error:
+    except (DamagedError, NotACheckpointError) as error:
+        failure = error
+    except CheckpointIOError as error:
+        if error.offset is None:
+            raise  # With an offset, it is a part of it that could not be read.
         failure = error
     except UnsupportedStateError as error:
         if kind_of(source) != "safetensors":
