@@ -28,7 +28,8 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
         UnsupportedVersionError, UnsupportedStateError: It is one that this fastckpt cannot read.
     """
     try:
-        wreck = survey(source, threads=threads)
+        # A file that was cut or written to meanwhile is looked at as it is now.
+        wreck = survey(source if source.unchanged() else source.path, threads=threads)
     except NotACheckpointError:
         raise failure or NotACheckpointError("nothing in it is of a checkpoint", path=source.path) from None
     if isinstance(failure, NotACheckpointError) and not wreck.entries:
