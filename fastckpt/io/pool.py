@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import _thread
 import functools
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
@@ -47,13 +48,16 @@ class Task(Generic[R]):
 
 
 class Pool:
-    """Threads that run tasks in the order in which they were submitted; a context manager."""
+    """Threads that run tasks in the order in which they were submitted; a context manager.
+
+    Its threads also end when it is dropped without `close`, as happens where an interrupt comes just before that.
+    """
 
     def __init__(self, threads: int) -> None:
         self._most = threads
         self._started = 0
         self._closed = False
-        self._tasks: SimpleQueue[Task[Any] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[Task[Any] | weakref.ref[Pool] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
 
     def __enter__(self) -> Pool:
@@ -69,7 +73,8 @@ class Pool:
         task = Task(work)
         self._tasks.put(task)
         if self._started < self._most:
-            _thread.start_new_thread(self._run, ())
+            # What ends the threads of a dropped pool is no Python code, which an interrupt could end.
+            _thread.start_new_thread(_run, (self._tasks, self._ended, weakref.ref(self, self._tasks.put)))
             # Counted only now: should an interrupt come in between, nobody waits for a thread that is not there.
             self._started += 1
         return task
@@ -82,11 +87,24 @@ class Pool:
             self._started -= 1
             self._ended.get()
 
-    def _run(self) -> None:
-        while (task := self._tasks.get()) is not None and not self._closed:
-            task.run()
-        self._tasks.put(None)  # For the next thread.
-        self._ended.put(None)
+    @property
+    def closed(self) -> bool:
+        """Whether no further task is begun."""
+        return self._closed
+
+
+def _run(
+    tasks: SimpleQueue[Task[Any] | weakref.ref[Pool] | None], ended: SimpleQueue[None], owner: weakref.ref[Pool]
+) -> None:
+    while isinstance(task := tasks.get(), Task) and not _is_over(owner):
+        task.run()
+    tasks.put(None)  # For the next thread.
+    ended.put(None)
+
+
+def _is_over(owner: weakref.ref[Pool]) -> bool:
+    pool = owner()
+    return pool is None or pool.closed
 
 
 def map_in_order(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Iterator[R]:

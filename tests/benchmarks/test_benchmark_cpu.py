@@ -1,4 +1,4 @@
-"""The CPU benchmark runs from end to end on very little data, and its result makes the README's table."""
+"""The CPU benchmark runs from end to end on very little data (slow), and its result makes the README's table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the limits are those of Linux")
 def test_it_runs_and_makes_the_table(tmp_path: Path, monkeypatch: Any) -> None:
     output = tmp_path / "result.json"
@@ -38,3 +39,12 @@ def test_it_runs_and_makes_the_table(tmp_path: Path, monkeypatch: Any) -> None:
     result["jobs"]["fastckpt.load"]["seconds"] *= 4
     assert "Medians of 1 to 4 interleaved rounds" in table.render(result)
     assert table.update(f"before {table.BEGIN} old {table.END} after", shown).count(shown) == 1
+
+
+@pytest.mark.parametrize("name", ["cpu.py", "gpu.py", "salvage.py", "table.py"])
+def test_it_starts(name: str) -> None:
+    """The short form: every module that it needs is there, and it names its options."""
+    ended = subprocess.run(
+        [sys.executable, str(BENCHMARKS / name), "--help"], capture_output=True, text=True, check=True
+    )
+    assert "usage:" in ended.stdout

@@ -1,4 +1,4 @@
-"""The GPU benchmark runs from end to end without a GPU, on very little data."""
+"""The GPU benchmark runs from end to end without a GPU, on very little data (slow)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the limits are those of Linux")
@@ -52,7 +53,7 @@ sys.exit(gpu.main())
 """
 
 
-@pytest.mark.parametrize("cut", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("cut", [False, True])
 def test_one_try_tells_all_it_can(tmp_path: Path, cut: bool) -> None:
     """What fails is written down, and the rest is measured; what was measured is there when the run is cut short."""
     output = tmp_path / "result.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -50,6 +51,19 @@ def test_what_was_not_begun_is_dropped_when_the_pool_is_closed() -> None:
         pool.submit(lambda number=number: (begun.append(number), time.sleep(0.01)))  # type: ignore[misc]
     pool.close()
     assert len(begun) < 10
+
+
+def test_threads_end_when_the_pool_is_dropped_unclosed() -> None:
+    """An interrupt that comes as ``close`` is called leaves nothing else to end them."""
+    before = len(os.listdir("/proc/self/task"))
+    pool = Pool(3)
+    assert [pool.submit(lambda number=number: number).result() for number in range(6)] == list(range(6))  # type: ignore[misc]
+    assert pool._started == 3
+    del pool
+    deadline = time.monotonic() + 10
+    while len(os.listdir("/proc/self/task")) > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(os.listdir("/proc/self/task")) <= before
 
 
 INTERRUPTED = """
