@@ -3,8 +3,9 @@
 It knows the good file, its map, and the damaged bytes; it never reads a damaged file. The rules:
 
 * ``intact`` is required where the bytes of a tensor, one witness for them, and one copy of the structure stand where
-  they were. A witness is a descriptor or directory entry with its CRC-32 (.pt), or a record header or its mirror with
-  the leaf digests (.fckpt). legacy .pt and .safetensors have none.
+  they were. A witness is a directory entry with its CRC-32, or where no entry says otherwise a descriptor together with
+  the header that names the record (.pt), or a record header or its mirror with the leaf digests (.fckpt). legacy .pt
+  and .safetensors have none.
 * ``intact`` is forbidden where a byte of the tensor, or of what its checksum covers, changed; and wherever the format
   has no witness. Whatever is called intact has to be equal to the original, bit for bit, under its own name.
 * ``unverified`` is required where the bytes stand and the format has no witness; it is forbidden where a witness that
@@ -137,7 +138,8 @@ class Oracle:
         directory = self.region("directory") and len(self.damaged) == len(good.raw)
         pickle = self.region("data data.pkl")
         found = self.region("header data.pkl") or directory
-        proven = good.crcs and (self.region("descriptor data.pkl") or directory)
+        behind = self.region("descriptor data.pkl") and self.region("header data.pkl")
+        proven = good.crcs and (directory or (behind and not self._contradicted("data.pkl", "data data.pkl")))
         structure = pickle and found and (proven or not good.crcs)
         expected = Expected(structure, may_refuse=not structure)
         for name, facts in good.tensors.items():
@@ -156,7 +158,7 @@ class Oracle:
             if facts.span[0] == facts.span[1]:
                 allowed = frozenset((INTACT, UNVERIFIED))
             elif self.same(storage):
-                allowed = self._stands(storage, descriptor=descriptor, directory=directory)
+                allowed = self._stands(facts.storage, descriptor=descriptor, directory=directory)
             else:
                 allowed = self._changed(facts, witness=good.crcs and (descriptor or directory))
                 if good.crcs and (self.stale(storage) or self._elsewhere(storage)):
@@ -164,10 +166,30 @@ class Oracle:
             expected.verdicts[name] = Verdict(allowed, now, place)
         return expected
 
-    def _stands(self, storage: tuple[int, int], *, descriptor: bool, directory: bool) -> frozenset[str]:
+    def _contradicted(self, record: str, region: str) -> bool:
+        """Whether a directory entry of a record of a .pt states another CRC-32 than that of its bytes."""
+        start = self.good.regions[f"header {record}"][0]
+        size = int.from_bytes(self.good.raw[start + 26 : start + 28], "little")
+        name = self.good.raw[start + 30 : start + 30 + size]
+        first, last = self.good.regions[region] if region in self.good.regions else self.good.storages[record]
+        crc = struct.pack("<I", zlib.crc32(self.good.raw[first:last]))
+        at = self.damaged.find(name)
+        while at >= 0:
+            entry = self.damaged[max(at - 46, 0) : at]
+            if entry.startswith(b"PK\x01\x02") and entry[16:20] != crc:
+                return True
+            at = self.damaged.find(name, at + 1)
+        return False
+
+    def _stands(self, key: str, *, descriptor: bool, directory: bool) -> frozenset[str]:
         """Statuses of a tensor whose storage is as it was."""
-        if self.good.crcs and (descriptor or directory):
+        storage = self.good.storages[key]
+        if self.good.crcs and directory:
             return frozenset((INTACT,))
+        if self.good.crcs and descriptor:
+            if self._contradicted(key, f"data {key}"):
+                return frozenset((INTACT, DAMAGED))
+            return frozenset((INTACT,) if self.region(f"header {key}") else (INTACT, UNVERIFIED, LOST))
         if descriptor and directory:
             return frozenset((UNVERIFIED,))
         # What is left of its witnesses may say otherwise, also where a CRC of 0 (not computed) is now another number.

@@ -196,7 +196,9 @@ def test_header_and_descriptor_of_a_lost_name(tmp_path: Path) -> None:
     for n in range(0, len(ORIGINAL), 2):
         overwrite(path, headers[n], b"\xaa" * 30)
     report = fastckpt.salvage(path, like=like)
-    assert set(status(report).values()) == {"intact"}
+    # What stands behind a record proves it only together with the header that names it.
+    for n, fate in enumerate(report.tensors.values()):
+        assert fate.status.value == ("unverified" if n % 2 == 0 and fate.nbytes else "intact")
 
 
 def test_one_name_of_the_directory_is_damaged(tmp_path: Path) -> None:

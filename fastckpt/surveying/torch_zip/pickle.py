@@ -83,18 +83,18 @@ def _prefix_in(directory: dict[str, DirectoryEntry]) -> str:
 
 
 def _candidates(source: Source, directory: dict[str, DirectoryEntry]) -> Iterator[tuple[str, int, set[int]]]:
-    """``(prefix, offset of the pickle, CRC-32s that headers state)``."""
+    """``(prefix, offset of the pickle, CRC-32s that the directory or else a header states)``."""
     entry = next((entry for name, entry in directory.items() if name.endswith(_NAME) and name.count("/") == 1), None)
-    stated_crcs = {entry.crc} if entry is not None else set()
+    stated_crcs = {entry.crc} - {0} if entry is not None else set()
     header = local_header_at(source, 0)
     if header is not None and header.name.endswith(_NAME):
         # Of two names, that in the directory has not been touched by what damaged the header.
         name = entry.name if entry is not None and entry.header == 0 else header.name
-        yield name[: -len(_NAME)], header.data, {header.crc, *stated_crcs}
+        yield name[: -len(_NAME)], header.data, stated_crcs or {header.crc} - {0}
     if entry is not None:
         stated = local_header_at(source, entry.header)
         if stated is not None and stated.name == entry.name and (header is None or stated.data != header.data):
-            yield entry.name[: -len(_NAME)], stated.data, {stated.crc, *stated_crcs}
+            yield entry.name[: -len(_NAME)], stated.data, stated_crcs or {stated.crc} - {0}
         yield entry.name[: -len(_NAME)], next_place(entry.header, entry.name, entry.size).data, stated_crcs
     head = read_there(source, 0, _HEAD)
     starts = [match.start() for match in re.finditer(re.escape(_PICKLE_START), head)]
@@ -124,12 +124,15 @@ def _read(source: Source, prefix: str, at: int, crcs: set[int]) -> FoundPickle:
     found.end = at + size
     crc = zlib.crc32(raw[:size])
     descriptor = descriptor_at(source, found.end, size, 16)
-    stated = crcs | {descriptor.crc} if descriptor is not None else crcs
     signed = descriptor is not None and descriptor.signed
-    checked = (signed and descriptor is not None and descriptor.crc) or any(crcs)
-    found.proven = crc in stated - {0}
-    found.contradicted = bool(checked) and not found.proven
-    found.not_computed = signed and not checked
+    behind = {descriptor.crc} - {0} if descriptor is not None else set()
+    # What the directory states is about data.pkl; what stands behind it can have come with the bytes of another save.
+    found.proven = crc in (crcs or behind)
+    found.contradicted = not found.proven and bool(crcs or (signed and behind))
+    found.not_computed = signed and not behind and not crcs
+    if found.contradicted and crc in behind:
+        found.doubt = "data.pkl, which has names, shapes and dtypes, is another one than the directory has a CRC-32 of"
+        return found
     if found.contradicted:
         found.doubt = "data.pkl fails its CRC-32, so names, shapes and dtypes may be wrong"
     elif not found.proven:

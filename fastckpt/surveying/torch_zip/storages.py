@@ -92,10 +92,17 @@ class Candidate:
             return 0
         return header.crc
 
-    def stated_crcs(self) -> set[int]:
-        """The CRC-32s that the file states for it. 0 stands for "not computed"."""
-        crcs = {witness.crc for witness in (self.descriptor, self.entry) if witness is not None}
-        return (crcs | {self.header_crc}) - {0}
+    def own_crcs(self) -> set[int]:
+        """The CRC-32s that are stated for this storage and no other. 0 stands for "not computed".
+
+        The directory names the storage whose CRC-32 it has. A descriptor does not: a record that was written to the
+        wrong place, or by another save, brings its own along. It counts where the header in front names the storage
+        and the directory states nothing else.
+        """
+        if self.entry is not None and self.entry.crc:
+            return {self.entry.crc}
+        behind = self.descriptor.crc if self.descriptor is not None and self.named else 0
+        return {behind, self.header_crc} - {0}
 
 
 def look(archive: Archive, key: str, nbytes: int, place: Place | None) -> Candidate:
@@ -161,9 +168,16 @@ class Sums:
         return self._sums.get((candidate.place.data, candidate.nbytes)) if candidate.place is not None else None
 
     def prove(self, candidate: Candidate) -> bool:
-        """Whether the bytes at the place have a CRC-32 that the file states for the storage."""
+        """Whether the bytes at the place have the CRC-32 that the file states for this storage."""
         found = self.of(candidate)
-        return found is not None and not found.holes and found.crc in candidate.stated_crcs()
+        return found is not None and not found.holes and found.crc in candidate.own_crcs()
+
+    def dispute(self, candidate: Candidate) -> bool:
+        """Whether the bytes are as what stands behind them says, and not as the directory says."""
+        found = self.of(candidate)
+        if found is None or found.holes or candidate.descriptor is None or found.crc in candidate.own_crcs():
+            return False
+        return candidate.is_signed and found.crc == candidate.descriptor.crc != 0
 
 
 def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list[StorageState]:
@@ -179,6 +193,11 @@ def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list
     inside = [c for c in candidates if c.nbytes and _is_inside(c, size)]
     alone = {id(c) for c in without_overlaps(inside, lambda c: (not sums.prove(c), -c.witnesses))}
     standing = {c.key: c.place.header for c in candidates if c.named and c.place is not None}
+    copies: dict[tuple[int, int], str] = {}
+    for candidate in candidates:
+        found = sums.of(candidate)
+        if found is not None and sums.prove(candidate):
+            copies.setdefault((found.crc, candidate.nbytes), candidate.key)
     states = []
     for candidate in candidates:
         place, found = candidate.place, sums.of(candidate)
@@ -196,11 +215,28 @@ def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list
             state.holes, state.reason = merge_holes(found.holes), "parts of it cannot be read"
         elif sums.prove(candidate):
             state.proven = True
+        elif sums.dispute(candidate):
+            _judge_disputed(candidate, state, copies)
         elif _is_replaced(archive, candidate, place, standing):
             state.lose("the save was interrupted before it: another record is in its place")
         else:
             _judge_unproven(archive, candidate, place, state)
     return states
+
+
+def _judge_disputed(candidate: Candidate, state: StorageState, copies: Mapping[tuple[int, int], str]) -> None:
+    """A storage whose bytes are as what stands behind them says: that is no proof that they are its own."""
+    found = candidate.descriptor.crc if candidate.descriptor is not None else 0
+    if candidate.entry is not None and candidate.entry.crc:
+        state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]
+        state.reason = (
+            "its bytes are whole, but not those of which the directory has the CRC-32: they are of another save, or of "
+            "another tensor"
+        )
+    elif copies.get((found, candidate.nbytes), candidate.key) != candidate.key:
+        state.lose(f"a copy of data/{copies[found, candidate.nbytes]} is in its place")
+    else:
+        state.reason = "its header is damaged: nothing says that the bytes in its place are its own"
 
 
 def _is_replaced(archive: Archive, candidate: Candidate, place: Place, standing: Mapping[str, int]) -> bool:

@@ -178,19 +178,19 @@ def _report_storages(wreck: Wreck, candidates: Sequence[Candidate], states: Sequ
                 text = f"the local header of data/{candidate.key} is damaged; its place follows from the sizes"
                 at = candidate.place.header if candidate.place is not None else offset
                 wreck.findings.append(Finding(Kind.ROTTED, text, at, offset - at, loss=False))
-            if len(candidate.stated_crcs()) > 1:
+            if candidate.is_disputed:
                 text = (
-                    f"data/{candidate.key} ({shown or 'no tensor'}): its descriptor and the directory state different "
-                    "CRC-32s, and one matches: one of them is damaged, or parts of two saves stand in the file"
+                    f"data/{candidate.key} ({shown or 'no tensor'}): the descriptor behind it has another CRC-32 than "
+                    "the directory, which matches"
                 )
                 wreck.findings.append(Finding(Kind.INCONSISTENT, text, offset, size, tensors=tensors, loss=False))
             continue
         kind = state.holes[0].kind if state.holes else Kind.UNPROVEN
         text = f"data/{candidate.key} ({shown or 'no tensor'}): {state.reason}"
         wreck.findings.append(Finding(kind, text, offset, size, tensors=tensors, loss=bool(state.holes and tensors)))
-    disputed = sum(candidate.is_disputed for candidate in candidates)
-    if disputed:
-        text = f"the directory states other checksums than stand behind {disputed} tensors: the file mixes two saves"
-        wreck.findings.append(Finding(Kind.INCONSISTENT, text, max(wreck.size - 22, 0), 0, loss=False))
-        wreck.notes.append(text)
+    disputed = sum(c.is_disputed and not state.proven for c, state in zip(candidates, states, strict=True))
+    if disputed > 1:
+        wreck.notes.append(
+            f"the directory states other checksums than stand behind {disputed} tensors: the file mixes two saves"
+        )
     wreck.findings.sort(key=lambda finding: (finding.offset, finding.size))
