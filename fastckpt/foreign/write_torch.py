@@ -51,6 +51,7 @@ def write_torch(
     fill: Fill,
     *,
     durable: bool,
+    keys: Sequence[str] | None = None,
     note: bytes | None = None,
 ) -> None:
     """Write a torch zip archive.
@@ -59,17 +60,19 @@ def write_torch(
 
     Args:
         path: The file; an existing one is replaced in the end.
-        pickle: ``data.pkl``; it names the storages by their numbers.
+        pickle: ``data.pkl``.
         storage_sizes: Sizes of the storages in bytes.
         fill: Writes them.
         durable: Return only when the file survives a power cut.
+        keys: Under which keys ``pickle`` names the storages; None if by their numbers.
         note: JSON text about how the file came to be, kept in a record that torch ignores.
 
     Raises:
         OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
         DamagedError: A source changed meanwhile.
     """
-    records = list(_plan(archive_name(path), pickle, storage_sizes, note))
+    keys = [str(number) for number in range(len(storage_sizes))] if keys is None else keys
+    records = list(_plan(archive_name(path), pickle, list(zip(keys, storage_sizes, strict=True)), note))
     last = records[-1]
     directory_at = end_of(last.place, last.size)
     size = directory_at + sum(len(_central(record, 0)) for record in records) + END_SIZE
@@ -99,7 +102,7 @@ def archive_name(path: str | os.PathLike[str]) -> str:
     return (stem if dot else os.path.basename(path)) or "archive" if path.isascii() else "archive"
 
 
-def _plan(prefix: str, pickle: bytes, sizes: Sequence[int], note: bytes | None) -> Iterator[_Record]:
+def _plan(prefix: str, pickle: bytes, storages: Sequence[tuple[str, int]], note: bytes | None) -> Iterator[_Record]:
     small: list[tuple[str, bytes]] = [
         ("data.pkl", pickle),
         (".format_version", b"1"),
@@ -107,7 +110,7 @@ def _plan(prefix: str, pickle: bytes, sizes: Sequence[int], note: bytes | None) 
         ("byteorder", b"little"),
     ]
     items: list[tuple[str, int, bytes | None, int]] = [(name, len(data), data, -1) for name, data in small]
-    items += [(f"data/{number}", size, None, number) for number, size in enumerate(sizes)]
+    items += [(f"data/{key}", size, None, number) for number, (key, size) in enumerate(storages)]
     items += [("version", 2, b"3\n", -1)]
     if note is not None:
         items.append((".data/salvage.json", len(note), note, -1))

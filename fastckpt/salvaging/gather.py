@@ -91,7 +91,8 @@ def gathered(
                 continue
             if spool is None:
                 spool = _Spool(stack, directory, threads)
-            pattern = _NAN.get(dtypes.get(number, ""), b"\0") if fill == "nan" else b"\0"
+            dtype = dtypes.get(number, piece.dtype)
+            pattern = _NAN.get(dtype or "", b"\0") if fill == "nan" else b"\0"
             origins.append(spool.take(piece, source, holes, pattern))
         yield Gathered(origins, spool.filled if spool is not None else 0)
 

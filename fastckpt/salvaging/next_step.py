@@ -20,12 +20,14 @@ _KNOWN_SUFFIXES: Final = (".pt", ".pth", ".bin", ".fckpt", ".safetensors")
 
 def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
     """What to run or do next: a command that can be pasted into a shell, wherever one is known."""
-    if report.destination is not None and report.written:
+    if report.destination is not None:
         return _after_writing(report, request, threads)
     if report.exit_code == 0:
         return f"nothing to salvage: every tensor is there. fastckpt verify {shlex.quote(report.path)}"
     sibling = _sibling(report)
     unverified = Status.UNVERIFIED not in request.include and bool(report.counts["unverified"])
+    if not report.tensors and report.structure == "whole":
+        return request.command(report.path, suggested_name(report))
     if not report.written and not unverified:
         if sibling is not None and _is_whole(sibling, threads):
             return f"nothing usable is left in this file; use {_shown(sibling)}, which is whole"

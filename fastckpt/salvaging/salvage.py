@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Iterator
+from typing import Final
 
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.findings import Kind
@@ -13,13 +14,18 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.walk import has_optimizer
 from fastckpt.salvaging.alike import blueprint_finder, survey_as_named
 from fastckpt.salvaging.next_step import next_step
+from fastckpt.salvaging.original import keep_original
 from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.request import Request, make_request
 from fastckpt.salvaging.selection import Selection, choose
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
 from fastckpt.surveying.fates import Status, TensorFate
 from fastckpt.surveying.survey import survey
-from fastckpt.surveying.wreck import Wreck
+from fastckpt.surveying.wreck import Wreck, storage_status
+
+_SHOWN: Final = 20
+"""Things that are not understood, named one by one."""
+_THERE: Final = (Status.INTACT, Status.UNVERIFIED)
 
 
 def salvage(
@@ -83,10 +89,12 @@ def salvage(
     donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
     fates = wreck.fates()
     selection = choose(wreck, fates, request.include, donor)
+    if kind in (None, "pt"):
+        keep_original(selection, wreck, request.include, donor)
     if kind is not None:
         refuse_what_does_not_fit(selection, kind)
     report = _report(wreck, fates, selection, donor, request)
-    if destination is not None and selection.entries:
+    if destination is not None and (selection.entries or selection.original is not None):
         report.destination = destination
         write_destination(
             destination,
@@ -96,7 +104,7 @@ def salvage(
             How(count, durable, progress),
             fill=fill,
         )
-    report.exit_code = _exit_code(report, written=destination is not None)
+    report.exit_code = _exit_code(report, wreck, written=destination is not None)
     report.next_step = next_step(report, request, threads=count)
     return report
 
@@ -122,7 +130,13 @@ def _report(
         backfilled=selection.backfilled,
         notes=[*wreck.notes, *selection.notes],
     )
-    report.complete = wreck.structure != "none" and not report.broken and not _is_open(wreck)
+    kept = selection.original is not None
+    report.notes += _what_is_not_understood(wreck, kept=kept)
+    nothing_left_out = kept or (not wreck.opaque and not wreck.unnamed)
+    unnamed_whole = all(storage_status(unnamed.state) in _THERE for unnamed in wreck.unnamed)
+    report.complete = (
+        wreck.structure != "none" and not report.broken and not _is_open(wreck) and nothing_left_out and unnamed_whole
+    )
     if donor is not None:
         donor_fates = donor.fates()
         doubtful = [name for name in selection.backfilled if donor_fates[name].status is not Status.INTACT]
@@ -134,6 +148,21 @@ def _report(
             report.notes.append(f"{donor.path} cannot fill in {lacking}: it has none like them, or not whole")
     report.notes += _what_is_missing(report, request.include, strict=not has_optimizer(wreck.tree))
     return report
+
+
+def _what_is_not_understood(wreck: Wreck, *, kept: bool) -> Iterator[str]:
+    fate = "it was not imported or run, and " + ("comes back as it was saved" if kept else "is left out")
+    for path, name in wreck.opaque[:_SHOWN]:
+        yield f"{path} is a {name}: {fate}"
+    if len(wreck.opaque) > _SHOWN:
+        yield f"... and {len(wreck.opaque) - _SHOWN} more that are not understood"
+    counts: dict[str, int] = {}
+    for unnamed in wreck.unnamed:
+        status = storage_status(unnamed.state).value
+        counts[status] = counts.get(status, 0) + 1
+    if counts:
+        shown = ", ".join(f"{count} {status}" for status, count in counts.items())
+        yield f"{len(wreck.unnamed)} storages belong to what is not understood: {shown}"
 
 
 def _what_is_missing(report: SalvageReport, include: frozenset[Status], *, strict: bool) -> Iterator[str]:
@@ -160,16 +189,19 @@ def _is_open(wreck: Wreck) -> bool:
     return wreck.structure == "from index/header" or (wreck.format == "safetensors" and wreck.structure == "damaged")
 
 
-def _exit_code(report: SalvageReport, *, written: bool) -> int:
+def _exit_code(report: SalvageReport, wreck: Wreck, *, written: bool) -> int:
     damaged = any(finding.kind is not Kind.UNPROVEN for finding in report.findings)
-    there = (Status.INTACT, Status.UNVERIFIED)
     names = set(report.written)
-    if not report.tensors:
+    usable = names if written else names | {n for n, fate in report.tensors.items() if fate.status in _THERE}
+    unnamed = [storage_status(storage.state) in _THERE for storage in wreck.unnamed]
+    if not report.tensors and not unnamed:
         return 2 if damaged else 0
-    usable = names if written else names | {n for n, fate in report.tensors.items() if fate.status in there}
-    if not usable:
+    if not usable and not any(unnamed):
         return 2
-    holed = any(fate.status not in there and n not in report.backfilled for n, fate in report.tensors.items())
-    if report.structure == "none" or holed or any(name not in usable for name in report.tensors):
+    holed = any(fate.status not in _THERE and n not in report.backfilled for n, fate in report.tensors.items())
+    left_out = any(name not in usable for name in report.tensors) or (written and not report.complete and not names)
+    if report.structure == "none" or holed or left_out or not all(unnamed):
+        return 3
+    if written and wreck.unnamed and not report.complete:
         return 3
     return 1 if damaged else 0

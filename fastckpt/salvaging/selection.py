@@ -18,7 +18,7 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text, walk_tree
 from fastckpt.layout.walk import is_optimizer
 from fastckpt.surveying.fates import Status, TensorFate
-from fastckpt.surveying.wreck import StorageState, Wreck
+from fastckpt.surveying.wreck import Original, StorageState, Wreck
 
 _DROPPED: Final = object()
 _SHOWN: Final = 40
@@ -35,6 +35,8 @@ class Part:
 
     wreck: Wreck
     state: StorageState
+    dtype: str | None = None
+    """Its element type, where no tensor tells."""
 
 
 @dataclass(slots=True)
@@ -47,6 +49,7 @@ class Selection:
         pieces: The storages.
         backfilled: Names of tensors taken from another file, and that file.
         notes: What was left out and what that means.
+        original: The pickle that stands for ``tree``, if it is kept as it was saved.
     """
 
     tree: Any = None
@@ -54,6 +57,7 @@ class Selection:
     pieces: list[Part] = field(default_factory=list)
     backfilled: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    original: Original | None = None
 
     @property
     def names(self) -> list[str]:

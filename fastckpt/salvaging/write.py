@@ -89,13 +89,15 @@ def write_destination(
         sizes = [piece.state.nbytes for piece in selection.pieces]
         if kind == "pt":
             note = json.dumps(metadata, indent=1).encode("utf-8")
-            pickle = pickle_state(selection.tree, selection.entries, sizes)
+            original = selection.original
+            pickle = pickle_state(selection.tree, selection.entries, sizes) if original is None else original.pickle
             write_torch(
                 path,
                 pickle,
                 sizes,
                 lambda sink, places: copy_storages(sink, found.origins, places, how),
                 durable=how.durable,
+                keys=original.order if original is not None else None,
                 note=note,
             )
         elif kind == "safetensors":

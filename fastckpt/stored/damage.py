@@ -44,8 +44,6 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
             # All tensors can be found, but no reader of whole files would take it.
             at = failure.offset or 0
             report.findings.append(Finding(Kind.INCONSISTENT, failure.message, at, 0, loss=False))
-    elif report.format == "fckpt":
-        report.findings = _joined(report.findings, found)
     else:
         report.findings = _joined(found, report.findings)
     report.tensors_total = len(wreck.entries) if wreck.structure != "none" else None

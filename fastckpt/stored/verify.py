@@ -83,7 +83,8 @@ def verify_source(source: Source, *, threads: int, progress: Progress | None = N
         if kind_of(source) != "safetensors":
             raise
         failure = error  # An element type that torch lacks: its bytes can be looked at all the same.
-    if report is not None and report.ok:
+    # A .fckpt that opens has been checked record by record, with the digests of the index that its footer names.
+    if report is not None and (report.ok or report.format == "fckpt"):
         return report
     return report_damage(source, report, failure, threads=threads)
 

@@ -27,7 +27,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.surveying.blueprint import Blueprint, FindBlueprint
-from fastckpt.surveying.wreck import Hole, StorageState, Wreck, mark_unreadable
+from fastckpt.surveying.wreck import Hole, StorageState, Unnamed, Wreck, mark_unreadable
 
 _FIRST_WINDOW: Final = 4 * 2**20
 _MAX_PICKLES: Final = 64 * 2**20
@@ -75,15 +75,16 @@ def survey_torch_legacy(
             wreck.notes.append("nothing tells names and sizes; name a checkpoint of the same structure with --like")
             return wreck
         end = _take_blueprint(wreck, source, blueprint)
-    mark_unreadable(source, wreck.storages, threads=threads, progress=progress)
+    storages = [*wreck.storages, *(storage.state for storage in wreck.unnamed)]
+    mark_unreadable(source, storages, threads=threads, progress=progress)
     names_of: dict[int, list[str]] = {}
     for entry in wreck.entries:
         names_of.setdefault(entry.storage, []).append(entry.name)
-    for number, place in enumerate(wreck.storages):
+    for number, place in enumerate(storages):
         if place.holes:
             names = tuple(names_of.get(number, ()))
             offset = min(place.offset or source.size, source.size)
-            text = f"{', '.join(names[:3])}: {place.reason}"
+            text = f"{', '.join(names[:3]) or 'a storage of no tensor'}: {place.reason}"
             size = min(place.nbytes, source.size - offset)
             wreck.findings.append(Finding(place.holes[0].kind, text, offset, size, tensors=names))
     if end < source.size and found.listed:
@@ -104,8 +105,7 @@ def _take_state(wreck: Wreck, source: Source, found: _Pickles, state: TorchState
     """Take structure and places from the pickles; returns where the last storage ends."""
     wreck.structure = "whole"
     wreck.tree, wreck.entries = state.tree, state.entries
-    for path, name in state.opaque[:20]:
-        wreck.notes.append(f"{path} is a {name}: it was not imported or run, and is left out")
+    wreck.opaque = state.opaque
     places: dict[str, StorageState] = {}
     at = found.end
     for key in found.keys:
@@ -120,6 +120,12 @@ def _take_state(wreck: Wreck, source: Source, found: _Pickles, state: TorchState
             places[used.key] = StorageState(used.nbytes)
             places[used.key].lose("the list of storages, which says where it lies, is lost")
         wreck.storages.append(places[used.key])
+    named = {used.key for used in state.storages}
+    for key, storage in state.all_storages.items():
+        if key not in named:
+            lost = StorageState(storage.nbytes)
+            lost.lose("the list of storages, which says where it lies, is lost")
+            wreck.unnamed.append(Unnamed(key, places.get(key, lost), storage.type.dtype))
     return at
 
 

@@ -64,6 +64,35 @@ class StorageState:
         self.reason = reason
 
 
+class Unnamed(NamedTuple):
+    """A storage that no tensor lies in: something that is not understood refers to it.
+
+    Attributes:
+        key: Its key in the file.
+        state: What is left of it.
+        dtype: Its element type, if the file tells.
+    """
+
+    key: str
+    state: StorageState
+    dtype: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The structure of a file as its own bytes, which hold also what is not understood.
+
+    Attributes:
+        pickle: ``data.pkl``.
+        keys: The keys under which it names ``Wreck.storages``.
+        order: The keys of all storages, in the order in which they were saved.
+    """
+
+    pickle: bytes
+    keys: list[str]
+    order: list[str]
+
+
 @dataclass(slots=True)
 class Wreck:
     """What stands of a file.
@@ -80,6 +109,9 @@ class Wreck:
         findings: All damage.
         notes: What else the user should know.
         doubt: Why names, shapes and dtypes are not proven; "" if they are.
+        opaque: Path text and name of everything in the structure that is not understood.
+        unnamed: Storages that only such things refer to.
+        original: The structure as it was saved; None unless a checksum proves it.
     """
 
     path: str
@@ -93,6 +125,9 @@ class Wreck:
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     doubt: str = ""
+    opaque: list[tuple[str, str]] = field(default_factory=list)
+    unnamed: list[Unnamed] = field(default_factory=list)
+    original: Original | None = None
 
     def fates(self) -> dict[str, TensorFate]:
         """The fate of every tensor, in order."""
@@ -137,6 +172,11 @@ def _leaves_in(storage: StorageState, start: int, end: int) -> list[int]:
     first = (storage.record_offset + start) // LEAF_SIZE
     last = -(-(storage.record_offset + end) // LEAF_SIZE)
     return [leaf for leaf in storage.bad_leaves if first <= leaf < last]
+
+
+def storage_status(state: StorageState) -> Status:
+    """What became of a storage as a whole."""
+    return _judge(state.holes, 0, state.nbytes, proven=state.proven)[0]
 
 
 def _judge(holes: Sequence[Hole], start: int, end: int, *, proven: bool) -> tuple[Status, int]:

@@ -179,7 +179,7 @@ def test_another_file_does_not_replace_what_is_there(tmp_path: Path, crcs: bool)
     at, size = places_of_raw(like.read_bytes())["data/3"]
     check_all_back(path, like)
     report = fastckpt.salvage(path, like=like)
-    assert report.structure == "damaged"
+    assert report.structure == "whole"
     assert any("another checkpoint" in note for note in report.notes)
     assert status(report)["wte"] == ("intact" if crcs else "unverified")
 

@@ -17,7 +17,7 @@ from fastckpt.surveying.torch_zip.evidence import Archive, local_header_at, read
 from fastckpt.surveying.torch_zip.pickle import FoundPickle, find_pickle
 from fastckpt.surveying.torch_zip.places import announced, arithmetic_places, find_storages, listed_places
 from fastckpt.surveying.torch_zip.storages import Candidate, Sums
-from fastckpt.surveying.wreck import StorageState, Wreck
+from fastckpt.surveying.wreck import Original, StorageState, Unnamed, Wreck
 
 
 def survey_torch_zip(
@@ -59,7 +59,7 @@ def survey_torch_zip(
     if blueprint is not None:
         _take_blueprint(wreck, blueprint, states)
     elif pickle.state is not None:
-        _take_state(wreck, pickle, pickle.state, candidates, states)
+        _take_state(wreck, archive, pickle, pickle.state, candidates, states)
     else:
         _take_storages(wreck, candidates, states)
     if not pickle.proven:
@@ -130,15 +130,27 @@ def _is_same(state: TorchState, blueprint: Blueprint) -> bool:
 
 
 def _take_state(
-    wreck: Wreck, pickle: FoundPickle, state: TorchState, candidates: Sequence[Candidate], states: list[StorageState]
+    wreck: Wreck,
+    archive: Archive,
+    pickle: FoundPickle,
+    state: TorchState,
+    candidates: Sequence[Candidate],
+    states: list[StorageState],
 ) -> None:
     by_key = {candidate.key: found for candidate, found in zip(candidates, states, strict=True)}
     wreck.tree, wreck.entries = state.tree, state.entries
     wreck.storages = [by_key[storage.key] for storage in state.storages]
-    wreck.structure = "whole" if pickle.proven else "damaged"
+    wreck.structure = "damaged" if pickle.contradicted else "whole"
     wreck.doubt = pickle.doubt
-    for path, name in state.opaque[:20]:
-        wreck.notes.append(f"{path} is a {name}: it was not imported or run, and is left out")
+    wreck.opaque = state.opaque
+    keys = [storage.key for storage in state.storages]
+    named = set(keys)
+    wreck.unnamed = [
+        Unnamed(key, by_key[key], storage.type.dtype) for key, storage in state.all_storages.items() if key not in named
+    ]
+    if pickle.proven:
+        raw = read_there(archive.source, pickle.offset, pickle.end - pickle.offset)
+        wreck.original = Original(raw, keys, list(state.all_storages))
 
 
 def _take_blueprint(wreck: Wreck, blueprint: Blueprint, states: list[StorageState]) -> None:
@@ -187,7 +199,7 @@ def _report_storages(wreck: Wreck, candidates: Sequence[Candidate], states: Sequ
             continue
         kind = state.holes[0].kind if state.holes else Kind.UNPROVEN
         text = f"data/{candidate.key} ({shown or 'no tensor'}): {state.reason}"
-        wreck.findings.append(Finding(kind, text, offset, size, tensors=tensors, loss=bool(state.holes and tensors)))
+        wreck.findings.append(Finding(kind, text, offset, size, tensors=tensors, loss=bool(state.holes)))
     disputed = sum(c.is_disputed and not state.proven for c, state in zip(candidates, states, strict=True))
     if disputed > 1:
         wreck.notes.append(
