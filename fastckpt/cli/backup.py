@@ -3,8 +3,8 @@
 On one file system files are reflinked, or hard-linked if they are .fckpt; else
 they are copied, and what the disk gives back is compared. A run that was cut
 short is finished by running it again. A step that is damaged, or not all there,
-is left out and named: the exit code is 1 if it only lacks files, 3 if it is
-damaged, 2 if nothing could be backed up.
+is left out and named: the exit code is 1 if it only lacks files or could not be
+read, 3 if it is damaged, 2 if nothing could be backed up.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _lines(facts: Facts) -> Iterator[str | Styled]:
     if rows:
         yield from columns(rows, right=(1,))
     for left in facts["left_out"]:
-        what = "damaged" if left["damaged"] else "not whole"
+        what = "damaged" if left["damaged"] else "could not be read" if left["unread"] else "not whole"
         yield Styled(f"  step {left['step']}  left out, {what}: {'; '.join(left['reasons'])}", "bad")
     total = count_text(len(facts["steps"]), "step")
     amount = f"{total}, {size_text(facts['nbytes'])}"

@@ -10,9 +10,6 @@ from fastckpt.errors import FastckptError, UsageError
 from fastckpt.nanochat.names import Stem
 from fastckpt.nanochat.steps import Step, choose_steps, list_numbers
 
-_PREFERRED = ("fckpt", "pt", "safetensors")
-"""Which of several formats is read: with digests on both sides, least has to be."""
-
 
 class PairedFiles(NamedTuple):
     """Two files with the same part in their steps: ``model`` or ``optim rank 0``."""
@@ -107,8 +104,8 @@ def _pair_step(a: Step, b: Step, result: PairedDirectories, *, prefix: str) -> N
 
 def _by_role(step: Step) -> dict[str, str]:
     """The file of each role, the model first."""
-    ordered = sorted(step.states.items(), key=lambda item: (item[0] != step.model, item[0].rank or 0))
-    return {_role(stem): next(paths[s] for s in _PREFERRED if s in paths) for stem, paths in ordered}
+    ordered = sorted(step.states, key=lambda stem: (stem != step.model, stem.rank or 0))
+    return {_role(stem): path for stem in ordered if (path := step.preferred(stem)) is not None}
 
 
 def _role(stem: Stem) -> str:

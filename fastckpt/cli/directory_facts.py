@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastckpt.cli.files import files_in
-from fastckpt.cli.nanochat_facts import read_meta
+from fastckpt.cli.nanochat_facts import meta_facts
 from fastckpt.cli.render import Facts, Styled, columns, plain
 from fastckpt.errors import NotACheckpointError
 from fastckpt.nanochat.steps import Step, read_steps
@@ -45,7 +45,7 @@ def _step_facts(step: Step) -> Facts:
             facts[stem.role].append({"name": os.path.basename(path), "size": os.path.getsize(path), "rank": stem.rank})
     if step.meta is not None:
         facts["meta"] = os.path.basename(step.meta)
-        meta = read_meta(step.meta)
+        meta = meta_facts(step.meta)
         if meta is None:
             facts["notes"].append(f"{facts['meta']} is not readable")
         else:

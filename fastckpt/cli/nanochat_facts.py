@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from typing import Any, Final
 
 from fastckpt.cli.render import Facts
+from fastckpt.errors import FastckptError
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import find_optimizers
+from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import META, OPTIM, Stem, parse_name, parse_stem
 from fastckpt.stored.inspection import Inspection
 
 _LAYER: Final = re.compile(r"(?:^|\.)transformer\.h\.(\d+)\.")
-_MAX_META_SIZE: Final = 16 * 2**20
 _VOCAB_MULTIPLE: Final = 64
 """The vocabulary is padded to a multiple of this."""
 
@@ -31,7 +31,7 @@ def nanochat_facts(inspection: Inspection) -> Facts | None:
     if parsed is not None:
         stem = parsed[0]
         facts |= {"role": stem.role, "step": stem.step, "rank": stem.rank}
-        facts["meta"] = read_meta(os.path.join(directory, f"{Stem(META, stem.step)}.json"))
+        facts["meta"] = meta_facts(os.path.join(directory, f"{Stem(META, stem.step)}.json"))
         saved = parse_stem(inspection.saved_as or "")
         if saved is not None and saved != stem:
             facts["notes"].append(f"this file was saved under the name {saved}: renamed, or swapped?")
@@ -66,16 +66,11 @@ def _world_size(inspection: Inspection, model_config: Any) -> int | None:
     return None
 
 
-def read_meta(path: str) -> Facts | None:
+def meta_facts(path: str) -> Facts | None:
     """Step, val_bpb and model_config of a ``meta_000500.json``; None if there is none that can be read."""
     try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_META_SIZE)
-        # nanochat writes a bare Infinity, which only Python takes for JSON.
-        meta = json.loads(raw.decode("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(meta, dict):
+        meta = read_meta(path)
+    except FastckptError:
         return None
     return {"path": path, **{key: meta.get(key) for key in ("step", "val_bpb", "model_config")}}
 

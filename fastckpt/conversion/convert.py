@@ -11,6 +11,7 @@ from fastckpt.errors import UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import source_file
 from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.os_errors import is_directory
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 
@@ -64,7 +65,7 @@ def convert(
             another file would be overwritten.
         UnsupportedStateError, NotACheckpointError, OutOfSpaceError, CheckpointIOError, UsageError
     """
-    if os.path.isdir(source):
+    if is_directory(source):
         from fastckpt.conversion.nanochat_directory import convert_directory
 
         return convert_directory(
@@ -100,7 +101,7 @@ def convert(
 def _destination(source: Source, destination: str | os.PathLike[str] | None, to: Format | None) -> tuple[str, Format]:
     if to is not None and to not in SUFFIXES.values():
         raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
-    if destination is not None and not os.path.isdir(destination):
+    if destination is not None and not is_directory(destination):
         suffix = Path(destination).suffix
         if to is None and suffix not in SUFFIXES:
             raise UsageError(

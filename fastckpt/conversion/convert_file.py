@@ -12,6 +12,7 @@ from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.how import How
+from fastckpt.io.os_errors import exists, status
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress, direct_threads
@@ -32,7 +33,7 @@ def convert_file(
 ) -> Conversion:
     """Convert one file, a path or an open one; see `convert`."""
     with Source.of(source) as opened:
-        if os.path.exists(destination) and os.path.samestat(os.stat(destination), os.fstat(opened.fd)):
+        if exists(destination) and os.path.samestat(status(destination), status(opened.fd)):
             raise UsageError("source and destination are the same file", path=opened.path)
         kind = kind_of(opened) or "fckpt"
         direct = to == "fckpt" and codec == "none" and (durable or replace)

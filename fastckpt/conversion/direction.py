@@ -16,11 +16,11 @@ content.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from fastckpt.conversion.result import Format
 from fastckpt.errors import NotACheckpointError, UsageError
+from fastckpt.io.os_errors import status
 from fastckpt.nanochat.steps import Step
 
 
@@ -53,4 +53,4 @@ def choose_format(directory: str, steps: Sequence[Step]) -> Format:
 
 
 def _changed(path: str) -> int:
-    return os.stat(path).st_mtime_ns
+    return status(path).st_mtime_ns

@@ -7,9 +7,10 @@ from typing import Final
 
 from fastckpt.conversion.result import Conversion
 from fastckpt.conversion.same_content import Match, match
-from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError
-from fastckpt.io.source import read_small
-from fastckpt.stored.verify import verify
+from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError
+from fastckpt.io.os_errors import status
+from fastckpt.nanochat.meta import read_meta_bytes
+from fastckpt.stored.is_whole import is_whole
 
 ALREADY_THERE: Final = "was there already and holds the same"
 
@@ -28,16 +29,16 @@ def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: i
     try:
         found = match(*_own_first(path, target))
     except (DamagedError, NotACheckpointError):
-        if not _is_whole(target, threads=threads):
+        if not is_whole(target, threads=threads):
             return None
         raise
     if found is None:
-        if _is_whole(target, threads=threads):
+        if is_whole(target, threads=threads):
             refuse_overwriting(path, target, to="fckpt" if to_own else "pt")
         return None
     if to_own:
         as_wished = (found.exact or not exact) and found.encoded == (codec != "none")
-        if not as_wished or not _is_whole(target, threads=threads):
+        if not as_wished or not is_whole(target, threads=threads):
             return None
     return Conversion(
         path,
@@ -53,7 +54,7 @@ def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: i
 
 def refuse_overwriting(path: str, target: str, *, to: str) -> None:
     """Raise MismatchError unless ``target``, which differs from ``path``, was made of it before it was saved anew."""
-    if to == "fckpt" and os.stat(target).st_mtime_ns < os.stat(path).st_mtime_ns:
+    if to == "fckpt" and status(target).st_mtime_ns < status(path).st_mtime_ns:
         return
     raise MismatchError(
         f"there is a {os.path.basename(target)} already, whole, and it does not hold what {path} holds",
@@ -70,10 +71,10 @@ def confirm(conversion: Conversion, *, threads: int) -> None:
     """
     source, target = conversion.source, conversion.destination
     if conversion.format == "meta":
-        same = read_small(source) == read_small(target)
+        same = read_meta_bytes(source) == read_meta_bytes(target)
     else:
         found: Match | None = match(*_own_first(source, target), cold=True)
-        same = found is not None and (found.exact or not conversion.exact) and verify(target, threads=threads).ok
+        same = found is not None and (found.exact or not conversion.exact) and is_whole(target, threads=threads)
     if not same:
         raise DamagedError(
             "what was read back from disk is not what was converted",
@@ -84,12 +85,3 @@ def confirm(conversion: Conversion, *, threads: int) -> None:
 
 def _own_first(path: str, target: str) -> tuple[str, str]:
     return (target, path) if target.endswith(".fckpt") else (path, target)
-
-
-def _is_whole(path: str, *, threads: int) -> bool:
-    try:
-        return verify(path, threads=threads).ok
-    except NotACheckpointError:
-        return False
-    except UnsupportedStateError:
-        return True  # Whole, with something in it that a .fckpt cannot hold.

@@ -40,10 +40,11 @@ from fastckpt.errors import (
     UsageError,
 )
 from fastckpt.io.commit import fsync_directory, publish_bytes, translate_os_error
-from fastckpt.io.source import read_small
+from fastckpt.io.os_errors import exists, is_directory, status
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.facts import read_facts
+from fastckpt.nanochat.meta import read_meta_bytes
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import Step, choose_steps, list_numbers, read_steps
@@ -95,7 +96,7 @@ def convert_directory(
     wanted = to or choose_format(source, steps)
     if replace and wanted == "safetensors":
         raise UsageError("a .safetensors does not hold all of a step: its source cannot be deleted", path=source)
-    in_place = os.path.isdir(destination) and os.path.samefile(source, destination)
+    in_place = is_directory(destination) and os.path.samestat(status(source), status(destination))
     if not in_place:
         refuse_taken_for_model(source, destination, to=wanted)
     run = _Run(source, destination, in_place, wanted, codec, exact, durable or replace, replace, count, progress)
@@ -104,7 +105,7 @@ def convert_directory(
 
 
 def _make_directory(path: str, *, durable: bool) -> None:
-    if os.path.isdir(path):
+    if is_directory(path):
         return
     try:
         os.makedirs(path)
@@ -117,7 +118,7 @@ def _make_directory(path: str, *, durable: bool) -> None:
 @contextlib.contextmanager
 def _unchanged_time(directory: str) -> Iterator[None]:
     """Give a directory its time back: among names other than d<number>, nanochat loads the one changed last."""
-    before = os.stat(directory)
+    before = status(directory)
     try:
         yield
     finally:
@@ -141,7 +142,7 @@ class _Run:
     progress: Progress | None
 
     def convert_steps(self, steps: list[Step]) -> list[Conversion]:
-        there = read_steps(self.destination) if os.path.exists(self.destination) else {}
+        there = read_steps(self.destination) if exists(self.destination) else {}
         # A meta file alone is what a killed run with replace can leave.
         ready = [step for step in steps if self.plan(step) or (not self.in_place and not step.states)]
         others = [note for step in steps if step not in ready for note in self.left_out(step)]
@@ -207,7 +208,7 @@ class _Run:
 
     def convert_state(self, path: str, stem: Stem) -> Conversion:
         target = os.path.join(self.destination, f"{stem}.{self.to}")
-        if os.path.exists(target):
+        if exists(target):
             finished = find_finished(path, target, codec=self.codec, exact=self.exact, threads=self.threads)
             if finished is not None:
                 return finished
@@ -225,11 +226,11 @@ class _Run:
     def copy_meta(self, path: str) -> Conversion:
         """The bytes as they are: what nanochat writes is not always JSON."""
         target = os.path.join(self.destination, os.path.basename(path))
-        data = read_small(path)
+        data = read_meta_bytes(path)
         notes: tuple[str, ...] = ()
-        if not os.path.exists(target):
+        if not exists(target):
             publish_bytes(target, data, durable=self.durable)
-        elif read_small(target) == data:
+        elif read_meta_bytes(target) == data:
             notes = (ALREADY_THERE,)
         else:
             refuse_overwriting(path, target, to=self.to)

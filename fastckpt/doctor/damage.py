@@ -8,7 +8,6 @@ ones it is left to the user.
 
 from __future__ import annotations
 
-import errno
 import os
 import shlex
 import sys
@@ -20,16 +19,17 @@ from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis, Severity
 from fastckpt.doctor.facts import FileFacts, StepFacts, TagFacts
 from fastckpt.doctor.ranks import begin_anew
+from fastckpt.doctor.unreadable import unreadable
 from fastckpt.errors import (
     CheckpointIOError,
     DamagedError,
     FastckptError,
     NotACheckpointError,
-    UnsupportedStateError,
     UnsupportedVersionError,
 )
 from fastckpt.findings import Kind
 from fastckpt.nanochat.names import OPTIM, Stem
+from fastckpt.nanochat.steps import list_numbers
 from fastckpt.text import count_text, size_text
 
 if TYPE_CHECKING:
@@ -85,28 +85,28 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
     yield from _damaged_copies(step, broken)
     if not broken:
         return
-    unreadable = [file for file in broken if not isinstance(file.error, DamagedError | NotACheckpointError | None)]
+    strange = [file for file in broken if not isinstance(file.error, DamagedError | NotACheckpointError | None)]
     fallback = tag.fallback(step.number)
-    for file in unreadable:
-        found = _unreadable(file, step.number)
+    for file in strange:
+        found = _not_understood(file, step.number)
         if found.kind == "unsupported" and fallback is not None:
             # Looking into it tells why; that training can go on elsewhere is told already.
             aside = commands.set_step_aside(step.directory, step.number)
             found = replace(found, cause=f"{found.cause}; step {fallback.number} is whole", next=aside)
         yield found
-    damaged = [file for file in broken if file not in unreadable]
+    damaged = [file for file in broken if file not in strange]
     reports = {file.path: salvager.report(file) for file in damaged}
     newer_whole = fallback is not None and fallback.is_whole and fallback.number > step.number
     rescue = _rescue(damaged, reports)
     usual = _usual_sizes(tag, step)
     anew = begin_anew(step, step.world_size or 1) if fallback is None else None
     # What makes the step whole again must not be told where another fault remains.
-    only_damage = not unreadable and not step.missing_ranks
+    only_damage = not strange and not step.missing_ranks
     for file in damaged:
         report = reports[file.path]
         what = f"{file.name} {_what(file, report, usual.get(_of_step(file, step.number)))}"
         cause = _cause(file, report) + _comes_back(report)
-        lost = rescue is None and fallback is None
+        lost = rescue is None and fallback is None and not tag.unread
         if rescue is not None and only_damage:
             command = rescue
         elif fallback is not None:
@@ -114,7 +114,7 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
             cause += f"; step {fallback.number} {'is' if fallback.is_whole else 'can be made'} whole"
         else:
             command = _last_resort(file, report, of_step=True, anew=anew)
-            what += "; no step here is whole"
+            what += "; no step here is whole" if not tag.unread else f"; {_perhaps_whole(tag)}"
         severity: Severity = "warn" if newer_whole else "bad"
         mends = command is rescue
         yield Diagnosis(_kind(file, report), severity, file.path, step.number, what, cause, command, lost, mends)
@@ -125,7 +125,7 @@ def diagnose_file(file: FileFacts, salvager: Salvager) -> Iterator[Diagnosis]:
     if file.is_whole:
         return
     if not isinstance(file.error, DamagedError | NotACheckpointError | None):
-        yield _unreadable(file, None)
+        yield _not_understood(file, None)
         return
     report = salvager.report(file)
     whole = report is not None and report.complete
@@ -133,6 +133,10 @@ def diagnose_file(file: FileFacts, salvager: Salvager) -> Iterator[Diagnosis]:
     cause = _cause(file, report) + _comes_back(report)
     command = commands.salvage_in_place([file.path]) if whole else _last_resort(file, report, of_step=False, anew=None)
     yield Diagnosis(_kind(file, report), "bad", file.path, None, what, cause, command, loss=not whole)
+
+
+def _perhaps_whole(tag: TagFacts) -> str:
+    return f"step {list_numbers(tag.unread)} cannot be read, and may be whole"
 
 
 def _damaged_copies(step: StepFacts, broken: list[FileFacts]) -> Iterator[Diagnosis]:
@@ -235,25 +239,16 @@ def _last_resort(file: FileFacts, report: SalvageReport | None, *, of_step: bool
     return commands.find_copy(file.path)
 
 
-def _unreadable(file: FileFacts, step: int | None) -> Diagnosis:
+def _not_understood(file: FileFacts, step: int | None) -> Diagnosis:
+    """A file that is whole, as far as can be told, and that this fastckpt cannot look into."""
     error = file.error
     assert error is not None
-    command = shlex.join(["ls", "-l", "--", file.path])
-    kind, cause = "unreadable", error.next_step or "the system refuses"
+    what = f"{os.path.basename(file.path)}: {error.message}"
     if isinstance(error, CheckpointIOError):
-        if error.errno in (errno.EACCES, errno.EPERM):
-            cause, command = (
-                "it belongs to another user, or its mode forbids it",
-                shlex.join(["chmod", "u+r", file.path]),
-            )
-        elif error.errno == errno.ELOOP:
-            command = commands.remove([file.path])
-        elif error.errno == errno.EIO:
-            cause = "the disk reports an error: copy what can be read before it gets worse"
-            command = shlex.join(["fastckpt", "salvage", file.path])
-    elif isinstance(error, UnsupportedVersionError):
-        kind, cause, command = "newer-version", "a newer fastckpt wrote it", "pip install --upgrade fastckpt"
-    elif isinstance(error, UnsupportedStateError):
-        kind, command = "unsupported", shlex.join(["fastckpt", "inspect", file.path])
-        cause = f"{error.next_step or 'it holds something that is not tensors and plain values'}"
-    return Diagnosis(kind, "bad", file.path, step, f"{os.path.basename(file.path)}: {error.message}", cause, command)
+        return unreadable(file.path, error, step)
+    if isinstance(error, UnsupportedVersionError):
+        cause, command = "a newer fastckpt wrote it", "pip install --upgrade fastckpt"
+        return Diagnosis("newer-version", "bad", file.path, step, what, cause, command)
+    command = shlex.join(["fastckpt", "inspect", file.path])
+    cause = error.next_step or "it holds something that is not tensors and plain values"
+    return Diagnosis("unsupported", "bad", file.path, step, what, cause, command)

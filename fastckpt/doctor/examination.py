@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,10 @@ from fastckpt.doctor.ranks import diagnose_ranks
 from fastckpt.doctor.resuming import resume_command
 from fastckpt.doctor.sizes import Sizes, diagnose_sizes, sizes_of_model
 from fastckpt.doctor.tokenizer import diagnose_tokenizer
+from fastckpt.doctor.unreadable import diagnose_unreadable
 from fastckpt.doctor.versions import diagnose_version, model_shapes, version_range
+from fastckpt.errors import CheckpointIOError
+from fastckpt.io.os_errors import exists, is_directory
 from fastckpt.io.transfer import Progress
 from fastckpt.nanochat.names import MODEL, Stem, parse_name
 
@@ -82,12 +86,16 @@ class Examination:
 def examine(
     path: str, question: Question, *, threads: int | None = None, progress: Progress | None = None
 ) -> Examination:
-    """Examine a file, a checkpoint directory or a base directory. Damage is never raised."""
+    """Examine a file, a checkpoint directory or a base directory. Damage is never raised.
+
+    Raises:
+        CheckpointIOError: The system does not say what the path is.
+    """
     result = Examination(path)
-    if not os.path.lexists(path):
+    if not exists(path):
         result.diagnoses = [nothing_there(path)]
         return _conclude(result)
-    if os.path.isfile(path) or (os.path.lexists(path) and not os.path.isdir(path)):
+    if not _is_directory(path):
         parsed = parse_name(os.path.basename(path))
         if parsed is None or not os.path.exists(path):
             result.diagnoses = list(_lone_file(path, question, threads, progress))
@@ -115,6 +123,15 @@ def examine(
     result.tags = [_summary(tag, result.diagnoses) for tag in tags]
     result.space = read_space(path, next((tag for tag in tags if tag.newest_whole is not None), None))
     return _conclude(result)
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        return is_directory(path)
+    except CheckpointIOError as error:
+        if error.errno == errno.ELOOP:
+            return False  # A circle of symbolic links is one file that cannot be read.
+        raise
 
 
 def _conclude(result: Examination) -> Examination:
@@ -183,6 +200,9 @@ def _to_examine(tag: TagFacts, question: Question) -> list[int]:
 def _diagnose_step(
     tag: TagFacts, step: StepFacts, question: Question, salvager: Salvager, *, is_target: bool
 ) -> Iterator[Diagnosis]:
+    if step.is_unread:
+        yield from diagnose_unreadable(step)
+        return
     others_whole = tag.fallback(step.number) is not None
     faults = [*diagnose_damage(tag, step, salvager)]
     faults += diagnose_ranks(tag, step, question.world_size if is_target else None)
@@ -245,7 +265,7 @@ def _summary(tag: TagFacts, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         "examined": [
             {
                 "step": step.number,
-                "whole": step.is_whole and step.number not in against,
+                "whole": None if step.is_unread else step.is_whole and step.number not in against,
                 "reasons": list(step.state.reasons),
                 "world_size": step.world_size,
                 "nbytes": step.nbytes,

@@ -115,8 +115,14 @@ class StepFacts:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all its bytes are there, and of one save."""
-        return self.state.complete and not self.broken
+        """Whether it is known that all its bytes are there, and of one save."""
+        return self.state.complete and not self.broken and not self.is_unread
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the system did not let some of it be read: nothing is known about it then."""
+        errors = [file.error for file in self.files] + ([self.meta.unread] if self.meta is not None else [])
+        return self.state.unread or any(isinstance(error, CheckpointIOError) for error in errors)
 
     @property
     def is_sick(self) -> bool:
@@ -215,6 +221,11 @@ class TagFacts:
         others = [step for step in self.examined if step.is_whole and not step.is_sick] + self.mendable
         return next((step for step in others if step.number != number), None)
 
+    @property
+    def unread(self) -> list[int]:
+        """Examined steps that the system did not let be read: any of them may be whole."""
+        return [step.number for step in self.examined if step.is_unread]
+
     def whole_near(self, number: int) -> tuple[StepFacts | None, StepFacts | None]:
         """The closest whole steps before and after a step, examined or found now."""
         before = (other for other in sorted(self.steps, reverse=True) if other < number)
@@ -267,6 +278,9 @@ def read_file(path: str, stem: Stem, *, deep: bool, threads: int | None, progres
             from fastckpt.stored.verify import verify
 
             file.findings = verify(path, threads=threads, progress=progress).findings
+            unread = next((finding for finding in file.findings if finding.kind is Kind.UNREADABLE), None)
+            if unread is not None:
+                raise CheckpointIOError(unread.message, path=path, offset=unread.offset)
     except FastckptError as error:
         file.error = error
     except OSError as error:

@@ -19,11 +19,14 @@ from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.directories import join, subdirectories
 from fastckpt.doctor.facts import TagFacts
+from fastckpt.doctor.unreadable import unreadable
+from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.io.os_errors import exists, translate_os_error
+from fastckpt.io.source import read_small
 from fastckpt.nanochat.names import OPTIM, parse_name
+from fastckpt.nanochat.step_change import CHANGE, MAX_CHANGE_SIZE
 
 _NAME: Final = re.compile(r"\.fckpt-step-(\d{6,18})\.(part|ready)")
-_CHANGE: Final = "change.json"
-_CHANGE_SIZE: Final = 2**24
 
 
 class Interrupted(NamedTuple):
@@ -34,12 +37,14 @@ class Interrupted(NamedTuple):
         step: The step.
         committed: Whether it must be finished: it is committed, and the step was not saved anew since.
         world_size: How many ranks its new files are for, if it is committed.
+        unread: Why it cannot be told what it is.
     """
 
     path: str
     step: int
     committed: bool
     world_size: int = 0
+    unread: CheckpointIOError | None = None
 
 
 def find_interrupted(directory: str) -> list[Interrupted]:
@@ -50,19 +55,23 @@ def find_interrupted(directory: str) -> list[Interrupted]:
         path = join(directory, name)
         if match and not _is_held(path):
             step, ready = int(match[1]), match[2] == "ready"
-            change = _read_change(path) if ready else {}
-            committed = ready and not _saved_anew(directory, path, change)
+            try:
+                change = _read_change(path) if ready else {}
+                committed = ready and not _saved_anew(directory, path, change)
+            except CheckpointIOError as error:
+                found.append(Interrupted(path, step, committed=False, unread=error))
+                continue
             ranks = _new_world_size(directory, path, step, change) if committed else 0
             found.append(Interrupted(path, step, committed, ranks))
     return found
 
 
 def _read_change(path: str) -> dict[str, Any]:
-    """Which old files the new ones take the place of."""
+    """Which old files the new ones take the place of. Raises CheckpointIOError."""
+    plan = os.path.join(path, CHANGE)
     try:
-        with open(os.path.join(path, _CHANGE), "rb") as file:
-            change = json.loads(file.read(_CHANGE_SIZE))
-    except (OSError, ValueError, RecursionError):
+        change = json.loads(read_small(plan, limit=MAX_CHANGE_SIZE)) if exists(plan) else {}
+    except (DamagedError, ValueError, RecursionError):
         return {}
     return change if isinstance(change, dict) else {}
 
@@ -75,12 +84,17 @@ def _names(change: dict[str, Any], key: str) -> list[str]:
 def _saved_anew(directory: str, path: str, change: dict[str, Any]) -> bool:
     """Whether a file that is to be replaced is not the one that was there when the change was committed."""
     old = change.get("old")
-    waiting = [name for name in os.listdir(path) if name != _CHANGE]
+    try:
+        waiting = [name for name in os.listdir(path) if name != CHANGE]
+    except OSError as error:
+        raise translate_os_error(error, path, doing="list the directory") from error
     for name in (*waiting, *_names(change, "remove")):
         try:
             there = os.stat(join(directory, name))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             continue
+        except OSError as error:
+            raise translate_os_error(error, join(directory, name), doing="look at the file") from error
         if not isinstance(old, dict) or old.get(name) != [there.st_size, there.st_mtime_ns]:
             return True
     return False
@@ -103,7 +117,9 @@ def _is_held(path: str) -> bool:
 def diagnose_interrupted(tag: TagFacts, changes: list[Interrupted]) -> Iterator[Diagnosis]:
     """How to finish them, or clear them away."""
     for change in changes:
-        if change.committed:
+        if change.unread is not None:
+            yield unreadable(change.unread.path or change.path, change.unread, change.step)
+        elif change.committed:
             yield Diagnosis(
                 "unfinished",
                 "bad",

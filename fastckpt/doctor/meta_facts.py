@@ -6,12 +6,10 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from fastckpt.io.os_errors import translate_os_error
-
-_MAX_SIZE: Final = 16 * 2**20
-"""nanochat's are about 2 kB."""
+from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
 
 
 @dataclass(slots=True)
@@ -21,7 +19,8 @@ class MetaFacts:
     Attributes:
         path: The file.
         values: What it holds; empty if it cannot be read.
-        fault: Why not, if it cannot.
+        fault: What is wrong with it, if it does not hold what a meta file holds.
+        unread: Why the system did not let it be read, if so: then nothing is known about it.
         not_json: ``name is Infinity`` for values that are not finite, which JSON has no word for.
         whole_until: Of a cut file: how many bytes hold whole entries.
         whole_values: Of a cut file: those entries.
@@ -30,6 +29,7 @@ class MetaFacts:
     path: str
     values: dict[str, Any] = field(default_factory=dict)
     fault: str | None = None
+    unread: CheckpointIOError | None = None
     not_json: list[str] = field(default_factory=list)
     whole_until: int = 0
     whole_values: dict[str, Any] = field(default_factory=dict)
@@ -54,20 +54,15 @@ class MetaFacts:
 def read_meta_facts(path: str) -> MetaFacts:
     """The facts of a meta file, whatever is in it."""
     facts = MetaFacts(path)
+    raw = b""
     try:
-        with open(path, "rb") as file:
-            raw = file.read(_MAX_SIZE + 1)
-    except OSError as error:
-        facts.fault = translate_os_error(error, path, doing="read the file").message
+        raw = read_meta_bytes(path)
+        values = parse_meta(raw, path)
+    except CheckpointIOError as error:
+        facts.unread = error
         return facts
-    if len(raw) > _MAX_SIZE:
-        facts.fault = f"it is larger than {_MAX_SIZE} bytes, which no meta file is"
-        return facts
-    try:
-        values = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        line = f" (line {error.lineno})" if isinstance(error, json.JSONDecodeError) else ""
-        facts.fault = f"it is not whole JSON{line}" if raw else "it is empty"
+    except DamagedError as error:
+        facts.fault = error.message
         facts.whole_until, facts.whole_values = _whole_part(raw)
         return facts
     if not isinstance(values, dict):

@@ -82,12 +82,14 @@ class CheckpointFile:
         size = self.source.size
         head = self.source.head(SUPERBLOCK_SIZE)
         if size < SUPERBLOCK_SIZE + FOOTER_SIZE and head[: len(MAGIC_SUPERBLOCK)] != MAGIC_SUPERBLOCK:
-            raise self._not_fckpt(head)
+            raise self.source.unread_head or self._not_fckpt(head)
         offset = max(size - FOOTER_SIZE, 0)
         try:
             footer = decode_footer(self.source.read(offset, size - offset), file_size=size)
         except DamagedError as error:
             # Is it a cut checkpoint, or no checkpoint at all? The superblock tells.
+            if self.source.unread_head is not None:
+                raise self.source.unread_head from None
             decode_failure = self._head_failure(head)
             if isinstance(decode_failure, NotACheckpointError):
                 raise self._not_fckpt(head) from None
@@ -154,7 +156,9 @@ class CheckpointFile:
             try:
                 return attempt()
             except (DamagedError, CheckpointIOError) as error:
-                failure = failure or error
+                # What could not be read may be whole: that it is damaged is not known then.
+                if failure is None or isinstance(error, CheckpointIOError):
+                    failure = error
         assert failure is not None
         raise self._located(failure, 0)
 

@@ -6,7 +6,7 @@ import struct
 from typing import Final
 from weakref import WeakKeyDictionary
 
-from fastckpt.constants import MAGIC_SUPERBLOCK
+from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_SUPERBLOCK
 from fastckpt.errors import NotACheckpointError
 from fastckpt.io.source import Source
 
@@ -86,6 +86,9 @@ def kind_of(source: Source) -> str | None:
     A zip archive ends as one also when its records stand in another order, as
     after repacking, or when its beginning is destroyed. The answer is kept as
     long as the file is open.
+
+    Raises:
+        CheckpointIOError: The beginning cannot be read, and the end does not tell.
     """
     if source not in _KINDS:
         _KINDS[source] = _kind_by_its_bytes(source)
@@ -94,10 +97,18 @@ def kind_of(source: Source) -> str | None:
 
 def _kind_by_its_bytes(source: Source) -> str | None:
     kind = sniff(source.head(HEAD_SIZE))
-    if kind is None and source.size >= _END_OF_ZIP_SIZE:
-        end = source.read(source.size - _END_OF_ZIP_SIZE, len(_END_OF_ZIP))
-        return "torch-zip" if end == _END_OF_ZIP else None
-    return kind
+    if kind is not None:
+        return kind
+    if _ends_with(source, _END_OF_ZIP, _END_OF_ZIP_SIZE):
+        return "torch-zip"
+    if source.unread_head is not None and not _ends_with(source, MAGIC_FOOTER, FOOTER_SIZE):
+        raise source.unread_head
+    return None
+
+
+def _ends_with(source: Source, magic: bytes, size: int) -> bool:
+    """Whether the last ``size`` bytes of a file begin with ``magic``."""
+    return source.size >= size and source.read(source.size - size, len(magic)) == magic
 
 
 def not_a_checkpoint(head: bytes, *, path: str, size: int) -> NotACheckpointError:

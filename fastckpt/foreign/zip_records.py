@@ -78,6 +78,8 @@ def _read_directory(source: Source) -> tuple[list[zipfile.ZipInfo], int]:
         with os.fdopen(os.dup(source.fd), "rb") as file, zipfile.ZipFile(file) as archive:
             return archive.infolist(), archive.start_dir
     except _DIRECTORY_ERRORS as error:
+        if isinstance(error.__context__, OSError):  # zipfile takes a failed read for a missing directory.
+            raise translate_os_error(error.__context__, source.path, doing="read") from None
         if not source.read(0, min(4, source.size), what="archive").startswith(_LOCAL_MAGIC):
             raise NotACheckpointError("neither a .pt, .safetensors nor .fckpt file") from None
         raise DamagedError(

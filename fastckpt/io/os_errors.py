@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from typing import Final
 
 from fastckpt.errors import CheckpointIOError, OutOfSpaceError
@@ -33,6 +34,44 @@ _NEXT_STEP: Final[dict[int, str]] = {
     errno.ENFILE: "close some programs: the system has no open files left",
     errno.ENOMEM: "free some memory, or raise the limit on address space (ulimit -v)",
 }
+
+
+def exists(path: str | os.PathLike[str]) -> bool:
+    """Whether something has this name, be it a symbolic link that leads nowhere.
+
+    Raises:
+        CheckpointIOError: The system does not say. `os.path.exists` would take that for no, and what is there
+            would be written over.
+    """
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise translate_os_error(error, path, doing="look whether this is there") from error
+    return True
+
+
+def status(path: str | os.PathLike[str] | int) -> os.stat_result:
+    """`os.stat`. Raises CheckpointIOError."""
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise translate_os_error(error, None if isinstance(path, int) else path, doing="look at the file") from error
+
+
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether this is a directory, or a symbolic link to one.
+
+    Raises:
+        CheckpointIOError: The system does not say.
+    """
+    try:
+        return stat.S_ISDIR(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise translate_os_error(error, path, doing="look what this is") from error
 
 
 def translate_os_error(

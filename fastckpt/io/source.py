@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -34,6 +35,7 @@ class Source:
         fd: The file descriptor, -1 once closed.
         size: Length in bytes when it was opened. Every read is bounded by it.
         warm: What `fastckpt.io.residency.is_warm` found when it was first asked.
+        unread_head: Why the system did not let `head` be read, if so.
 
     Raises:
         NotACheckpointError: It is empty, a directory, a pipe or a device.
@@ -43,6 +45,7 @@ class Source:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.fd = -1
         self.path = os.fsdecode(path)
+        self.unread_head: CheckpointIOError | None = None
         self._direct_fd: int | None = None
         self.warm: bool | None = None
         try:
@@ -103,12 +106,12 @@ class Source:
 
     def close(self) -> None:
         """Close the descriptors; maps made from them stay valid. Closing twice does nothing."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-        direct, self._direct_fd = self._direct_fd, -1
-        if direct is not None and direct >= 0:
-            os.close(direct)
+        fds = (self.fd, self._direct_fd)
+        self.fd = self._direct_fd = -1
+        for fd in fds:
+            if fd is not None and fd >= 0:
+                with contextlib.suppress(OSError):  # It was only read: nothing is lost, and it is closed all the same.
+                    os.close(fd)
 
     @property
     def direct_fd(self) -> int:
@@ -138,11 +141,12 @@ class Source:
     def head(self, size: int) -> bytes:
         """The first bytes, at most ``size`` of them; none where the device cannot read them.
 
-        Then other parts of the file have to say what it is.
+        Then other parts of the file have to say what it is; if they do not, ``unread_head`` is the error to raise.
         """
         try:
             return self.read(0, min(self.size, size))
-        except CheckpointIOError:
+        except CheckpointIOError as error:
+            self.unread_head = error
             return b""
 
     def read_into(self, offset: int, destination: memoryview) -> None:
@@ -274,10 +278,22 @@ def drop_cache(fd: int) -> None:
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def read_small(path: str) -> bytes:
-    """All bytes of a small file, which may be empty. Raises CheckpointIOError."""
+def read_small(path: str, *, limit: int) -> bytes:
+    """All bytes of a small file, which may be empty.
+
+    Args:
+        path: The file.
+        limit: The most bytes that such a file has.
+
+    Raises:
+        DamagedError: It is larger; no more of it was read.
+        CheckpointIOError: The system could not read it.
+    """
     try:
         with open(path, "rb") as file:
-            return file.read()
+            data = file.read(limit + 1)
     except OSError as error:
         raise translate_os_error(error, path, doing="read the file") from error
+    if len(data) > limit:
+        raise DamagedError(f"it is larger than {limit} bytes, which no such file is", path=path)
+    return data

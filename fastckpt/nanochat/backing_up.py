@@ -9,23 +9,23 @@ A file that is whole and holds something else is never overwritten.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastckpt.errors import DamagedError, FastckptError, MismatchError, NotACheckpointError, UsageError
+from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UsageError
 from fastckpt.io.cloning import How, clone, same_bytes
 from fastckpt.io.commit import fsync_directory
-from fastckpt.io.os_errors import translate_os_error
-from fastckpt.io.source import Source, read_small
+from fastckpt.io.os_errors import exists, is_directory, status, translate_os_error
+from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.completeness import step_state
+from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
 from fastckpt.nanochat.places import refuse_taken_for_model
-from fastckpt.nanochat.steps import Step, choose_steps
-from fastckpt.stored.verify import verify
+from fastckpt.nanochat.steps import choose_steps
+from fastckpt.stored.is_whole import is_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,13 @@ class LeftOut:
         step: Its number.
         damaged: Whether bytes are lost or in the way; False for a step that is merely not (yet) all there.
         reasons: What is wrong with it.
+        unread: Whether the system did not let it be read: it may be whole.
     """
 
     step: int
     damaged: bool
     reasons: tuple[str, ...]
+    unread: bool = False
 
 
 class _SavedAnew(MismatchError):
@@ -103,7 +105,7 @@ def backup(
     count = thread_count(threads)
     steps = choose_steps(source, step, command=f"fastckpt backup {{}} {shlex.quote(destination)}")
     _refuse_destination(source, destination)
-    if not os.path.isdir(destination):
+    if not is_directory(destination):
         try:
             os.makedirs(destination)
         except OSError as error:
@@ -111,11 +113,11 @@ def backup(
         fsync_directory(os.path.dirname(os.path.abspath(destination)))
     result = Backup()
     for each in steps:
-        before = {path: _identity(path) for path in _paths(each)}
+        before = {path: _identity(path) for path in each.paths}
         state = step_state(each, verify=True, threads=count)
         if not state.complete:
-            damaged = not all(_is_whole(path, threads=count) for path in state.files)
-            result.left_out.append(LeftOut(each.number, damaged, state.reasons))
+            damaged = not state.unread and not all(_is_whole(path, threads=count) for path in state.files)
+            result.left_out.append(LeftOut(each.number, damaged, state.reasons, state.unread))
             continue
         try:
             with contextlib.ExitStack() as stack:
@@ -130,7 +132,7 @@ def backup(
 
 
 def _refuse_destination(source: str, destination: str) -> None:
-    if os.path.isdir(destination) and os.path.samefile(source, destination):
+    if is_directory(destination) and os.path.samestat(status(source), status(destination)):
         raise UsageError("the backup would be the directory itself", path=destination, next_step="name another one")
     try:
         refuse_taken_for_model(source, destination, to="fckpt")
@@ -139,18 +141,12 @@ def _refuse_destination(source: str, destination: str) -> None:
         raise
 
 
-def _paths(step: Step) -> list[str]:
-    paths = [path for by_suffix in step.states.values() for path in by_suffix.values()]
-    return paths if step.meta is None else [*paths, step.meta]
-
-
 def _identity(file: str | int) -> tuple[int, ...] | None:
     """What changes when a file is written to, or replaced by another one of the same name."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None  # Verifying or opening it says more.
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    if isinstance(file, str) and not exists(file):
+        return None  # Opening it says more.
+    found = status(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_same(files: Iterable[Source], before: Mapping[str, tuple[int, ...] | None]) -> None:
@@ -178,7 +174,7 @@ def _back_up(
 
 def _is_there(file: Source, target: str, *, threads: int) -> bool:
     """Whether ``target`` holds what the file holds. Raises MismatchError if it is whole and holds something else."""
-    if not os.path.lexists(target):
+    if not exists(target):
         return False
     try:
         with Source(target) as there:
@@ -196,12 +192,11 @@ def _is_there(file: Source, target: str, *, threads: int) -> bool:
 
 
 def _is_whole(path: str, *, threads: int) -> bool:
+    """Whether a file of a step is whole. Raises CheckpointIOError."""
+    if not path.endswith(".json"):
+        return is_whole(path, threads=threads)
     try:
-        if path.endswith(".json"):
-            json.loads(read_small(path))
-            return True
-        return verify(path, threads=threads).ok
-    except (ValueError, RecursionError, NotACheckpointError):
+        parse_meta(read_meta_bytes(path), path)
+    except DamagedError:
         return False
-    except FastckptError:
-        return True  # It cannot be judged, so it is not ours to overwrite.
+    return True

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError
 from fastckpt.io.commit import publish_bytes
-from fastckpt.io.os_errors import translate_os_error
-from fastckpt.io.source import read_small
+from fastckpt.io.os_errors import exists, translate_os_error
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.choosing import find_largest_model, find_last_step, stage_directory
 from fastckpt.nanochat.completeness import choose_files, optimizer_stem
 from fastckpt.nanochat.facts import read_facts
+from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem
 from fastckpt.nanochat.save_mark import SaveMark, is_first_rank, meta_digest, read_mark, save_digest, world_size
 from fastckpt.nanochat.steps import Step, list_numbers, read_steps
@@ -177,7 +177,7 @@ def load_optimizer_state(
     tag = find_largest_model(stage) if model_tag is None else model_tag
     directory = os.path.join(stage, tag)
     number = find_last_step(directory) if step is None else step
-    steps = read_steps(directory) if os.path.isdir(directory) else {}
+    steps = read_steps(directory) if exists(directory) else {}
     here = steps.get(number, Step(number))
     files = choose_files(here)
     stem = optimizer_stem(files, number, rank)
@@ -195,7 +195,7 @@ def _log0(message: str) -> None:
 
 
 def _find_step(directory: str, number: int) -> Step:
-    steps = read_steps(directory) if os.path.isdir(directory) else {}
+    steps = read_steps(directory) if exists(directory) else {}
     if number in steps:
         return steps[number]
     there = f"the steps here are {list_numbers(steps)}" if steps else "there is no checkpoint here"
@@ -235,18 +235,15 @@ def _load(path: str, device: Device) -> Any:
 
 
 def _load_meta(path: str, model: SaveMark | None) -> Any:
-    data = read_small(path)
+    data = read_meta_bytes(path)
     if model is not None and model.meta != meta_digest(data):
         # It may have been edited by hand, which is for the user to say.
         logger.warning("%s is not the one that was saved with the model", path)
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(
-            f"this is not whole JSON ({error})",
-            path=path,
-            next_step=f"fastckpt doctor {shlex.quote(os.path.dirname(path))}",
-        ) from None
+        return parse_meta(data, path)
+    except DamagedError as error:
+        error.next_step = f"fastckpt doctor {shlex.quote(os.path.dirname(path))}"
+        raise
 
 
 def _check_optimizer(step: Step, files: Files, stem: Stem, rank: int) -> None:

@@ -29,15 +29,14 @@ rules: reading it fails, and with it the step.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from fastckpt.errors import MismatchError
-from fastckpt.io.source import read_small
+from fastckpt.errors import DamagedError, MismatchError
 from fastckpt.nanochat.facts import Facts
-from fastckpt.nanochat.names import MODEL, OPTIM, Stem
+from fastckpt.nanochat.meta import read_meta
+from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import list_numbers
 
 _VOCAB_MULTIPLE = 64
@@ -57,7 +56,7 @@ def check_step(number: int, facts: Sequence[Facts], meta_path: str | None) -> li
         MismatchError: Its files do not belong together; names them and what to do.
         CheckpointIOError: The meta file cannot be read.
     """
-    meta, notes = read_meta(number, meta_path)
+    meta, notes = judge_meta(number, meta_path)
     optimizers = [file for file in facts if file.stem.role == OPTIM]
     model = next((file for file in facts if file.stem.role == MODEL), None)
     if model is None:
@@ -79,15 +78,14 @@ def _name(path: str) -> str:
     return os.path.basename(path)
 
 
-def read_meta(number: int, path: str | None) -> tuple[dict[str, Any], list[str]]:
+def judge_meta(number: int, path: str | None) -> tuple[dict[str, Any], list[str]]:
     """What a meta file says, and a note if it is missing or not whole (rule 5). Raises CheckpointIOError."""
     if path is None:
-        return {}, [f"there is no meta_{number:06d}.json: nanochat needs it to load the model"]
+        return {}, [f"there is no {Stem(META, number)}.json: nanochat needs it to load the model"]
     try:
-        meta = json.loads(read_small(path))
-    except (ValueError, RecursionError):
-        return {}, [f"{_name(path)} is not whole JSON, as an interrupted save leaves it"]
-    return (meta, []) if isinstance(meta, dict) else ({}, [f"{_name(path)} does not hold a dict"])
+        return read_meta(path), []
+    except DamagedError as error:
+        return {}, [f"{_name(path)}: {error.message}"]
 
 
 def _check_ranks(facts: Iterable[Facts]) -> None:

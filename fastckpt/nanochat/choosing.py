@@ -14,9 +14,9 @@ import re
 import shlex
 from typing import Final
 
-from fastckpt.errors import CheckpointNotFoundError, FastckptError, UsageError
-from fastckpt.io.os_errors import translate_os_error
-from fastckpt.nanochat.completeness import StepState, newest_complete
+from fastckpt.errors import CheckpointNotFoundError, UsageError
+from fastckpt.io.os_errors import exists, translate_os_error
+from fastckpt.nanochat.completeness import StepState, newest_complete, unread_error
 from fastckpt.nanochat.save_mark import is_first_rank
 from fastckpt.nanochat.steps import read_steps
 
@@ -56,31 +56,31 @@ def find_largest_model(checkpoints_dir: str | os.PathLike[str]) -> str:
 
     Raises:
         CheckpointNotFoundError: There is none; it is a FileNotFoundError, as in nanochat.
+        CheckpointIOError: A directory that would be chosen if it holds a model cannot be read.
     """
     parent = os.fsdecode(checkpoints_dir)
     try:
         with os.scandir(parent) as listing:
-            changed = {item.name: item.stat().st_mtime for item in listing if item.is_dir() and _holds_model(item.path)}
+            directories = {item.name: item.stat().st_mtime for item in listing if item.is_dir()}
     except FileNotFoundError:
         raise _nothing_in(parent) from None
     except OSError as error:
         raise translate_os_error(error, parent, doing="list the directory") from error
-    if not changed:
-        raise _nothing_in(parent)
-    originals = {tag for tag in changed if not _COPY.fullmatch(tag)} or set(changed)
 
-    def rank(tag: str) -> tuple[int, bool, float]:
+    def rank(tag: str) -> tuple[bool, int, bool, float]:
         depth = _DEPTH.match(tag)
-        return int(depth[1]) if depth else -1, depth is not None and depth[0] == tag, changed[tag]
+        number, exact = (int(depth[1]), depth[0] == tag) if depth else (-1, False)
+        return not _COPY.fullmatch(tag), number, exact, directories[tag]
 
-    return max(sorted(originals), key=rank)
+    # A directory that cannot be read raises only if the answer depends on it.
+    for tag in sorted(sorted(directories), key=rank, reverse=True):
+        if _holds_model(os.path.join(parent, tag)):
+            return tag
+    raise _nothing_in(parent)
 
 
 def _holds_model(directory: str) -> bool:
-    try:
-        return any(step.model in step.states for step in read_steps(directory).values())
-    except FastckptError:
-        return False  # What may not be read is not chosen.
+    return any(step.model in step.states for step in read_steps(directory).values())
 
 
 def find_last_step(checkpoint_dir: str | os.PathLike[str]) -> int:
@@ -91,12 +91,19 @@ def find_last_step(checkpoint_dir: str | os.PathLike[str]) -> int:
 
     Raises:
         CheckpointNotFoundError: There is none; it is a FileNotFoundError, as in nanochat.
-        CheckpointIOError: The directory cannot be read.
+        CheckpointIOError: The directory, or a step that may be the one, cannot be read: ranks that go on from
+            different steps train wrongly without an error.
     """
     directory = os.fsdecode(checkpoint_dir)
-    if not os.path.isdir(directory):
+    if not exists(directory):
         raise _nothing_in(directory)
     newest, passed = newest_complete(directory, verify=True)
+    unread = next((state for state in passed if state.unread), None)
+    if unread is not None:
+        error = unread_error(unread, directory)
+        if newest is not None:
+            error.next_step = f"{error.next_step}; or name step {newest.step}, which is whole"
+        raise error
     if newest is None:
         raise _nothing_in(directory, passed)
     if is_first_rank():

@@ -8,6 +8,11 @@ from such, are judged by `fastckpt.nanochat.checks`.
 A step can lie there in two formats. Its files are then taken from one of them,
 or from both if they belong together; `StepState.files` says which, and a load
 takes exactly these, so that all ranks choose alike.
+
+"Cannot be read" is not "not whole": where the system did not give what was
+asked of it (too many open files, no permission, a device that fails), nothing
+is known about the step, and `StepState.unread` says so. No one may delete,
+replace or pass over anything because of it.
 """
 
 from __future__ import annotations
@@ -18,11 +23,12 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fastckpt.constants import SALVAGE_KEY
-from fastckpt.errors import FastckptError
+from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.io.source import read_small
-from fastckpt.nanochat.checks import check_step, find_missing_ranks, read_meta
+from fastckpt.findings import Kind
+from fastckpt.nanochat.checks import check_step, find_missing_ranks, judge_meta
 from fastckpt.nanochat.facts import Facts, read_facts
+from fastckpt.nanochat.meta import read_meta_bytes
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.nanochat.save_mark import SaveMark, meta_digest, parse_mark
 from fastckpt.nanochat.steps import Step, list_numbers, read_steps
@@ -44,7 +50,7 @@ class StepState:
 
     Attributes:
         step: The step.
-        complete: Whether a run can go on from it.
+        complete: Whether it is known that a run can go on from it.
         verified: Whether every byte was found to be as written. None if that was not asked for, or if the step
             was found incomplete without reading its tensors.
         reasons: Why it is not complete, one sentence each.
@@ -52,6 +58,7 @@ class StepState:
         missing_ranks: Ranks whose optimizer file is not there.
         files: The files that make up the step, meta first, model last. Files of other saves are not among them.
         suffix: Of its model and optimizer files, with the dot; empty if they are of both formats.
+        unread: Whether the system did not let a file be read, which is one of the reasons. It may be complete.
     """
 
     step: int
@@ -62,12 +69,15 @@ class StepState:
     missing_ranks: tuple[int, ...]
     files: tuple[str, ...]
     suffix: str
+    unread: bool = False
 
 
 def newest_complete(
     directory: str | os.PathLike[str], *, verify: bool, threads: int | None = None
 ) -> tuple[StepState | None, list[StepState]]:
     """The newest complete step of a directory, and the newer ones that were passed over, newest first.
+
+    Of those, the ones that are `StepState.unread` may be complete all the same.
 
     Args:
         directory: With the ``model_*`` files.
@@ -87,7 +97,7 @@ def newest_complete(
 
 
 def step_state(step: Step, *, verify: bool, threads: int | None = None) -> StepState:
-    """Whether a step is complete. Damage is a reason, never raised.
+    """Whether a step is complete. Damage is a reason, never raised, and so is what cannot be read.
 
     Args:
         step: Of `fastckpt.nanochat.steps.read_steps`.
@@ -100,7 +110,8 @@ def step_state(step: Step, *, verify: bool, threads: int | None = None) -> StepS
         if state.complete:
             return state
         judged.append(state)
-    return judged[0]
+    # Where one set is known to be no step and another could not be read, the step may be complete.
+    return next((state for state in judged if state.unread), judged[0])
 
 
 def choose_files(step: Step) -> Files:
@@ -109,15 +120,30 @@ def choose_files(step: Step) -> Files:
     Where a file is there in both formats, every byte of the step is read to
     tell which of them make a complete step; ``.fckpt`` is preferred. If none
     do, the files that could be loaded are given all the same.
+
+    Raises:
+        CheckpointIOError: A file that the choice depends on cannot be read: another rank could choose otherwise.
     """
-    preferred, *others = _candidates(step)
-    if not others or not any({"fckpt", "pt"} <= paths.keys() for paths in step.states.values()):
-        return preferred
-    state = step_state(step, verify=True)
-    if not state.complete:
-        return preferred
-    parsed = ((parse_name(os.path.basename(path)), path) for path in state.files)
-    return {found[0]: path for found, path in parsed if found is not None and found[0].role != META}
+    candidates = list(_candidates(step))
+    if len(candidates) == 1 or not any({"fckpt", "pt"} <= paths.keys() for paths in step.states.values()):
+        return candidates[0]
+    for files in candidates:
+        state = _judge(step, files, verify=True, threads=None)
+        if state.complete:
+            parsed = ((parse_name(os.path.basename(path)), path) for path in state.files)
+            return {found[0]: path for found, path in parsed if found is not None and found[0].role != META}
+        if state.unread:
+            raise unread_error(state, os.path.dirname(next(iter(files.values()))))
+    return candidates[0]
+
+
+def unread_error(state: StepState, directory: str) -> CheckpointIOError:
+    """The error where something depends on a step that cannot be read."""
+    return CheckpointIOError(
+        f"whether step {state.step} is complete cannot be told: {'; '.join(state.reasons)}",
+        path=directory,
+        next_step="let it be read (open files, permissions, the disk), then run this again",
+    )
 
 
 def _candidates(step: Step) -> Iterator[dict[Stem, str]]:
@@ -134,10 +160,21 @@ def _candidates(step: Step) -> Iterator[dict[Stem, str]]:
             yield files
 
 
+class _Reason(NamedTuple):
+    """Why a step is not complete, in one sentence; ``unread`` if only because the system did not let it be read."""
+
+    text: str
+    unread: bool = False
+
+    @classmethod
+    def of(cls, path: str, error: FastckptError) -> _Reason:
+        return cls(f"{_name(path)}: {error.message}", isinstance(error, CheckpointIOError))
+
+
 class _Judgement(NamedTuple):
     """What is found about one set of files: why it is no complete step, and which of the files are needed for one."""
 
-    reasons: list[str]
+    reasons: list[_Reason]
     needed: Files
     world_size: int | None
     missing_ranks: Sequence[int] = ()
@@ -145,15 +182,15 @@ class _Judgement(NamedTuple):
 
 def _judge(step: Step, files: Files, *, verify: bool, threads: int | None) -> StepState:
     marks: dict[Stem, SaveMark | None] = {}
-    faults: dict[Stem, str] = {}
+    faults: dict[Stem, _Reason] = {}
     for stem, path in files.items():
         try:
             marks[stem], salvaged = _read_metadata(path)
         except FastckptError as error:
-            faults[stem] = _reason(path, error)
+            faults[stem] = _Reason.of(path, error)
         else:
             if salvaged:
-                faults[stem] = f"{_name(path)} was salvaged, and not all of it is what was saved"
+                faults[stem] = _Reason(f"{_name(path)} was salvaged, and not all of it is what was saved")
     judge = _judge_marked if any(marks.values()) else _judge_unmarked
     reasons, needed, world_size, missing_ranks = judge(step, files, marks, faults)
     verified = None
@@ -165,11 +202,12 @@ def _judge(step: Step, files: Files, *, verify: bool, threads: int | None) -> St
         step.number,
         complete=not reasons,
         verified=verified,
-        reasons=tuple(reasons),
+        reasons=tuple(reason.text for reason in reasons),
         world_size=world_size,
         missing_ranks=tuple(missing_ranks),
         files=(*([step.meta] if step.meta else []), *needed.values()),
         suffix=suffixes.pop() if len(suffixes) == 1 else "",
+        unread=any(reason.unread for reason in reasons),
     )
 
 
@@ -185,17 +223,20 @@ def _read_metadata(path: str) -> tuple[SaveMark | None, bool]:
     return parse_mark(metadata), replaced
 
 
-def _verify(paths: Iterable[str], threads: int | None) -> list[str]:
+def _verify(paths: Iterable[str], threads: int | None) -> list[_Reason]:
     reasons = []
     for path in paths:
         try:
             report = verify_file(path, threads=threads)
         except FastckptError as error:
-            reasons.append(_reason(path, error))
+            reasons.append(_Reason.of(path, error))
             continue
         if report.exit_code >= _DAMAGED:
-            first = next(finding for finding in report.findings if finding.loss)
-            reasons.append(f"{_name(path)} is damaged: {first.message}")
+            lost = [finding for finding in report.findings if finding.loss]
+            unread = next((finding for finding in lost if finding.kind is Kind.UNREADABLE), None)
+            # Bytes that were not read could have explained the others.
+            shown, how = (unread, "cannot be read") if unread is not None else (lost[0], "is damaged")
+            reasons.append(_Reason(f"{_name(path)} {how}: {shown.message}", unread is not None))
     return reasons
 
 
@@ -203,12 +244,8 @@ def _name(path: str) -> str:
     return os.path.basename(path)
 
 
-def _reason(path: str, error: FastckptError) -> str:
-    return f"{_name(path)}: {error.message}"
-
-
 def _judge_marked(
-    step: Step, files: Files, marks: Mapping[Stem, SaveMark | None], faults: Mapping[Stem, str]
+    step: Step, files: Files, marks: Mapping[Stem, SaveMark | None], faults: Mapping[Stem, _Reason]
 ) -> _Judgement:
     """The rule of SPEC.md, section 23."""
     model = marks.get(step.model)
@@ -220,7 +257,7 @@ def _judge_marked(
     missing = [rank for rank in ranks if wanted[rank] not in files]
     reasons = []
     if step.model not in files:
-        reasons.append(f"there is no {step.model}: the save was cut short, or is going on")
+        reasons.append(_Reason(f"there is no {step.model}: the save was cut short, or is going on"))
     reasons += _meta_reasons(step, model)
     reasons += _missing_reason(missing, lead.world_size)
     for stem, path in needed.items():
@@ -228,28 +265,29 @@ def _judge_marked(
         if stem in faults:
             reasons.append(faults[stem])
         elif mark is None:
-            reasons.append(f"{_name(path)} does not say which save it belongs to, as other files of the step do")
+            reasons.append(_Reason(f"{_name(path)} does not say which save it belongs to, as others of the step do"))
         elif mark.stem != stem:
-            reasons.append(f"{_name(path)} was saved as {mark.stem}")
+            reasons.append(_Reason(f"{_name(path)} was saved as {mark.stem}"))
         elif not mark.agrees_with(lead):
-            reasons.append(f"{_name(path)} is of another save than {lead.stem}")
+            reasons.append(_Reason(f"{_name(path)} is of another save than {lead.stem}"))
     return _Judgement(reasons, needed, lead.world_size, missing)
 
 
-def _missing_reason(missing: Sequence[int], world_size: int) -> list[str]:
+def _missing_reason(missing: Sequence[int], world_size: int) -> list[_Reason]:
     plural = "s" if len(missing) > 1 else ""
-    return [f"there is no optimizer of rank{plural} {list_numbers(missing)} of {world_size}"] if missing else []
+    text = f"there is no optimizer of rank{plural} {list_numbers(missing)} of {world_size}"
+    return [_Reason(text)] if missing else []
 
 
-def _meta_reasons(step: Step, model: SaveMark | None) -> list[str]:
+def _meta_reasons(step: Step, model: SaveMark | None) -> list[_Reason]:
     if step.meta is None:
-        return read_meta(step.number, None)[1]
+        return [_Reason(note) for note in judge_meta(step.number, None)[1]]
     try:
-        data = read_small(step.meta)
+        data = read_meta_bytes(step.meta)
     except FastckptError as error:
-        return [_reason(step.meta, error)]
+        return [_Reason.of(step.meta, error)]
     if model is not None and model.meta != meta_digest(data):
-        return [f"{_name(step.meta)} is not the one that was saved with the model"]
+        return [_Reason(f"{_name(step.meta)} is not the one that was saved with the model")]
     return []
 
 
@@ -261,7 +299,7 @@ def optimizer_stem(files: Files, step: int, rank: int) -> Stem:
 
 
 def _judge_unmarked(
-    step: Step, files: Files, marks: Mapping[Stem, SaveMark | None], faults: Mapping[Stem, str]
+    step: Step, files: Files, marks: Mapping[Stem, SaveMark | None], faults: Mapping[Stem, _Reason]
 ) -> _Judgement:
     """The rules of `fastckpt.nanochat.checks`, and nothing may be missing."""
     needed = dict(sorted(files.items(), key=lambda item: (item[0].role == MODEL, item[0].rank or 0)))
@@ -271,18 +309,20 @@ def _judge_unmarked(
         try:
             facts.append(read_facts(needed[stem], stem))
         except FastckptError as error:
-            reasons.append(_reason(needed[stem], error))
+            reasons.append(_Reason.of(needed[stem], error))
     try:
-        meta, notes = read_meta(step.number, step.meta)
+        meta, notes = judge_meta(step.number, step.meta)
         if not reasons:
             check_step(step.number, facts, step.meta)
     except FastckptError as error:
-        return _Judgement([*reasons, error.message], needed, None)
+        reason = _Reason(error.message, isinstance(error, CheckpointIOError))
+        return _Judgement([*reasons, reason], needed, None)
+    reasons += map(_Reason, notes)
     if step.model not in files:
-        notes.append(f"there is no {step.model}")
+        reasons.append(_Reason(f"there is no {step.model}"))
     ranks = [stem.rank for stem in needed if stem.role == OPTIM]
     missing, world_size = find_missing_ranks(facts, meta)
     # Of several ranks nanochat kept only the first until November 2025: such a step was never more than this.
     if ranks != [None]:
-        notes += _missing_reason(missing, world_size)
-    return _Judgement(reasons + notes, needed, world_size if ranks else None, missing)
+        reasons += _missing_reason(missing, world_size)
+    return _Judgement(reasons, needed, world_size if ranks else None, missing)

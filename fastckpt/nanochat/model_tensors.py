@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
+from fastckpt.errors import FastckptError
+from fastckpt.nanochat.meta import read_meta
+
 _VOCAB_MULTIPLE: Final = 64
-_MAX_META: Final = 2**20
 _MAX_LAYERS: Final = 10_000
 _KEYS: Final = ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 
@@ -17,11 +18,9 @@ Shape = tuple[int, ...]
 def read_model_config(path: str) -> dict[str, int] | None:
     """The sizes in a ``meta_*.json``; None if it is not there or not whole."""
     try:
-        with open(path, encoding="utf-8") as file:
-            meta: Any = json.loads(file.read(_MAX_META))
-        config = meta["model_config"]
+        config: Any = read_meta(path)["model_config"]
         sizes = {key: config[key] for key in _KEYS}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (FastckptError, KeyError, TypeError):
         return None
     valid = all(type(value) is int and 0 < value < 2**31 for value in sizes.values())
     return sizes if valid and sizes["n_layer"] <= _MAX_LAYERS else None

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastckpt.errors import DamagedError, MismatchError, UnsupportedStateError
-from fastckpt.nanochat.completeness import StepState, step_state
+from fastckpt.nanochat.completeness import StepState, step_state, unread_error
 from fastckpt.nanochat.names import META, MODEL, OPTIM, parse_name
 from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 from fastckpt.nanochat.scratch import BLOCK, piece_reader
@@ -88,6 +88,8 @@ def _parsed(path: str) -> str:
 def _check(state: StepState) -> None:
     directory = os.path.dirname(state.files[0]) if state.files else None
     look = f"fastckpt doctor {shlex.quote(directory)}" if directory else None
+    if state.unread:
+        raise unread_error(state, directory or "")
     if not state.complete:
         kind = DamagedError if state.verified is False else MismatchError
         raise kind(f"step {state.step} is not complete: {'; '.join(state.reasons)}", path=directory, next_step=look)

@@ -7,6 +7,8 @@ A step is kept if one of the rules wants it. Above the rules stand these:
 - What is newer than that is kept: other ranks may still be saving it. So is an
   older step that is not whole but was written to since, as it is when a run
   resumed from further back saves again what was there before.
+- What cannot be read is kept. That the system gives no answer (too many open
+  files, no permission, a failing device) does not make a step worth less.
 - Only files that nanochat names as parts of a step are deleted, and of symbolic
   links the link.
 
@@ -19,7 +21,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
 import logging
 import math
 import os
@@ -29,11 +30,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, ParamSpec, TypeVar
 
-from fastckpt.errors import CheckpointIOError, FastckptError, UsageError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UsageError
 from fastckpt.io.commit import fsync_directory, translate_os_error
-from fastckpt.io.source import read_small
+from fastckpt.io.os_errors import status
 from fastckpt.io.space import free_bytes
 from fastckpt.nanochat.completeness import newest_complete, step_state
+from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import META, MODEL, parse_name
 from fastckpt.nanochat.steps import Step, choose_steps
 
@@ -197,11 +199,14 @@ class Retention:
         states = [*passed_over, *(step_state(step, verify=False) for step in older)]
         faults = {state.step: "; ".join(state.reasons) for state in states if not state.complete}
         kept: dict[int, str] = {} if saved is None else {saved: "just saved"}
-        since = min(_changed(path) for path in _paths(next(step for step in steps if step.number == newest.step)))
+        since = min(_changed(path) for step in steps if step.number == newest.step for path in step.paths)
         for step in older:
-            if step.number in faults and max(map(_changed, _paths(step))) >= since:
+            if step.number in faults and max(map(_changed, step.paths)) >= since:
                 kept.setdefault(step.number, "not whole, but written to lately: perhaps it is being saved")
         kept = self._rules(directory, [step for step in steps if step.number <= newest.step], faults) | kept
+        for state in states:
+            if state.unread:
+                kept[state.step] = f"cannot be read, so nothing is known of it: {'; '.join(state.reasons)}"
         kept[newest.step] = "the newest whole step, verified"
         for step in steps:
             if step.number > newest.step:
@@ -213,41 +218,44 @@ class Retention:
         """The steps that the rules keep, of those up to the newest whole one."""
         whole = [step for step in steps if step.number not in faults]
         kept = {step.number: f"one of the {self.keep_last} newest whole steps" for step in whole[-self.keep_last :]}
-        best = self._best(directory, whole)
-        if best is not None:
-            kept.setdefault(best[0], f"the best {self.keep_best}, {best[1]:g}")
+        if self.keep_best is not None:
+            kept = self._best(directory, whole, self.keep_best) | kept
         for step in steps:
             if self.keep_every is not None and step.number % self.keep_every == 0:
                 kept.setdefault(step.number, f"a multiple of {self.keep_every}")
         return kept
 
-    def _best(self, directory: str, steps: Sequence[Step]) -> tuple[int, float] | None:
-        if self.keep_best is None:
-            return None
-        metas = [(_read_meta(step.meta), -step.number) for step in steps]
-        if not any(self.keep_best in content for content, _ in metas):
+    def _best(self, directory: str, steps: Sequence[Step], key: str) -> dict[int, str]:
+        """The best step, and those that may be better: their meta file cannot be read."""
+        metas: dict[int, dict[str, object]] = {}
+        kept: dict[int, str] = {}
+        for step in steps:
+            try:
+                metas[step.number] = _read_meta(step.meta)
+            except CheckpointIOError as error:
+                kept[step.number] = f"may have the best {key}: {error.message}"
+        if not kept and not any(key in content for content in metas.values()):
             # A name that was mistyped must not cost the best step.
-            names = sorted({name for content, _ in metas for name in content if _finite(content[name]) is not None})
+            numbers = (name for content in metas.values() for name in content if _finite(content[name]) is not None)
+            names = sorted(set(numbers))
             raise UsageError(
-                f"no meta file of a whole step has {self.keep_best!r}",
+                f"no meta file of a whole step has {key!r}",
                 path=directory,
                 expected=", ".join(names[:12]) or None,
                 next_step="name another number, or leave out keep_best; nothing was deleted",
             )
-        values = [(_finite(content.get(self.keep_best)), number) for content, number in metas]
+        values = [(_finite(content.get(key)), -number) for number, content in metas.items()]
         found = [(value, number) for value, number in values if value is not None]
-        return (-min(found)[1], min(found)[0]) if found else None
+        if found:
+            best, number = min(found)
+            kept[-number] = f"the best {key}, {best:g}"
+        return kept
 
 
 def _decide(step: Step, kept: str | None, fault: str | None) -> Decision:
-    files = sorted(_paths(step), key=_deletion_order)
+    files = sorted(step.paths, key=_deletion_order)
     why = kept or (f"not whole: {fault}" if fault else "no rule keeps it")
     return Decision(step.number, kept is not None, why, sum(map(_frees, files)), tuple(files))
-
-
-def _paths(step: Step) -> list[str]:
-    paths = [path for by_suffix in step.states.values() for path in by_suffix.values()]
-    return paths + ([step.meta] if step.meta is not None else [])
 
 
 def _deletion_order(path: str) -> tuple[int, str]:
@@ -265,19 +273,15 @@ def _frees(path: str) -> int:
 
 
 def _changed(path: str) -> int:
-    try:
-        return os.stat(path).st_mtime_ns
-    except OSError as error:
-        raise translate_os_error(error, path, doing="look at the file") from error
+    return status(path).st_mtime_ns
 
 
 def _read_meta(meta: str | None) -> dict[str, object]:
-    """What a meta file holds; nothing if it is no whole JSON."""
+    """What a meta file holds; nothing if it is not whole. Raises CheckpointIOError."""
     try:
-        content = json.loads(read_small(meta)) if meta is not None else {}
-    except (ValueError, RecursionError, CheckpointIOError):
+        return read_meta(meta) if meta is not None else {}
+    except DamagedError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _finite(value: object) -> float | None:

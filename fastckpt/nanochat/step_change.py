@@ -31,7 +31,8 @@ from fastckpt.io.commit import fsync_directory, publish_bytes, translate_os_erro
 from fastckpt.io.source import read_small
 from fastckpt.nanochat.names import META, MODEL, parse_name
 
-_CHANGE: Final = "change.json"
+CHANGE: Final = "change.json"
+MAX_CHANGE_SIZE: Final = 16 * 2**20
 
 
 def _base(directory: str, step: int) -> str:
@@ -105,16 +106,16 @@ def _write_change(directory: str, part: str, removing: Sequence[str]) -> None:
     """Note which files are there now that the change takes away."""
     old = {name: _version(os.path.join(directory, name)) for name in (*os.listdir(part), *removing)}
     change = {"old": {name: version for name, version in old.items() if version}, "remove": list(removing)}
-    publish_bytes(os.path.join(part, _CHANGE), json.dumps(change).encode())
+    publish_bytes(os.path.join(part, CHANGE), json.dumps(change).encode())
 
 
 def _read_change(path: str) -> tuple[dict[str, Any], list[str]]:
     """What `_write_change` wrote. Raises DamagedError for anything else: files are removed by it."""
     try:
-        change = json.loads(read_small(path))
+        change = json.loads(read_small(path, limit=MAX_CHANGE_SIZE))
         old, remove = change["old"], change["remove"]
         sound = isinstance(old, dict) and isinstance(remove, list) and all(map(parse_name, remove))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (DamagedError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         sound = False
     if not sound:
         raise DamagedError(
@@ -136,8 +137,8 @@ def _version(path: str) -> list[int] | None:
 
 def _put_in_place(directory: str, ready: str) -> None:
     """Step 3, from wherever it stopped. Each change is on disk before the next one."""
-    pending = sorted((name for name in os.listdir(ready) if name != _CHANGE), key=in_order)
-    plan = os.path.join(ready, _CHANGE)
+    pending = sorted((name for name in os.listdir(ready) if name != CHANGE), key=in_order)
+    plan = os.path.join(ready, CHANGE)
     if os.path.exists(plan):
         old, remove = _read_change(plan)
         for name in (*pending, *remove):

@@ -6,12 +6,15 @@ import os
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 
 _SHOWN = 8
+_PREFERRED: Final = ("fckpt", "pt", "safetensors")
+"""Which of several formats is read: with digests for every byte, least has to be."""
 
 
 @dataclass(slots=True)
@@ -33,6 +36,17 @@ class Step:
     def model(self) -> Stem:
         """How the model file is called, whether there is one or not."""
         return Stem(MODEL, self.number)
+
+    @property
+    def paths(self) -> list[str]:
+        """All its files, in every format, the meta file last."""
+        paths = [path for by_suffix in self.states.values() for path in by_suffix.values()]
+        return paths if self.meta is None else [*paths, self.meta]
+
+    def preferred(self, stem: Stem) -> str | None:
+        """The file to read where one is there in several formats; None if there is none."""
+        by_suffix = self.states.get(stem, {})
+        return next((by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix), None)
 
 
 def read_steps(directory: str) -> dict[int, Step]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.findings import Kind
-from fastckpt.io.source import read_small
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged
@@ -29,7 +28,6 @@ MAX_STEPS: Final = 48
 """Steps of a directory that are drawn; of more, as many at even distances."""
 MAX_CELLS: Final = 20_000
 """Cells of a damage map: some 2 MB of SVG."""
-_PREFERRED: Final = ("fckpt", "pt", "safetensors")
 _STRUCTURE_LOST: Final = (DamagedError, UnsupportedStateError, CheckpointIOError)
 
 
@@ -127,7 +125,7 @@ def measure_directory(directory: str, *, threads: int | None = None, progress: P
     steps: list[Facts] = []
     previous: Facts | None = None
     for step in chosen:
-        path = _model_path(step)
+        path = step.preferred(step.model)
         facts: Facts = {"step": step.number, "val_bpb": _val_bpb(step), "model": None, "error": None, "changes": None}
         if path is None:
             facts["error"] = f"there is no {step.model}"
@@ -144,9 +142,9 @@ def measure_directory(directory: str, *, threads: int | None = None, progress: P
     newest = chosen[-1]
     files = [steps[-1]["model"]] if steps[-1]["model"] is not None else []
     failed: list[Facts] = []
-    for stem, by_suffix in newest.states.items():
-        if stem.role != MODEL:
-            path = next(by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix)
+    for stem in newest.states:
+        path = newest.preferred(stem)
+        if stem.role != MODEL and path is not None:
             try:
                 files.append(measure_file(path, threads=threads, progress=progress))
                 if steps[-1]["model"] is not None:
@@ -168,15 +166,10 @@ def _evenly(steps: Sequence[Step], limit: int) -> list[Step]:
     return [steps[round(place * (len(steps) - 1) / (limit - 1))] for place in range(limit)]
 
 
-def _model_path(step: Step) -> str | None:
-    by_suffix = step.states.get(step.model, {})
-    return next((by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix), None)
-
-
 def _val_bpb(step: Step) -> float | None:
     try:
-        value = json.loads(read_small(step.meta)).get("val_bpb") if step.meta is not None else None
-    except (ValueError, AttributeError, RecursionError, CheckpointIOError):
+        value = read_meta(step.meta).get("val_bpb") if step.meta is not None else None
+    except (DamagedError, CheckpointIOError):
         return None
     return value if type(value) is float and math.isfinite(value) else None
 

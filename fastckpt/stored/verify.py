@@ -181,7 +181,9 @@ class _Verification:
             block = self.file.source.read(*section.extent)
             headers = [(offset, block_digest(header)) for offset, header in decode_index(block)]
         except _BAD as error:
-            if not any(finding.offset == section.extent.offset for finding in self.report.findings):
+            if isinstance(error, CheckpointIOError):
+                self.add(error, *section.extent, loss=False)
+            elif not any(finding.offset == section.extent.offset for finding in self.report.findings):
                 self.contradiction(error.message, section.extent, loss=False)
             return
         if headers != [(record.header.offset, record.digest) for record in records]:

@@ -66,6 +66,66 @@ def compile_shim(directory: Path) -> Path:
     return library
 
 
+class Host:
+    """A process that runs a script as often as it is asked to, each time in a child; a context manager.
+
+    Args:
+        script: A file that defines ``save(path: str, version: int)``.
+        root: Calls for files below it are counted.
+        shim: From `compile_shim`.
+        reads: Count the calls that only look or read, too.
+    """
+
+    def __init__(self, script: Path, root: Path, shim: Path, *, reads: bool = False) -> None:
+        environment = dict(os.environ, LD_PRELOAD=str(shim), SHIM_ROOT=str(root))
+        environment |= {"SHIM_READS": "1"} if reads else {}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        self._host = subprocess.Popen(
+            [sys.executable, str(HERE / "host.py"), str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        assert self._host.stdin is not None
+        assert self._host.stdout is not None
+        self._requests, self._answers = self._host.stdin, self._host.stdout
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._requests.close()
+        self._host.wait(timeout=10)
+        self._answers.close()
+
+    def run(
+        self,
+        path: Path,
+        version: int,
+        *,
+        action: Action = Action.NOTHING,
+        number: int = 0,
+        error: int = 0,
+        log: Path | None = None,
+    ) -> Outcome:
+        """Run the script once, with something happening at call ``number``."""
+        request: dict[str, Any] = {"path": str(path), "version": version, "number": number}
+        request |= {"action": int(action), "error": error, "log": str(log) if log is not None else None}
+        self._requests.write(json.dumps(request) + "\n")
+        self._requests.flush()
+        line = self._answers.readline()
+        assert line, "the host process died"
+        answer = json.loads(line)
+        return Outcome(answer["outcome"], answer["message"], answer["hit"])
+
+
 class CrashLab:
     """One save script under test; a context manager.
 
@@ -80,18 +140,7 @@ class CrashLab:
         self.directory.mkdir()
         self.log = directory.resolve() / "calls"
         self.target = self.directory / "model.fckpt"
-        environment = dict(os.environ, LD_PRELOAD=str(shim), SHIM_ROOT=str(self.directory))
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        self._host = subprocess.Popen(
-            [sys.executable, str(HERE / "host.py"), str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-        assert self._host.stdin is not None
-        assert self._host.stdout is not None
-        self._requests, self._answers = self._host.stdin, self._host.stdout
+        self._host = Host(script, self.directory, shim)
         try:
             self.old, self.new = self.content_of(1), self.content_of(2)
             assert self.old != self.new
@@ -109,21 +158,12 @@ class CrashLab:
 
     def close(self) -> None:
         """End the host process."""
-        self._requests.close()
-        self._host.wait(timeout=10)
-        self._answers.close()
+        self._host.close()
 
     def save(self, version: int = 2, *, action: Action = Action.NOTHING, number: int = 0, error: int = 0) -> Outcome:
         """Save a version to the target, with something happening at call ``number``."""
-        log = str(self.log) if action is Action.LOG else None
-        request: dict[str, Any] = {"path": str(self.target), "version": version, "number": number}
-        request |= {"action": int(action), "error": error, "log": log}
-        self._requests.write(json.dumps(request) + "\n")
-        self._requests.flush()
-        line = self._answers.readline()
-        assert line, "the host process died"
-        answer = json.loads(line)
-        return Outcome(answer["outcome"], answer["message"], answer["hit"])
+        log = self.log if action is Action.LOG else None
+        return self._host.run(self.target, version, action=action, number=number, error=error, log=log)
 
     def content_of(self, version: int) -> bytes:
         """The bytes of a version, saved undisturbed."""

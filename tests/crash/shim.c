@@ -1,5 +1,6 @@
 // Stands between a program and the file system (LD_PRELOAD): counts the calls that touch files
-// below $SHIM_ROOT and, once armed, logs them all or makes something happen at the Nth.
+// below $SHIM_ROOT and, once armed, logs them all or makes something happen at the Nth. With $SHIM_READS it counts the
+// calls that only look or read as well.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,9 +11,13 @@
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <dirent.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 enum { OFF, LOG, KILL, TEAR, INTERRUPT, FAIL, FAIL_FROM, SHORT };
@@ -127,6 +132,31 @@ int renameat(int d, const char *from, int e, const char *to) {
   char place[PATH_MAX] = "", target[PATH_MAX] = "";
   CALL(renameat, file_at(d, from, place), 0LL, 0LL, file_at(e, to, target), 0, d, from, e, to);
 }
+// What only looks or reads. Failing once, it must never look like a file that is damaged or not there.
+#define LOOK(type, bad, name, where, parameters, ...)            \
+  type name parameters {                                         \
+    if (!getenv("SHIM_READS")) return REAL(name)(__VA_ARGS__);   \
+    char place[PATH_MAX];                                        \
+    return *place = 0, enter(#name, where, 0) ? bad : REAL(name)(__VA_ARGS__); \
+  }
+LOOK(ssize_t, -1, read, file_of(fd, place), (int fd, void *data, size_t size), fd, data, size)
+LOOK(ssize_t, -1, pread, file_of(fd, place), (int fd, void *data, size_t size, off_t at), fd, data, size, at)
+LOOK(ssize_t, -1, pread64, file_of(fd, place), (int fd, void *data, size_t size, off64_t at), fd, data, size, at)
+LOOK(ssize_t, -1, preadv, file_of(fd, place), (int fd, const struct iovec *v, int n, off_t at), fd, v, n, at)
+LOOK(ssize_t, -1, preadv64, file_of(fd, place), (int fd, const struct iovec *v, int n, off64_t at), fd, v, n, at)
+LOOK(ssize_t, -1, preadv2, file_of(fd, place), (int fd, const struct iovec *v, int n, off_t at, int how), fd, v, n, at, how)
+LOOK(ssize_t, -1, preadv64v2, file_of(fd, place), (int fd, const struct iovec *v, int n, off64_t at, int how), fd, v, n, at, how)
+LOOK(int, -1, stat, path, (const char *path, struct stat *to), path, to)
+LOOK(int, -1, stat64, path, (const char *path, struct stat64 *to), path, to)
+LOOK(int, -1, lstat, path, (const char *path, struct stat *to), path, to)
+LOOK(int, -1, lstat64, path, (const char *path, struct stat64 *to), path, to)
+LOOK(int, -1, fstat, file_of(fd, place), (int fd, struct stat *to), fd, to)
+LOOK(int, -1, fstat64, file_of(fd, place), (int fd, struct stat64 *to), fd, to)
+LOOK(int, -1, fstatat, file_at(d, path, place), (int d, const char *path, struct stat *to, int how), d, path, to, how)
+LOOK(int, -1, fstatat64, file_at(d, path, place), (int d, const char *path, struct stat64 *to, int how), d, path, to, how)
+LOOK(DIR *, NULL, opendir, path, (const char *path), path)
+LOOK(void *, MAP_FAILED, mmap, file_of(fd, place), (void *to, size_t size, int p, int flags, int fd, off_t at), to, size, p, flags, fd, at)
+LOOK(void *, MAP_FAILED, mmap64, file_of(fd, place), (void *to, size_t size, int p, int flags, int fd, off64_t at), to, size, p, flags, fd, at)
 int close(int fd) {
   ON_FD;
   int failed = enter("close", at, 0), saved = errno, result = REAL(close)(fd);  // Even a failing close closes.

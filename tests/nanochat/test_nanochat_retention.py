@@ -154,7 +154,7 @@ def test_nothing_is_deleted_if_no_step_is_whole(tmp_path: Path) -> None:
     assert names(directory) == before
 
 
-def test_a_step_that_cannot_be_read_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory = run_of(tmp_path / "d12", [100, 200, 300])
     opening = os.open
 
