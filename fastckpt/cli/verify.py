@@ -112,8 +112,13 @@ def _next(facts: Facts) -> str:
 
 def _summary_lines(facts: Facts) -> Iterable[str | Styled]:
     files = facts["files"]
-    intact = [file for file in files if file["ok"]]
+    whole = [file for file in files if file["ok"]]
+    # Of a file without checksums nobody knows whether it is intact.
+    unproven = sum(bool(file["findings"]) for file in whole)
+    bad = len(files) - len(whole)
     size = sum(file.get("size", 0) for file in files)
-    text = f"{count_text(len(files), 'file')}, {size_text(size)}: {len(intact)} intact"
-    bad = len(files) - len(intact)
-    yield Styled(text + (f", {bad} not" if bad else ""), "bad" if bad else "good")
+    counts = [f"{len(whole) - unproven} intact"]
+    counts += [f"{unproven} present but unproven"] if unproven else []
+    counts += [f"{bad} not"] if bad else []
+    text = f"{count_text(len(files), 'file')}, {size_text(size)}: {', '.join(counts)}"
+    yield Styled(text, "bad" if bad else "warn" if unproven else "good")

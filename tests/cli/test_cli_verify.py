@@ -86,6 +86,13 @@ def test_several_files_end_with_the_worst(here, samples, tmp_path):
     assert document["files"][2]["error"]["type"] == "CheckpointIOError"
 
 
+def test_what_is_proven_and_what_is_only_there_are_counted_apart(here, samples):
+    ended = here("verify", samples.fckpt, samples.safetensors)
+    assert ended.code == 0
+    assert ended.out.splitlines()[-1].endswith("1 intact, 1 present but unproven")
+    assert here("verify", samples.fckpt, samples.pt).out.splitlines()[-1].endswith("2 intact")
+
+
 def test_a_directory_is_all_checkpoints_in_it(here, samples, tmp_path):
     inner = tmp_path / "inner"
     inner.mkdir()

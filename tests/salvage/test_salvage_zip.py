@@ -373,3 +373,20 @@ def test_backfill(path: Path, tmp_path: Path) -> None:
     for name in ORIGINAL:
         expected = flat(older)[name] if name in report.backfilled else ORIGINAL[name]
         assert equal(loaded[name], expected), name
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.99, 0.6])
+def test_the_other_byte_order_is_refused_also_where_the_file_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: float
+) -> None:
+    """Its tensors are never called intact with the bytes of their elements in the wrong order."""
+    path = tmp_path / "model.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.byteorder", "big")
+        torch.save({f"t{n}": torch.ones(1000) for n in range(8)}, path)
+    raw = path.read_bytes()
+    assert b"byteorder" in raw
+    path.write_bytes(raw[: int(len(raw) * kept)])
+    for action in (fastckpt.salvage, fastckpt.verify):
+        with pytest.raises(fastckpt.errors.UnsupportedStateError, match="byte order"):
+            action(path)

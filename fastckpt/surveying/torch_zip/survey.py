@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.findings import Finding, Kind
@@ -13,11 +14,15 @@ from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef
 from fastckpt.surveying.blueprint import Blueprint, FindBlueprint
-from fastckpt.surveying.torch_zip.evidence import Archive, local_header_at, read_directory
+from fastckpt.surveying.torch_zip.evidence import Archive, local_header_at, read_directory, search_local_headers
 from fastckpt.surveying.torch_zip.pickle import FoundPickle, find_pickle
 from fastckpt.surveying.torch_zip.places import announced, arithmetic_places, find_storages, listed_places
 from fastckpt.surveying.torch_zip.storages import Candidate, Sums
 from fastckpt.surveying.wreck import Original, StorageState, Unnamed, Wreck
+
+_BYTE_ORDER: Final = "/byteorder"
+_NEAR: Final = 2**20
+"""Bytes behind data.pkl in which the record with the byte order is looked for."""
 
 
 def survey_torch_zip(
@@ -38,7 +43,7 @@ def survey_torch_zip(
     archive = Archive(source, *read_directory(source))
     pickle = find_pickle(source, archive.directory)
     archive.prefix = pickle.prefix
-    _refuse_others(archive)
+    _refuse_others(archive, pickle)
     found = {} if pickle.state is not None and not pickle.contradicted else announced(archive)
     blueprint = _other_structure(wreck, pickle, found, find_blueprint)
     if blueprint is not None:
@@ -77,7 +82,7 @@ def survey_torch_zip(
     return wreck
 
 
-def _refuse_others(archive: Archive) -> None:
+def _refuse_others(archive: Archive, pickle: FoundPickle) -> None:
     names = {name.partition("/")[2] for name in archive.directory}
     source = archive.source
     if "constants.pkl" in names:
@@ -86,8 +91,16 @@ def _refuse_others(archive: Archive) -> None:
         )
     entry = archive.directory.get(f"{archive.prefix}/byteorder")
     header = local_header_at(source, entry.header) if entry is not None else None
+    if header is None or not header.name.endswith(_BYTE_ORDER):
+        # A cut file has no directory; torch has this record between data.pkl and the storages.
+        near = search_local_headers(source, 0, min(pickle.end + _NEAR, source.size))
+        header = next((found for _, found in near if found.name.endswith(_BYTE_ORDER)), None)
     if header is not None and read_there(source, header.data, 3) == b"big":
-        raise UnsupportedStateError("the tensors are stored in big-endian byte order", path=source.path)
+        raise UnsupportedStateError(
+            "the tensors are stored in big-endian byte order; fastckpt salvages little-endian files",
+            path=source.path,
+            next_step="copy the file to a machine where torch can load it, and save it there again",
+        )
 
 
 def _sizes_in(state: TorchState) -> list[tuple[str, int]]:
