@@ -7,7 +7,7 @@ import os
 from fastckpt.conversion.from_fckpt import convert_from_fckpt
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.conversion.to_fckpt import convert_to_fckpt
-from fastckpt.errors import DamagedError, UsageError
+from fastckpt.errors import DamagedError, MismatchError, UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.commit import fsync_directory
@@ -16,6 +16,8 @@ from fastckpt.io.os_errors import exists, status
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress, direct_threads
+from fastckpt.nanochat.names import parse_name
+from fastckpt.nanochat.save_mark import parse_mark
 from fastckpt.stored.verify import verify_source
 
 
@@ -40,7 +42,10 @@ def convert_file(
         count = direct_threads(threads) if direct else reading_threads(opened, threads)
         how = How(count, durable or replace, progress)
         if kind == "fckpt" and to != "fckpt":
-            result = convert_from_fckpt(CheckpointFile(opened), destination, how, to=to, exact=exact, confirm=replace)
+            file = CheckpointFile(opened)
+            if replace:
+                _refuse_other_place(file)
+            result = convert_from_fckpt(file, destination, how, to=to, exact=exact, confirm=replace)
         elif kind != "fckpt" and to == "fckpt":
             result = convert_to_fckpt(opened, destination, how, codec=codec, exact=exact)
         else:
@@ -53,6 +58,17 @@ def convert_file(
         if replace:
             _confirm_and_remove(opened, destination, threads=count)
         return result
+
+
+def _refuse_other_place(file: CheckpointFile) -> None:
+    """Raise MismatchError if a file of a nanochat step is not in its place: only its mark says so, which would go."""
+    named, mark = parse_name(os.path.basename(file.path)), parse_mark(file.manifest.metadata)
+    if named is not None and mark is not None and mark.stem != named[0]:
+        raise MismatchError(
+            f"this was saved as {mark.stem}, and nothing would say so once it is replaced",
+            path=file.path,
+            next_step=f"give it back the name {mark.stem}.fckpt, or convert it without --replace",
+        )
 
 
 def _confirm_and_remove(source: Source, destination: str | os.PathLike[str], *, threads: int) -> None:

@@ -147,6 +147,7 @@ def load_checkpoint(
     if here.meta is None:
         raise _not_found(directory, f"{Stem(META, step)}.json")
     mark = _read_mark(model)
+    _check_role(mark, model, MODEL)
     if mark is None:
         _warn_if_outdated(model, here.states[here.model].get("pt", model))
     if optimizer is not None:
@@ -253,6 +254,7 @@ def _check_optimizer(step: Step, files: Files, stem: Stem, rank: int) -> None:
     """
     optimizer, model = files[stem], files.get(step.model)
     mark = _read_mark(optimizer)
+    _check_role(mark, optimizer, OPTIM)
     other = _read_mark(model) if model is not None else mark
     if mark is None and other is None:
         paths = {stem: optimizer, **({step.model: model} if model is not None else {})}
@@ -267,6 +269,15 @@ def _check_optimizer(step: Step, files: Files, stem: Stem, rank: int) -> None:
         )
     elif mark.rank is not None:
         _check_ranks(mark, optimizer, rank)
+
+
+def _check_role(mark: SaveMark | None, path: str, role: str) -> None:
+    if mark is not None and mark.role != role:
+        raise MismatchError(
+            f"this was saved as {mark.stem}",
+            path=path,
+            next_step=f"fastckpt doctor {shlex.quote(os.path.dirname(path))}",
+        )
 
 
 def _check_ranks(mark: SaveMark, optimizer: str, rank: int) -> None:

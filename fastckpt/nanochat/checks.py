@@ -1,7 +1,9 @@
 """Do the files of a step belong together? nanochat itself does not ask.
 
-Neither world size nor rank nor step is recorded in a nanochat file. What gives
-them away all the same: the top directory inside a torch zip is the stem of the
+What fastckpt saved says so itself: the save mark of every file names its role,
+step, rank and save (`fastckpt.nanochat.save_mark`), and comes first. Neither
+world size nor rank nor step is recorded in a file of nanochat's own. What gives
+them away there all the same: the top directory inside a torch zip is the stem of the
 name a file was *saved* under, and stays after a rename; AdamW counts its steps;
 and rank r of W holds ``1/W`` of the rows of lm_head, parameter 0.
 
@@ -13,14 +15,15 @@ wrongly without a word.
 3. Rank files differ in the shape of their part of lm_head (two runs with
    different numbers of GPUs), in their ``param_groups``, or in AdamW's counters.
    All of these are the same on every rank of one save.
+4. Files that fastckpt saved have marks of different saves, or some have no mark.
 
 **Notes** (the step is converted): the user may know, and wants the rest.
 
-4. Ranks are missing: W = rows of lm_head / rows of its first moment.
-5. No model, or no meta, or a meta that is not whole.
-6. All files were saved for one other step (the whole set was renamed), or do
+5. Ranks are missing: W = rows of lm_head / rows of its first moment.
+6. No model, or no meta, or a meta that is not whole.
+7. All files were saved for one other step (the whole set was renamed), or do
    not tell what they were saved as (``archive``).
-7. AdamW counts another number of steps than the file's, where that is not
+8. AdamW counts another number of steps than the file's, where that is not
    what fine-tuning from a base optimizer leaves.
 
 A file that is cut, or whose bytes fail their checksum, is not a matter of these
@@ -62,6 +65,7 @@ def check_step(number: int, facts: Sequence[Facts], meta_path: str | None) -> li
     if model is None:
         notes.append(f"there is no {Stem(MODEL, number)}")
     _check_ranks(facts)
+    _check_marks(facts)
     notes += _check_steps(number, facts, meta, meta_path)
     # A damaged one is there, and has nothing to compare.
     readable = [file for file in optimizers if file.groups is not None]
@@ -79,7 +83,7 @@ def _name(path: str) -> str:
 
 
 def judge_meta(number: int, path: str | None) -> tuple[dict[str, Any], list[str]]:
-    """What a meta file says, and a note if it is missing or not whole (rule 5). Raises CheckpointIOError."""
+    """What a meta file says, and a note if it is missing or not whole (rule 6). Raises CheckpointIOError."""
     if path is None:
         return {}, [f"there is no {Stem(META, number)}.json: nanochat needs it to load the model"]
     try:
@@ -93,7 +97,7 @@ def _check_ranks(facts: Iterable[Facts]) -> None:
     wrong = [file for file in facts if file.saved_as is not None and _place(file.saved_as) != _place(file.stem)]
     if wrong:
         raise MismatchError(
-            "; ".join(f"{_name(file.path)} was saved as {file.prefix}" for file in wrong)
+            "; ".join(f"{_name(file.path)} was saved as {file.saved_as}" for file in wrong)
             + ": nanochat would load this and train wrongly without an error",
             path=os.path.dirname(wrong[0].path),
             next_step=f"give each file back the name it was saved under; {_MEANT}",
@@ -105,8 +109,30 @@ def _place(stem: Stem) -> tuple[str, int]:
     return stem.role, stem.rank or 0
 
 
+def _check_marks(facts: Iterable[Facts]) -> None:
+    """Rule 4. A file of another format has no mark; what it tells is judged by the other rules."""
+    own = [file for file in facts if file.path.endswith(".fckpt")]
+    marked = [(file, file.mark) for file in own if file.mark is not None]
+    if not marked:
+        return
+    lead, mark = next(((file, mark) for file, mark in marked if mark.role == MODEL), marked[0])
+    others = [_name(file.path) for file, other in marked if not other.agrees_with(mark)]
+    unmarked = [_name(file.path) for file in own if file.mark is None]
+    if others:
+        what = f"of another save than {_name(lead.path)}: {', '.join(others)}"
+    elif unmarked:
+        what = f"not of the save of {_name(lead.path)}, as far as they say: {', '.join(unmarked)}"
+    else:
+        return
+    raise MismatchError(
+        f"files of this step are {what}; nanochat would load this and train wrongly without an error",
+        path=os.path.dirname(lead.path),
+        next_step=f"put the files of one save together; {_MEANT}",
+    )
+
+
 def _check_steps(number: int, facts: Iterable[Facts], meta: dict[str, Any], meta_path: str | None) -> list[str]:
-    """Rules 2 and 6."""
+    """Rules 2 and 7."""
     saved = {_name(file.path): file.saved_as.step for file in facts if file.saved_as is not None}
     if meta_path is not None and type(meta.get("step")) is int:
         saved[_name(meta_path)] = meta["step"]
@@ -163,7 +189,7 @@ def _vocabulary(model: Facts | None, meta: dict[str, Any]) -> int | None:
 
 
 def find_missing_ranks(facts: Sequence[Facts], meta: dict[str, Any]) -> tuple[list[int], int]:
-    """Rule 4: the ranks without an optimizer file, and how many ranks there were (at least, if it cannot be told)."""
+    """Rule 5: the ranks without an optimizer file, and how many ranks there were (at least, if it cannot be told)."""
     optimizers = [file for file in facts if file.stem.role == OPTIM]
     present = {file.stem.rank or 0 for file in optimizers}
     vocabulary = _vocabulary(next((file for file in facts if file.stem.role == MODEL), None), meta)
@@ -188,7 +214,7 @@ def _missing_ranks_note(optimizers: Sequence[Facts], missing: Sequence[int], wor
 
 
 def _check_counter(number: int, optimizer: Facts, meta: dict[str, Any]) -> list[str]:
-    """Rule 7. Only base_train keeps the state of a dataloader; fine-tuning goes on counting where it left off."""
+    """Rule 8. Only base_train keeps the state of a dataloader; fine-tuning goes on counting where it left off."""
     counts = {int(step) for step in (optimizer.counters or {}).values()}
     wrong = {count for count in counts if count < number or (count > number and "dataloader_state_dict" in meta)}
     if not wrong:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fastckpt.constants import CHUNK_SIZE
@@ -22,6 +22,7 @@ from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef, decode_tree
 from fastckpt.nanochat.names import OPTIM, Stem, parse_stem
+from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 
 _NUMBERS: Final = {"float32": "<f", "float64": "<d", "int64": "<q", "int32": "<i"}
 _ZIP_NAME_AT: Final = 30
@@ -44,6 +45,7 @@ class Facts:
         first_moment: Shape of the optimizer's ``exp_avg`` for parameter 0, which is this rank's part of lm_head.
         counters: AdamW's ``step`` by parameter id.
         groups: The optimizer's ``param_groups``; tensors in them are given by dtype and shape.
+        mark: The save mark of a ``.fckpt`` that fastckpt saved as part of a step; it counts for more than ``prefix``.
     """
 
     path: str
@@ -53,11 +55,12 @@ class Facts:
     first_moment: Shape | None = None
     counters: dict[object, float] | None = None
     groups: object = None
+    mark: SaveMark | None = None
 
     @property
     def saved_as(self) -> Stem | None:
-        """What it was when it was saved, if the file tells."""
-        return parse_stem(self.prefix)
+        """What it was when it was saved, if the file tells: its mark, or else the name inside the zip."""
+        return self.mark.stem if self.mark is not None else parse_stem(self.prefix)
 
 
 def read_facts(path: str, stem: Stem) -> Facts:
@@ -80,7 +83,8 @@ def read_facts(path: str, stem: Stem) -> Facts:
         file.checked_entries()
         entries = list(file.manifest.entries)
         tree = decode_tree(file.manifest.tree, len(entries))
-        return _facts(path, stem, _kept_prefix(file), tree, entries, lambda entry: _read_number(file, entry))
+        facts = _facts(path, stem, _kept_prefix(file), tree, entries, lambda entry: _read_number(file, entry))
+        return replace(facts, mark=parse_mark(file.manifest.metadata))
 
 
 def _kept_prefix(file: CheckpointFile) -> str:
