@@ -8,8 +8,10 @@ from typing import Final
 
 from fastckpt.errors import NotACheckpointError
 from fastckpt.foreign.sniff import HEAD_SIZE, sniff
+from fastckpt.foreign.suffixes import FORMAT_OF
 
-_SUFFIXES: Final = (".fckpt", ".pt", ".pth", ".safetensors")
+_SUFFIXES: Final = tuple(suffix for suffix in FORMAT_OF if suffix != ".bin")
+"""In a directory, .bin is the name of other data as well: there the content says more."""
 
 
 def checkpoint_files(paths: Sequence[str], *, recursive: bool) -> tuple[list[str], bool]:

@@ -11,17 +11,10 @@ from fastckpt.errors import UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import source_file
 from fastckpt.foreign.sniff import kind_of
+from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.os_errors import is_directory
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-
-SUFFIXES: dict[str, Format] = {
-    ".fckpt": "fckpt",
-    ".pt": "pt",
-    ".pth": "pt",
-    ".bin": "pt",
-    ".safetensors": "safetensors",
-}
 
 
 def convert(
@@ -99,17 +92,17 @@ def convert(
 
 
 def _destination(source: Source, destination: str | os.PathLike[str] | None, to: Format | None) -> tuple[str, Format]:
-    if to is not None and to not in SUFFIXES.values():
+    if to is not None and to not in FORMAT_OF.values():
         raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
     if destination is not None and not is_directory(destination):
         suffix = Path(destination).suffix
-        if to is None and suffix not in SUFFIXES:
+        if to is None and suffix not in FORMAT_OF:
             raise UsageError(
                 f"the suffix {suffix!r} does not tell the format",
                 path=destination,
                 next_step="add --to fckpt, pt or safetensors",
             )
-        return os.fspath(destination), to or SUFFIXES[suffix]
+        return os.fspath(destination), to or FORMAT_OF[suffix]
     # An unrecognised file is left to the reader's own error.
     wanted = to or ("fckpt" if kind_of(source) not in (None, "fckpt") else _origin(source))
     name = Path(source.path).with_suffix(f".{wanted}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+from fastckpt.foreign.suffixes import Format as Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,3 @@ class Conversion:
     source_verified: bool
     exact: bool
     notes: tuple[str, ...] = ()
-
-
-Format = Literal["fckpt", "pt", "safetensors"]

@@ -5,17 +5,15 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
-from typing import Final
 
 from fastckpt.errors import FastckptError
+from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.salvaging.alike import siblings, survey_as_named
 from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.request import Request
 from fastckpt.surveying.blueprint import read_blueprint
 from fastckpt.surveying.fates import Status
-
-_KNOWN_SUFFIXES: Final = (".pt", ".pth", ".bin", ".fckpt", ".safetensors")
 
 
 def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
@@ -52,7 +50,7 @@ def _with_names(report: SalvageReport, request: Request, destination: str) -> st
 def suggested_name(report: SalvageReport) -> str:
     """A destination beside the file that no training script takes for a checkpoint of its own."""
     stem, suffix = os.path.splitext(report.path)
-    return f"{stem}.salvaged{suffix if suffix in _KNOWN_SUFFIXES else '.fckpt'}"
+    return f"{stem}.salvaged{suffix if suffix in FORMAT_OF else '.fckpt'}"
 
 
 def _after_writing(report: SalvageReport, request: Request, threads: int) -> str:

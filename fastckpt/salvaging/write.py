@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from fastckpt.constants import SALVAGE_KEY
 from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.safetensors_header import can_hold, write_safetensors
+from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.foreign.torch_pickle import pickle_state
 from fastckpt.foreign.write_torch import write_torch
 from fastckpt.io.copying import copy_storages
@@ -27,23 +28,15 @@ from fastckpt.salvaging.selection import Selection
 from fastckpt.surveying.fates import Status
 from fastckpt.surveying.wreck import Wreck
 
-FORMATS: Final = {
-    ".fckpt": "fckpt",
-    ".pt": "pt",
-    ".pth": "pt",
-    ".bin": "pt",
-    ".safetensors": "safetensors",
-}
-
 
 def destination_format(path: str) -> str:
     """``fckpt``, ``pt`` or ``safetensors``. Raises UsageError if the suffix is none of theirs."""
     suffix = Path(path).suffix
-    if suffix not in FORMATS:
+    if suffix not in FORMAT_OF:
         raise UsageError(
             f"the suffix {suffix!r} does not tell the format", path=path, expected="one of .fckpt, .pt, .safetensors"
         )
-    return FORMATS[suffix]
+    return FORMAT_OF[suffix]
 
 
 def refuse_what_does_not_fit(selection: Selection, kind: str) -> None:

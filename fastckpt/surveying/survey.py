@@ -11,6 +11,7 @@ from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_INDEX, MAGIC_MAN
 from fastckpt.errors import FastckptError, NotACheckpointError
 from fastckpt.findings import Finding, Kind
 from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
+from fastckpt.foreign.suffixes import TORCH_SUFFIXES
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import read_there
@@ -25,7 +26,6 @@ from fastckpt.surveying.wreck import StorageState, Wreck
 
 _PIECE: Final = 64 * 2**20
 """Bytes that are searched for blocks of a .fckpt at once."""
-TORCH_SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt")
 
 
 def survey(
