@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 import struct
 from typing import Final
 from weakref import WeakKeyDictionary
@@ -10,10 +12,13 @@ from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_SUPERBLOCK
 from fastckpt.errors import NotACheckpointError
 from fastckpt.io.source import Source
 
-__all__ = ["HEAD_SIZE", "kind_of", "not_a_checkpoint", "sniff"]
+__all__ = ["HEAD_SIZE", "NOT_RECOGNISED", "kind_of", "not_a_checkpoint", "sniff"]
 
 HEAD_SIZE: Final = 4096
 """Bytes from the beginning of a file that `sniff` wants to see."""
+
+NOT_RECOGNISED: Final = "neither a .pt, .safetensors nor .fckpt file"
+"""The message of `not_a_checkpoint` where it cannot say what the file is instead."""
 
 ZIP_LOCAL_MAGIC: Final = b"PK\x03\x04"
 SAFETENSORS_MAX_HEADER: Final = 100_000_000
@@ -30,13 +35,14 @@ _TORCH_RECORDS: Final = frozenset(
 )
 _TORCH_FOLDERS: Final = frozenset((b"data", b".data", b"code", b"constants", b"tensors"))
 
+_LFS_POINTER: Final = "version https://git-lfs.github.com/spec/"
+_TEXT_BEGINNINGS: Final = (_LFS_POINTER, "<", "{", "[")
+"""How texts begin that are recognised although only their beginning was looked at."""
+_QUOTED: Final = 80
+"""Characters of a text that are shown of a file that is no checkpoint."""
+
 # What people have in place of a checkpoint: the beginning, what it is, what to do.
 _OTHERS: Final = (
-    (
-        b"version https://git-lfs.github.com/spec/",
-        "this is a git-lfs pointer: the few lines that stand in for a large file that was not downloaded",
-        "run `git lfs pull` in its repository",
-    ),
     (b"\x1f\x8b", "this is a gzip file", "decompress it with gunzip first"),
     (b"\x28\xb5\x2f\xfd", "this is a zstd file", "decompress it with `zstd -d` first"),
     (b"\xfd7zXZ\x00", "this is an xz file", "decompress it with unxz first"),
@@ -117,15 +123,12 @@ def not_a_checkpoint(head: bytes, *, path: str, size: int) -> NotACheckpointErro
         return NotACheckpointError(
             "the file is empty", path=path, next_step="the save or the download never wrote a byte; take another copy"
         )
-    for magic, text, next_step in _OTHERS:
+    for magic, what, next_step in _OTHERS:
         if head.startswith(magic):
-            return NotACheckpointError(text, path=path, next_step=next_step)
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return NotACheckpointError(
-            "this is an HTML page, often what a download link gives instead of the file",
-            path=path,
-            next_step="open it in a browser, and download the file itself",
-        )
+            return NotACheckpointError(what, path=path, next_step=next_step)
+    text = _text_in(head)
+    if text is not None and (size <= len(head) or text.startswith(_TEXT_BEGINNINGS)):
+        return _other_text(text, path)
     if head.startswith(ZIP_LOCAL_MAGIC):
         return _other_zip(_first_name(head), path)
     if head[257:262] == b"ustar":
@@ -142,12 +145,6 @@ def not_a_checkpoint(head: bytes, *, path: str, size: int) -> NotACheckpointErro
             path=path,
             next_step="if you trust it, load it with pickle and save its state with torch.save or fastckpt.save",
         )
-    if head.lstrip()[:1] == b"{":
-        return NotACheckpointError(
-            "this is JSON text, such as metadata or the index of a sharded checkpoint",
-            path=path,
-            next_step="name the .pt or .safetensors file that goes with it",
-        )
     if not any(head):
         return NotACheckpointError(
             f"the first {len(head)} bytes are zero: the file was never written, or its beginning is lost",
@@ -155,10 +152,47 @@ def not_a_checkpoint(head: bytes, *, path: str, size: int) -> NotACheckpointErro
             next_step="take another copy",
         )
     return NotACheckpointError(
-        "neither a .pt, .safetensors nor .fckpt file",
+        NOT_RECOGNISED,
         path=path,
         actual=f"a file that begins with {head[:8].hex(' ')}",
     )
+
+
+def _text_in(head: bytes) -> str | None:
+    """What ``head`` says, on one line, if it is printable text."""
+    try:
+        # The last character may be cut.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head)
+    except UnicodeDecodeError:
+        return None
+    line = " ".join(text.split())
+    return line if line and line.isprintable() else None
+
+
+def _other_text(text: str, path: str) -> NotACheckpointError:
+    """The error for text in place of a checkpoint: it mostly says itself why it is there."""
+    beginning = text.lower()
+    what, next_step = "this is a text file", "download or copy the checkpoint again"
+    if text.startswith(_LFS_POINTER):
+        size = re.search(r" size (\d{1,19})(?: |$)", text)
+        missing = f", whose {int(size[1]):,} bytes are missing here" if size else " that was not downloaded"
+        return NotACheckpointError(
+            f"this is a git-lfs pointer: the few lines that stand in for a large file{missing}",
+            path=path,
+            next_step="`git lfs pull` in its repository; or, if it comes from the Hugging Face Hub, "
+            "`hf download` its repository's name",
+        )
+    if beginning.startswith(("<!doctype html", "<html")):
+        what = "this is an HTML page, often what a download link gives instead of the file"
+        next_step = "open it in a browser, and download the file itself"
+    elif beginning.startswith(("<?xml", "<error")):
+        what = "this is XML text, often the error that a server gives instead of the file"
+        next_step = "see what it says, and download the file again"
+    elif beginning.startswith(("{", "[")):
+        what = "this is JSON text, such as metadata, the index of a sharded checkpoint or a server's error"
+        next_step = "name the .pt or .safetensors file that goes with it, or download it again"
+    shown = text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
+    return NotACheckpointError(what, path=path, actual=shown, next_step=next_step)
 
 
 def _first_name(head: bytes) -> bytes:

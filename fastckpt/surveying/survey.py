@@ -8,9 +8,9 @@ from typing import Final
 
 from fastckpt import _core
 from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_INDEX, MAGIC_MANIFEST, MAGIC_RECORD
-from fastckpt.errors import FastckptError, NotACheckpointError
+from fastckpt.errors import FastckptError
 from fastckpt.findings import Finding, Kind
-from fastckpt.foreign.sniff import HEAD_SIZE, not_a_checkpoint, sniff
+from fastckpt.foreign.sniff import HEAD_SIZE, NOT_RECOGNISED, not_a_checkpoint, sniff
 from fastckpt.foreign.suffixes import TORCH_SUFFIXES
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress
@@ -94,12 +94,9 @@ def _guess(source: Source, head: bytes, like: str | None) -> str | None:
     for kind in reversed(kinds) if suffix in TORCH_SUFFIXES else kinds:
         if kinds[kind](source):
             return kind
-    try:
-        refusal = not_a_checkpoint(head, path=source.path, size=source.size)
-    except FastckptError as error:  # pragma: no cover
-        refusal = NotACheckpointError(error.message)
+    refusal = not_a_checkpoint(head, path=source.path, size=source.size)
     # A file that is recognised as something else is that, whatever its name.
-    known_other = refusal.actual is None and any(head)
+    known_other = refusal.message != NOT_RECOGNISED and any(head)
     if known_other and not refusal.message.startswith("this is a zip archive"):
         return None
     if head[8:9] == b"{" or suffix == ".safetensors":

@@ -70,8 +70,20 @@ def test_any_beginning_is_safe(size: int) -> None:
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1\nsize 12345\n"
 OTHERS = {
-    "lfs": (LFS, "git-lfs pointer.*git lfs pull"),
-    "html": (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "HTML page"),
+    "lfs": (LFS, "git-lfs pointer.*12,345 bytes are missing.*git lfs pull.*hf download"),
+    "lfs cut": (LFS[:60], "git-lfs pointer.*was not downloaded.*git lfs pull"),
+    "html": (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "HTML page.*found <!DOCTYPE html> <html><body>404<"),
+    "long html": (b"<html>" + b"<p>not found</p>\n" * 1000, "HTML page.*found <html><p>not found</p>"),
+    "s3 error": (
+        b"<?xml version='1.0'?>\n<Error><Code>AccessDenied</Code></Error>",
+        "XML text, often the error.*found <.xml version='1.0'.> <Error><Code>AccessDenied</Code>",
+    ),
+    "bare s3 error": (b"<Error><Code>NoSuchKey</Code></Error>", "XML text.*NoSuchKey"),
+    "json error": (b'{"error": "Repository not found"}', 'JSON text.*server\'s error.*found {"error": "Repository not'),
+    "text with a mark": (b"\xef\xbb\xbfmoved to another bucket\r\n", "text file.*found moved to another bucket"),
+    "long line": (b"no " * 1000, f"found {'no ' * 26}no\\.\\.\\."),
+    "not utf-8": (b"caf\xe9 is closed", "neither a .pt.*63 61 66 e9"),
+    "control": (b"\x1b[2Jhello", "neither a .pt"),
     "empty": (b"", "the file is empty"),
     "zeros": (bytes(10_000), "first 4096 bytes are zero"),
     "gzip": (gzip.compress(b"abc"), "gzip file.*gunzip"),
@@ -87,8 +99,8 @@ OTHERS = {
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
     "gguf": (b"GGUF\x03\x00", "GGUF"),
     "fckpt": (MAGIC_SUPERBLOCK + bytes(5000), "fastckpt file"),
-    "text": (b"hello world", "neither a .pt.*68 65 6c"),
-    "one byte": (b"P", "neither"),
+    "text": (b"hello world", "this is a text file.*found hello world"),
+    "one byte": (b"\xfe", "neither"),
 }
 
 

@@ -239,7 +239,7 @@ def test_the_model_comes_first(run: Path) -> None:
 
 
 def test_text_of_a_file_with_nothing_in_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("z.pt").write_bytes(b"hello world, this is text\n" * 100)
+    Path("z.pt").write_bytes(b"not text: \xff\n" * 100)
     assert main(["salvage", "z.pt"]) == 2
     text = capsys.readouterr().out
     assert "torch-zip" not in text
