@@ -18,6 +18,7 @@ from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts
 from fastckpt.layout.tree import TensorRef
+from fastckpt.layout.walk import is_optimizer
 
 
 class Change(NamedTuple):
@@ -167,8 +168,7 @@ def _of_optimizer(step: StepFacts) -> Iterator[Trace]:
 
 def _muon_states(tree: Any) -> Iterator[dict[Any, Any]]:
     for part in tree if isinstance(tree, list) else [tree]:
-        states = part.get("state") if isinstance(part, dict) else None
-        for state in states.values() if isinstance(states, dict) else ():
+        for state in part["state"].values() if is_optimizer(part) else ():
             if isinstance(state, dict) and "momentum_buffer" in state:
                 yield state
 

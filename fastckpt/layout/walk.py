@@ -34,10 +34,14 @@ def tensors_below(tree: Any) -> list[int]:
 
 
 def is_optimizer(value: Any) -> bool:
-    """Whether a node is what ``Optimizer.state_dict()`` gives."""
-    return (
-        isinstance(value, dict) and isinstance(value.get("state"), dict) and isinstance(value.get("param_groups"), list)
-    )
+    """Whether a node is what ``Optimizer.state_dict()`` gives: a dict ``state``, and ``param_groups``, a list of dicts.
+
+    This much and no less: whoever asks goes through the groups and looks for keys in them.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("state"), dict):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
 
 
 def has_optimizer(tree: Any) -> bool:
@@ -54,13 +58,9 @@ _DEPTH = 3
 
 def find_optimizers(tree: Any, path: Path = ()) -> Iterator[tuple[Path, dict[Any, Any]]]:
     """Yield path and state dict of every optimizer; a list of them is common in older checkpoints."""
-    if isinstance(tree, dict):
-        groups = tree.get("param_groups")
-        if isinstance(tree.get("state"), dict) and isinstance(groups, list):
-            if all(isinstance(group, dict) for group in groups):
-                yield path, tree
-            return
-    if len(path) < _DEPTH:
+    if is_optimizer(tree):
+        yield path, tree
+    elif len(path) < _DEPTH:
         items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list | tuple) else ()
         for key, item in items:
             yield from find_optimizers(item, (*path, key))

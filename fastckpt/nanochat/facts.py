@@ -21,6 +21,7 @@ from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.tree import TensorRef, decode_tree
+from fastckpt.layout.walk import is_optimizer
 from fastckpt.nanochat.names import OPTIM, Stem, parse_stem
 from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 
@@ -112,7 +113,7 @@ def _facts(path: str, stem: Stem, prefix: str, tree: Any, entries: Sequence[Entr
         shapes = {entry.name.removeprefix("_orig_mod."): entry.shape for entry in entries}
         return Facts(path, stem, prefix, lm_head=shapes.get("lm_head.weight"))
     # Until January 2026 a file held a list of two optimizers, AdamW first.
-    optimizers = [part for part in (tree if type(tree) is list else [tree]) if _is_optimizer(part)]
+    optimizers = [part for part in (tree if type(tree) is list else [tree]) if is_optimizer(part)]
     groups = [_plain(part["param_groups"], entries) for part in optimizers]
     for part in optimizers:
         first = part["state"].get(0)
@@ -121,10 +122,6 @@ def _facts(path: str, stem: Stem, prefix: str, tree: Any, entries: Sequence[Entr
             counters = dict(_counters(part["state"].items(), entries, read))
             return Facts(path, stem, prefix, None, entries[moment.entry].shape, counters, groups)
     return Facts(path, stem, prefix, groups=groups)
-
-
-def _is_optimizer(part: object) -> bool:
-    return isinstance(part, dict) and isinstance(part.get("state"), dict) and "param_groups" in part
 
 
 def _counters(
