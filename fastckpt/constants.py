@@ -32,13 +32,15 @@ LEAF_DIGEST_SIZE: Final[int] = 8
 
 # --- identification ---------------------------------------------------------
 
-FORMAT_VERSION: Final[int] = 1
+FORMAT_VERSION: Final[int] = 2
+"""What a writer writes; a reader takes this and every earlier one."""
 MAGIC_SIZE: Final[int] = 8
 MAGIC_SUPERBLOCK: Final[bytes] = b"\x89FCKPT\r\n"
 MAGIC_MANIFEST: Final[bytes] = b"FCKPTMAN"
 MAGIC_RECORD: Final[bytes] = b"FCKPTREC"
 MAGIC_INDEX: Final[bytes] = b"FCKPTIDX"
 MAGIC_FOOTER: Final[bytes] = b"FCKPTEND"
+MAGIC_DIRECTORY: Final[bytes] = b"FCKPTDIR"
 MAGIC_SOURCE: Final[bytes] = b"FCKPTSRC"
 FILE_SUFFIX: Final[str] = ".fckpt"
 
@@ -55,19 +57,20 @@ SEAL_HEAD_SIZE: Final[int] = 16
 """Magic and block size, at the start of every sealed block."""
 SUPERBLOCK_SIZE: Final[int] = 4096
 MANIFEST_FIXED_SIZE: Final[int] = 96
-RECORD_FIXED_SIZE: Final[int] = 96
+RECORD_FIXED_SIZE: Final[int] = 128
 INDEX_FIXED_SIZE: Final[int] = 32
+DIRECTORY_FIXED_SIZE: Final[int] = 32
 FOOTER_SIZE: Final[int] = 4096
 FOOTER_FIXED_SIZE: Final[int] = 80
 
 # --- table rows -------------------------------------------------------------
 
-STORAGE_ROW_SIZE: Final[int] = 24
-"""A row of the storage table, in the manifest and in a record header."""
 ENTRY_TABLE_HEAD_SIZE: Final[int] = 24
-ENTRY_ROW_SIZE: Final[int] = 24
+ENTRY_KIND_SIZE: Final[int] = 4
+"""Of a kind of entries, before its shape and stride."""
 CHUNK_ROW_SIZE: Final[int] = 24
 INDEX_ROW_SIZE: Final[int] = 16
+DIRECTORY_ROW_SIZE: Final[int] = 32
 SECTION_ROW_SIZE: Final[int] = 40
 
 # --- codecs (chunk table) ---------------------------------------------------
@@ -75,8 +78,8 @@ SECTION_ROW_SIZE: Final[int] = 40
 CODEC_NONE: Final[int] = 0
 CODEC_ZSTD: Final[int] = 1
 """One zstd frame per chunk."""
-CODEC_RESERVED: Final[int] = 2
-"""Reserved for a future codec; a reader of version 1 rejects it."""
+CODEC_PLANES: Final[int] = 2
+"""The bit planes of floats, each by itself; its coding is not in this text yet, and a reader refuses the chunk."""
 
 # --- sections (footer) ------------------------------------------------------
 
@@ -86,9 +89,9 @@ SECTION_MANIFEST_COPY: Final[int] = 3
 SECTION_SOURCE: Final[int] = 4
 """What a byte-exact conversion back to the foreign file needs."""
 SECTION_PARITY: Final[int] = 5
-"""Reserved."""
-SECTION_SHARD_SET: Final[int] = 6
-"""Reserved."""
+"""With which lost bytes can be computed from others; may be ignored. (6 was reserved once and is given up.)"""
+SECTION_DIRECTORY: Final[int] = 7
+"""Places and digests of all record headers."""
 SECTION_FLAG_MUST_UNDERSTAND: Final[int] = 1
 
 # --- entry flags ------------------------------------------------------------
@@ -105,6 +108,8 @@ MAX_SECTIONS: Final[int] = (FOOTER_SIZE - FOOTER_FIXED_SIZE - DIGEST_SIZE) // SE
 """Section rows that fit the footer."""
 MAX_NDIM: Final[int] = 64
 """Dimensions of one tensor; torch's own limit."""
+MAX_SHARED_NAME: Final[int] = 63
+"""Bytes that a name may take over from the one before it; bounds what the names of a table grow to."""
 MAX_TREE_DEPTH: Final[int] = 128
 """Nesting of containers in the manifest's tree; bounds a reader's recursion."""
 MAX_INT_KEY_SIZE: Final[int] = 256

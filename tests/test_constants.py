@@ -9,7 +9,7 @@ import pytest
 
 from fastckpt import _core, constants, errors
 from fastckpt.constants import FORMAT_VERSION
-from fastckpt.layout import entries, frame, manifest, records
+from fastckpt.layout import directory, entries, frame, manifest, records
 
 SPEC = Path(constants.__file__).with_name("SPEC.md").read_text(encoding="utf-8")
 
@@ -26,7 +26,8 @@ def parse(value: str) -> Constant:
 
 
 def spec_constants() -> dict[str, Constant]:
-    table = SPEC[SPEC.index("\n## 22. Constants\n") :]
+    begin = SPEC.index("\n## 22. Constants\n")
+    table = SPEC[begin : SPEC.index("\n## ", begin + 1)]
     rows = re.findall(r"^\| `(\w+)` \| `(.+)` \|$", table, re.MULTILINE)
     found = {name: parse(value) for name, value in rows}
     assert len(found) == len(rows), "a constant stands twice in SPEC.md"
@@ -57,14 +58,13 @@ def test_constant_types() -> None:
     ("head", "size"),
     [
         (manifest._HEAD, constants.MANIFEST_FIXED_SIZE - constants.SEAL_HEAD_SIZE),
-        (manifest._STORAGE, constants.STORAGE_ROW_SIZE),
-        (records._HEAD, constants.RECORD_FIXED_SIZE - constants.SEAL_HEAD_SIZE),
         (records._CHUNK, constants.CHUNK_ROW_SIZE),
-        (records._STORAGE, constants.STORAGE_ROW_SIZE),
         (entries._HEAD, constants.ENTRY_TABLE_HEAD_SIZE),
-        (entries._ROW, constants.ENTRY_ROW_SIZE),
+        (entries._KIND, constants.ENTRY_KIND_SIZE),
         (frame._INDEX_HEAD, constants.INDEX_FIXED_SIZE - constants.SEAL_HEAD_SIZE),
         (frame._INDEX_ROW, constants.INDEX_ROW_SIZE),
+        (directory._HEAD, constants.DIRECTORY_FIXED_SIZE - constants.SEAL_HEAD_SIZE),
+        (directory._ROW, constants.DIRECTORY_ROW_SIZE),
         (frame._SECTION, constants.SECTION_ROW_SIZE),
     ],
 )
@@ -74,6 +74,10 @@ def test_structures_have_the_stated_sizes(head: object, size: int) -> None:
 
 def test_footer_head_has_the_stated_size() -> None:
     assert frame._VERSION.size + frame._FOOTER.size + constants.SEAL_HEAD_SIZE == constants.FOOTER_FIXED_SIZE
+
+
+def test_record_head_has_the_stated_size() -> None:
+    assert records._HEAD.size + records._LINKS.size + constants.SEAL_HEAD_SIZE == constants.RECORD_FIXED_SIZE
 
 
 def test_version_in_the_title() -> None:

@@ -18,7 +18,7 @@ inline constexpr size_t kPackAlignment = 64;       // of a storage inside a pack
 inline constexpr size_t kDigestSize = 16;          // XXH3-128, seals every block
 inline constexpr size_t kLeafDigestSize = 8;       // XXH3-64, little-endian
 inline constexpr size_t kMagicSize = 8;
-inline constexpr uint16_t kFormatVersion = 1;
+inline constexpr uint16_t kFormatVersion = 2;
 
 inline constexpr char kMagicSuperblock[] = "\x89" "FCKPT\r\n";
 inline constexpr char kMagicManifest[] = "FCKPTMAN";

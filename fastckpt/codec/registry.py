@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 from fastckpt.codec.zstd import ZstdCodec
-from fastckpt.constants import CODEC_NONE, CODEC_ZSTD
+from fastckpt.constants import CODEC_NONE, CODEC_PLANES, CODEC_ZSTD
 from fastckpt.errors import UnsupportedVersionError, UsageError
 
 Buffer = bytes | bytearray | memoryview
@@ -27,7 +27,7 @@ class Codec(Protocol):
 
 
 _DECODERS: Final[dict[int, Callable[[], Codec]]] = {CODEC_ZSTD: ZstdCodec}
-_NAMES: Final[dict[int, str]] = {CODEC_NONE: "none", CODEC_ZSTD: "zstd"}
+_NAMES: Final[dict[int, str]] = {CODEC_NONE: "none", CODEC_ZSTD: "zstd", CODEC_PLANES: "planes"}
 
 
 def codec_name(codec_id: int) -> str:
@@ -42,7 +42,9 @@ def codec_for_reading(codec_id: int) -> Codec:
         UnsupportedVersionError: Unknown id.
     """
     if codec_id not in _DECODERS:
-        raise UnsupportedVersionError(f"unknown codec {codec_id}", next_step="pip install --upgrade fastckpt")
+        raise UnsupportedVersionError(
+            f"this fastckpt has no decoder for {codec_name(codec_id)}", next_step="pip install --upgrade fastckpt"
+        )
     return _DECODERS[codec_id]()
 
 

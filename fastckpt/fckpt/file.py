@@ -15,6 +15,7 @@ from fastckpt.constants import (
     FOOTER_SIZE,
     MAGIC_RECORD,
     MAGIC_SUPERBLOCK,
+    SECTION_DIRECTORY,
     SECTION_INDEX,
     SECTION_MANIFEST,
     SECTION_MANIFEST_COPY,
@@ -24,6 +25,7 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotA
 from fastckpt.foreign.sniff import not_a_checkpoint, sniff
 from fastckpt.io.source import Openable, Source
 from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
+from fastckpt.layout.directory import HeaderPlace, decode_directory
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.frame import (
     Footer,
@@ -34,7 +36,8 @@ from fastckpt.layout.frame import (
     root_digest,
 )
 from fastckpt.layout.manifest import Manifest, decode_manifest
-from fastckpt.layout.records import Record, decode_record_header
+from fastckpt.layout.places import StoragePlace
+from fastckpt.layout.records import NO_LINKS, Links, Record, decode_record_header
 
 
 class CheckpointFile:
@@ -176,6 +179,12 @@ class CheckpointFile:
     def _decode_manifest(self, section: Section) -> Manifest:
         try:
             manifest = decode_manifest(self._section(section))
+            if manifest.version != self.footer.version:
+                raise DamagedError(
+                    "manifest and footer are of different versions of the format",
+                    expected=self.footer.version,
+                    actual=manifest.version,
+                )
             if manifest.record_count != self.footer.record_count:
                 raise DamagedError(
                     "manifest and footer disagree in the number of records",
@@ -202,6 +211,50 @@ class CheckpointFile:
         except FastckptError as error:
             raise self._located(error, manifest.offset) from None
         return records
+
+    @cached_property
+    def _directory(self) -> list[HeaderPlace] | None:
+        """Where the headers stand, if the directory proves itself by the root digest; None: ask `records`."""
+        try:
+            places = decode_directory(self._section(self.required_section(SECTION_DIRECTORY)))
+            start = self.required_section(SECTION_MANIFEST).extent.end
+            for place in places:
+                if place.header.offset < start:
+                    return None
+                start = place.header.end
+        except (DamagedError, CheckpointIOError):
+            return None
+        manifest = self.required_section(SECTION_MANIFEST_COPY).digest
+        proven = root_digest(manifest, [place.digest for place in places]) == self.footer.root
+        return places if proven and len(places) == self.footer.record_count else None
+
+    def record(self, number: int) -> Record:
+        """One record. Of the headers only its own is read, where all others are not known yet.
+
+        Raises:
+            DamagedError: As `records`.
+        """
+        if "records" in self.__dict__ or self.footer.version == 1 or self._directory is None:
+            return self.records[number]
+        known = self._single.get(number)
+        if known is not None:
+            return known
+        place = self._directory[number]
+        try:
+            record = self._decode_header(self.source.read(*place.header), place.header.offset)
+            if record.digest != place.digest:
+                raise DamagedError(f"the header of record {number} is not the one the directory names")
+            places = self.manifest.storages
+            _check_storages(places, record, number, self.manifest.digest)
+        except (DamagedError, CheckpointIOError):
+            return self.records[number]
+        self._single[number] = record
+        return record
+
+    @cached_property
+    def _single(self) -> dict[int, Record]:
+        """Records that were read one by one."""
+        return {}
 
     def _records_from_index(self) -> list[Record]:
         section = self.required_section(SECTION_INDEX)
@@ -264,15 +317,24 @@ def _check_records(manifest: Manifest, records: list[Record], start: int) -> Non
     That they do not overlap bounds what a file can make a reader allocate.
     """
     seen = 0
+    links = NO_LINKS if manifest.version > 1 else None
     for number, record in enumerate(records):
         if record.header.offset != start:
             raise DamagedError(f"record {number} is not where it belongs", expected=start, actual=record.header.offset)
         start = record.end
-        if record.number != number or record.manifest_digest != manifest.digest:
-            raise DamagedError(f"record {number} belongs to another manifest or place")
-        for storage, offset, nbytes in record.storages:
-            if storage >= len(manifest.storages) or manifest.storages[storage] != (nbytes, offset, number):
-                raise DamagedError(f"record {number} and the manifest disagree about storage {storage}")
-            seen += 1
+        if record.links != links:
+            raise DamagedError(f"record {number} does not follow the one before it")
+        links = Links(record.digest, links.previous) if links is not None else None
+        _check_storages(manifest.storages, record, number, manifest.digest)
+        seen += len(record.storages)
     if seen != len(manifest.storages):
         raise DamagedError("the records do not hold every storage", expected=len(manifest.storages), actual=seen)
+
+
+def _check_storages(places: list[StoragePlace], record: Record, number: int, manifest_digest: bytes) -> None:
+    """A record must be the one of its number, and its storages must lie where the manifest says."""
+    if record.number != number or record.manifest_digest != manifest_digest:
+        raise DamagedError(f"record {number} belongs to another manifest or place")
+    for storage, offset, nbytes in record.storages:
+        if storage >= len(places) or places[storage] != (nbytes, offset, number):
+            raise DamagedError(f"record {number} and the manifest disagree about storage {storage}")

@@ -24,7 +24,7 @@ from fastckpt.io.pool import map_in_order
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
 from fastckpt.layout.blocks import align
-from fastckpt.layout.manifest import StoragePlace
+from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.records import Record, raw_chunk_digest
 
 

@@ -24,6 +24,7 @@ from fastckpt.constants import (
     MAGIC_MANIFEST,
     MAGIC_RECORD,
     RECORD_FIXED_SIZE,
+    SECTION_DIRECTORY,
     SECTION_INDEX,
     SECTION_MANIFEST,
     SECTION_MANIFEST_COPY,
@@ -33,8 +34,9 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotA
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.unreadable import read_there
-from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, align, read_prologue, unseal
-from fastckpt.layout.frame import Footer, Superblock, decode_footer, decode_superblock
+from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, align, block_digest, read_prologue, unseal
+from fastckpt.layout.directory import decode_directory
+from fastckpt.layout.frame import Footer, Superblock, decode_footer, decode_index, decode_superblock, root_digest
 from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.records import Record, decode_record_header
 
@@ -62,6 +64,7 @@ class Remains:
         alternates: Other whole headers for the place of a record: mirrors that differ from it.
         footer: The footer, if it is whole and at the end.
         findings: What is not as written in the frame: blocks, headers. Nothing about payloads.
+        named: Whether the footer proves which headers are those of the file; then there are no others in ``records``.
     """
 
     manifest: Manifest | None = None
@@ -69,6 +72,7 @@ class Remains:
     alternates: dict[int, list[Record]] = field(default_factory=dict)
     footer: Footer | None = None
     findings: list[Finding] = field(default_factory=list)
+    named: bool = False
 
 
 def read_block(source: Source, offset: int, magic: bytes, *, what: str) -> bytes:
@@ -110,6 +114,7 @@ class _Scan:
         self.source = source
         self.threads = threads
         self.remains = Remains()
+        self.named: dict[int, bytes] | None = None
         # Reading what turns out to be no header takes time; a hostile file could ask for that again and again.
         self.budget = 2 * source.size + MAX_BLOCK
 
@@ -124,6 +129,8 @@ class _Scan:
             section = footer.section(SECTION_MANIFEST)
             assert section is not None
             digest, start = section.digest, section.extent.end
+            self.named = self.named_headers(footer)
+            self.remains.named = self.named is not None
         found = self.manifest_at(SUPERBLOCK_SIZE, digest, report=True)
         if found is not None:
             digest, start = found[0].digest, found[1].end
@@ -224,14 +231,24 @@ class _Scan:
         searched = self.remains.footer is not None
         while at < self.source.size:
             record = self.header_at(at, digest)
+            foreign = record is not None and self.named is not None and self.named.get(at) != record.digest
+            if record is not None and foreign:
+                self.report_foreign(record)
+                record = None
             if record is None and not searched:
                 # Only now, since it takes reading the rest of the file. The index stands behind all records.
                 searched = True
                 mirrors = self.found_mirrors(align(at), digest)
-            fitting = [mirror for mirror in mirrors.get(at, []) if digest in (None, mirror.manifest_digest)]
+            fitting = [
+                mirror
+                for mirror in mirrors.get(at, [])
+                if digest in (None, mirror.manifest_digest)
+                and (self.named is None or self.named.get(at) == mirror.digest)
+            ]
             if record is None and fitting:
                 record = fitting[0]
-                self.report_header(record)
+                if not foreign:
+                    self.report_header(record)
             others = [mirror for mirror in fitting if record is not None and mirror.digest != record.digest]
             if record is not None and others:
                 self.report_difference(record, others)
@@ -261,6 +278,13 @@ class _Scan:
             error = unreadable
         self.add(error, f"header of record {record.number}", offset, record.header.size, record.number)
 
+    def report_foreign(self, record: Record) -> None:
+        """A whole header of this structure that is not the one which the footer proves: another save's."""
+        message = f"the header of record {record.number} is of another save than the end of the file"
+        self.remains.findings.append(
+            Finding(Kind.INCONSISTENT, message, *record.header, record=record.number, loss=False)
+        )
+
     def report_difference(self, record: Record, others: list[Record]) -> None:
         """Two whole headers for one place are those of two saves of the same structure; the payload decides."""
         self.remains.alternates.setdefault(record.number, others)
@@ -287,6 +311,27 @@ class _Scan:
             return None
         self.budget += size
         return record
+
+    def named_headers(self, footer: Footer) -> dict[int, bytes] | None:
+        """Digests of the headers by their offset, if directory or index prove themselves by the root digest."""
+        manifest = footer.section(SECTION_MANIFEST)
+        for kind, what in ((SECTION_DIRECTORY, "directory"), (SECTION_INDEX, "index")):
+            section = footer.section(kind)
+            if section is None or section.extent.size > MAX_BLOCK or manifest is None:
+                continue
+            try:
+                block = self.source.read(*section.extent)
+                if kind == SECTION_DIRECTORY:
+                    headers = {place.header.offset: place.digest for place in decode_directory(block)}
+                else:
+                    headers = {offset: block_digest(header) for offset, header in decode_index(block)}
+            except FastckptError as error:
+                if kind == SECTION_DIRECTORY:  # The index is looked at again, for the headers in it.
+                    self.add(error, what, *section.extent)
+                continue
+            if root_digest(manifest.digest, list(headers.values())) == footer.root:
+                return headers
+        return None
 
     def named_mirrors(self, digest: bytes | None) -> dict[int, list[Record]]:
         """The headers in the index that the footer names, by the offset they belong at."""

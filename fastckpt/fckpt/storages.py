@@ -75,7 +75,7 @@ def read_span(file: CheckpointFile, storage: int, start: int, end: int, *, threa
     if start == end:
         return memoryview(bytearray())
     place = file.manifest.storages[storage]
-    record = file.records[place.record]
+    record = file.record(place.record)
     leaves = leaves_around(record, place.offset + start, place.offset + end)
     skip = place.offset + start - leaves.offset
     return read_leaves(file, record, leaves, threads=threads)[skip : skip + end - start]

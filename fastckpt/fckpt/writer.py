@@ -21,6 +21,7 @@ from fastckpt.codec.registry import Codec, codec_for_writing
 from fastckpt.collector import collector_paused
 from fastckpt.constants import (
     FOOTER_SIZE,
+    SECTION_DIRECTORY,
     SECTION_FLAG_MUST_UNDERSTAND,
     SECTION_INDEX,
     SECTION_MANIFEST,
@@ -34,6 +35,7 @@ from fastckpt.io.commit import Commit, translate_os_error
 from fastckpt.io.memory import allocate
 from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, transfer
 from fastckpt.layout.blocks import Extent, align, block_digest
+from fastckpt.layout.directory import directory_size, encode_directory
 from fastckpt.layout.entries import Entry, encode_entry_table
 from fastckpt.layout.frame import (
     Footer,
@@ -46,7 +48,15 @@ from fastckpt.layout.frame import (
 )
 from fastckpt.layout.manifest import encode_manifest
 from fastckpt.layout.plan import RecordPlan, plan_records
-from fastckpt.layout.records import Chunk, count_leaves, encode_record_header, header_size, raw_chunk_table
+from fastckpt.layout.records import (
+    NO_LINKS,
+    Chunk,
+    Links,
+    count_leaves,
+    encode_record_header,
+    header_size,
+    raw_chunk_table,
+)
 
 BATCH: Final = 256 * 1024 * 1024
 """Raw bytes after which the headers of finished records are written. A killed
@@ -89,6 +99,9 @@ class _Writer:
         self.done = 0
         self.crcs = [0] * len(content.storage_sizes)
         self.headers: list[tuple[int, bytes]] = []
+        self.links = NO_LINKS
+        # Records whose payload is written before that of a record in front of them.
+        self.waiting: dict[int, tuple[_Record, list[Chunk], bytes | memoryview]] = {}
         plans, places = plan_records(content.storage_sizes)
         entries: list[list[Entry]] = [[] for _ in plans]
         for entry in content.entries:
@@ -96,7 +109,7 @@ class _Writer:
         self.records = []
         for number, (plan, held) in enumerate(zip(plans, entries, strict=True)):
             table = encode_entry_table(held)
-            size = header_size(plan.raw_size, len(plan.storages), len(table))
+            size = header_size(plan.raw_size, plan.storages, len(table))
             self.records.append(_Record(number, plan, table, size))
         self.manifest = encode_manifest(places, content.entries, content.tree, content.metadata_tree, len(plans))
         self.first_offset = self.end = SUPERBLOCK_SIZE + len(self.manifest)
@@ -104,7 +117,8 @@ class _Writer:
     def tail_size(self) -> int:
         """Bytes after the last record: further sections, index, manifest copy, footer."""
         sections = sum(len(block) for block in self.content.sections.values())
-        return sections + index_size([r.header_size for r in self.records]) + len(self.manifest) + FOOTER_SIZE
+        index = index_size([record.header_size for record in self.records])
+        return sections + index + directory_size(len(self.records)) + len(self.manifest) + FOOTER_SIZE
 
     def place_raw(self) -> int:
         """Give every record its offset when nothing is encoded; returns the size of the file."""
@@ -262,6 +276,12 @@ class _Writer:
         return chunks, bytes(leaves)
 
     def write_header(self, sink: Commit, record: _Record, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
+        """Write the header of a record whose payload is written, once those of all records before it are."""
+        self.waiting[record.number] = (record, chunks, leaves)
+        while len(self.headers) in self.waiting:
+            self.write_next_header(sink, *self.waiting.pop(len(self.headers)))
+
+    def write_next_header(self, sink: Commit, record: _Record, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
         block = encode_record_header(
             number=record.number,
             offset=record.offset,
@@ -272,14 +292,15 @@ class _Writer:
             storages=record.plan.storages,
             entry_table=record.entry_table,
             manifest_digest=block_digest(self.manifest),
+            links=self.links,
         )
+        self.links = Links(block_digest(block), self.links.previous)
         sink.write(record.offset, block)
         self.headers.append((record.offset, block))
         self.end = max(self.end, align(record.payload_offset + sum(chunk.stored_size for chunk in chunks)))
 
     def write_tail(self, sink: Commit) -> int:
         """Write further sections, index, manifest copy and footer; returns the size of the file."""
-        self.headers.sort()
         rows = [
             Section(
                 SECTION_MANIFEST, _REQUIRED, Extent(SUPERBLOCK_SIZE, len(self.manifest)), block_digest(self.manifest)
@@ -287,6 +308,7 @@ class _Writer:
         ]
         blocks = [(kind, 0, block) for kind, block in sorted(self.content.sections.items())]
         blocks.append((SECTION_INDEX, _REQUIRED, encode_index(self.headers)))
+        blocks.append((SECTION_DIRECTORY, _REQUIRED, encode_directory(self.headers)))
         blocks.append((SECTION_MANIFEST_COPY, _REQUIRED, self.manifest))
         offset = self.end
         for kind, flags, block in blocks:
@@ -368,11 +390,12 @@ def write_checkpoint(
         sink.write(SUPERBLOCK_SIZE, writer.manifest)
         try:
             if encoder is None:
+                # What comes late is written last: then no header waits for long.
+                for batch in _batches([record for record in writer.records if not content.covered(record.plan)]):
+                    writer.write_raw(sink, batch)
                 supplied = [record for record in writer.records if content.covered(record.plan)]
                 if content.supply is not None and supplied:
                     writer.write_supplied(sink, supplied, content.supply)
-                for batch in _batches([record for record in writer.records if not content.covered(record.plan)]):
-                    writer.write_raw(sink, batch)
             else:
                 writer.write_encoded(sink, codec_id, encoder)
         except FastckptError:

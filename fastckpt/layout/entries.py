@@ -2,26 +2,26 @@
 
 The same table stands in the manifest (all entries) and in each record's
 header (those whose storage the record holds), so that either one can name
-every tensor. It is stored in columns: fixed rows, then all shapes and
-strides, then all names.
+every tensor. Entries of the same dtype, flags, shape and stride share one
+*kind*, and a name is stored from where it differs from the one before it.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Final, NamedTuple
 
-from fastckpt.constants import ENTRY_FLAG_REQUIRES_GRAD, MAX_NDIM
+from fastckpt.constants import ENTRY_FLAG_REQUIRES_GRAD, ENTRY_FLAGS_KNOWN, MAX_NDIM, MAX_SHARED_NAME
 from fastckpt.errors import DamagedError, UnsupportedVersionError
+from fastckpt.layout.columns import decode_column, encode_column
 from fastckpt.layout.dtypes import BY_CODE, BY_NAME
 
 _HEAD: Final = struct.Struct("<QQQ")
-_ROW: Final = struct.Struct("<IBBBBQII")
-_KNOWN_FLAGS: Final = 0x0F
+_KIND: Final = struct.Struct("<BBBB")
 _FIRST_FLOAT_CODE: Final = BY_NAME["float16"].code
 """Codes below are those of bool and the integers."""
 
@@ -107,45 +107,55 @@ def contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(accumulate((max(n, 1) for n in reversed(shape[1:])), int.__mul__, initial=1))[::-1] if shape else ()
 
 
-class EntryTable(Sequence[Entry]):
-    """The entries of a manifest or record header, decoded row by row when asked for.
+class Kind(NamedTuple):
+    """What many entries have in common, as it is stored: a dtype code, flags, extents and steps."""
 
-    Decoding 200,000 entries eagerly would cost more than reading the file;
-    names alone come from one slice each.
+    code: int
+    flags: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class EntryTable(Sequence[Entry]):
+    """The entries of a manifest or record header, made one by one when asked for.
+
+    Making 200,000 entries at once would cost more than reading the file.
+
+    Attributes:
+        kinds: The kinds of entries.
+        kind: Number of the kind of every entry.
+        storage: Number of its storage.
+        offset: Where it begins in that storage, in elements.
+        raw_names: Gives all names, in UTF-8.
     """
 
-    def __init__(self, raw: memoryview | bytes) -> None:
-        """Take the table's bytes apart. Raises DamagedError when the sizes in it do not add up."""
-        view = memoryview(raw)
-        if len(view) < _HEAD.size:
-            raise DamagedError(f"an entry table of {len(view)} bytes is too short")
-        count, dims_count, names_size = _HEAD.unpack_from(view)
-        if _HEAD.size + count * _ROW.size + dims_count * 8 + names_size != len(view):
-            raise DamagedError("the sizes inside an entry table do not add up to its size", actual=len(view))
-        dims_at = _HEAD.size + count * _ROW.size
-        names_at = dims_at + dims_count * 8
-        self._rows = list(_ROW.iter_unpack(view[_HEAD.size : dims_at]))
-        self._dims = view[dims_at:names_at].cast("Q") if dims_count else ()
-        self._names = bytes(view[names_at:])
-        self._dims_at = list(accumulate((2 * row[2] for row in self._rows), initial=0))
-        names_end = list(accumulate((row[6] for row in self._rows), initial=0))
-        self._names_at = names_end
-        if self._dims_at[-1] != dims_count or names_end[-1] != names_size:
-            raise DamagedError("the rows of an entry table do not add up to its columns")
+    def __init__(
+        self,
+        kinds: Sequence[Kind],
+        kind: Sequence[int],
+        storage: Sequence[int],
+        offset: Sequence[int],
+        raw_names: Callable[[], list[bytes]],
+    ) -> None:
+        """Take the columns, all of one length; a kind of this table for every entry."""
+        self._kinds = kinds
+        self._kind = kind
+        self._storage = storage
+        self._offset = offset
+        self._read_names = raw_names
+        self._known: dict[int, tuple[str, tuple[int, ...], tuple[int, ...], int]] = {}
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._kind)
+
+    @cached_property
+    def _raw_names(self) -> list[bytes]:
+        return self._read_names()
 
     def names(self) -> list[str]:
         """All flat names in order. Raises DamagedError if one is not UTF-8 or stands twice."""
-        ends = self._names_at
-        raw = self._names
         try:
-            if raw.isascii():
-                text = raw.decode("ascii")
-                names = [text[a:b] for a, b in pairwise(ends)]
-            else:
-                names = [raw[a:b].decode("utf-8") for a, b in pairwise(ends)]
+            names = [raw.decode("utf-8") for raw in self._raw_names]
         except UnicodeDecodeError as error:
             raise DamagedError(f"a tensor name is not UTF-8 ({error.reason})") from None
         if len(set(names)) != len(names):
@@ -153,56 +163,128 @@ class EntryTable(Sequence[Entry]):
         return names
 
     def __getitem__(self, index: int) -> Entry:  # type: ignore[override]
-        if index < 0:
-            index += len(self._rows)
-        raw_name = self._names[self._names_at[index] : self._names_at[index + 1]]
+        raw_name = self._raw_names[index]
         try:
             name = raw_name.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DamagedError(f"a tensor name is not UTF-8 ({error.reason})", actual=raw_name[:80]) from None
-        return self._entry(index, name)
+        return self._entry(name, self._kind[index], self._storage[index], self._offset[index])
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(self._entry, range(len(self._rows)), self.names())
+        return map(self._entry, self.names(), self._kind, self._storage, self._offset)
 
-    def _entry(self, index: int, name: str) -> Entry:
-        storage, code, ndim, flags, zero, offset, _, zero2 = self._rows[index]
-        dtype = BY_CODE.get(code)
-        if dtype is None:
-            raise UnsupportedVersionError(f"unknown dtype code {code}", tensor=name, next_step="upgrade fastckpt")
-        if flags & ~_KNOWN_FLAGS or zero or zero2:
-            raise UnsupportedVersionError(f"unknown entry flags {flags:#x}", tensor=name, next_step="upgrade fastckpt")
-        if ndim > MAX_NDIM:
-            raise DamagedError(
-                "a tensor has too many dimensions", tensor=name, expected=f"at most {MAX_NDIM}", actual=ndim
-            )
-        at = self._dims_at[index]
-        middle = at + ndim
-        shape, stride = tuple(self._dims[at:middle]), tuple(self._dims[middle : middle + ndim])
-        return Entry(name, dtype.name, shape, stride, storage, offset, flags)
+    def _entry(self, name: str, kind: int, storage: int, offset: int) -> Entry:
+        known = self._known.get(kind)
+        if known is None:
+            known = self._known[kind] = _known_kind(self._kinds[kind], name)
+        dtype, shape, stride, flags = known
+        return Entry(name, dtype, shape, stride, storage, offset, flags)
 
     def storages(self) -> list[int]:
         """The storage number of every entry, in order."""
-        return [row[0] for row in self._rows]
+        return list(self._storage)
+
+
+def _known_kind(kind: Kind, name: str) -> tuple[str, tuple[int, ...], tuple[int, ...], int]:
+    dtype = BY_CODE.get(kind.code)
+    if dtype is None:
+        raise UnsupportedVersionError(f"unknown dtype code {kind.code}", tensor=name, next_step="upgrade fastckpt")
+    if kind.flags & ~ENTRY_FLAGS_KNOWN:
+        raise UnsupportedVersionError(f"unknown entry flags {kind.flags:#x}", tensor=name, next_step="upgrade fastckpt")
+    if len(kind.shape) > MAX_NDIM:
+        raise DamagedError(
+            "a tensor has too many dimensions", tensor=name, expected=f"at most {MAX_NDIM}", actual=len(kind.shape)
+        )
+    return dtype.name, kind.shape, kind.stride, kind.flags
+
+
+def decode_entry_table(table: memoryview | bytes) -> EntryTable:
+    """Take a table of version 2 apart. Raises DamagedError when the sizes in it do not add up."""
+    raw = memoryview(table)
+    if len(raw) < _HEAD.size:
+        raise DamagedError(f"an entry table of {len(raw)} bytes is too short")
+    count, kinds_size, names_size = _HEAD.unpack_from(raw)
+    at = _HEAD.size + kinds_size
+    if at > len(raw):
+        raise DamagedError("the kinds of an entry table reach beyond it", expected=len(raw), actual=at)
+    kinds = _decode_kinds(raw[_HEAD.size : at])
+    columns = []
+    for _ in range(5):
+        column, at = decode_column(raw, at, count, what="entry table")
+        columns.append(column)
+    kind, storage, offset, shared, rest = columns
+    if at + names_size != len(raw) or sum(rest) != names_size:
+        raise DamagedError("the sizes inside an entry table do not add up to its size", actual=len(raw))
+    if count and max(kind) >= len(kinds):
+        raise DamagedError("an entry is of a kind that is not in its table", expected=len(kinds), actual=max(kind))
+    if count and max(shared) > MAX_SHARED_NAME:
+        raise DamagedError("a name shares too much with the one before", expected=MAX_SHARED_NAME, actual=max(shared))
+    text = bytes(raw[at:])
+
+    def names() -> list[bytes]:
+        found = []
+        name, start = b"", 0
+        for common, more in zip(shared, rest, strict=True):
+            if common > len(name):
+                raise DamagedError("a name shares more with the one before than that has", actual=common)
+            name = name[:common] + text[start : start + more]
+            start += more
+            found.append(name)
+        return found
+
+    return EntryTable(kinds, kind, storage, offset, names)
+
+
+def _decode_kinds(raw: memoryview) -> list[Kind]:
+    kinds = []
+    at = 0
+    while at < len(raw):
+        if at + _KIND.size > len(raw):
+            raise DamagedError("a kind of entries is cut", actual=len(raw) - at)
+        code, ndim, flags, zero = _KIND.unpack_from(raw, at)
+        middle = at + _KIND.size + 8 * ndim
+        end = middle + 8 * ndim
+        if end > len(raw):
+            raise DamagedError("a kind of entries is cut", expected=end, actual=len(raw))
+        if zero:
+            raise UnsupportedVersionError("a reserved byte of an entry is not zero", next_step="upgrade fastckpt")
+        shape, stride = raw[at + _KIND.size : middle].cast("Q"), raw[middle:end].cast("Q")
+        kinds.append(Kind(code, flags, tuple(shape), tuple(stride)))
+        at = end
+    return kinds
 
 
 def encode_entry_table(entries: Iterable[Entry]) -> bytes:
     """The bytes of a table with these entries. Sizes are the caller's: see SPEC.md, limits."""
+    kinds: dict[tuple[str, int, tuple[int, ...], tuple[int, ...]], int] = {}
     rows = []
-    dims = []
-    names = []
+    text = []
+    previous = b""
     for name, dtype, shape, stride, storage, offset, flags in entries:
         raw = name.encode("utf-8")
-        rows.append(_ROW.pack(storage, BY_NAME[dtype].code, len(shape), flags, 0, offset, len(raw), 0))
-        dims.append(_dims_bytes(shape, stride))
-        names.append(raw)
-    dims_blob, names_blob = b"".join(dims), b"".join(names)
-    return b"".join((_HEAD.pack(len(rows), len(dims_blob) // 8, len(names_blob)), *rows, dims_blob, names_blob))
+        common = _shared(previous, raw)
+        kind = kinds.setdefault((dtype, flags, shape, stride), len(kinds))
+        rows.append((kind, storage, offset, common, len(raw) - common))
+        text.append(raw[common:])
+        previous = raw
+    columns = map(encode_column, zip(*rows, strict=True) if rows else [()] * 5)
+    kinds_blob = b"".join(
+        _KIND.pack(BY_NAME[dtype].code, len(shape), flags, 0) + struct.pack(f"<{2 * len(shape)}Q", *shape, *stride)
+        for dtype, flags, shape, stride in kinds
+    )
+    names_blob = b"".join(text)
+    return b"".join((_HEAD.pack(len(rows), len(kinds_blob), len(names_blob)), kinds_blob, *columns, names_blob))
 
 
-@lru_cache(maxsize=4096)
-def _dims_bytes(shape: tuple[int, ...], stride: tuple[int, ...]) -> bytes:
-    return struct.pack(f"<{2 * len(shape)}Q", *shape, *stride)
+def _shared(one: bytes, other: bytes) -> int:
+    """How many bytes two names begin with alike, MAX_SHARED_NAME at most."""
+    one, other = one[:MAX_SHARED_NAME], other[:MAX_SHARED_NAME]
+    if other.startswith(one):
+        return len(one)
+    # Compared as numbers: the highest bit that differs tells the place.
+    size = min(len(one), len(other))
+    differing = int.from_bytes(one[:size], "big") ^ int.from_bytes(other[:size], "big")
+    return size - (differing.bit_length() + 7) // 8
 
 
 @lru_cache(maxsize=4096)

@@ -27,6 +27,7 @@ from fastckpt.constants import (
     MAGIC_SUPERBLOCK,
     MAX_SECTIONS,
     PACK_ALIGNMENT,
+    SECTION_DIRECTORY,
     SECTION_FLAG_MUST_UNDERSTAND,
     SECTION_INDEX,
     SECTION_MANIFEST,
@@ -43,7 +44,11 @@ _FOOTER: Final = struct.Struct("<QQ16sII")
 _SECTION: Final = struct.Struct("<IIQQ16s")
 _INDEX_HEAD: Final = struct.Struct("<QQ")
 _INDEX_ROW: Final = struct.Struct("<QQ")
-_KNOWN_SECTIONS: Final = frozenset((SECTION_MANIFEST, SECTION_INDEX, SECTION_MANIFEST_COPY, SECTION_SOURCE))
+_REQUIRED: Final = {
+    1: (SECTION_MANIFEST, SECTION_INDEX, SECTION_MANIFEST_COPY),
+    2: (SECTION_MANIFEST, SECTION_INDEX, SECTION_DIRECTORY, SECTION_MANIFEST_COPY),
+}
+"""Sections that stand in a file exactly once, by the version of the format."""
 
 
 class Section(NamedTuple):
@@ -68,6 +73,7 @@ class Superblock:
 
     manifest: Extent
     manifest_digest: bytes
+    version: int = FORMAT_VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +85,14 @@ class Footer:
         record_count: How many records it holds.
         root: The 16-byte root digest, which identifies the content.
         sections: Manifest, index, manifest copy and whatever else there is.
+        version: The version of the format it is written in.
     """
 
     file_size: int
     record_count: int
     root: bytes
     sections: tuple[Section, ...]
+    version: int = FORMAT_VERSION
 
     def section(self, kind: int) -> Section | None:
         """The section of this kind, if there is one."""
@@ -100,12 +108,12 @@ def _version_fields() -> bytes:
     return _VERSION.pack(FORMAT_VERSION, 0, 0, 0, 0)
 
 
-def _check_version(body: memoryview) -> None:
+def _check_version(body: memoryview) -> int:
     version, zero, zero2, must_understand, _may_ignore = _VERSION.unpack_from(body)
-    if version != FORMAT_VERSION:
+    if version not in _REQUIRED:
         raise UnsupportedVersionError(
             "this file has a format version that this fastckpt does not read",
-            expected=FORMAT_VERSION,
+            expected=f"1 to {FORMAT_VERSION}",
             actual=version,
             next_step="pip install --upgrade fastckpt",
         )
@@ -116,6 +124,7 @@ def _check_version(body: memoryview) -> None:
             actual=f"flags {unknown:#x}",
             next_step="pip install --upgrade fastckpt",
         )
+    return int(version)
 
 
 def encode_superblock(manifest: Extent, manifest_digest: bytes) -> bytes:
@@ -135,18 +144,18 @@ def decode_superblock(block: bytes) -> Superblock:
     if block[: len(MAGIC_SUPERBLOCK)] != MAGIC_SUPERBLOCK:
         raise NotACheckpointError("this is not a .fckpt file", expected=MAGIC_SUPERBLOCK, actual=bytes(block[:8]))
     body = unseal(block, MAGIC_SUPERBLOCK, what="superblock")
-    _check_version(body)
+    version = _check_version(body)
     leaf, chunk, alignment, pack_alignment, offset, size, digest = _SUPERBLOCK.unpack_from(body, _VERSION.size)
     if (leaf, chunk, alignment, pack_alignment) != (LEAF_SIZE, CHUNK_SIZE, ALIGNMENT, PACK_ALIGNMENT):
         raise UnsupportedVersionError(
-            "leaf, chunk or alignment sizes are not those of version 1",
+            "leaf, chunk or alignment sizes are not those of this format",
             expected=(LEAF_SIZE, CHUNK_SIZE, ALIGNMENT, PACK_ALIGNMENT),
             actual=(leaf, chunk, alignment, pack_alignment),
         )
     require_zero(body[_VERSION.size + _SUPERBLOCK.size :], what="padding of the superblock")
     if offset != SUPERBLOCK_SIZE:
         raise DamagedError("the manifest does not follow the superblock", expected=SUPERBLOCK_SIZE, actual=offset)
-    return Superblock(Extent(offset, size), digest)
+    return Superblock(Extent(offset, size), digest, version)
 
 
 def index_size(header_sizes: Sequence[int]) -> int:
@@ -200,7 +209,7 @@ def decode_footer(block: bytes, *, file_size: int) -> Footer:
         UnsupportedVersionError: A later version, unknown must-understand flags or sections.
     """
     body = unseal(block, MAGIC_FOOTER, what="footer")
-    _check_version(body)
+    version = _check_version(body)
     size, record_count, root, section_count, zero = _FOOTER.unpack_from(body, _VERSION.size)
     if size != file_size:
         raise DamagedError("the file does not have the length its footer states", expected=size, actual=file_size)
@@ -212,7 +221,7 @@ def decode_footer(block: bytes, *, file_size: int) -> Footer:
     end = start + section_count * _SECTION.size
     sections = []
     for kind, flags, offset, length, digest in _SECTION.iter_unpack(body[start:end]):
-        if kind not in _KNOWN_SECTIONS and flags & SECTION_FLAG_MUST_UNDERSTAND:
+        if kind not in (*_REQUIRED[version], SECTION_SOURCE) and flags & SECTION_FLAG_MUST_UNDERSTAND:
             raise UnsupportedVersionError(
                 f"this file has a section of kind {kind} that must be understood",
                 next_step="pip install --upgrade fastckpt",
@@ -221,9 +230,9 @@ def decode_footer(block: bytes, *, file_size: int) -> Footer:
             raise DamagedError(f"a section of kind {kind} reaches beyond the file", offset=offset, actual=length)
         sections.append(Section(kind, flags, Extent(offset, length), digest))
     require_zero(body[end:], what="padding of the footer")
-    for needed in (SECTION_MANIFEST, SECTION_INDEX, SECTION_MANIFEST_COPY):
+    for needed in _REQUIRED[version]:
         if sum(section.kind == needed for section in sections) != 1:
             raise DamagedError(f"the footer does not name exactly one section of kind {needed}")
     if len({s.digest for s in sections if s.kind in (SECTION_MANIFEST, SECTION_MANIFEST_COPY)}) != 1:
         raise DamagedError("the footer names two different manifests")
-    return Footer(size, record_count, root, tuple(sections))
+    return Footer(size, record_count, root, tuple(sections), version)

@@ -10,24 +10,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from fastckpt.constants import MAGIC_MANIFEST
+from fastckpt.constants import FORMAT_VERSION, MAGIC_MANIFEST, PACK_ALIGNMENT
 from fastckpt.errors import DamagedError
+from fastckpt.layout import version1
 from fastckpt.layout.blocks import align, block_digest, require_zero, seal, unseal
-from fastckpt.layout.entries import Entry, EntryTable, check_entry, encode_entry_table
+from fastckpt.layout.columns import decode_column, encode_column
+from fastckpt.layout.entries import Entry, EntryTable, check_entry, decode_entry_table, encode_entry_table
+from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.tree import decode_tree
 
-_HEAD: Final = struct.Struct("<QQQQQQQ24x")
-_STORAGE: Final = struct.Struct("<QQII")
-
-
-class StoragePlace(NamedTuple):
-    """Where a storage lies: ``nbytes`` bytes from ``offset`` on in the raw bytes of ``record``."""
-
-    nbytes: int
-    offset: int
-    record: int
+_HEAD: Final = struct.Struct("<QQQQQQQH22s")
 
 
 @dataclass(slots=True)
@@ -41,6 +35,7 @@ class Manifest:
         metadata_tree: The user's metadata, still encoded.
         record_count: Records the file must have.
         digest: The 16-byte digest that the sealed manifest ends with.
+        version: The version of the format it is written in.
     """
 
     storages: list[StoragePlace]
@@ -49,6 +44,7 @@ class Manifest:
     metadata_tree: bytes
     record_count: int
     digest: bytes
+    version: int = FORMAT_VERSION
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -76,12 +72,12 @@ def encode_manifest(
 ) -> bytes:
     """The sealed manifest."""
     tables = (
-        b"".join(_STORAGE.pack(nbytes, offset, record, 0) for nbytes, offset, record in storages),
+        encode_column([place.nbytes for place in storages]) + encode_column([place.record for place in storages]),
         encode_entry_table(entries),
         tree,
         metadata_tree,
     )
-    head = _HEAD.pack(len(storages), len(entries), record_count, *(len(table) for table in tables))
+    head = _HEAD.pack(len(storages), len(entries), record_count, *map(len, tables), FORMAT_VERSION, bytes(22))
     padded = (part for table in tables for part in (table, bytes(align(len(table), 8) - len(table))))
     return seal(MAGIC_MANIFEST, head, *padded)
 
@@ -94,8 +90,9 @@ def decode_manifest(block: bytes) -> Manifest:
         UnsupportedVersionError: It uses an element type or flag of a later version.
     """
     body = unseal(block, MAGIC_MANIFEST, what="manifest")
-    storage_count, entry_count, record_count, *sizes = _HEAD.unpack_from(body)
-    require_zero(body[_HEAD.size - 24 : _HEAD.size], what="reserved part of the manifest")
+    storage_count, entry_count, record_count, *sizes, version, reserved = _HEAD.unpack_from(body)
+    version = version1.stated_version(version)
+    require_zero(reserved, what="reserved part of the manifest")
     at = _HEAD.size
     tables = []
     for size in sizes:
@@ -107,14 +104,32 @@ def decode_manifest(block: bytes) -> Manifest:
         at = end
     require_zero(body[at:], what="padding of the manifest")
     storage_table, entry_table, tree, metadata_tree = tables
-    if len(storage_table) != storage_count * _STORAGE.size:
-        raise DamagedError("the storage table has the wrong size", expected=storage_count * _STORAGE.size)
-    storages: list[StoragePlace] = []
-    for nbytes, offset, record, zero in _STORAGE.iter_unpack(storage_table):
-        if record >= record_count or zero:
-            raise DamagedError(f"storage {len(storages)} lies in record {record} of {record_count}")
-        storages.append(StoragePlace(nbytes, offset, record))
-    entries = EntryTable(entry_table)
+    if version == 1:
+        places = version1.decode_storage_places(storage_table, storage_count)
+        entries = version1.decode_entry_table(entry_table)
+    else:
+        places = _decode_storage_places(storage_table, storage_count)
+        entries = decode_entry_table(entry_table)
+    outside = next((n for n, place in enumerate(places) if place.record >= record_count), None)
+    if outside is not None:
+        raise DamagedError(f"storage {outside} lies in record {places[outside].record} of {record_count}")
     if len(entries) != entry_count:
         raise DamagedError("the manifest and its entry table disagree", expected=entry_count, actual=len(entries))
-    return Manifest(storages, entries, bytes(tree), bytes(metadata_tree), record_count, block_digest(block))
+    return Manifest(places, entries, bytes(tree), bytes(metadata_tree), record_count, block_digest(block), version)
+
+
+def _decode_storage_places(table: memoryview, count: int) -> list[StoragePlace]:
+    """Sizes and records are stored; the offsets follow, for storages fill their record one behind the other."""
+    sizes, at = decode_column(table, 0, count, what="storage table")
+    records, at = decode_column(table, at, count, what="storage table")
+    if at != len(table):
+        raise DamagedError("the storage table has the wrong size", expected=at, actual=len(table))
+    ends: dict[int, int] = {}
+    places = []
+    for nbytes, record in zip(sizes, records, strict=True):
+        offset = align(ends.get(record, 0), PACK_ALIGNMENT)
+        ends[record] = offset + nbytes
+        places.append(StoragePlace(nbytes, offset, record))
+    if max(ends.values(), default=0) >> 63:
+        raise DamagedError("the storages of a record do not fit 63 bits")
+    return places

@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 
 from fastckpt.constants import PACK_ALIGNMENT, PACK_LIMIT, PACK_MAX_STORAGES, PACK_THRESHOLD
 from fastckpt.layout.blocks import align
-from fastckpt.layout.manifest import StoragePlace
-from fastckpt.layout.records import PackedStorage
+from fastckpt.layout.places import PackedStorage, StoragePlace
 
 
 @dataclass(slots=True)

@@ -19,18 +19,23 @@ from fastckpt.constants import (
     ALIGNMENT,
     CHUNK_SIZE,
     CODEC_NONE,
+    DIGEST_SIZE,
+    FORMAT_VERSION,
     LEAF_SIZE,
     LEAVES_PER_CHUNK,
     MAGIC_RECORD,
     PACK_ALIGNMENT,
 )
 from fastckpt.errors import DamagedError, UnsupportedVersionError
+from fastckpt.layout import version1
 from fastckpt.layout.blocks import Extent, align, block_digest, require_zero, seal, sealed_size, unseal
-from fastckpt.layout.entries import EntryTable
+from fastckpt.layout.columns import decode_column, encode_column
+from fastckpt.layout.entries import EntryTable, decode_entry_table
+from fastckpt.layout.places import PackedStorage
 
-_HEAD: Final = struct.Struct("<IIQQQQQQQ16s")
+_HEAD: Final = struct.Struct("<IHHQQQQQQQ16s")
 _CHUNK: Final = struct.Struct("<QIIQ")
-_STORAGE: Final = struct.Struct("<QQQ")
+_LINKS: Final = struct.Struct("<16s16s")
 
 
 class Chunk(NamedTuple):
@@ -50,12 +55,17 @@ class Chunk(NamedTuple):
     stored_digest: int
 
 
-class PackedStorage(NamedTuple):
-    """One storage of a record: its number, and its range in the record's raw bytes."""
+class Links(NamedTuple):
+    """Digests of the headers of the two records before: what tells the records of one save from those of another.
 
-    storage: int
-    offset: int
-    nbytes: int
+    Zeros where there is no such record.
+    """
+
+    previous: bytes
+    before: bytes
+
+
+NO_LINKS: Final = Links(bytes(DIGEST_SIZE), bytes(DIGEST_SIZE))
 
 
 def count_chunks(raw_size: int) -> int:
@@ -68,10 +78,10 @@ def count_leaves(raw_size: int) -> int:
     return -(-raw_size // LEAF_SIZE)
 
 
-def header_size(raw_size: int, storage_count: int, entry_table_size: int) -> int:
+def header_size(raw_size: int, storages: Sequence[PackedStorage], entry_table_size: int) -> int:
     """Size in bytes of the header block of such a record; known before its payload is."""
-    tables = count_chunks(raw_size) * _CHUNK.size + count_leaves(raw_size) * 8 + storage_count * _STORAGE.size
-    return sealed_size(_HEAD.size + tables + entry_table_size)
+    tables = count_chunks(raw_size) * _CHUNK.size + count_leaves(raw_size) * 8 + len(_encode_storages(storages))
+    return sealed_size(_HEAD.size + _LINKS.size + tables + entry_table_size)
 
 
 def raw_chunk_digest(leaves: bytes | memoryview) -> int:
@@ -105,6 +115,7 @@ class Record:
         entry_table: The entries on those storages, still encoded.
         manifest_digest: Digest of the manifest it was written under.
         digest: The 16-byte digest the header block ends with.
+        links: Which records came before it; None in version 1, which does not say.
     """
 
     number: int
@@ -117,6 +128,7 @@ class Record:
     entry_table: memoryview
     manifest_digest: bytes
     digest: bytes
+    links: Links | None = None
 
     @property
     def payload(self) -> Extent:
@@ -136,7 +148,7 @@ class Record:
     @property
     def entries(self) -> EntryTable:
         """The entries on its storages."""
-        return EntryTable(self.entry_table)
+        return (decode_entry_table if self.links else version1.decode_entry_table)(self.entry_table)
 
     def chunk_extent(self, chunk: int) -> Extent:
         """Where the stored bytes of a chunk lie in the file."""
@@ -165,10 +177,12 @@ def encode_record_header(
     storages: Sequence[PackedStorage],
     entry_table: bytes,
     manifest_digest: bytes,
+    links: Links,
 ) -> bytes:
     """The sealed header block of a record; its size is `header_size`."""
     head = _HEAD.pack(
         number,
+        FORMAT_VERSION,
         0,
         offset,
         raw_size,
@@ -182,9 +196,10 @@ def encode_record_header(
     return seal(
         MAGIC_RECORD,
         head,
+        _LINKS.pack(*links),
         b"".join(_CHUNK.pack(*chunk) for chunk in chunks),
         leaves,
-        b"".join(_STORAGE.pack(*storage) for storage in storages),
+        _encode_storages(storages),
         entry_table,
     )
 
@@ -203,6 +218,7 @@ def decode_record_header(block: bytes | memoryview, *, limit: int) -> Record:
     body = unseal(block, MAGIC_RECORD, what="record header")
     (
         number,
+        version,
         flags,
         offset,
         raw_size,
@@ -213,12 +229,11 @@ def decode_record_header(block: bytes | memoryview, *, limit: int) -> Record:
         table_size,
         manifest_digest,
     ) = _HEAD.unpack_from(body)
+    version = version1.stated_version(version)
     if flags:
         raise UnsupportedVersionError(f"record {number} needs flags {flags:#x}", next_step="upgrade fastckpt")
-    at = _HEAD.size
-    tables_size = chunk_count * _CHUNK.size + leaf_count * 8 + storage_count * _STORAGE.size + table_size
-    if tables_size > len(body) - at:
-        raise DamagedError(f"the tables of record {number} reach beyond its header", actual=tables_size)
+    links = Links(*_LINKS.unpack_from(body, _HEAD.size)) if version > 1 else None
+    at = _HEAD.size + (_LINKS.size if links else 0)
     if chunk_count != count_chunks(raw_size) or leaf_count != count_leaves(raw_size):
         raise DamagedError(f"record {number} has {chunk_count} chunks and {leaf_count} leaves for {raw_size} bytes")
     header = Extent(offset, len(block))
@@ -226,10 +241,14 @@ def decode_record_header(block: bytes | memoryview, *, limit: int) -> Record:
         raise DamagedError(f"record {number} reaches beyond the file", expected=limit, actual=header.end + stored_size)
     chunks_end = at + chunk_count * _CHUNK.size
     leaves_end = chunks_end + leaf_count * 8
-    storages_end = leaves_end + storage_count * _STORAGE.size
+    if leaves_end > len(body):
+        raise DamagedError(f"the tables of record {number} reach beyond its header", actual=leaves_end)
     chunks = [Chunk(*row) for row in _CHUNK.iter_unpack(body[at:chunks_end])]
     _check_chunks(number, chunks, raw_size, stored_size)
-    storages = [PackedStorage(*row) for row in _STORAGE.iter_unpack(body[leaves_end:storages_end])]
+    decode = version1.decode_storages if links is None else _decode_storages
+    storages, storages_end = decode(body, leaves_end, storage_count)
+    if table_size > len(body) - storages_end:
+        raise DamagedError(f"the tables of record {number} reach beyond its header", actual=table_size)
     _check_storages(number, storages, raw_size)
     require_zero(body[storages_end + table_size :], what=f"padding of the header of record {number}")
     return Record(
@@ -243,7 +262,26 @@ def decode_record_header(block: bytes | memoryview, *, limit: int) -> Record:
         body[storages_end : storages_end + table_size],
         manifest_digest,
         block_digest(block),
+        links,
     )
+
+
+def _encode_storages(storages: Sequence[PackedStorage]) -> bytes:
+    numbers, sizes = [packed.storage for packed in storages], [packed.nbytes for packed in storages]
+    return encode_column(numbers) + encode_column(sizes)
+
+
+def _decode_storages(body: memoryview, at: int, count: int) -> tuple[list[PackedStorage], int]:
+    """Numbers and sizes are stored; the offsets follow."""
+    numbers, at = decode_column(body, at, count, what="record header")
+    sizes, at = decode_column(body, at, count, what="record header")
+    storages = []
+    end = 0
+    for storage, nbytes in zip(numbers, sizes, strict=True):
+        offset = align(end, PACK_ALIGNMENT)
+        end = offset + nbytes
+        storages.append(PackedStorage(storage, offset, nbytes))
+    return storages, at
 
 
 def _check_storages(number: int, storages: Sequence[PackedStorage], raw_size: int) -> None:

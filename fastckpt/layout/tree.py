@@ -18,16 +18,24 @@ from typing import Any, Final
 from fastckpt.constants import MAX_INT_KEY_SIZE, MAX_TREE_DEPTH
 from fastckpt.errors import DamagedError, UnsupportedStateError, UnsupportedVersionError
 from fastckpt.layout.dtypes import BY_CODE, BY_NAME
+from fastckpt.layout.named import SHAPES, NamedRef, SizeRef, TensorRef, fits, is_registered
+
+__all__ = [
+    "AttributedDict",
+    "DTypeRef",
+    "DeviceRef",
+    "NamedRef",
+    "Path",
+    "SizeRef",
+    "TensorRef",
+    "decode_tree",
+    "encode_tree",
+    "path_text",
+    "walk_tree",
+]
 
 Path = tuple[object, ...]
 """The keys and indices that lead from the root of a state to a node."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRef:
-    """A tensor: row ``entry`` of the entry table."""
-
-    entry: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +43,6 @@ class DTypeRef:
     """A ``torch.dtype``, by its torch name (``"bfloat16"``)."""
 
     name: str
-
-
-@dataclass(frozen=True, slots=True)
-class SizeRef:
-    """A ``torch.Size``."""
-
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ TAG_TENSOR: Final = 12
 TAG_DTYPE: Final = 13
 TAG_SIZE: Final = 14
 TAG_DEVICE: Final = 15
+TAG_NAMED_VALUE: Final = 16
 
 _STR: Final = bytes((TAG_STR,))
 _FLOAT = struct.Struct("<d")
@@ -89,7 +91,7 @@ def path_text(path: Path) -> str:
 
 
 _PLAIN: Final = (type(None), bool, int, float, complex, str, bytes, list, tuple, dict, OrderedDict)
-_STORABLE: Final = frozenset((*_PLAIN, AttributedDict, TensorRef, DTypeRef, SizeRef, DeviceRef))
+_STORABLE: Final = frozenset((*_PLAIN, AttributedDict, TensorRef, DTypeRef, SizeRef, DeviceRef, NamedRef))
 
 
 class _Encoder:
@@ -162,8 +164,18 @@ class _Encoder:
             self.size(len(value.shape))
             for extent in value.shape:
                 self.size(extent)
+        elif kind is NamedRef:
+            self.named(value, path)
         else:
             self.text(TAG_DEVICE, value.name, path)
+
+    def named(self, value: NamedRef, path: Path) -> None:
+        if not fits(value.name, value.payload):
+            raise UnsupportedStateError(f"{path_text(path)}: this is no {value.name!r}: {value.payload!r:.80}")
+        if len(path) >= MAX_TREE_DEPTH:
+            raise UnsupportedStateError(f"{path_text(path)[:200]}...: nested deeper than {MAX_TREE_DEPTH} levels")
+        self.text(TAG_NAMED_VALUE, value.name, path)
+        self.node(value.payload, (*path, value.name))
 
     def container(self, value: Any, kind: type, path: Path) -> None:
         if id(value) in self.open:
@@ -320,7 +332,18 @@ class _Decoder:
             return SizeRef(tuple([self.extent() for _ in range(self.count())]))
         if tag == TAG_DEVICE:
             return DeviceRef(self.text())
+        if tag == TAG_NAMED_VALUE:
+            return self.named(depth)
         raise self.unknown(f"tag {tag}")
+
+    def named(self, depth: int) -> NamedRef:
+        name = self.text()
+        payload = self.node(depth + 1)
+        if not is_registered(name) and name not in SHAPES:
+            raise self.unknown(f"named value {name!r:.80}")
+        if not fits(name, payload):
+            raise self.bad(f"the payload of {name!r} has another shape")
+        return NamedRef(name, payload)
 
     def pairs(self, into: Any, depth: int) -> Any:
         for _ in range(self.count()):
@@ -368,12 +391,14 @@ def decode_tree(raw: bytes, entry_count: int) -> Any:
 
 
 def walk_tree(state: object, path: Path = ()) -> Iterator[tuple[Path, object]]:
-    """Yield ``(path, leaf)`` for every node of a decoded tree that is not a container, in order."""
+    """Yield ``(path, leaf)`` for every node of a decoded tree that is not a container or named value, in order."""
     if isinstance(state, dict):
         for key, item in state.items():
             yield from walk_tree(item, (*path, key))
     elif isinstance(state, list | tuple):
         for index, item in enumerate(state):
             yield from walk_tree(item, (*path, index))
+    elif type(state) is NamedRef:
+        yield from walk_tree(state.payload, (*path, state.name))
     else:
         yield path, state

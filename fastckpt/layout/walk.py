@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fastckpt.layout.tree import Path, TensorRef
+from fastckpt.layout.tree import NamedRef, Path, TensorRef
 
 
 def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -16,6 +16,8 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     elif isinstance(tree, list | tuple) and not is_plain(tree):
         for index, item in enumerate(tree):
             yield from leaves(item, (*path, index))
+    elif type(tree) is NamedRef and not is_plain([tree.payload]):
+        yield from leaves(tree.payload, (*path, tree.name))
     else:
         yield path, tree
 
@@ -23,7 +25,9 @@ def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
 def is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
     """Whether a list or tuple holds plain values only."""
     return not any(
-        type(item) is TensorRef or isinstance(item, dict) or (isinstance(item, list | tuple) and not is_plain(item))
+        type(item) in (TensorRef, NamedRef)
+        or isinstance(item, dict)
+        or (isinstance(item, list | tuple) and not is_plain(item))
         for item in items
     )
 

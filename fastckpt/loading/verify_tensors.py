@@ -22,7 +22,7 @@ from fastckpt.fckpt.payload import BadRange, differing_runs, finding_of
 from fastckpt.findings import Finding, Kind, Report
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry
-from fastckpt.layout.manifest import StoragePlace
+from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.records import Record, count_leaves
 from fastckpt.layout.selection import require_match, select
 from fastckpt.loading.storage_images import Image, Intervals, is_dense, record_images, storage_images

@@ -23,8 +23,9 @@ from fastckpt.io.transfer import MEMORY, NOWHERE, Move, transfer
 from fastckpt.kernels.dispatch import engine_for
 from fastckpt.kernels.launch import hash_leaves, leaf_table
 from fastckpt.layout.blocks import align
+from fastckpt.layout.places import PackedStorage
 from fastckpt.layout.plan import RecordPlan
-from fastckpt.layout.records import PackedStorage, Record, count_leaves
+from fastckpt.layout.records import Record, count_leaves
 from fastckpt.staging.device import Device, device_of
 from fastckpt.staging.ring import Ring, borrowed_slots
 from fastckpt.tensor.flatten import on_device

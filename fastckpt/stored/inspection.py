@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from fastckpt.codec.registry import codec_name
-from fastckpt.constants import FORMAT_VERSION, MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
+from fastckpt.constants import MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.remains import read_block
@@ -109,7 +109,7 @@ def inspect_file(path: Openable) -> Inspection:
             counters=_counters(opened),
         )
         if isinstance(opened, OpenedFckpt):
-            found.version = FORMAT_VERSION
+            found.version = opened.file.footer.version
             found.codecs = _codecs(opened.file.records)
             found.original = _original(opened.file)
         elif isinstance(opened, OpenedForeign):

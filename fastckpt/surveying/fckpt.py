@@ -8,6 +8,7 @@ from fastckpt.errors import FastckptError, UnsupportedVersionError
 from fastckpt.fckpt.losses import find_cuts, find_lost, whole_prefix
 from fastckpt.fckpt.payload import BadRange, Reading, Target, finding_of, read_targets
 from fastckpt.fckpt.remains import Remains, find_alternates, scan
+from fastckpt.fckpt.saves import belongs, records_of_one_save
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -46,11 +47,34 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
         _mark_storages(states, record, merge_holes(holes[record.number]), leaves.get(record.number, []))
     if remains.footer is None and any(bad.kind is Kind.ROTTED for bad in damage):
         find_alternates(source, remains, threads=threads)
-    _settle(source, wreck, remains, threads=threads)
+    one_save = set(remains.records) if remains.named else records_of_one_save(remains.records)
+    _name_strangers(wreck, remains, one_save)
+    _settle(source, wreck, remains, one_save, threads=threads)
     return wreck
 
 
-def _settle(source: Source, wreck: Wreck, remains: Remains, *, threads: int) -> None:
+NOT_SHOWN = "it is not shown to be of the same save as most of the file"
+
+
+def _name_strangers(wreck: Wreck, remains: Remains, one_save: set[int]) -> None:
+    """Records of two saves in one file: each may be whole, but they are not one state."""
+    for number in sorted(remains.records.keys() - one_save):
+        record = remains.records[number]
+        for packed in record.storages:
+            _doubt(wreck.storages[packed.storage])
+        held = {packed.storage for packed in record.storages}
+        names = tuple(entry.name for entry in wreck.entries if entry.storage in held)
+        message = f"record {number} is not shown to be of the same save as most of the file"
+        wreck.findings.append(Finding(Kind.INCONSISTENT, message, *record.header, record=number, tensors=names))
+    wreck.findings.sort(key=lambda finding: (finding.offset, finding.size))
+
+
+def _doubt(state: StorageState) -> None:
+    state.proven = False
+    state.reason = f"{state.reason}; {NOT_SHOWN}" if state.reason else NOT_SHOWN
+
+
+def _settle(source: Source, wreck: Wreck, remains: Remains, one_save: set[int], *, threads: int) -> None:
     """Where a header and its mirror are of different saves, take storages of which the mirror proves more."""
     pairs = [(number, other) for number, others in sorted(remains.alternates.items()) for other in others]
     for number, other in pairs:
@@ -68,6 +92,8 @@ def _settle(source: Source, wreck: Wreck, remains: Remains, *, threads: int) -> 
         taken = 0
         for (packed, state), their in zip(states, theirs, strict=True):
             if _missing(their) < _missing(state):
+                if not belongs(other, one_save, remains.records):
+                    _doubt(their)
                 wreck.storages[packed.storage] = their
                 taken += 1
         if taken:

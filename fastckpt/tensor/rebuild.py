@@ -18,7 +18,7 @@ from fastckpt.constants import (
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, StorageBytes, contiguous_stride
-from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef, decode_tree
+from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, NamedRef, SizeRef, TensorRef, decode_tree
 from fastckpt.tensor.dtypes import torch_dtype
 
 
@@ -106,6 +106,11 @@ def _resolve_small(ref: object) -> object:
             return torch.device(ref.name)
         except RuntimeError:
             raise UnsupportedStateError(f"torch {torch.__version__} knows no device {ref.name!r:.80}") from None
+    if type(ref) is NamedRef:
+        raise UnsupportedStateError(
+            f"the state holds a {ref.name!r} that this fastckpt cannot rebuild",
+            next_step="load the tensors alone, with keys=",
+        )
     return ref
 
 

@@ -47,7 +47,7 @@ def test_a_newer_version_asks_for_an_upgrade(run_of, tmp_path: Path, doctor: Doc
     directory = run_of(2, 4)
     fastckpt.convert(directory / "model_000004.pt", directory / "model_000004.fckpt")
     (directory / "model_000004.pt").unlink()
-    newer = put(16, "<H", 2)
+    newer = put(16, "<H", 3)
     raw = forge((directory / "model_000004.fckpt").read_bytes(), superblock=newer, footer=newer)
     (directory / "model_000004.fckpt").write_bytes(raw)
     told = doctor(".")

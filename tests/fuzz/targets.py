@@ -16,6 +16,7 @@ import xxhash
 import fastckpt
 from fastckpt.constants import (
     ALIGNMENT,
+    MAGIC_DIRECTORY,
     MAGIC_FOOTER,
     MAGIC_INDEX,
     MAGIC_MANIFEST,
@@ -30,6 +31,7 @@ from fastckpt.foreign.torch_state import read_state
 from fastckpt.foreign.zip_records import read_records
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import align
+from fastckpt.layout.directory import decode_directory
 from fastckpt.layout.entries import check_entry
 from fastckpt.layout.frame import decode_footer, decode_index, decode_superblock
 from fastckpt.layout.manifest import decode_manifest
@@ -37,7 +39,7 @@ from fastckpt.layout.records import decode_record_header
 from fastckpt.layout.tree import decode_tree, walk_tree
 from fastckpt.stored.verify import verify
 
-MAGICS = (MAGIC_SUPERBLOCK, MAGIC_MANIFEST, MAGIC_RECORD, MAGIC_INDEX, MAGIC_FOOTER, MAGIC_SOURCE)
+MAGICS = (MAGIC_SUPERBLOCK, MAGIC_MANIFEST, MAGIC_RECORD, MAGIC_INDEX, MAGIC_DIRECTORY, MAGIC_FOOTER, MAGIC_SOURCE)
 
 
 class Target(NamedTuple):
@@ -169,6 +171,8 @@ def run_blocks(data: bytes) -> str:
                 for _, header in decode_index(block):
                     with contextlib.suppress(FastckptError):
                         decode_record_header(header, limit=2**63)
+            elif magic == MAGIC_DIRECTORY:
+                decode_directory(block)
             elif magic == MAGIC_FOOTER:
                 decode_footer(block, file_size=struct.unpack_from("<Q", block, 40)[0])
             said.append("decoded")

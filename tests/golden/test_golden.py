@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
-V1 = Path(__file__).parent / "v1"
+V1, V2 = (Path(__file__).parent / name for name in ("v1", "v2"))
 
 from describe import Description, describe, digest, reference_tensor, torch_tensor  # noqa: E402
 from golden_states import CONVERTED, GOLDEN, NEW_DTYPES, OLD_DTYPES, noise, of_bytes  # noqa: E402
@@ -29,12 +29,12 @@ from reference_tree import Damaged, NotACheckpoint, Ordered  # noqa: E402
 
 import fastckpt  # noqa: E402
 
-FILES = sorted(V1.glob("*.fckpt"))
+FILES = sorted([*V1.glob("*.fckpt"), *V2.glob("*.fckpt")])
 ZSTD = ".".join(map(str, zstandard.ZSTD_VERSION))
 DTYPES = [getattr(torch, name) for name in (*OLD_DTYPES, *NEW_DTYPES) if hasattr(torch, name)]
 
 
-@pytest.fixture(params=FILES, ids=[path.stem for path in FILES])
+@pytest.fixture(params=FILES, ids=[f"{path.parent.name}/{path.stem}" for path in FILES])
 def path(request: pytest.FixtureRequest) -> Path:
     """Each golden file in turn."""
     found: Path = request.param
@@ -87,7 +87,8 @@ def in_fresh_memory(described: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_there_is_a_file_for_every_state_and_the_other_way_round() -> None:
-    assert {path.stem for path in FILES} == {*GOLDEN, *CONVERTED}
+    for version in (V1, V2):
+        assert {path.stem for path in version.glob("*.fckpt")} == {*GOLDEN, *CONVERTED}
     assert all(path.stat().st_size < 100 * 1024 for path in FILES)
 
 
@@ -139,25 +140,27 @@ def test_verify_finds_nothing(path: Path, expected: dict[str, Any]) -> None:
 def test_saving_again_gives_the_same_bytes(path: Path, expected: dict[str, Any], tmp_path: Path) -> None:
     if expected["codec"] != "none" and expected["zstd"] != ZSTD:
         pytest.skip(f"made with zstd {expected['zstd']}")
-    again = tmp_path / path.name
+    again, of_now = tmp_path / path.name, V2 / path.name
     if path.stem in CONVERTED:
         fastckpt.convert(V1 / CONVERTED[path.stem][0], again, codec=expected["codec"])
-        assert again.read_bytes() == path.read_bytes()
+        assert again.read_bytes() == of_now.read_bytes()
         return
     golden = GOLDEN[path.stem]
     with fastckpt.open(path) as opened:
         metadata = opened.metadata
     for state in (golden.make(), fastckpt.load(path), fastckpt.load(path, mmap=True)):
         fastckpt.save(state, again, codec=golden.codec, metadata=metadata)
-        assert again.read_bytes() == path.read_bytes()
+        assert again.read_bytes() == of_now.read_bytes()
 
 
 @pytest.mark.parametrize("name", sorted(CONVERTED))
 def test_converted_file_gives_the_foreign_file_back(name: str, tmp_path: Path) -> None:
     source = V1 / CONVERTED[name][0]
     back = tmp_path / source.name
-    fastckpt.convert(V1 / f"{name}.fckpt", back)
-    assert back.read_bytes() == source.read_bytes()
+    for version in (V1, V2):
+        fastckpt.convert(version / f"{name}.fckpt", back)
+        assert back.read_bytes() == source.read_bytes()
+        back.unlink()
 
 
 # --- states made up at test time ---------------------------------------------------------------------------------
@@ -335,7 +338,7 @@ def damaged(path: Path, name: str, tmp_path: Path, zero: bool) -> tuple[File, Pa
 @pytest.mark.parametrize("block", ["superblock", "manifest", "index", "copy", "header 0", "header 1", "footer"])
 @pytest.mark.parametrize("name", ["threshold_zstd", "nesting", "from_torch_zip"])
 def test_losing_one_block_loses_no_tensor(name: str, block: str, zero: bool, tmp_path: Path) -> None:
-    path = V1 / f"{name}.fckpt"
+    path = V2 / f"{name}.fckpt"
     if block not in blocks(read(path), path.stat().st_size):
         pytest.skip("no such record")
     file, hurt = damaged(path, block, tmp_path, zero)
@@ -406,7 +409,7 @@ def test_readers_agree_on_damage(path: Path, expected: dict[str, Any], tmp_path:
 
 @pytest.mark.parametrize("name", ["threshold_zstd", "pack", "aliases"])
 def test_headers_alone_give_all_tensors(name: str, tmp_path: Path) -> None:
-    path = V1 / f"{name}.fckpt"
+    path = V2 / f"{name}.fckpt"
     data = bytearray(path.read_bytes())
     file = read(path)
     for block, (offset, size) in blocks(file, len(data)).items():
@@ -422,7 +425,7 @@ def test_headers_alone_give_all_tensors(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["threshold_zstd", "aliases", "tied_apart_zstd"])
 def test_losing_a_header_and_the_index_loses_one_record(name: str, tmp_path: Path) -> None:
-    path = V1 / f"{name}.fckpt"
+    path = V2 / f"{name}.fckpt"
     data = bytearray(path.read_bytes())
     file = read(path)
     for block in ("header 0", "index"):
@@ -436,7 +439,7 @@ def test_losing_a_header_and_the_index_loses_one_record(name: str, tmp_path: Pat
 
 
 def test_a_damaged_leaf_loses_only_its_tensors(tmp_path: Path) -> None:
-    path = V1 / "pack.fckpt"
+    path = V2 / "pack.fckpt"
     data = bytearray(path.read_bytes())
     file = read(path)
     record = file.records[0]
@@ -455,7 +458,7 @@ def test_a_damaged_leaf_loses_only_its_tensors(tmp_path: Path) -> None:
 
 
 def test_a_file_inside_a_tensor_is_not_taken_for_the_outer_one(tmp_path: Path) -> None:
-    inner = (V1 / "pack.fckpt").read_bytes()
+    inner = (V2 / "pack.fckpt").read_bytes()
     state = {"before": torch.arange(100), "file": of_bytes(inner * 6, torch.uint8), "after": torch.zeros(70000)}
     fastckpt.save(state, tmp_path / "f")
     data = bytearray((tmp_path / "f").read_bytes())

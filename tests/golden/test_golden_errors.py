@@ -21,7 +21,7 @@ import zstandard
 
 torch = pytest.importorskip("torch")
 
-from forge import Entries, Extra, Header, Manifest, forge, in_header, in_manifest, new_block, put, seal  # noqa: E402
+from forge import Entries, Extra, Header, Manifest, as_version_1, forge, in_header, in_manifest, new_block, put, seal  # noqa: E402
 from reference_reader import read  # noqa: E402
 from reference_tree import Damaged, NotACheckpoint, Refused, Unsupported  # noqa: E402
 
@@ -35,7 +35,7 @@ SLACK = 256 << 20
 
 
 class Bases(NamedTuple):
-    """Whole files that the cases change."""
+    """Whole files that the cases change, all of one version of the format."""
 
     small: bytes
     """Two tensors in one pack."""
@@ -48,13 +48,21 @@ class Bases(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def bases(tmp_path_factory: pytest.TempPathFactory) -> Bases:
+def version(request: pytest.FixtureRequest) -> int:
+    """The version of the format that a case is about."""
+    number: int = request.param
+    return number
+
+
+@pytest.fixture(scope="module")
+def bases(version: int, tmp_path_factory: pytest.TempPathFactory) -> Bases:
     """The files to change."""
     path = tmp_path_factory.mktemp("bases") / "f.fckpt"
 
     def saved(state: Any, codec: str = "none") -> bytes:
         fastckpt.save(state, path, codec=codec, durable=False)
-        return path.read_bytes()
+        data = path.read_bytes()
+        return data if version == 2 else as_version_1(data)
 
     zeros = torch.zeros(262144, dtype=torch.uint8)
     return Bases(
@@ -95,13 +103,15 @@ def dims(*values: int) -> dict[str, Any]:
     return entries(change)
 
 
-def named(*names: bytes) -> dict[str, Any]:
-    """The names of the entries."""
+def named(*names: bytes, shared: int = 0) -> dict[str, Any]:
+    """The names of the entries; how much the last one shares with the one before it."""
 
     def change(table: Entries) -> None:
         table.names = b"".join(names)
         for row, name in zip(table.rows, names, strict=True):
             row[6] = len(name)
+        if shared:
+            table.rows[-1][7] = shared
 
     return entries(change)
 
@@ -212,7 +222,7 @@ def many_claims(data: bytes) -> bytes:
     headers = []
     for n in range(copies):
         one.number, one.storages = n, [[n, 0, 262144]]
-        one.entries = Entries([[n, *rows[1:6], 8, 0]], one.entries.dims, b"%08d" % n)
+        one.entries = Entries([[n, *rows[1:6], 8, 0]], one.entries.dims, b"%08d" % n, one.version)
         headers.append(seal(one.join()))
     index_rows = b"".join(struct.pack("<2Q", one.fixed[1], len(made)) for made in headers)
     index = seal(new_block(b"FCKPTIDX", struct.pack("<2Q", copies, 0) + index_rows + b"".join(headers)))
@@ -245,19 +255,23 @@ class Case(NamedTuple):
     base: str
     change: dict[str, Any] | Callable[[bytes], bytes]
     error: type[FastckptError]
+    versions: tuple[int, ...] = (1, 2)
 
 
-def unsupported(name: str, change: Any, base: str = "small") -> Case:
-    return Case(name, base, change, UnsupportedVersionError)
+def unsupported(name: str, change: Any, base: str = "small", versions: tuple[int, ...] = (1, 2)) -> Case:
+    return Case(name, base, change, UnsupportedVersionError, versions)
 
 
-def broken(name: str, change: Any, base: str = "small") -> Case:
-    return Case(name, base, change, DamagedError)
+def broken(name: str, change: Any, base: str = "small", versions: tuple[int, ...] = (1, 2)) -> Case:
+    return Case(name, base, change, DamagedError, versions)
+
+
+V1, V2 = (1,), (2,)
 
 
 # Entry columns: 0 storage, 1 dtype, 2 ndim, 3 flags, 4 reserved, 5 storage_offset, 6 name_size, 7 reserved
 CASES = [
-    unsupported("superblock: version 2", {"superblock": put(16, "<H", 2)}),
+    unsupported("superblock: version 3", {"superblock": put(16, "<H", 3)}),
     unsupported("superblock: version 0", {"superblock": put(16, "<H", 0)}),
     unsupported("superblock: must understand", {"superblock": put(24, "<Q", 1)}),
     unsupported("superblock: must understand, highest bit", {"superblock": put(24, "<Q", 1 << 63)}),
@@ -266,7 +280,14 @@ CASES = [
     unsupported("superblock: alignment", {"superblock": put(48, "<I", 512)}),
     unsupported("superblock: pack alignment", {"superblock": put(52, "<I", 128)}),
     unsupported("superblock: reserved", {"superblock": put(18, "<H", 1)}),
-    unsupported("footer: version 2", {"footer": put(16, "<H", 2)}),
+    unsupported("footer: version 3", {"footer": put(16, "<H", 3)}),
+    unsupported("footer: version 1", {"footer": put(16, "<H", 1)}, versions=V2),
+    broken("footer: version 2", {"footer": put(16, "<H", 2)}, versions=V1),
+    unsupported("manifest: version 3", {"manifest": put(72, "<H", 3)}),
+    unsupported("record: version 3", {"header": put(20, "<H", 3)}),
+    broken("record: another one before it", {"header": {1: put(96, "<Q", 1)}}, "two", V2),
+    broken("record: another one two before it", {"header": {2: put(112, "<Q", 1)}}, "two", V2),
+    broken("record: one before the first", {"header": put(96, "<Q", 1)}, versions=V2),
     unsupported("footer: must understand", {"footer": put(24, "<Q", 2)}),
     unsupported("footer: reserved", {"footer": put(20, "<I", 1)}),
     unsupported("section: unknown, must be understood", {"extra": [section(99, 1)]}),
@@ -285,7 +306,8 @@ CASES = [
     broken("footer: section not aligned", {"footer": put(168, "<Q", 4097)}),
     broken("footer: section beyond the file", {"footer": put(128, "<Q", 1 << 40)}),
     broken("footer: sum of offset and size overflows", {"footer": put(128, "<2Q", (1 << 64) - 4096, 8192)}),
-    broken("footer: two manifests", {"footer": put(184, "<Q", 5)}),
+    broken("footer: two manifests", {"footer": put(184, "<Q", 5)}, versions=V1),
+    broken("footer: two manifests, version 2", {"footer": put(224, "<Q", 5)}, versions=V2),
     broken("manifest: storage count", {"manifest": put(16, "<Q", LARGE)}),
     broken("manifest: storage count overflows", {"manifest": put(16, "<Q", (1 << 64) // 8)}),
     broken("manifest: entry count", {"manifest": put(24, "<Q", LARGE)}),
@@ -298,19 +320,31 @@ CASES = [
     broken("manifest: tail", {"manifest": put(4079, "<B", 1)}),
     broken("manifest: record of a storage", manifest(lambda m: assign(m.storages, 0, 2, 1))),
     broken("manifest: record of a storage, highest", manifest(lambda m: assign(m.storages, 0, 2, 0xFFFFFFFF))),
-    broken("manifest: reserved field of a storage", manifest(lambda m: assign(m.storages, 0, 3, 1))),
+    broken("manifest: reserved field of a storage", manifest(lambda m: assign(m.storages, 0, 3, 1)), versions=V1),
     broken("manifest: size of a storage", manifest(lambda m: assign(m.storages, 0, 0, LARGE))),
-    broken("manifest: offset of a storage", manifest(lambda m: assign(m.storages, 1, 1, 128))),
+    broken("manifest: offset of a storage", manifest(lambda m: assign(m.storages, 1, 1, 128)), versions=V1),
     broken("manifest: storage in no record", manifest(lambda m: m.storages.append([8, 0, 0, 0]))),
     broken("manifest: storage missing", manifest(lambda m: m.storages.pop())),
-    broken("manifest: zeros between tables", {"manifest": put(0x60 + 48 + 24 + 48 + 32 + 2, "<B", 1)}),
-    broken("entries: count", {"manifest": put(0x60 + 48, "<Q", LARGE)}),
-    broken("entries: dims count", {"manifest": put(0x60 + 48 + 8, "<Q", 1 << 61)}),
-    broken("entries: names size", {"manifest": put(0x60 + 48 + 16, "<Q", HUGE)}),
+    broken("manifest: zeros between tables", {"manifest": put(0x60 + 48 + 24 + 48 + 32 + 2, "<B", 1)}, versions=V1),
+    broken("manifest: zeros between tables, version 2", {"manifest": put(0x60 + 7, "<B", 1)}, versions=V2),
+    broken("manifest: width of a column", {"manifest": put(0x60, "<B", 3)}, versions=V2),
+    broken("manifest: no width of a column", {"manifest": put(0x60, "<B", 0)}, versions=V2),
+    broken("manifest: wider column", {"manifest": put(0x60, "<B", 8)}, versions=V2),
+    broken("entries: count", {"manifest": put(0x60 + 48, "<Q", LARGE)}, versions=V1),
+    broken("entries: dims count", {"manifest": put(0x60 + 48 + 8, "<Q", 1 << 61)}, versions=V1),
+    broken("entries: names size", {"manifest": put(0x60 + 48 + 16, "<Q", HUGE)}, versions=V1),
+    broken("entries: count, version 2", {"manifest": put(0x68, "<Q", LARGE)}, versions=V2),
+    broken("entries: size of the kinds", {"manifest": put(0x68 + 8, "<Q", HUGE)}, versions=V2),
+    broken("entries: a kind is cut", {"manifest": put(0x68 + 8, "<Q", 21)}, versions=V2),
+    broken("entries: names size, version 2", {"manifest": put(0x68 + 16, "<Q", HUGE)}, versions=V2),
+    broken("entries: kind", {"manifest": put(0x68 + 24 + 20 + 1, "<B", 2)}, versions=V2),
+    broken("entries: shares with nothing before", entry(7, 1), versions=V2),
+    broken("entries: shares more than there is", entry(7, 2, row=1), versions=V2),
+    broken("entries: shares more than 63", named(b"x" * 64, b"b", shared=64), versions=V2),
     broken("entries: size of a name", entry(6, 0xFFFFFFFF)),
     broken("entries: storage", entry(0, 2)),
     broken("entries: storage, highest", entry(0, 0xFFFFFFFF)),
-    broken("entries: fewer dims", entry(2, 0)),
+    broken("entries: fewer dims", entry(2, 0), versions=V1),
     broken("entries: 65 dims", dims(*[1] * 130)),
     broken("entries: 255 dims", dims(*[1] * 510)),
     broken("entries: beyond the storage", dims(5, 1)),
@@ -332,10 +366,20 @@ CASES = [
     unsupported("entries: dtype 0", entry(1, 0)),
     unsupported("entries: unknown flag", entry(3, 16)),
     unsupported("entries: reserved", entry(4, 1)),
-    unsupported("entries: second reserved", entry(7, 1)),
+    unsupported("entries: second reserved", entry(7, 1), versions=V1),
     broken("entries: an integer that requires grad", entry(3, 1, row=1)),
     broken("entries: an integer parameter that requires grad", entry(3, 3, row=1)),
-    unsupported("tree: unknown tag", tree(b"\x10")),
+    unsupported("tree: unknown tag", tree(b"\x11")),
+    broken("tree: named value without a name", tree(b"\x10")),
+    broken("tree: named value without a payload", tree(b"\x10\x03set")),
+    broken("tree: name not UTF-8", tree(b"\x10\x01\xff\x00")),
+    unsupported("tree: unknown name", tree(b"\x10\x03sat\x08\x00")),
+    broken("tree: name of 2^56", tree(b"\x10" + b"\x80" * 8 + b"\x01")),
+    broken("tree: another payload", tree(b"\x10\x03set\x09\x00")),
+    broken("tree: payload with another part", tree(b"\x10\x08fraction\x09\x02\x03\x01\x01\x02")),
+    broken("tree: array of no entry", tree(b"\x10\x05array\x09\x04\x0c\x02\x06\x03<f4\x0e\x00\x01")),
+    broken("tree: array without a tensor", tree(b"\x10\x05array\x09\x04\x00\x06\x03<f4\x0e\x00\x01")),
+    broken("tree: deep named values", tree(b"\x10\x03a.b" * 1000 + b"\x00")),
     unsupported("tree: unknown tag 255", tree(b"\x08\x01\xff")),
     unsupported("tree: unknown dtype", tree(b"\x0d\x63")),
     broken("tree: nothing", tree(b"")),
@@ -411,10 +455,10 @@ CASES = [
         frame(lambda _: zstandard.ZstdCompressor(write_content_size=False).compress(bytes(262144))),
         "zstd",
     ),
-    broken("storages: overlap", storage(1, 1, 0)),
-    broken("storages: gap", storage(1, 1, 128)),
-    broken("storages: not aligned", storage(1, 1, 16)),
-    broken("storages: first not at 0", storage(0, 1, 64)),
+    broken("storages: overlap", storage(1, 1, 0), versions=V1),
+    broken("storages: gap", storage(1, 1, 128), versions=V1),
+    broken("storages: not aligned", storage(1, 1, 16), versions=V1),
+    broken("storages: first not at 0", storage(0, 1, 64), versions=V1),
     broken("storages: size", storage(1, 0, LARGE)),
     broken("storages: size 2^64 - 1", storage(0, 0, HUGE)),
     broken("storages: order", header(lambda h: h.storages.reverse())),
@@ -422,7 +466,7 @@ CASES = [
     broken("storages: unknown", header(lambda h: assign(h.storages, 1, 0, HUGE))),
     broken("storages: missing", header(lambda h: h.storages.pop())),
     broken("records: overlap", overlap, "two"),
-    broken("records: 200 on one payload", many_claims, "two"),
+    broken("records: 200 on one payload", many_claims, "two", V1),
     broken("file: cut", lambda data: data[:-4096]),
     broken("file: cut inside a page", lambda data: data[:-1]),
     broken("file: first page alone", lambda data: data[:4096]),
@@ -450,6 +494,15 @@ COPY = [
     Case("index: offset", "small", {"index": put(32, "<Q", 4096)}, DamagedError),
     Case("index: size of a header", "small", {"index": put(40, "<Q", HUGE)}, DamagedError),
     Case("index: tail", "small", {"index": put(8100, "<B", 1)}, DamagedError),
+    Case("superblock: version 1", "small", {"superblock": put(16, "<H", 1)}, DamagedError, V2),
+    Case("superblock: version 2", "small", {"superblock": put(16, "<H", 2)}, DamagedError, V1),
+    Case("directory: record count", "small", {"directory": put(16, "<Q", LARGE)}, DamagedError, V2),
+    Case("directory: no records", "small", {"directory": put(16, "<Q", 0)}, DamagedError, V2),
+    Case("directory: reserved", "small", {"directory": put(24, "<Q", 1)}, DamagedError, V2),
+    Case("directory: offset", "small", {"directory": put(32, "<Q", 4096)}, DamagedError, V2),
+    Case("directory: size of a header", "small", {"directory": put(40, "<Q", HUGE)}, DamagedError, V2),
+    Case("directory: digest", "small", {"directory": put(48, "<Q", 1)}, DamagedError, V2),
+    Case("directory: tail", "small", {"directory": put(4000, "<B", 1)}, DamagedError, V2),
     Case("record: another header in the index", "small", {"placed_header": put(4000, "<B", 1)}, DamagedError),
     Case(
         "chunk: digest of a raw one", "small", header(lambda h: assign(h.chunks, 0, 3, 0)), DamagedError
@@ -478,6 +531,8 @@ FINE = [
     Case("manifest: larger than it needs to be", "small", {"manifest": resized}, FastckptError),
     Case("record: header larger than it needs to be", "small", {"header": resized}, FastckptError),
     Case("index: larger than it needs to be", "small", {"index": resized}, FastckptError),
+    Case("directory: larger than it needs to be", "small", {"directory": resized}, FastckptError, V2),
+    Case("entries: a shared name", "small", named(b"ab", b"c", shared=1), FastckptError, V2),
     Case("tree: long numbers", "small", tree(b"\x08\x82" + b"\x80" * 8 + b"\x00\x00\x0c\x81\x00"), FastckptError),
     Case("tree: long int", "small", tree(b"\x08\x02\x03\x00\x03\x04\xfe\xff\xff\xff"), FastckptError),
     Case("tree: entry used twice", "small", tree(b"\x09\x02\x0c\x01\x0c\x01"), FastckptError),
@@ -491,8 +546,10 @@ FINE = [
 """Files that every reader must load."""
 
 
-def ids(cases: list[Case]) -> list[str]:
-    return [case.name for case in cases]
+def each(cases: list[Case]) -> Any:
+    """Every case in every version of the format that has it."""
+    pairs = [pytest.param(n, case, id=f"v{n}: {case.name}") for n in (1, 2) for case in cases if n in case.versions]
+    return pytest.mark.parametrize(("version", "case"), pairs, indirect=["version"])
 
 
 # --- checks --------------------------------------------------------------------------------------------------------
@@ -542,7 +599,7 @@ def warm(bases: Bases, tmp_path_factory: pytest.TempPathFactory) -> None:
 REFUSALS = {UnsupportedVersionError: Unsupported, DamagedError: Damaged, NotACheckpointError: NotACheckpoint}
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+@each(CASES)
 def test_load_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
     for mmap in (False, True):
@@ -552,7 +609,7 @@ def test_load_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
         assert caught.value.path == str(path)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+@each(CASES)
 def test_verify_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
     with frugal(path):
@@ -567,7 +624,7 @@ def test_verify_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> 
             assert report.exit_code
 
 
-@pytest.mark.parametrize("case", [*CASES, *COPY, *FINE], ids=ids([*CASES, *COPY, *FINE]))
+@each([*CASES, *COPY, *FINE])
 def test_verify_without_the_footer_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
     if case.name == "file: something behind":
@@ -579,7 +636,7 @@ def test_verify_without_the_footer_reports_or_refuses(case: Case, bases: Bases, 
         fastckpt.load(path)
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+@each(CASES)
 def test_reference_reader_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
     for strict in (True, False):
@@ -588,7 +645,7 @@ def test_reference_reader_refuses(case: Case, bases: Bases, tmp_path: Path) -> N
         assert type(caught.value) is REFUSALS[case.error], caught.value
 
 
-@pytest.mark.parametrize("case", CASES, ids=ids(CASES))
+@each(CASES)
 def test_open_hands_out_nothing_or_raises_a_typed_error(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
     failed = 0
@@ -608,7 +665,7 @@ def test_open_hands_out_nothing_or_raises_a_typed_error(case: Case, bases: Bases
     assert failed
 
 
-@pytest.mark.parametrize("case", COPY, ids=ids(COPY))
+@each(COPY)
 def test_verify_finds_what_a_reader_need_not(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
     with frugal(path):
@@ -626,7 +683,7 @@ def test_verify_finds_what_a_reader_need_not(case: Case, bases: Bases, tmp_path:
         read(path)
 
 
-@pytest.mark.parametrize("case", FINE, ids=ids(FINE))
+@each(FINE)
 def test_what_must_be_ignored_or_accepted(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
     with frugal(path):

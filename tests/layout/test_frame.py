@@ -16,6 +16,7 @@ from fastckpt.constants import (
     MAGIC_INDEX,
     MAGIC_SUPERBLOCK,
     MAX_SECTIONS,
+    SECTION_DIRECTORY,
     SECTION_FLAG_MUST_UNDERSTAND,
     SECTION_INDEX,
     SECTION_MANIFEST,
@@ -52,6 +53,7 @@ def sections(*more: Section) -> tuple[Section, ...]:
         Section(SECTION_MANIFEST, 1, Extent(4096, 4096), DIGEST),
         *more,
         Section(SECTION_INDEX, 1, Extent(16384, 8192), bytes(16)),
+        Section(SECTION_DIRECTORY, 1, Extent(24576, 4096), bytes(16)),
         Section(SECTION_MANIFEST_COPY, 1, Extent(FILE_SIZE - 8192, 4096), DIGEST),
     )
 
@@ -104,7 +106,7 @@ def test_cut_superblock(size: int) -> None:
 
 @pytest.mark.parametrize(
     ("offset", "code", "value"),
-    [(16, "H", 0), (16, "H", 2), (18, "B", 1), (23, "B", 1), (24, "Q", 1), (24, "Q", 2**63)]
+    [(16, "H", 0), (16, "H", 3), (18, "B", 1), (23, "B", 1), (24, "Q", 1), (24, "Q", 2**63)]
     + [(offset, "I", value) for offset in (40, 44, 48, 52) for value in (0, 1, 2**20 + 1)],
 )
 def test_later_versions_are_refused(offset: int, code: str, value: int) -> None:
@@ -249,7 +251,7 @@ def test_both_manifests_are_the_same() -> None:
 
 
 def test_as_many_sections_as_fit() -> None:
-    more = [Section(1000 + n, 0, Extent(4096, 4096), DIGEST) for n in range(MAX_SECTIONS - 3)]
+    more = [Section(1000 + n, 0, Extent(4096, 4096), DIGEST) for n in range(MAX_SECTIONS - 4)]
     assert len(footer(*more)) == FOOTER_SIZE
     assert len(decode(footer(*more)).sections) == MAX_SECTIONS
 

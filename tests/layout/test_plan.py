@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from fastckpt.constants import PACK_ALIGNMENT, PACK_LIMIT, PACK_MAX_STORAGES, PACK_THRESHOLD
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import encode_entry_table
-from fastckpt.layout.manifest import StoragePlace
+from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.plan import plan_records
 from fastckpt.layout.records import (
+    NO_LINKS,
     PackedStorage,
     count_leaves,
     decode_record_header,
@@ -93,6 +94,7 @@ def test_planned_records_decode(storage_sizes: list[int]) -> None:
             storages=record.storages,
             entry_table=encode_entry_table([]),
             manifest_digest=bytes(16),
+            links=NO_LINKS,
         )
         assert decode_record_header(block, limit=2**50).storages == record.storages
 

@@ -17,12 +17,14 @@ import pytest
 from fastckpt.constants import (
     FOOTER_SIZE,
     MAGIC_RECORD,
+    SECTION_DIRECTORY,
     SECTION_FLAG_MUST_UNDERSTAND,
     SECTION_INDEX,
     SECTION_MANIFEST,
     SECTION_MANIFEST_COPY,
 )
 from fastckpt.layout.blocks import Extent, align, block_digest
+from fastckpt.layout.directory import encode_directory
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, encode_entry_table
 from fastckpt.layout.frame import (
@@ -38,7 +40,7 @@ from fastckpt.layout.frame import (
 )
 from fastckpt.layout.manifest import decode_manifest, encode_manifest
 from fastckpt.layout.plan import plan_records
-from fastckpt.layout.records import decode_record_header, encode_record_header, raw_chunk_table
+from fastckpt.layout.records import NO_LINKS, decode_record_header, encode_record_header, raw_chunk_table
 from fastckpt.layout.tree import TensorRef, decode_tree, encode_tree
 
 SPEC = Path(__file__).parents[2] / "fastckpt" / "SPEC.md"
@@ -76,22 +78,31 @@ def example_file() -> bytes:
         storages=record.storages,
         entry_table=encode_entry_table(entries),
         manifest_digest=block_digest(manifest),
+        links=NO_LINKS,
     )
     index_at = align(manifest_at.end + len(header) + len(raw))
     payload = raw.ljust(index_at - manifest_at.end - len(header), b"\0")
     index = encode_index([(manifest_at.end, header)])
-    copy_at = index_at + len(index)
+    directory = encode_directory([(manifest_at.end, header)])
+    directory_at = index_at + len(index)
+    copy_at = directory_at + len(directory)
     size = copy_at + len(manifest) + FOOTER_SIZE
     sections = (
         Section(SECTION_MANIFEST, SECTION_FLAG_MUST_UNDERSTAND, manifest_at, block_digest(manifest)),
         Section(SECTION_INDEX, SECTION_FLAG_MUST_UNDERSTAND, Extent(index_at, len(index)), block_digest(index)),
+        Section(
+            SECTION_DIRECTORY,
+            SECTION_FLAG_MUST_UNDERSTAND,
+            Extent(directory_at, len(directory)),
+            block_digest(directory),
+        ),
         Section(
             SECTION_MANIFEST_COPY, SECTION_FLAG_MUST_UNDERSTAND, Extent(copy_at, len(manifest)), block_digest(manifest)
         ),
     )
     footer = encode_footer(Footer(size, 1, root_digest(block_digest(manifest), [block_digest(header)]), sections))
     superblock = encode_superblock(manifest_at, block_digest(manifest))
-    return b"".join((superblock, manifest, header, payload, index, manifest, footer))
+    return b"".join((superblock, manifest, header, payload, index, directory, manifest, footer))
 
 
 # --- the listing --------------------------------------------------------------
@@ -107,18 +118,19 @@ VERSION_FIELDS: list[Field] = [
 ]
 ENTRY_TABLE: list[Field] = [
     (8, "entry table: count"),
-    (8, "dims_count: shape and stride"),
+    (8, "kinds_size"),
     (8, "names_size"),
-    (4, "entry 0: storage"),
-    (1, "dtype 18: float32"),
+    (1, "kind 0: dtype 18: float32"),
     (1, "ndim"),
     (1, "flags: none"),
     (1, "reserved"),
-    (8, "storage_offset"),
-    (4, "name_size"),
-    (4, "reserved"),
     (8, "shape[0]"),
     (8, "stride[0]"),
+    (2, "column kind: width, entry 0"),
+    (2, "column storage"),
+    (2, "column storage_offset"),
+    (2, "column shared"),
+    (2, "column rest"),
     (1, 'the name "w"'),
 ]
 BLOCKS: list[tuple[str, list[Field]]] = [
@@ -149,13 +161,13 @@ BLOCKS: list[tuple[str, list[Field]]] = [
             (8, "entry_table_size"),
             (8, "tree_size"),
             (8, "metadata_size"),
-            (24, "reserved"),
-            (8, "storage 0: nbytes"),
-            (8, "offset in the record"),
-            (4, "record"),
-            (4, "reserved"),
+            (2, "version"),
+            (22, "reserved"),
+            (2, "storage table: column nbytes: width, storage 0"),
+            (2, "column record"),
+            (4, "zeros up to a multiple of 8"),
             *ENTRY_TABLE,
-            (7, "zeros up to a multiple of 8"),
+            (1, "zeros up to a multiple of 8"),
             (2, "tree: a dict with one pair"),
             (3, 'key: the str "w"'),
             (2, "value: the tensor of entry 0"),
@@ -169,7 +181,8 @@ BLOCKS: list[tuple[str, list[Field]]] = [
             (8, "magic"),
             (8, "size of the block"),
             (4, "number"),
-            (4, "must_understand"),
+            (2, "version"),
+            (2, "must_understand"),
             (8, "header_offset"),
             (8, "raw_size"),
             (8, "stored_size"),
@@ -178,14 +191,15 @@ BLOCKS: list[tuple[str, list[Field]]] = [
             (8, "storage_count"),
             (8, "entry_table_size"),
             (16, "manifest_digest"),
+            (16, "previous: there is no record before"),
+            (16, "before"),
             (8, "chunk 0: offset"),
             (4, "stored_size"),
             (4, "codec: none"),
             (8, "stored_digest: XXH3-64 of the next 8 bytes"),
             (8, "leaf 0: digest"),
-            (8, "storage row: number"),
-            (8, "offset in the record"),
-            (8, "nbytes"),
+            (2, "storage table: column number: width, storage 0"),
+            (2, "column nbytes"),
             *ENTRY_TABLE,
         ],
     ),
@@ -202,6 +216,18 @@ BLOCKS: list[tuple[str, list[Field]]] = [
             (4096, "the record header, again"),
         ],
     ),
+    (
+        "Directory",
+        [
+            (8, "magic"),
+            (8, "size of the block"),
+            (8, "record_count"),
+            (8, "reserved"),
+            (8, "row 0: header_offset"),
+            (8, "header_size"),
+            (16, "digest of the record header"),
+        ],
+    ),
     ("Manifest copy", [(4096, "the manifest, again")]),
     (
         "Footer",
@@ -216,7 +242,7 @@ BLOCKS: list[tuple[str, list[Field]]] = [
             (4, "reserved"),
             *(
                 field
-                for kind in ("1, manifest", "2, index", "3, manifest copy")
+                for kind in ("1, manifest", "2, index", "7, directory", "3, manifest copy")
                 for field in (
                     (4, f"section of kind {kind}"),
                     (4, "flags: must understand"),
@@ -232,7 +258,7 @@ BLOCKS: list[tuple[str, list[Field]]] = [
 
 def listing(file: bytes) -> str:
     """The annotated listing of the example, as it stands in SPEC.md."""
-    sizes = [4096, 4096, 4096, 4096, 8192, 4096, 4096]
+    sizes = [4096, 4096, 4096, 4096, 8192, 4096, 4096, 4096]
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     lines = ["```text", "offset    bytes                                            meaning"]
     for (title, fields), start, size in zip(BLOCKS, starts, sizes, strict=True):
@@ -338,7 +364,7 @@ def test_ten_lines_read_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert tuple(w) == VALUES
 
 
-@pytest.mark.parametrize("offset", [0x3000, 0x2048, 0x7FFF])
+@pytest.mark.parametrize("offset", [0x3000, 0x2048, 0x8FFF])
 def test_ten_lines_notice_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int) -> None:
     file = bytearray(parse_listing(spec_listing()))
     file[offset] ^= 1
@@ -367,10 +393,10 @@ def test_sizes_that_the_downsides_state(tmp_path: Path) -> None:
     import fastckpt
 
     fastckpt.save({}, tmp_path / "empty.fckpt")
-    assert (tmp_path / "empty.fckpt").stat().st_size == 20 * 1024
+    assert (tmp_path / "empty.fckpt").stat().st_size == 24 * 1024
     fastckpt.save({"w": torch.zeros(1)}, tmp_path / "one.fckpt")
-    assert (tmp_path / "one.fckpt").stat().st_size == 32 * 1024
-    assert "An empty state takes 20 KiB, one small tensor 32 KiB" in section("## 19. ")
+    assert (tmp_path / "one.fckpt").stat().st_size == 36 * 1024
+    assert "An empty state takes 24 KiB, one small tensor 36 KiB" in section("## 19. ")
 
 
 def test_dtype_table() -> None:

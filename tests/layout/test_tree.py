@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import pathlib
+import re
 import struct
 import tracemalloc
 from collections import OrderedDict
@@ -16,10 +18,12 @@ from hypothesis import strategies as st
 from fastckpt.constants import MAX_INT_KEY_SIZE, MAX_TREE_DEPTH
 from fastckpt.errors import DamagedError, UnsupportedStateError, UnsupportedVersionError
 from fastckpt.layout.dtypes import BY_NAME
+from fastckpt.layout.named import SHAPES
 from fastckpt.layout.tree import (
     AttributedDict,
     DeviceRef,
     DTypeRef,
+    NamedRef,
     Path,
     SizeRef,
     TensorRef,
@@ -357,7 +361,8 @@ def test_invalid_trees(raw: bytes, message: str) -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (b"\x10", "unknown tag 16"),
+        (b"\x11", "unknown tag 17"),
+        (b"\x10\x03sat\x00", "unknown named value 'sat'"),
         (b"\xff", "unknown tag 255"),
         (b"\x0d\x00", "unknown dtype code 0"),
         (b"\x0d\xff", "unknown dtype code 255"),
@@ -366,6 +371,59 @@ def test_invalid_trees(raw: bytes, message: str) -> None:
 def test_trees_of_a_later_version(raw: bytes, message: str) -> None:
     with pytest.raises(UnsupportedVersionError, match=message):
         decode_tree(raw, 3)
+
+
+REFS: dict[object, object] = {
+    str: "x",
+    int: -3,
+    bytes: b"y",
+    bool: True,
+    TensorRef: TensorRef(1),
+    SizeRef: SizeRef((2, 3)),
+}
+
+
+def example_of(shape: object) -> object:
+    """A payload of a shape of `SHAPES`."""
+    if isinstance(shape, frozenset):
+        return None
+    if isinstance(shape, tuple):
+        return tuple(map(example_of, shape))
+    if isinstance(shape, list):
+        return [example_of(shape[0])] * 2
+    if isinstance(shape, dict):
+        return {"k": NamedRef("a.b", [1])}
+    return REFS.get(shape, [None, NamedRef("range", (0, 9, 2))])
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_named_values(name: str) -> None:
+    value = NamedRef(name, example_of(SHAPES[name]))
+    raw = encode({"v": value})
+    assert decode_tree(raw, 2) == {"v": value}
+    wrong = NamedRef(name, {1: 2})
+    with pytest.raises(UnsupportedStateError, match=f"no '{name}'"):
+        encode(wrong)
+    head = bytes((16, len(name))) + name.encode()
+    with pytest.raises(DamagedError, match="another shape"):
+        decode_tree(head + encode({1: 2}), 2)
+
+
+def test_the_text_has_every_name_of_a_named_value() -> None:
+    import fastckpt
+
+    text = (pathlib.Path(fastckpt.__file__).parent / "SPEC.md").read_text(encoding="utf-8")
+    table = text[text.index("### 9.1 ") : text.index("## 10. ")]
+    names = [name for row in re.findall(r"^\| ([a-z_, ]+) \| ", table, re.MULTILINE) for name in row.split(", ")]
+    assert sorted({*names} - {"name"}) == sorted(SHAPES)
+
+
+def test_tensors_in_named_values_are_found() -> None:
+    array = NamedRef("array", (TensorRef(0), "<f4", SizeRef((1,)), False))
+    found = [
+        leaf for _, leaf in walk_tree({"a": array, "n": NamedRef("x.y", [TensorRef(1)])}) if type(leaf) is TensorRef
+    ]
+    assert found == [TensorRef(0), TensorRef(1)]
 
 
 def test_long_forms_of_numbers_are_read() -> None:

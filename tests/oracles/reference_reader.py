@@ -20,7 +20,8 @@ from reference_tree import DTYPES, Damaged, NotACheckpoint, Tensor, Unsupported,
 
 LEAF, CHUNK, PAGE, PACK = 16384, 1048576, 4096, 64
 SUPERBLOCK, MANIFEST, RECORD = b"\x89FCKPT\r\n", b"FCKPTMAN", b"FCKPTREC"
-INDEX, SOURCE, FOOTER = b"FCKPTIDX", b"FCKPTSRC", b"FCKPTEND"
+INDEX, DIRECTORY, SOURCE, FOOTER = b"FCKPTIDX", b"FCKPTDIR", b"FCKPTSRC", b"FCKPTEND"
+NONE = bytes(16)
 
 
 @dataclass
@@ -37,6 +38,8 @@ class Record:
     storages: list[tuple[int, int, int]]
     entries: list[Tensor]
     digest: bytes
+    version: int
+    links: tuple[bytes, bytes] | None
 
     @property
     def end(self) -> int:
@@ -55,11 +58,13 @@ class Manifest:
     metadata: bytes
     digest: bytes
     size: int
+    version: int
 
 
 @dataclass
 class File:
-    """What a file holds. ``lost`` and ``None`` in place of a tensor: only after a recovery."""
+    """What a file holds. ``lost`` and ``None`` in place of a tensor: only after a recovery; ``strangers`` are not shown
+    to be of the same save as the others."""
 
     state: Any
     metadata: dict[Any, Any] | None
@@ -68,6 +73,7 @@ class File:
     records: list[Record] = field(default_factory=list)
     sections: list[tuple[int, int, int, int, bytes]] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
+    strangers: list[str] = field(default_factory=list)
 
 
 T = TypeVar("T")
@@ -95,46 +101,99 @@ def ends(block: bytes, at: int) -> None:
     need(not any(block[at:-16]), "the block is not filled up with zeros")
 
 
-def features(block: bytes) -> None:
-    """The fields that superblock and footer have in common."""
+def features(block: bytes) -> int:
+    """The fields that superblock and footer have in common; gives the version."""
     version, reserved, must_understand, _ = struct.unpack_from("<H6sQQ", block, 16)
-    need(version == 1, f"version {version}", Unsupported)
+    need(version in (1, 2), f"version {version}", Unsupported)
     need(must_understand == 0, f"must-understand flags {must_understand:#x}", Unsupported)
     need(not any(reserved), "reserved bytes are not zero", Unsupported)
+    return int(version)
 
 
-def superblock(data: bytes) -> tuple[int, bytes]:
-    """Size and digest of the manifest, as the superblock states them (section 6)."""
+def block_version(field: int) -> int:
+    """The version that a manifest or a record header states."""
+    need(field in (0, 2), f"version {field}", Unsupported)
+    return field or 1
+
+
+def column(table: bytes, at: int, count: int) -> tuple[list[int], int]:
+    """The numbers of a column, and where it ends (section 3)."""
+    need(at < len(table) and table[at] in (1, 2, 4, 8), "a column has no width")
+    width, end = table[at], at + 1 + table[at] * count
+    need(end <= len(table), "a column does not end inside its table")
+    return [int.from_bytes(table[n : n + width], "little") for n in range(at + 1, end, width)], end
+
+
+def superblock(data: bytes) -> tuple[int, bytes, int]:
+    """Size and digest of the manifest, and the version, as the superblock states them (section 6)."""
     block = sealed(data, 0, SUPERBLOCK)
     need(len(block) == PAGE, "the superblock is not 4096 bytes large")
-    features(block)
+    version = features(block)
     *sizes, offset, size, digest = struct.unpack_from("<4I2Q16s", block, 40)
     need(sizes == [LEAF, CHUNK, PAGE, PACK], f"other sizes: {sizes}", Unsupported)
     need(offset == PAGE, "the manifest is not at 4096")
     ends(block, 88)
-    return size, digest
+    return size, digest, version
 
 
-def footer(data: bytes) -> tuple[int, bytes, list[tuple[int, int, int, int, bytes]]]:
-    """The number of records, the root digest and the sections (sections 12 and 13)."""
+def footer(data: bytes) -> tuple[int, bytes, list[tuple[int, int, int, int, bytes]], int]:
+    """The number of records, the root digest, the sections and the version (sections 12 and 13)."""
     begin = len(data) - PAGE
     block = sealed(data, begin, FOOTER)
-    features(block)
+    version = features(block)
     file_size, records, root, count, reserved = struct.unpack_from("<2Q16s2I", block, 40)
     need(file_size == len(data) and begin % PAGE == 0, "the file has another size than its footer says")
     need(count <= 100 and not reserved, "the footer has too many sections, or a reserved field is not zero")
     ends(block, 80 + 40 * count)
     rows = [struct.unpack_from("<2I2Q16s", block, 80 + 40 * n) for n in range(count)]
     for kind, flags, offset, size, _ in rows:
-        need(kind in (1, 2, 3, 4) or not flags & 1, f"section of unknown kind {kind}", Unsupported)
+        need(
+            kind in (1, 2, 3, 4) or (kind == 7 and version == 2) or not flags & 1,
+            f"section of unknown kind {kind}",
+            Unsupported,
+        )
         need(not (offset % PAGE or size % PAGE) and size >= PAGE and offset + size <= begin, "a section lies outside")
     kinds = [kind for kind, *_ in rows]
-    need(all(kinds.count(kind) == 1 for kind in (1, 2, 3)), "not exactly one manifest, index and manifest copy")
-    return records, root, rows
+    once = (1, 2, 3) if version == 1 else (1, 2, 3, 7)
+    need(all(kinds.count(kind) == 1 for kind in once), "not exactly one manifest, index, directory and manifest copy")
+    return records, root, rows, version
 
 
-def entry_table(table: bytes, storage_count: int | None) -> list[Tensor]:
-    """The entries of a manifest or of a record header (section 8)."""
+Row = tuple[int, int, int, tuple[int, ...], int, bytes]
+"""One entry: storage, dtype, flags, shape and stride, storage_offset, name."""
+
+
+def entry_rows(table: bytes) -> list[Row]:
+    """The rows of an entry table (section 8)."""
+    need(len(table) >= 24, "the entry table is cut off")
+    count, kinds_size, names_size = struct.unpack_from("<3Q", table)
+    need(kinds_size <= len(table) - 24, "the kinds do not end inside the table")
+    kinds, at = [], 24
+    while at < 24 + kinds_size:
+        need(at + 4 <= 24 + kinds_size, "a kind is cut off")
+        dtype, ndim, flags, reserved = table[at : at + 4]
+        need(at + 4 + 16 * ndim <= 24 + kinds_size, "a kind is cut off")
+        need(reserved == 0, "a kind has reserved bits", Unsupported)
+        kinds.append((dtype, flags, struct.unpack_from(f"<{2 * ndim}Q", table, at + 4)))
+        at += 4 + 16 * ndim
+    columns = []
+    for _ in range(5):
+        numbers, at = column(table, at, count)
+        columns.append(numbers)
+    need(at + names_size == len(table) and sum(columns[4]) == names_size, "the entry table has another size")
+    rows, name = [], b""
+    for kind, storage, offset, shared, rest in zip(*columns, strict=True):
+        need(kind < len(kinds), f"kind {kind} does not exist")
+        need(shared <= min(63, len(name)), "a name shares too much")
+        name = name[:shared] + table[at : at + rest]
+        at += rest
+        dtype, flags, dims = kinds[kind]
+        rows.append((storage, dtype, flags, dims, offset, name))
+    return rows
+
+
+def entry_rows_1(table: bytes) -> list[Row]:
+    """The rows of an entry table of version 1 (section 24)."""
     need(len(table) >= 24, "the entry table is cut off")
     count, dims_count, names_size = struct.unpack_from("<3Q", table)
     dims_at = 24 + 24 * count
@@ -142,30 +201,61 @@ def entry_table(table: bytes, storage_count: int | None) -> list[Tensor]:
     rows = [struct.unpack_from("<I4BQ2I", table, 24 + 24 * n) for n in range(count)]
     need(dims_count == 2 * sum(row[2] for row in rows), "the entries have other dimensions than the table")
     need(names_size == sum(row[6] for row in rows), "the entries have other names than the table")
-    name_at, entries = dims_at + 8 * dims_count, []
+    name_at, found = dims_at + 8 * dims_count, []
     for storage, dtype, ndim, flags, reserved, offset, name_size, reserved_too in rows:
+        need(not reserved and not reserved_too, "an entry has reserved bits", Unsupported)
+        dims = struct.unpack_from(f"<{2 * ndim}Q", table, dims_at)
+        found.append((storage, dtype, flags, dims, offset, table[name_at : name_at + name_size]))
+        dims_at, name_at = dims_at + 16 * ndim, name_at + name_size
+    return found
+
+
+def entry_table(table: bytes, storage_count: int | None, version: int) -> list[Tensor]:
+    """The entries of a manifest or of a record header (section 8)."""
+    entries = []
+    for storage, dtype, flags, dims, offset, name in (entry_rows_1 if version == 1 else entry_rows)(table):
+        ndim = len(dims) // 2
         need(storage_count is None or storage < storage_count, f"storage {storage} does not exist")
         need(dtype in DTYPES, f"unknown dtype {dtype}", Unsupported)
-        need(flags < 16 and not reserved and not reserved_too, "an entry has reserved bits", Unsupported)
+        need(flags < 16, "an entry has reserved bits", Unsupported)
         need(ndim <= 64 and (dtype >= 16 or not flags & 1), "65 dimensions, or an integer that requires a gradient")
-        dims = struct.unpack_from(f"<{2 * ndim}Q", table, dims_at)
         elements = math.prod(extent for extent in dims[:ndim] if extent)
         need(max(*dims, offset, elements) < 1 << 63, "an extent, a stride, an offset or their product is too large")
         try:
-            name = table[name_at : name_at + name_size].decode("utf-8")
+            text = name.decode("utf-8")
         except UnicodeDecodeError as error:
             raise Damaged("a name is not UTF-8") from error
-        dims_at, name_at = dims_at + 16 * ndim, name_at + name_size
         spec, itemsize, code = DTYPES[dtype]
-        entries.append(Tensor(name, spec, dims[:ndim], dims[ndim:], offset, storage, flags, itemsize, code))
-    need(len({entry.name for entry in entries}) == count, "two entries have the same name")
+        entries.append(Tensor(text, spec, dims[:ndim], dims[ndim:], offset, storage, flags, itemsize, code))
+    need(len({entry.name for entry in entries}) == len(entries), "two entries have the same name")
     return entries
+
+
+def manifest_storages(table: bytes, count: int, version: int) -> list[tuple[int, int, int]]:
+    """Size, offset and record of every storage (section 7)."""
+    if version == 1:
+        need(len(table) == 24 * count, "the storage table has another size than its rows")
+        rows = [struct.unpack_from("<2Q2I", table, 24 * n) for n in range(count)]
+        need(not any(reserved for *_, reserved in rows), "a reserved field of a storage is not zero")
+        return [(nbytes, offset, record) for nbytes, offset, record, _ in rows]
+    sizes, at = column(table, 0, count)
+    records, at = column(table, at, count)
+    need(at == len(table), "the storage table has another size than its columns")
+    ends: dict[int, int] = {}
+    places = []
+    for nbytes, record in zip(sizes, records, strict=True):
+        offset = align(ends.get(record, 0), PACK)
+        ends[record] = offset + nbytes
+        need(ends[record] < 1 << 63, "a storage is too large")
+        places.append((nbytes, offset, record))
+    return places
 
 
 def manifest(block: bytes) -> Manifest:
     """A whole manifest block (section 7)."""
     storage_count, entry_count, record_count, *sizes = struct.unpack_from("<7Q", block, 16)
-    need(not any(block[72:96]), "reserved bytes of the manifest are not zero")
+    version = block_version(struct.unpack_from("<H", block, 72)[0])
+    need(not any(block[74:96]), "reserved bytes of the manifest are not zero")
     tables, at = [], 96
     for size in sizes:
         begin = align(at, 8)
@@ -173,32 +263,43 @@ def manifest(block: bytes) -> Manifest:
         tables.append(block[begin : begin + size])
         at = begin + size
     ends(block, at)
-    need(sizes[0] == 24 * storage_count, "the storage table has another size than its rows")
-    rows = [struct.unpack_from("<2Q2I", tables[0], 24 * n) for n in range(storage_count)]
-    for *_, record, reserved in rows:
-        need(record < record_count and not reserved, "a storage is in a record that does not exist")
-    entries = entry_table(tables[1], storage_count)
+    storages = manifest_storages(tables[0], storage_count, version)
+    for *_, number in storages:
+        need(number < record_count, "a storage is in a record that does not exist")
+    entries = entry_table(tables[1], storage_count, version)
     need(len(entries) == entry_count, "the manifest has another number of entries than its table")
     for entry in entries:
-        need(entry.span[1] <= rows[entry.storage][0], f"{entry.name!r} reaches beyond its storage")
-    storages = [(nbytes, offset, record) for nbytes, offset, record, _ in rows]
-    return Manifest(storages, entries, record_count, tables[2], tables[3], block[-16:], len(block))
+        need(entry.span[1] <= storages[entry.storage][0], f"{entry.name!r} reaches beyond its storage")
+    return Manifest(storages, entries, record_count, tables[2], tables[3], block[-16:], len(block), version)
 
 
 def record(block: bytes, at: int, manifest_digest: bytes | None, storage_count: int | None) -> Record:
     """A whole record header that was found, or belongs, at an offset (section 10)."""
-    number, must_understand, offset, *fields, digest = struct.unpack_from("<2I7Q16s", block, 16)
+    number, stated, must_understand, offset, *fields, digest = struct.unpack_from("<I2H7Q16s", block, 16)
+    version = block_version(stated)
+    links = struct.unpack_from("<16s16s", block, 96) if version == 2 else None
+    begin_at = 96 if links is None else 128
     raw_size, stored_size, chunk_count, leaf_count, storages, table_size = fields
     need(offset == at, f"the record header belongs at {offset}, not at {at}")
     need(manifest_digest in (None, digest), "the record belongs to another manifest")
     need(must_understand == 0, f"must-understand flags {must_understand:#x} of a record", Unsupported)
     need(chunk_count == align(raw_size, CHUNK) // CHUNK, "the number of chunks does not fit the size")
     need(leaf_count == align(raw_size, LEAF) // LEAF, "the number of leaves does not fit the size")
-    leaves_at = 96 + 24 * chunk_count
+    leaves_at = begin_at + 24 * chunk_count
     rows_at = leaves_at + 8 * leaf_count
-    table_at = rows_at + 24 * storages
+    if links is None:
+        table_at = rows_at + 24 * storages
+        need(table_at <= len(block) - 16, "the storage rows do not end inside the header")
+        rows = [struct.unpack_from("<3Q", block, rows_at + 24 * n) for n in range(storages)]
+    else:
+        numbers, at_sizes = column(block[:-16], rows_at, storages)
+        sizes_of, table_at = column(block[:-16], at_sizes, storages)
+        rows, end = [], 0
+        for storage, size in zip(numbers, sizes_of, strict=True):
+            rows.append((storage, align(end, PACK), size))
+            end = align(end, PACK) + size
     ends(block, table_at + table_size)
-    chunks = [struct.unpack_from("<Q2IQ", block, 96 + 24 * n) for n in range(chunk_count)]
+    chunks = [struct.unpack_from("<Q2IQ", block, begin_at + 24 * n) for n in range(chunk_count)]
     end = 0
     for n, (begin, size, codec, _) in enumerate(chunks):
         raw = min(CHUNK, raw_size - CHUNK * n)
@@ -207,21 +308,20 @@ def record(block: bytes, at: int, manifest_digest: bytes | None, storage_count: 
         need((codec == 0) == (size == raw), "a chunk is not encoded and has another size, or the reverse")
         end += size
     need(end == stored_size, "the chunks have another size than the payload")
-    rows = [struct.unpack_from("<3Q", block, rows_at + 24 * n) for n in range(storages)]
     end = 0
     for n, (_, begin, size) in enumerate(rows):
         need(n == 0 or rows[n - 1][0] < rows[n][0], "the storages of a record do not ascend")
         need(begin == align(end, PACK), "the storages of a record overlap or leave gaps")
         end = begin + size
     need(end == raw_size, "the storages do not end where the record does")
-    entries = entry_table(block[table_at : table_at + table_size], storage_count)
+    entries = entry_table(block[table_at : table_at + table_size], storage_count, version)
     sizes = {storage: size for storage, _, size in rows}
     for entry in entries:
         need(entry.storage in sizes, f"{entry.name!r} is not in this record")
         need(entry.span[1] <= sizes[entry.storage], f"{entry.name!r} reaches beyond its storage")
     leaves = struct.unpack_from(f"<{leaf_count}Q", block, leaves_at)
     sizes_and_rows = (raw_size, stored_size, chunks, leaves, rows, entries)
-    return Record(number, at, at + len(block), *sizes_and_rows, block[-16:])
+    return Record(number, at, at + len(block), *sizes_and_rows, block[-16:], version, links)
 
 
 def decode_chunk(stored: bytes, codec: int, digest: int, raw_size: int) -> bytes:
@@ -287,7 +387,7 @@ def read(path: str | Path, strict: bool = True) -> File:
     """Reads a loadable file (section 15), and if strict one without any damage."""
     data = Path(path).read_bytes()
     try:
-        record_count, root, sections = footer(data)
+        record_count, root, sections, version = footer(data)
     except Damaged as error:
         need(data[:8] == SUPERBLOCK, "neither superblock nor footer", NotACheckpoint)
         raise Damaged(f"the file has no whole footer: {error}") from error
@@ -322,23 +422,38 @@ def read(path: str | Path, strict: bool = True) -> File:
         return headers
 
     try:
-        size, digest = superblock(data)
+        size, digest, same = superblock(data)
         need((size, digest) == places[1][1:], "superblock and footer name different manifests")
+        need(same == version, "superblock and footer state different versions")
     except Damaged:
         if strict:
             raise
     found = manifest(either(strict, lambda: section(3, MANIFEST), lambda: section(1, MANIFEST)))
     need(places[1] == (PAGE, found.size, found.digest) and places[3][1:] == places[1][1:], "manifests differ")
+    need(found.version == version, "manifest and footer state different versions")
     need(record_count == found.record_count, "manifest and footer state different numbers of records")
     headers = either(strict, by_index, by_place)
     need(len(headers) == record_count, "manifest and index state different numbers of records")
     digests = b"".join([found.digest, *(header[-16:] for header in headers)])
     need(xxhash.xxh3_128_digest(digests) == root, "the root digest is another one")
 
+    if version == 2:
+        try:
+            directory = section(7, DIRECTORY)
+            rows = [struct.pack("<2Q", *struct.unpack_from("<Q", h, 24), len(h)) + h[-16:] for h in headers]
+            need(directory[16:32] == struct.pack("<2Q", len(rows), 0), "the directory has another number of records")
+            need(directory[32:].startswith(b"".join(rows)), "the directory names other headers")
+            ends(directory, 32 + 32 * len(rows))
+        except Damaged:
+            if strict:
+                raise
     at, records, held = PAGE + found.size, [], {}
+    links = (NONE, NONE)
     for number, header in enumerate(headers):
         rec = record(header, at, found.digest, len(found.storages))
         need(rec.number == number and rec.payload + rec.stored_size <= len(data), "a record is not where it belongs")
+        need(rec.version == version and rec.links in (None, links), "a record does not follow the one before it")
+        links = (rec.digest, links[0])
         need(not strict or not any(data[rec.payload + rec.stored_size : rec.end]), "padding is not zero")
         for storage, begin, size in rec.storages:
             need(storage not in held, f"storage {storage} is in two records")
@@ -351,7 +466,10 @@ def read(path: str | Path, strict: bool = True) -> File:
         records.append(rec)
     need(held == dict(enumerate(found.storages)), "manifest and records state different storages")
     kinds = [kind for kind, *_ in sections]
-    need(not strict or kinds == [1, *sorted(set(kinds) - {1, 2, 3}), 2, 3], "the sections are not in order")
+    need(
+        not strict or kinds == [1, *sorted(set(kinds) - {1, 2, 3, 7}), 2, *([7] if version == 2 else []), 3],
+        "the sections are not in order",
+    )
     for kind, _, offset, size, digest in sections[1:]:
         need(offset == at, "the sections do not follow one another")
         at += size

@@ -31,7 +31,7 @@ class NotACheckpoint(Refused):
 
 
 class Unsupported(Refused):
-    """It needs something that version 1 does not know."""
+    """It needs something that the format does not know."""
 
 
 class Damaged(Refused):
@@ -98,6 +98,49 @@ def need(condition: bool, message: str, error: type[Refused] = Damaged) -> None:
     """Refuses the file unless the condition holds."""
     if not condition:
         raise error(message)
+
+
+@dataclass(frozen=True)
+class Named:
+    """A named value (section 9.1)."""
+
+    name: str
+    payload: Any
+
+
+# The payloads of section 9.1, written down as there: "any", "str", ..., "{}" for a dict with str keys, [x], (x, y).
+PAIRS = [("any", "any")]
+FORMS: dict[str, Any] = {
+    "object": ("str", "{}", "int", "int"), "array": ("tensor", "str", "size", "bool"), "scalar": ("str", "bytes"),
+    "set": ["any"], "frozenset": ["any"], "deque": (["any"], "int or None"), "dict": PAIRS, "counter": PAIRS,
+    "defaultdict": (PAIRS, "str or None"), "bytearray": "bytes", "namespace": ("str", "{}"), "path": ("str", "str"),
+    "datetime": "str", "date": "str", "time": "str", "timedelta": ("int", "int", "int"),
+    "range": ("int", "int", "int"), "slice": ("any", "any", "any"), "fraction": ("int", "int"), "decimal": "str",
+    "enum": ("str", "str", "any"), "namedtuple": ("str", "{}"), "dataclass": ("str", "{}"), "memory_format": "str",
+    "layout": "str", "generator": ("str", "tensor"),
+}  # fmt: skip
+
+
+def has_form(value: Any, form: Any, lost: bool) -> bool:
+    """Whether a payload has the form of its name; with ``lost``, a tensor may be gone."""
+    if isinstance(form, list):
+        return type(value) is list and all(has_form(item, form[0], lost) for item in value)
+    if isinstance(form, tuple):
+        return (
+            type(value) is tuple
+            and len(value) == len(form)
+            and all(has_form(v, f, lost) for v, f in zip(value, form, strict=True))
+        )
+    if form == "{}":
+        return type(value) is dict and all(isinstance(key, str) for key in value)
+    if form == "tensor":
+        return isinstance(value, Tensor) or (lost and value is None)
+    if form == "size":
+        return isinstance(value, Plain) and value.kind == "size"
+    if form.endswith(" or None") and value is None:
+        return True
+    types = {"str": str, "int": int, "bool": bool, "bytes": bytes}
+    return form == "any" or type(value) is types[form.removesuffix(" or None")]
 
 
 def tree(data: bytes, entries: list[Any]) -> Any:
@@ -180,8 +223,14 @@ def tree(data: bytes, entries: list[Any]) -> Any:
             extents = tuple(leb() for _ in range(count))
             need(all(extent < 1 << 63 for extent in extents), "an extent is too large")
             return Plain("size", extents)
-        need(tag == 15, f"unknown tag {tag}", Unsupported)
-        return Plain("device", text())
+        if tag == 15:
+            return Plain("device", text())
+        need(tag == 16, f"unknown tag {tag}", Unsupported)
+        name = text()
+        payload = node(depth + 1)
+        need("." in name or name in FORMS, f"unknown named value {name!r}", Unsupported)
+        need("." in name or has_form(payload, FORMS[name], None in entries), f"{name!r} has another payload")
+        return Named(name, payload)
 
     root = node(0)
     need(at == len(data), "something stands behind the tree")
