@@ -48,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Examine, and show one screen."""
-    from fastckpt.doctor.directories import default_base
     from fastckpt.doctor.examination import Question, examine
+    from fastckpt.nanochat.choosing import base_directory
 
-    path = (args.path.rstrip("/") or "/") if args.path else default_base()
+    path = (args.path.rstrip("/") or "/") if args.path else base_directory()
     if path.startswith("-"):  # After `--`; in the commands that are told it must not look like an option.
         path = os.path.join(".", path)
     sizes, sizes_as = _sizes(args)

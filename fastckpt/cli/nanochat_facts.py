@@ -11,12 +11,11 @@ from fastckpt.errors import FastckptError
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import find_optimizers
 from fastckpt.nanochat.meta import read_meta
+from fastckpt.nanochat.model_tensors import padded_vocabulary
 from fastckpt.nanochat.names import META, OPTIM, Stem, parse_name, parse_stem
 from fastckpt.stored.inspection import Inspection
 
 _LAYER: Final = re.compile(r"(?:^|\.)transformer\.h\.(\d+)\.")
-_VOCAB_MULTIPLE: Final = 64
-"""The vocabulary is padded to a multiple of this."""
 
 
 def nanochat_facts(inspection: Inspection) -> Facts | None:
@@ -61,7 +60,7 @@ def _world_size(inspection: Inspection, model_config: Any) -> int | None:
         if type(ref) is not TensorRef:
             return None
         shape = inspection.entries[ref.entry].shape
-        padded = -(-vocab // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        padded = padded_vocabulary(vocab)
         return padded // shape[0] if shape and shape[0] and padded % shape[0] == 0 else None
     return None
 

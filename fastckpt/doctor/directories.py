@@ -52,11 +52,6 @@ class Places:
         return any(os.path.basename(directory) in SOURCES for directory in self.siblings if directory != self.root)
 
 
-def default_base() -> str:
-    """Where nanochat keeps its checkpoints."""
-    return os.environ.get("NANOCHAT_BASE_DIR") or os.path.expanduser("~/.cache/nanochat")
-
-
 def find_places(root: str, *, deep: bool, threads: int | None, progress: Progress | None) -> Places:
     """The checkpoints in a directory: its own, its subdirectories', or those of a base directory."""
     places = Places(root)

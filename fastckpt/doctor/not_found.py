@@ -9,9 +9,10 @@ import shlex
 from collections.abc import Iterable
 
 from fastckpt.doctor.diagnosis import Diagnosis
-from fastckpt.doctor.directories import SOURCES, Places, default_base, find_places
+from fastckpt.doctor.directories import SOURCES, Places, find_places
 from fastckpt.doctor.facts import StepFacts, TagFacts
 from fastckpt.doctor.resuming import resume_command
+from fastckpt.nanochat.choosing import base_directory
 from fastckpt.nanochat.steps import list_numbers
 
 _RANKED = re.compile(r"d(\d+)")
@@ -53,7 +54,7 @@ def _near(path: str) -> list[TagFacts]:
     while above and not os.path.isdir(above) and above != os.path.dirname(above):
         above = os.path.dirname(above)
     beside = find_places(above or ".", deep=False, threads=None, progress=None).tags
-    return beside or find_places(default_base(), deep=False, threads=None, progress=None).tags
+    return beside or find_places(base_directory(), deep=False, threads=None, progress=None).tags
 
 
 def missing_tag(places: Places, wanted: str) -> Diagnosis:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 
 from fastckpt.doctor import commands
-from fastckpt.doctor.directories import BASE, default_base
+from fastckpt.doctor.directories import BASE
 from fastckpt.doctor.facts import StepFacts
 from fastckpt.doctor.sizes import HEAD_SIZE, sizes_of_model
 from fastckpt.doctor.versions import EPOCH, HISTORY, model_shapes, version_range
+from fastckpt.nanochat.choosing import base_directory
 
 _MOST_OPTIONS = 200
 
@@ -51,5 +52,5 @@ def _place(directory: str) -> tuple[str | None, str]:
     """The base directory that nanochat must be told of, if it is not the default, and the tag."""
     above, name = os.path.split(os.path.abspath(directory))
     base, source = os.path.split(above)
-    known = source != BASE or os.path.realpath(base) == os.path.realpath(default_base())
+    known = source != BASE or os.path.realpath(base) == os.path.realpath(base_directory())
     return (None if known else base), name

@@ -17,14 +17,13 @@ from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts
 from fastckpt.doctor.versions import PADDED, model_shapes
-from fastckpt.nanochat.model_tensors import model_tensors
+from fastckpt.nanochat.model_tensors import model_tensors, padded_vocabulary
 from fastckpt.text import collapse
 
 HEAD_SIZE: Final = 128
 """nanochat's --head-dim, unless told otherwise."""
 ASPECT_RATIO: Final = 64
 """nanochat's --aspect-ratio: width per layer, before it is rounded up to whole heads."""
-VOCAB_MULTIPLE: Final = 64
 
 _LAYER: Final = re.compile(r"transformer\.h\.(\d+)\.")
 _SHOWN: Final = 3
@@ -54,7 +53,7 @@ class Sizes:
     @property
     def padded(self) -> bool:
         """Whether the embeddings have a whole multiple of 64 rows."""
-        return self.rows is not None and self.rows % VOCAB_MULTIPLE == 0
+        return self.rows is not None and self.rows == padded_vocabulary(self.rows)
 
     def __str__(self) -> str:
         parts = [f"depth {self.n_layer}", f"n_embd {self.n_embd}"]
@@ -77,7 +76,7 @@ def sizes_of_config(config: Mapping[str, Any]) -> Sizes | None:
     if not all(type(value) is int and 0 < value < 2**31 for value in values):
         return None
     layers, width, heads, kv_heads, vocabulary = (int(str(value)) for value in values)
-    return Sizes(layers, width, heads, kv_heads, -(-vocabulary // VOCAB_MULTIPLE) * VOCAB_MULTIPLE)
+    return Sizes(layers, width, heads, kv_heads, padded_vocabulary(vocabulary))
 
 
 def sizes_of_model(shapes: Shapes, config: Mapping[str, Any]) -> Sizes | None:
@@ -214,7 +213,7 @@ def _differences(shapes: Shapes, wanted: Sizes) -> str:
     if less:
         parts.append(f"{len(less)} parameters of its layers are not there")
     rows = shapes.get("transformer.wte.weight", (0,))[0]
-    if rows and wanted.rows and rows != wanted.rows and -(-rows // VOCAB_MULTIPLE) * VOCAB_MULTIPLE == wanted.rows:
+    if rows and wanted.rows and rows != wanted.rows and padded_vocabulary(rows) == wanted.rows:
         parts.append(f"the vocabulary is not padded to a multiple of 64, as before {PADDED.date} ({PADDED.commit})")
     return ". ".join(parts)
 

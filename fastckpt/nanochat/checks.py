@@ -39,11 +39,10 @@ from typing import Any
 from fastckpt.errors import DamagedError, MismatchError
 from fastckpt.nanochat.facts import Facts
 from fastckpt.nanochat.meta import read_meta
+from fastckpt.nanochat.model_tensors import padded_vocabulary
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import list_numbers
 
-_VOCAB_MULTIPLE = 64
-"""nanochat pads the vocabulary to a multiple of this."""
 _MEANT = "if this is meant, convert the files one by one"
 
 
@@ -185,7 +184,7 @@ def _vocabulary(model: Facts | None, meta: dict[str, Any]) -> int | None:
         return model.lm_head[0]
     config = meta.get("model_config")
     size = config.get("vocab_size") if isinstance(config, dict) else None
-    return -(-size // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE if type(size) is int else None
+    return padded_vocabulary(size) if type(size) is int else None
 
 
 def find_missing_ranks(facts: Sequence[Facts], meta: dict[str, Any]) -> tuple[list[int], int]:

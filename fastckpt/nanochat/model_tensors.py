@@ -8,7 +8,8 @@ from typing import Any, Final
 from fastckpt.errors import FastckptError
 from fastckpt.nanochat.meta import read_meta
 
-_VOCAB_MULTIPLE: Final = 64
+VOCAB_MULTIPLE: Final = 64
+"""nanochat pads the vocabulary to a multiple of this, since December 2025."""
 _MAX_LAYERS: Final = 10_000
 _KEYS: Final = ("vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd")
 
@@ -26,12 +27,17 @@ def read_model_config(path: str) -> dict[str, int] | None:
     return sizes if valid and sizes["n_layer"] <= _MAX_LAYERS else None
 
 
+def padded_vocabulary(size: int) -> int:
+    """Rows of the embeddings of a model with this many tokens."""
+    return -(-size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+
 def model_tensors(config: Mapping[str, int]) -> Iterator[tuple[str, Shape, bool]]:
     """Name, shape, and whether it is an embedding (which may be bfloat16) of every tensor of the current layout."""
     layers, width = config["n_layer"], config["n_embd"]
     head = width // config["n_head"]
     kv_heads = config["n_kv_head"]
-    vocabulary = -(-config["vocab_size"] // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+    vocabulary = padded_vocabulary(config["vocab_size"])
     with_values = [layer for layer in range(layers) if layer % 2 == (layers - 1) % 2]
     yield "resid_lambdas", (layers,), False
     yield "x0_lambdas", (layers,), False

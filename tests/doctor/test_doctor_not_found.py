@@ -13,7 +13,7 @@ from doctor_builds import cut, model, write_meta
 from doctor_types import Doctor, Shell
 from nanochat_rules import find_largest_model, find_last_step
 
-from fastckpt.doctor.directories import default_base
+from fastckpt.nanochat.choosing import base_directory
 
 
 def test_a_step_between_two(run_of, doctor: Doctor, shell: Shell):
@@ -109,7 +109,7 @@ def test_where_nanochat_keeps_them(run_of, tmp_path: Path, doctor: Doctor, monke
     assert doctor().tag["tag"] == "base_checkpoints/d2"
     monkeypatch.delenv("NANOCHAT_BASE_DIR")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert default_base() == str(tmp_path / ".cache" / "nanochat")
+    assert base_directory() == str(tmp_path / ".cache" / "nanochat")
 
 
 def test_directories_of_older_versions(run_of, tmp_path: Path, doctor: Doctor, shell: Shell):
