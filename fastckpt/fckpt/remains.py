@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -84,13 +84,17 @@ def read_block(source: Source, offset: int, magic: bytes, *, what: str) -> bytes
     return source.read(offset, size)
 
 
-def scan(source: Source, *, threads: int) -> Remains:
-    """Find the manifest and the records of a file, whatever of it is damaged.
+Find = Callable[[bytes, int], list[int]]
+"""Takes a magic and an offset; gives the multiples of 4 KiB from there on at which the magic stands."""
+
+
+def scan(source: Source, *, threads: int, find: Find | None = None) -> Remains:
+    """Find the manifest and the records of a file, whatever of it is damaged; ``find`` finds blocks by their magic.
 
     Raises:
         UnsupportedVersionError: A whole superblock or footer says that it needs a newer fastckpt.
     """
-    return _Scan(source, threads).run()
+    return _Scan(source, threads, find).run()
 
 
 def find_alternates(source: Source, remains: Remains, *, threads: int) -> None:
@@ -110,9 +114,10 @@ def find_alternates(source: Source, remains: Remains, *, threads: int) -> None:
 class _Scan:
     """One search; the order of its steps is that of SPEC.md, 16.2."""
 
-    def __init__(self, source: Source, threads: int) -> None:
+    def __init__(self, source: Source, threads: int, find: Find | None = None) -> None:
         self.source = source
         self.threads = threads
+        self.find_blocks = find or self.find_in_file
         self.remains = Remains()
         self.named: dict[int, bytes] | None = None
         # Reading what turns out to be no header takes time; a hostile file could ask for that again and again.
@@ -146,6 +151,9 @@ class _Scan:
         return block
 
     def find(self, magic: bytes, start: int = 0) -> list[int]:
+        return self.find_blocks(magic, start)
+
+    def find_in_file(self, magic: bytes, start: int) -> list[int]:
         return _core.find_blocks(self.source.fd, magic, start, self.source.size, threads=self.threads)
 
     def add(self, error: FastckptError, what: str, offset: int, size: int, record: int | None = None) -> None:

@@ -236,3 +236,9 @@ def decode_footer(block: bytes, *, file_size: int) -> Footer:
     if len({s.digest for s in sections if s.kind in (SECTION_MANIFEST, SECTION_MANIFEST_COPY)}) != 1:
         raise DamagedError("the footer names two different manifests")
     return Footer(size, record_count, root, tuple(sections), version)
+
+
+def stated_file_size(block: bytes) -> int:
+    """The length of the file that a footer was written for. Raises DamagedError if it is not whole."""
+    body = unseal(block, MAGIC_FOOTER, what="footer")
+    return int(_FOOTER.unpack_from(body, _VERSION.size)[0])

@@ -7,8 +7,9 @@ from fastckpt.constants import CODEC_NONE, LEAF_SIZE
 from fastckpt.errors import FastckptError, UnsupportedVersionError
 from fastckpt.fckpt.losses import find_cuts, find_lost, whole_prefix
 from fastckpt.fckpt.payload import BadRange, Reading, Target, finding_of, read_targets
-from fastckpt.fckpt.remains import Remains, find_alternates, scan
+from fastckpt.fckpt.remains import Remains, find_alternates
 from fastckpt.fckpt.saves import belongs, records_of_one_save
+from fastckpt.fckpt.shifted import scan_shifted
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -25,7 +26,7 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     Raises:
         UnsupportedVersionError: It needs a newer fastckpt.
     """
-    remains = scan(source, threads=threads)
+    remains = scan_shifted(source, threads=threads)
     wreck = Wreck(source.path, "fckpt", source.size)
     _take_structure(wreck, remains)
     records = [record for _, record in sorted(remains.records.items())]

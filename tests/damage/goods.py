@@ -501,7 +501,7 @@ def _fckpt(name: str, raw: bytes, state: Any, sibling: bytes) -> Good:
 def map_fckpt(good: Good, state: Any, path: Path) -> None:
     """Fill in where everything stands in a file that `fastckpt.save` made of ``state``."""
     raw, tensors = good.raw, flat(state)
-    sections = {1: "manifest", 2: "index", 3: "manifest copy", 4: "source"}
+    sections = {1: "manifest", 2: "index", 3: "manifest copy", 4: "source", 7: "directory"}
     with fastckpt.open(path) as ck:
         file = ck._file
         good.records = file.records
