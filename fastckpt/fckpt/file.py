@@ -12,6 +12,7 @@ from functools import cached_property
 from types import TracebackType
 
 from fastckpt.constants import (
+    DIGEST_SIZE,
     FOOTER_SIZE,
     MAGIC_RECORD,
     MAGIC_SUPERBLOCK,
@@ -244,8 +245,13 @@ class CheckpointFile:
             record = self._decode_header(self.source.read(*place.header), place.header.offset)
             if record.digest != place.digest:
                 raise DamagedError(f"the header of record {number} is not the one the directory names")
+            digests = [bytes(DIGEST_SIZE)] * 2 + [place.digest for place in self._directory[:number]]
+            if record.links != (digests[-1], digests[-2]):
+                raise DamagedError(f"record {number} does not follow the one before it")
             places = self.manifest.storages
             _check_storages(places, record, number, self.manifest.digest)
+            if sum(place.record == number for place in places) != len(record.storages):
+                raise DamagedError(f"record {number} does not hold every storage that the manifest says")
         except (DamagedError, CheckpointIOError):
             return self.records[number]
         self._single[number] = record

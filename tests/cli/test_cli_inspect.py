@@ -87,7 +87,7 @@ def test_offsets_lead_to_the_bytes(here, samples):
 
 def test_what_only_a_fckpt_has(here, samples, tmp_path):
     facts = here("inspect", samples.fckpt, "--json").json
-    assert facts["version"] == 1
+    assert facts["version"] == 2
     assert facts["root"] == fastckpt.open(samples.fckpt).root
     assert facts["metadata"] == {"loss": "NaN", "run": "a"}
     assert list(facts["codecs"]) == ["none"]
