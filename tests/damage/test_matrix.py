@@ -69,7 +69,7 @@ class Lab:
             file = ck._file
             self.flat = {name: ck[name] for name in ck}
             self.records = file.records
-            names = {1: "manifest", 2: "index", 3: "manifest copy", 4: "source"}
+            names = {1: "manifest", 2: "index", 3: "manifest copy", 4: "source", 7: "directory"}
             self.regions["superblock"] = Extent(0, ALIGNMENT)
             for section in file.footer.sections:
                 self.regions[names[section.kind]] = section.extent
