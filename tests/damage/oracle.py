@@ -288,6 +288,9 @@ class Oracle:
                 if not all(good_leaves[number]):
                     # Only one of the two saves can be given back of a record that has bytes of both.
                     allowed |= BROKEN | {INTACT}
+            if (mixed and not footer) or self._other_end(footer):
+                # Another end names the records of the other save; without an end, the larger part counts.
+                allowed |= BROKEN | {UNVERIFIED, LOST}
             place = record.payload.offset + start if record.is_raw and facts.plain else None
             if self._has_moved(record):
                 # Digests prove it there as well.
@@ -300,6 +303,11 @@ class Oracle:
         start, end = self.good.regions[f"header {record.number}"]
         beginning = self.good.raw[start : end + 16]
         return not self.same((start, end)) and beginning in self.damaged
+
+    def _other_end(self, footer: bool) -> bool:
+        """Whether the file ends in the whole footer of another save."""
+        end = self.damaged[-4096:]
+        return not footer and end[:8] == b"FCKPTEND" and xxhash.xxh3_128_digest(end[:-16]) == end[-16:]
 
     def _is_stale(self, record: Record) -> bool:
         """Whether a whole header of another save stands in place or in the index."""
