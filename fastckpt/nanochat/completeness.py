@@ -1,8 +1,8 @@
 """Which steps of a directory are complete: every file there, whole, and of one and the same save.
 
 Files that `fastckpt.nanochat.save_checkpoint` wrote carry marks
-(`fastckpt.nanochat.save_mark`), and the marks decide; the rule is in SPEC.md,
-section 23. Files without marks, which nanochat wrote or which were converted
+(`fastckpt.nanochat.save_mark`), and the marks decide; the rule is in
+docs/nanochat.md. Files without marks, which nanochat wrote or which were converted
 from such, are judged by `fastckpt.nanochat.checks`.
 
 A step can lie there in two formats. Its files are then taken from one of them,
@@ -247,7 +247,7 @@ def _name(path: str) -> str:
 def _judge_marked(
     step: Step, files: Files, marks: Mapping[Stem, SaveMark | None], faults: Mapping[Stem, _Reason]
 ) -> _Judgement:
-    """The rule of SPEC.md, section 23."""
+    """The rule of docs/nanochat.md."""
     model = marks.get(step.model)
     # Without a model, any rank tells how many there should be.
     lead = model or next(mark for mark in marks.values() if mark is not None)

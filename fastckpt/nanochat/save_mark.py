@@ -3,7 +3,7 @@
 Nothing in nanochat tells the ranks that a save is complete, and a barrier would
 only make all of them wait for the slowest disk. So every file carries a mark in
 its metadata, and a reader sees from the marks alone whether the files of a step
-were written by one and the same save. The rule is in SPEC.md, section 23.
+were written by one and the same save. The rule is in docs/nanochat.md.
 
 The mark names the save by a digest of the weights. Every rank holds all of
 them, and each optimizer step changes them: the files of one save agree without

@@ -399,6 +399,12 @@ def test_sizes_that_the_downsides_state(tmp_path: Path) -> None:
     assert "An empty state takes 24 KiB, one small tensor 36 KiB" in section("## 19. ")
 
 
+def test_overview_has_the_offsets_of_the_example() -> None:
+    stated = [int(text, 16) for text in re.findall(r"  0x([0-9A-F]{4})$", section("## 5. "), re.MULTILINE)]
+    starts = [lines.strip().split("\n")[1] for lines in spec_listing().split("\n\n")[1:]]
+    assert stated == [int(line[:8], 16) for line in starts]
+
+
 def test_dtype_table() -> None:
     rows = re.findall(r"^\| (\d+) \| (\w+) \| (\d+) \| ", section("### 8.2 "), re.MULTILINE)
     assert [(int(code), name, int(size)) for code, name, size in rows] == [tuple(d) for d in BY_NAME.values()]

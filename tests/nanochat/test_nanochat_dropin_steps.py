@@ -210,7 +210,7 @@ def test_what_salvage_brought_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_digest_of_a_save() -> None:
-    """Written out here from SPEC.md, section 23."""
+    """Written out here from docs/nanochat.md."""
     import xxhash
 
     state = {"a": torch.arange(6.0).reshape(2, 3), "b": {"c": torch.full((5000,), 7, dtype=torch.uint8)}}
