@@ -72,6 +72,10 @@ class EmergencySave:
 
     Raises (on entering the block):
         UsageError: This is not the main thread, or the block has been entered already.
+
+    Example:
+        >>> with fastckpt.EmergencySave(lambda: fastckpt.save({"w": torch.ones(4)}, "last.fckpt")) as emergency:
+        ...     asked = [emergency.step() for _ in range(3)]  # after each step of training
     """
 
     def __init__(

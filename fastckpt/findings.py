@@ -40,6 +40,10 @@ class Finding:
         leaves: Bad leaves from there on.
         tensors: Flat names of the tensors whose bytes are concerned.
         loss: Whether tensors are lost. False: another copy makes up for it.
+
+    Example:
+        >>> [finding.tensors for finding in fastckpt.verify("damaged.fckpt").findings]
+        [('w',)]
     """
 
     kind: Kind
@@ -72,6 +76,11 @@ class Report:
         tensors_total: How many tensors it has; None if nothing tells.
         exit_code: What the command line ends with (see README).
         next_step: The next command to run, if there is damage.
+
+    Example:
+        >>> report = fastckpt.verify("damaged.fckpt")
+        >>> report.ok, report.exit_code
+        (False, 2)
     """
 
     path: str

@@ -57,6 +57,10 @@ def convert(
         MismatchError: Files of a step do not belong together (swapped ranks, mixed steps), or
             another file would be overwritten.
         UnsupportedStateError, NotACheckpointError, OutOfSpaceError, CheckpointIOError, UsageError
+
+    Example:
+        >>> [done.exact for done in fastckpt.convert("model.pt", "model.fckpt")]
+        [True]
     """
     if is_directory(source):
         from fastckpt.conversion.nanochat_directory import convert_directory

@@ -69,6 +69,10 @@ def load(
         TensorNotFoundError: A key matches no tensor.
         UsageError: An argument is wrong, or what it asks for is not there.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+
+    Example:
+        >>> fastckpt.load("state.fckpt")["w"]
+        tensor([0., 1., 2., 3.])
     """
     target = parse_device(device)
     if share is not None:

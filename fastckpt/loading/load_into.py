@@ -48,6 +48,9 @@ def load_into(
         DamagedError: The file is damaged. The destination may be partly
             overwritten by then: load it again before use.
         NotACheckpointError, UnsupportedVersionError, CheckpointIOError
+
+    Example:
+        >>> fastckpt.load_into({"w": torch.empty(4)}, "weights.fckpt")
     """
     state = destination.state_dict(keep_vars=True) if isinstance(destination, torch.nn.Module) else destination
     flat = flatten(state)

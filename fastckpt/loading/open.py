@@ -25,7 +25,12 @@ from fastckpt.tensor.rebuild import build_tensors, resolve_tree
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a tensor is, without its bytes: name, dtype (torch's name), shape, stride in elements, size in bytes."""
+    """What a tensor is, without its bytes: name, dtype (torch's name), shape, stride in elements, size in bytes.
+
+    Example:
+        >>> fastckpt.open("state.fckpt").info("w").dtype
+        'float32'
+    """
 
     name: str
     dtype: str
@@ -45,6 +50,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     Tensors are in file order. Each access reads again; nothing is cached. It is
     a context manager, and safe to use from several threads.
+
+    Example:
+        >>> list(fastckpt.open("state.fckpt"))
+        ['bias', 'w']
     """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
@@ -159,5 +168,9 @@ def open(path: str | os.PathLike[str], *, threads: int | None = None) -> Checkpo
 
     Raises:
         NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
+
+    Example:
+        >>> fastckpt.open("state.fckpt").rows("w", 1, 3)
+        tensor([1., 2.])
     """
     return Checkpoint(path, threads=threads)

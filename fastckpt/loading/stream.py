@@ -54,6 +54,10 @@ def stream(
         TensorNotFoundError: A key matches no tensor.
         UsageError: An argument is wrong, or what it asks for is not there.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+
+    Example:
+        >>> {name: tensor.shape for name, tensor in fastckpt.stream("weights.fckpt")}
+        {'w': torch.Size([4])}
     """
     how = staging_for(device_of(parse_device(device)), verify=verify, ring=ring, engine=engine, threads=threads)
     return stream_through(path, how, keys)

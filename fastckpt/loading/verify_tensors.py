@@ -96,6 +96,10 @@ def verify_tensors(
         TensorNotFoundError: A key matches no tensor of the file.
         NotACheckpointError: It is no ``.fckpt`` file; other formats have no leaf digests.
         DamagedError, UnsupportedVersionError, CheckpointIOError: About the file's own index.
+
+    Example:
+        >>> fastckpt.verify_tensors(fastckpt.load("state.fckpt"), "state.fckpt").ok
+        True
     """
     count = thread_count(threads)
     state = destination.state_dict(keep_vars=True) if isinstance(destination, torch.nn.Module) else destination

@@ -100,6 +100,10 @@ def backup(
         UsageError: No such step, or a destination that is the source or that nanochat would take for a model.
         NotACheckpointError: There is no checkpoint here.
         OutOfSpaceError, CheckpointIOError: What was backed up before is whole and stays.
+
+    Example:
+        >>> sorted(fastckpt.nanochat.backup("base_checkpoints/d4", "copies/d4").steps)
+        [10, 20]
     """
     source, destination = os.fsdecode(source), os.fsdecode(destination)
     count = thread_count(threads)

@@ -67,6 +67,9 @@ def save_checkpoint(
         UnsupportedStateError: Something cannot be stored; nothing was written.
         TypeError: ``meta_data`` is not JSON; nothing was written.
         OutOfSpaceError, CheckpointIOError: The file that was there before is untouched.
+
+    Example:
+        >>> fastckpt.nanochat.save_checkpoint("run", 500, {"w": torch.ones(4)}, None, {"step": 500})
     """
     _save(checkpoint_dir, step, model_data, optimizer_data, meta_data, rank=rank, ranks=world_size())
 
@@ -137,6 +140,11 @@ def load_checkpoint(
             another number of ranks.
         DamagedError: A file is not as it was written; names the tensors. Nothing is returned.
         CheckpointIOError
+
+    Example:
+        >>> model, optimizer, meta = fastckpt.nanochat.load_checkpoint("base_checkpoints/d4", 20, "cpu")
+        >>> meta["step"]
+        20
     """
     directory = os.fsdecode(checkpoint_dir)
     here = _find_step(directory, step)
@@ -173,6 +181,11 @@ def load_optimizer_state(
         UsageError: Unknown stage.
         CheckpointNotFoundError: There is no model, or no complete step, to choose from.
         MismatchError, DamagedError, CheckpointIOError: As for `load_checkpoint`.
+
+    Example:
+        >>> optimizer = fastckpt.nanochat.load_optimizer_state("base", "cpu", rank=0)
+        >>> sorted(optimizer)
+        ['param_groups', 'state']
     """
     stage = stage_directory(source)
     tag = find_largest_model(stage) if model_tag is None else model_tag

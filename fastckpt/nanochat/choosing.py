@@ -57,6 +57,10 @@ def find_largest_model(checkpoints_dir: str | os.PathLike[str]) -> str:
     Raises:
         CheckpointNotFoundError: There is none; it is a FileNotFoundError, as in nanochat.
         CheckpointIOError: A directory that would be chosen if it holds a model cannot be read.
+
+    Example:
+        >>> fastckpt.nanochat.find_largest_model("base_checkpoints")
+        'd4'
     """
     parent = os.fsdecode(checkpoints_dir)
     try:
@@ -93,6 +97,10 @@ def find_last_step(checkpoint_dir: str | os.PathLike[str]) -> int:
         CheckpointNotFoundError: There is none; it is a FileNotFoundError, as in nanochat.
         CheckpointIOError: The directory, or a step that may be the one, cannot be read: ranks that go on from
             different steps train wrongly without an error.
+
+    Example:
+        >>> fastckpt.nanochat.find_last_step("base_checkpoints/d4")
+        20
     """
     directory = os.fsdecode(checkpoint_dir)
     if not exists(directory):

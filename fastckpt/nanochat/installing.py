@@ -57,12 +57,22 @@ def install(*, retention: Retention | None = None) -> list[str]:
     Raises:
         UsageError: nanochat cannot be imported, or is a fork whose functions take other arguments; nothing
             was replaced.
+
+    Example:
+        >>> len(fastckpt.nanochat.install())
+        5
     """
     return _replace_in(_import_manager(), retention)
 
 
 def uninstall() -> list[str]:
-    """Put nanochat's own functions back; returns what was put back, as ``module.name``."""
+    """Put nanochat's own functions back; returns what was put back, as ``module.name``.
+
+    Example:
+        >>> installed = fastckpt.nanochat.install()
+        >>> sorted(fastckpt.nanochat.uninstall()) == sorted(installed)
+        True
+    """
     restored = _exchange(_originals)
     _originals.clear()
     return restored

@@ -97,6 +97,10 @@ def reshard(
         MismatchError: A rank is missing, or the files are not of one and the same save.
         UnsupportedStateError: The optimizer is of a form whose ranks are not known.
         DamagedError, OutOfSpaceError, CheckpointIOError: The step is as it was.
+
+    Example:
+        >>> fastckpt.nanochat.reshard("two_ranks", "four_ranks", step=12, world_size=4).ranks
+        4
     """
     if type(world_size) is not int or world_size < 1:
         raise UsageError("the number of ranks must be a whole number of at least 1", actual=world_size)

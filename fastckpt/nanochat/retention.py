@@ -91,6 +91,10 @@ class Retention:
 
     Raises:
         UsageError: A number is out of range, or ``min_free`` is no amount.
+
+    Example:
+        >>> [step.step for step in fastckpt.Retention(keep_last=1).plan("base_checkpoints/d4") if step.keep]
+        [20]
     """
 
     keep_last: int = 2

@@ -29,6 +29,11 @@ class SalvageReport:
         notes: What else the user should know.
         next_step: The next command to run.
         exit_code: 0 nothing lost, 1 damage got around, 3 a part came back, 2 nothing usable, 4 not a checkpoint.
+
+    Example:
+        >>> report = fastckpt.salvage("damaged.fckpt")
+        >>> {name: fate.status.value for name, fate in report.tensors.items()}
+        {'bias': 'intact', 'w': 'damaged'}
     """
 
     path: str

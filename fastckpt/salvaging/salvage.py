@@ -62,6 +62,10 @@ def salvage(
         NotACheckpointError, UnsupportedVersionError, UnsupportedStateError: Nothing that can be salvaged.
         CheckpointIOError, OutOfSpaceError: ``src`` cannot be opened or ``dst`` not written; ``dst`` is untouched.
         UsageError: An argument is wrong.
+
+    Example:
+        >>> fastckpt.salvage("damaged.fckpt", "rescued.fckpt").written
+        ['bias']
     """
     path = os.fspath(src)
     destination = os.fspath(dst) if dst is not None else None

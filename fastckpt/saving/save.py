@@ -59,6 +59,9 @@ def save(
         UsageError: Unknown codec or bad thread count.
         OutOfSpaceError, CheckpointIOError: The old file is untouched.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C; the old file is untouched.
+
+    Example:
+        >>> fastckpt.save({"w": torch.ones(2, 3), "step": 500}, "step_500.fckpt")
     """
     with collector_paused():
         flat = flatten(state)

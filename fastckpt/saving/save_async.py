@@ -34,6 +34,10 @@ class Pending:
     Keep it and ask for its `result`, or let it go: an error that nobody asked
     for is a RuntimeWarning, and the interpreter waits for the save before it
     ends. Ctrl-C while it waits stops the save; the old file is untouched then.
+
+    Example:
+        >>> pending = fastckpt.save_async({"w": torch.ones(2, 3)}, "next.fckpt")
+        >>> pending.result()
     """
 
     def __init__(self, task: BackgroundSave) -> None:
@@ -109,6 +113,9 @@ def save_async(
         UnsupportedStateError, UsageError: As `fastckpt.save`; nothing goes on then.
         CheckpointIOError: ``errno`` EBUSY: an earlier save goes on, and ``when_busy`` is ``"refuse"``.
         MemoryError, torch.OutOfMemoryError: There is no room for the snapshot.
+
+    Example:
+        >>> fastckpt.save_async({"w": torch.ones(2, 3)}, "next.fckpt").result()
     """
     if snapshot not in ("host", "device"):
         raise UsageError("snapshot is 'host' or 'device'", actual=snapshot)

@@ -34,6 +34,9 @@ class Ring:
 
     Raises:
         UsageError: One of them is not such a number.
+
+    Example:
+        >>> tensors = dict(fastckpt.stream("state.fckpt", ring=fastckpt.Ring(slots=2, slot_size=2**20)))
     """
 
     slots: int = 4

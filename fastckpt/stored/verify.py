@@ -78,6 +78,10 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
     Raises:
         NotACheckpointError, UnsupportedVersionError: It is not something that can be verified.
         CheckpointIOError: It cannot be opened.
+
+    Example:
+        >>> fastckpt.verify("state.fckpt").ok
+        True
     """
     with Source.of(path) as source:
         return verify_source(source, threads=reading_threads(source, threads), progress=progress)
