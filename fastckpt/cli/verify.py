@@ -22,6 +22,7 @@ from fastckpt.stored.verify import verify
 from fastckpt.text import count_text, duration_text, rate_text, size_text
 
 _SHOWN_FINDINGS = 50
+_WITHOUT_CHECKSUMS = ("safetensors", "torch-legacy")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,12 +86,14 @@ def _lines(facts: Facts, prefix: str = "") -> Iterable[str | Styled]:
 
 def _verdict(facts: Facts) -> tuple[str, str]:
     size, verified, seconds = facts["size"], facts["verified_bytes"], facts["seconds"]
-    speed = f"{duration_text(seconds)} ({rate_text(verified, seconds)})"
+    if _is_intact(facts):
+        what = "every byte verified" if facts["format"] == "fckpt" else "every record matches its CRC-32"
+        speed = f" ({rate_text(verified, seconds)})" if verified else ""
+        return f"intact: {size_text(size)}, {what} in {duration_text(seconds)}{speed}", "good"
     if facts["ok"]:
-        if not facts["findings"]:
-            what = "every byte verified" if facts["format"] == "fckpt" else "every tensor matches its CRC-32"
-            return f"intact: {size_text(size)}, {what} in {speed}", "good"
         unproven = sum(finding["size"] for finding in facts["findings"])
+        if not unproven:
+            return f"present: {size_text(size)}, without any tensor data, and no checksum to prove the rest by", "warn"
         return f"present: {size_text(size)}, of which {size_text(unproven)} have no checksum to prove them by", "warn"
     damaged = facts["damaged_tensors"]
     if not any(finding["loss"] for finding in facts["findings"]):
@@ -106,19 +109,23 @@ def _verdict(facts: Facts) -> tuple[str, str]:
     return f"damaged: {len(damaged)}{total} {noun} ({names}); {_next(facts)}", "bad"
 
 
+def _is_intact(facts: Facts) -> bool:
+    """Whether a checksum proves the file, rather than that nothing speaks against it."""
+    return bool(facts["ok"] and not facts["findings"] and facts["format"] not in _WITHOUT_CHECKSUMS)
+
+
 def _next(facts: Facts) -> str:
     return f"next: {facts['next']}"
 
 
 def _summary_lines(facts: Facts) -> Iterable[str | Styled]:
     files = facts["files"]
-    whole = [file for file in files if file["ok"]]
-    # Of a file without checksums nobody knows whether it is intact.
-    unproven = sum(bool(file["findings"]) for file in whole)
-    bad = len(files) - len(whole)
     size = sum(file.get("size", 0) for file in files)
-    counts = [f"{len(whole) - unproven} intact"]
-    counts += [f"{unproven} present but unproven"] if unproven else []
+    intact = sum(_is_intact(file) for file in files)
+    present = sum(bool(file["ok"]) for file in files) - intact
+    bad = len(files) - intact - present
+    counts = [f"{intact} intact"]
+    counts += [f"{present} present but unproven"] if present else []
     counts += [f"{bad} not"] if bad else []
-    text = f"{count_text(len(files), 'file')}, {size_text(size)}: {', '.join(counts)}"
-    yield Styled(text, "bad" if bad else "warn" if unproven else "good")
+    style = "bad" if bad else "warn" if present else "good"
+    yield Styled(f"{count_text(len(files), 'file')}, {size_text(size)}: {', '.join(counts)}", style)

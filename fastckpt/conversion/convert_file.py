@@ -47,7 +47,7 @@ def convert_file(
                 _refuse_other_place(file)
             result = convert_from_fckpt(file, destination, how, to=to, exact=exact, confirm=replace)
         elif kind != "fckpt" and to == "fckpt":
-            result = convert_to_fckpt(opened, destination, how, codec=codec, exact=exact)
+            result = convert_to_fckpt(opened, destination, how, codec=codec, exact=exact, replace=replace)
         else:
             if kind == "fckpt":
                 CheckpointFile(opened)  # Says what the file is, if it is no checkpoint at all.

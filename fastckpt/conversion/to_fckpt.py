@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Final
 
 from fastckpt.constants import SECTION_SOURCE
 from fastckpt.conversion.result import Conversion
-from fastckpt.errors import FastckptError, UnsupportedStateError
+from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.source_section import Segment, encode_source_section, read_source_file
 from fastckpt.fckpt.writer import write_checkpoint
-from fastckpt.foreign.checks import check_crcs, is_verified, refuse_unsupported
+from fastckpt.foreign.accounting import account_for_bytes, is_formality
+from fastckpt.foreign.checks import check_crcs, check_others, is_verified, refuse_unsupported
+from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.how import How
 from fastckpt.io.source import Source
@@ -23,7 +26,7 @@ def _refuse(value: object, path: Path) -> object:
 
 
 def convert_to_fckpt(
-    source: Source, destination: str | os.PathLike[str], how: How, *, codec: str, exact: bool
+    source: Source, destination: str | os.PathLike[str], how: How, *, codec: str, exact: bool, replace: bool
 ) -> Conversion:
     """Convert one open foreign file.
 
@@ -31,13 +34,17 @@ def convert_to_fckpt(
     pickle or JSON header), whatever the size of its tensors.
 
     Raises:
-        DamagedError: A CRC does not match or something is missing; names the tensor.
+        DamagedError: A CRC does not match or something is missing; names the tensor. With ``replace``: a byte
+            of the file belongs to nothing that is converted, and would be lost with it.
         UnsupportedStateError: It holds objects that cannot be stored.
     """
     foreign = open_foreign(source)
     refuse_unsupported(foreign)
+    if replace:
+        _require_all_carried(foreign, source, exact=exact)
     sections = {}
     if exact:
+        check_others(foreign, source, threads=how.threads)
         segments = [Segment(s.offset, number, s.nbytes) for number, s in enumerate(foreign.storages)]
         sections[SECTION_SOURCE] = encode_source_section(read_source_file(source, foreign.kind, segments))
     content = Content(
@@ -77,3 +84,21 @@ def convert_to_fckpt(
         is_verified(foreign),
         exact,
     )
+
+
+def _require_all_carried(foreign: ForeignFile, source: Source, *, exact: bool) -> None:
+    """Raise DamagedError if deleting the file would lose what the conversion does not carry."""
+    lost = [finding.message for finding in account_for_bytes(foreign, source)]
+    if not exact:
+        others = [record for record in foreign.others if not is_formality(record) and record.key != _PICKLE]
+        lost += [f"the record {record.key} would be lost" for record in others]
+    if lost:
+        raise DamagedError(
+            f"not every byte of it is accounted for, so it cannot be deleted: {lost[0]}",
+            path=foreign.path,
+            next_step="convert it without --replace, and keep it",
+        )
+
+
+_PICKLE: Final = "data.pkl"
+"""Carried as the structure of the state."""

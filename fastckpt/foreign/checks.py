@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.foreign.model import ForeignFile
+from fastckpt.io.source import Source
+from fastckpt.io.sums import sum_parts
+from fastckpt.io.transfer import Move
 
 
 def refuse_unsupported(foreign: ForeignFile) -> None:
@@ -41,6 +44,24 @@ def check_crcs(foreign: ForeignFile, crcs: Sequence[int]) -> None:
             actual=f"{crcs[bad[0]]:08x}",
             next_step=f"fastckpt salvage {shlex.quote(foreign.path)}",
         )
+
+
+def check_others(foreign: ForeignFile, source: Source, *, threads: int) -> None:
+    """Raise DamagedError unless the records that no tensor lies in are what their CRC-32s say."""
+    records = [record for record in foreign.others if record.nbytes and record.crc is not None]
+    moved = sum_parts(source, [Move(record.offset, 0, record.nbytes) for record in records], threads=threads)
+    for fault in moved.faults:
+        source.raise_fault(records[fault.move].offset + fault.offset, fault.errno)
+    for record, crc in zip(records, moved.crcs, strict=True):
+        if record.crc != crc:
+            raise DamagedError(
+                f"the CRC-32 of record {record.key} does not match its {record.nbytes} bytes; no tensor lies in it",
+                path=foreign.path,
+                offset=record.offset,
+                expected=f"{record.crc:08x}",
+                actual=f"{crc:08x}",
+                next_step=f"fastckpt salvage {shlex.quote(foreign.path)}",
+            )
 
 
 def is_verified(foreign: ForeignFile) -> bool:

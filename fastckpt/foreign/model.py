@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastckpt.foreign.zip_records import ZipArchive
 from fastckpt.layout.entries import Entry
 
 __all__ = ["ForeignFile", "ForeignStorage", "Opaque"]
@@ -64,6 +65,10 @@ class ForeignFile:
         prefix: The top directory inside a torch zip: the stem of the name it was saved under.
         opaque: ``(path text, what)`` for everything that is not understood.
         locations: How many storages were on which device when they were saved.
+        others: What else the file keeps under a name: records that no entry lies in, such as the storages of
+            objects that are not understood.
+        end: The first byte behind all that the format names; the file should end there.
+        archives: The zip archives in the file: one for each call of torch.save.
     """
 
     path: str
@@ -76,3 +81,6 @@ class ForeignFile:
     prefix: str = ""
     opaque: list[tuple[str, str]] = field(default_factory=list)
     locations: dict[str, int] = field(default_factory=dict)
+    others: list[ForeignStorage] = field(default_factory=list)
+    end: int = 0
+    archives: list[ZipArchive] = field(default_factory=list)

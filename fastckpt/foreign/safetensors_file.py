@@ -35,6 +35,7 @@ def open_safetensors(source: Source) -> ForeignFile:
         ],
         storages=[ForeignStorage(r.name, table.data_start + r.start, r.end - r.start, None) for r in table.rows],
         metadata=table.metadata,
+        end=source.size,
     )
 
 

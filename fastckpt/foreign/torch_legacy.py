@@ -32,10 +32,11 @@ def open_torch_legacy(source: Source) -> ForeignFile:
         UnsupportedStateError: Big-endian data or an unknown protocol version.
     """
     state, keys, at = _read_pickles(source)
-    ranges = _storage_ranges(source, state, keys, at)
+    ranges, end = _storage_ranges(source, state, keys, at)
     missing = [key for key in state.all_storages if key not in ranges]
     if missing:
         raise missing_storages(state, missing, total=len(state.all_storages), what="not listed in the file")
+    used = {storage.key for storage in state.storages}
     return ForeignFile(
         path=source.path,
         kind="torch-legacy",
@@ -45,6 +46,8 @@ def open_torch_legacy(source: Source) -> ForeignFile:
         storages=[ranges[storage.key] for storage in state.storages],
         opaque=state.opaque,
         locations=state.locations,
+        others=[storage for key, storage in ranges.items() if key not in used],
+        end=end,
     )
 
 
@@ -94,8 +97,14 @@ def _parse_pickles(head: bytes) -> tuple[TorchState, list[str], int]:
     return state, keys, at
 
 
-def _storage_ranges(source: Source, state: TorchState, keys: list[str], at: int) -> dict[str, ForeignStorage]:
-    """Where each storage lies. Raises DamagedError if one is cut off or has another length than the pickle says."""
+def _storage_ranges(
+    source: Source, state: TorchState, keys: list[str], at: int
+) -> tuple[dict[str, ForeignStorage], int]:
+    """Where each storage lies, and where the last one ends.
+
+    Raises:
+        DamagedError: One is cut off or has another length than the pickle says.
+    """
     ranges = {}
     for number, key in enumerate(keys):
         storage = state.all_storages.get(key)
@@ -112,4 +121,4 @@ def _storage_ranges(source: Source, state: TorchState, keys: list[str], at: int)
             raise error
         ranges[key] = ForeignStorage(key, at + _LENGTH.size, storage.nbytes, None)
         at += _LENGTH.size + storage.nbytes
-    return ranges
+    return ranges, at

@@ -1,4 +1,4 @@
-"""Files that torch.save writes since version 1.6: a zip archive of a pickle and raw storages."""
+"""Files that torch.save writes since version 1.6: zip archives of a pickle and raw storages."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import Final
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.torch_state import TorchState, missing_storages, read_state
-from fastckpt.foreign.zip_records import ZipRecord, read_records
+from fastckpt.foreign.zip_records import ZipArchive, ZipRecord, read_archives
 from fastckpt.io.source import Source
+from fastckpt.layout.tree import TensorRef
+from fastckpt.layout.walk import map_tensors
 
 MAX_PICKLE_SIZE: Final = 2**31
 """Bytes of a pickle that is still read; it is held in memory."""
@@ -17,51 +19,85 @@ _MAX_TEXT_RECORD: Final = 4096
 
 
 def open_torch_zip(source: Source) -> ForeignFile:
-    """Read the structure of a torch zip archive; no storage is read.
+    """Read the structure of a file of torch zip archives; no storage is read.
+
+    Several archives one behind the other, as several calls of torch.save into
+    one file object leave them, are one state: the list of what they hold.
 
     Raises:
         DamagedError: The file is cut, its pickle is damaged, or storages are missing.
         UnsupportedStateError: TorchScript, big-endian data, compressed records.
         NotACheckpointError: A zip archive without the records of torch.
     """
-    records = read_records(source)
-    prefix = _prefix(records)
-    inner = {name[len(prefix) + 1 :]: record for name, record in records.items() if name.startswith(prefix + "/")}
-    if "constants.pkl" in inner or any(name.startswith("code/") for name in inner):
+    archives = read_archives(source)
+    files = [_open_archive(source, archive) for archive in archives]
+    file = files[0] if len(files) == 1 else _join(source, files)
+    file.archives = archives
+    return file
+
+
+def _open_archive(source: Source, archive: ZipArchive) -> ForeignFile:
+    prefix = _prefix(archive.records)
+    records = {name.removeprefix(f"{prefix}/"): record for name, record in archive.records.items()}
+    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
         raise UnsupportedStateError(
             "this is a TorchScript archive (torch.jit.save): it holds a program, not only tensors",
             next_step="load it with torch.jit.load and save its state_dict",
         )
-    if "version" in inner:
-        _read_record(source, inner["version"], limit=_MAX_TEXT_RECORD)
-    byteorder = _read_record(source, inner["byteorder"], limit=_MAX_TEXT_RECORD) if "byteorder" in inner else b"little"
-    if byteorder != b"little":
+    if "version" in records:
+        _read_record(source, records["version"], limit=_MAX_TEXT_RECORD)
+    order = _read_record(source, records["byteorder"], limit=_MAX_TEXT_RECORD) if "byteorder" in records else b"little"
+    if order != b"little":
         raise UnsupportedStateError(
-            f"the tensors are stored in {byteorder[:20]!r} byte order; fastckpt reads little-endian files",
+            f"the tensors are stored in {order[:20]!r} byte order; fastckpt reads little-endian files",
             next_step="load it with torch and save it again on a little-endian machine",
         )
-    pickle = _read_record(source, inner["data.pkl"], limit=MAX_PICKLE_SIZE)
+    pickle = _read_record(source, records["data.pkl"], limit=MAX_PICKLE_SIZE)
     state, end = read_state(pickle)
     if end != len(pickle):
-        raise DamagedError(f"{len(pickle) - end} bytes follow the pickle in data.pkl", offset=inner["data.pkl"].offset)
-    _check_storages(state, inner)
-    storages = []
-    for storage in state.storages:
-        record = inner[f"data/{storage.key}"]
-        # A writer that does not compute the CRC leaves 0 in its place.
-        crc = None if record.crc == 0 and record.size else record.crc
-        storages.append(ForeignStorage(f"data/{storage.key}", record.offset, record.size, crc))
+        offset = records["data.pkl"].offset
+        raise DamagedError(f"{len(pickle) - end} bytes follow the pickle in data.pkl", offset=offset)
+    _check_storages(state, records)
+    used = [f"data/{storage.key}" for storage in state.storages]
+    others = records.keys() - set(used)
     return ForeignFile(
         path=source.path,
         kind="torch-zip",
         size=source.size,
         tree=state.tree,
         entries=state.entries,
-        storages=storages,
+        storages=[_storage(key, records[key]) for key in used],
         prefix=prefix,
         opaque=state.opaque,
         locations=state.locations,
+        others=[_storage(key, record) for key, record in records.items() if key in others],
     )
+
+
+def _storage(key: str, record: ZipRecord) -> ForeignStorage:
+    # A writer that does not compute the CRC leaves 0 in its place.
+    crc = None if record.crc == 0 and record.size else record.crc
+    return ForeignStorage(key, record.offset, record.size, crc)
+
+
+def _join(source: Source, files: list[ForeignFile]) -> ForeignFile:
+    """The archives of a file as one whose state is the list of theirs."""
+    trees: list[object] = []
+    joined = ForeignFile(source.path, "torch-zip", source.size, trees, [], [])
+    for number, file in enumerate(files):
+        first, storages = len(joined.entries), len(joined.storages)
+        trees.append(map_tensors(file.tree, lambda ref, first=first: TensorRef(first + ref.entry)))  # type: ignore[misc]
+        alone = type(file.tree) is TensorRef
+        joined.entries += [
+            entry._replace(name=f"{number}" if alone else f"{number}.{entry.name}", storage=storages + entry.storage)
+            for entry in file.entries
+        ]
+        joined.storages += file.storages
+        joined.others += file.others
+        joined.opaque += [(f"{number}.{place}", what) for place, what in file.opaque]
+        for location, count in file.locations.items():
+            joined.locations[location] = joined.locations.get(location, 0) + count
+    return joined
 
 
 def _prefix(records: dict[str, ZipRecord]) -> str:
@@ -99,12 +135,12 @@ def _read_record(source: Source, record: ZipRecord, *, limit: int) -> bytes:
     return raw
 
 
-def _check_storages(state: TorchState, inner: dict[str, ZipRecord]) -> None:
+def _check_storages(state: TorchState, records: dict[str, ZipRecord]) -> None:
     """Raise DamagedError unless every storage the pickle refers to is there in its size."""
     missing = []
     wrong = []
     for key, storage in state.all_storages.items():
-        record = inner.get(f"data/{key}")
+        record = records.get(f"data/{key}")
         if record is None:
             missing.append(key)
         # torch counts whole elements, so the last bytes of an odd-sized storage are not in the count.

@@ -1,21 +1,35 @@
-"""The records of an uncompressed zip archive and where their bytes begin."""
+"""The records of uncompressed zip archives and where their bytes begin.
+
+A file can hold several archives, one behind the other: that is what several
+calls of torch.save into one file object leave, and how a shard of
+torch.distributed.checkpoint is made. All of them are read, from the last one
+back to where nothing ends that would be one.
+"""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import struct
 import zipfile
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
+from fastckpt.foreign.zip_layout import END_MAGIC, LOCAL_HEADER, LOCAL_MAGIC
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.source import Source
 
-# PKWARE APPNOTE 4.3.7: signature, version, flags, method, time, date, CRC, two sizes, name and extra length.
-_LOCAL_HEADER: Final = struct.Struct("<4sHHHHHIIIHH")
-_LOCAL_MAGIC: Final = b"PK\x03\x04"
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 _FLAG_ENCRYPTED: Final = 0x1 | 0x40
 _FLAG_UTF8: Final = 0x800
+_FLAG_DESCRIPTOR: Final = 0x8
+_END_SIZE: Final = 22
+_MAX_COMMENT: Final = 0xFFFF
+MAX_ARCHIVES: Final = 100_000
+"""Archives in one file; a shard of torch.distributed.checkpoint has one for each of its tensors."""
 # What zipfile raises for a directory that makes no sense.
 _DIRECTORY_ERRORS: Final = (
     zipfile.BadZipFile,
@@ -28,60 +42,144 @@ _DIRECTORY_ERRORS: Final = (
 
 
 class ZipRecord(NamedTuple):
-    """A file inside the archive: where its bytes begin, how many they are, and the CRC-32 the directory states."""
+    """A file inside an archive.
+
+    Attributes:
+        name: Its name, with the directory.
+        header: Where its local header begins.
+        offset: Where its bytes begin.
+        size: How many they are.
+        crc: The CRC-32 that the directory states.
+        described: Whether CRC-32 and size stand behind the bytes too.
+    """
 
     name: str
+    header: int
     offset: int
     size: int
     crc: int
+    described: bool
 
 
-def read_records(source: Source) -> dict[str, ZipRecord]:
-    """All records by name, in directory order.
+class ZipArchive(NamedTuple):
+    """An archive, which is all or a part of a file.
+
+    Attributes:
+        records: By name, in the order of the directory.
+        begin: Where it begins: with the first local header.
+        directory: Where the central directory begins.
+        end: The first byte behind it.
+    """
+
+    records: dict[str, ZipRecord]
+    begin: int
+    directory: int
+    end: int
+
+
+def read_archives(source: Source) -> list[ZipArchive]:
+    """All archives of a file that ends with one, in file order.
+
+    Bytes in front of the first one, between two, and behind the last one are
+    for the caller to account for.
 
     Raises:
-        DamagedError: The directory is missing (a cut file) or disagrees with
+        DamagedError: A directory is missing (a cut file) or disagrees with
             the headers in front of the records; records overlap or share a name.
-        UnsupportedStateError: A record is compressed or encrypted.
+        UnsupportedStateError: A record is compressed or encrypted; more archives than any writer leaves.
         CheckpointIOError: The system could not read.
     """
-    infos, directory_start = _read_directory(source)
+    archives = [_read_archive(source, source.size)]
+    while _ends_archive(source, archives[-1].begin):
+        if len(archives) == MAX_ARCHIVES:
+            raise UnsupportedStateError(f"more than {MAX_ARCHIVES} archives stand in this file one behind the other")
+        archives.append(_read_archive(source, archives[-1].begin))
+    return archives[::-1]
+
+
+def _ends_archive(source: Source, at: int) -> bool:
+    """Whether an archive without a comment ends at ``at``, where another one begins."""
+    return at >= _END_SIZE and source.read(at - _END_SIZE, len(END_MAGIC)) == END_MAGIC
+
+
+def _read_archive(source: Source, end: int) -> ZipArchive:
+    """The last archive in the first ``end`` bytes of a file."""
+    infos, directory = _read_directory(source, end)
     records: dict[str, ZipRecord] = {}
-    ends: list[tuple[int, int, str]] = []
     for info in infos:
         name = info.orig_filename
         if name in records:
             raise DamagedError(f"the archive has two records named {name[:200]!r}", offset=info.header_offset)
-        if info.flag_bits & _FLAG_ENCRYPTED:
-            raise UnsupportedStateError(f"the record {name[:200]} is encrypted", next_step="decrypt the archive first")
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise UnsupportedStateError(
-                f"the record {name[:200]} is compressed, which torch never does",
-                next_step="save it again with torch, or unpack the archive and pack it without compression (zip -0)",
-            )
-        if info.compress_size != info.file_size:
-            raise DamagedError(
-                f"the record {name[:200]} has two sizes",
-                offset=info.header_offset,
-                expected=info.file_size,
-                actual=info.compress_size,
-            )
-        offset = _data_offset(source, info)
-        records[name] = ZipRecord(name, offset, info.file_size, info.CRC)
-        ends.append((info.header_offset, offset + info.file_size, name))
-    _check_disjoint(ends, directory_start)
-    return records
+        records[name] = _record(source, info)
+    _check_disjoint(records, directory)
+    begin = min((record.header for record in records.values()), default=directory)
+    return ZipArchive(records, begin, directory, _end_of_archive(source, directory, end))
 
 
-def _read_directory(source: Source) -> tuple[list[zipfile.ZipInfo], int]:
+def _record(source: Source, info: zipfile.ZipInfo) -> ZipRecord:
+    name = info.orig_filename
+    if info.flag_bits & _FLAG_ENCRYPTED:
+        raise UnsupportedStateError(f"the record {name[:200]} is encrypted", next_step="decrypt the archive first")
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise UnsupportedStateError(
+            f"the record {name[:200]} is compressed, which torch never does",
+            next_step="save it again with torch, or unpack the archive and pack it without compression (zip -0)",
+        )
+    if info.compress_size != info.file_size:
+        raise DamagedError(
+            f"the record {name[:200]} has two sizes",
+            offset=info.header_offset,
+            expected=info.file_size,
+            actual=info.compress_size,
+        )
+    offset, flags = _check_header(source, info)
+    return ZipRecord(name, info.header_offset, offset, info.file_size, info.CRC, bool(flags & _FLAG_DESCRIPTOR))
+
+
+class _Beginning(io.RawIOBase):
+    """The first ``end`` bytes of a file, as zipfile reads them."""
+
+    def __init__(self, source: Source, end: int) -> None:
+        self._source = source
+        self._end = end
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._end}[whence]
+        if base + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer)[: max(self._end - self._at, 0)]
+        count = os.preadv(self._source.fd, [view], self._at) if view.nbytes else 0
+        self._at += count
+        return count
+
+
+def _read_directory(source: Source, end: int) -> tuple[list[zipfile.ZipInfo], int]:
     try:
-        with os.fdopen(os.dup(source.fd), "rb") as file, zipfile.ZipFile(file) as archive:
+        with io.BufferedReader(_Beginning(source, end)) as file, zipfile.ZipFile(file) as archive:
             return archive.infolist(), archive.start_dir
     except _DIRECTORY_ERRORS as error:
         if isinstance(error.__context__, OSError):  # zipfile takes a failed read for a missing directory.
             raise translate_os_error(error.__context__, source.path, doing="read") from None
-        if not source.read(0, min(4, source.size), what="archive").startswith(_LOCAL_MAGIC):
+        if not source.read(0, min(4, source.size), what="archive").startswith(LOCAL_MAGIC):
             raise NotACheckpointError("neither a .pt, .safetensors nor .fckpt file") from None
+        if end < source.size:
+            raise DamagedError(
+                f"the directory of the archive that ends at byte {end} is damaged ({error})", offset=end - _END_SIZE
+            ) from None
         raise DamagedError(
             f"the file is cut or its end is damaged: it has {source.size} bytes, "
             f"and the directory that a zip archive ends with is not there or not valid ({error})"
@@ -90,29 +188,40 @@ def _read_directory(source: Source) -> tuple[list[zipfile.ZipInfo], int]:
         raise translate_os_error(error, source.path, doing="read") from error
 
 
-def _data_offset(source: Source, info: zipfile.ZipInfo) -> int:
-    """Where the bytes of a record begin, from the header in front of them."""
+def _end_of_archive(source: Source, directory: int, end: int) -> int:
+    """Where the end record and its comment end. zipfile has found it, and looks for it in the same order."""
+    if _ends_archive(source, end):
+        return end
+    start = max(directory, end - _END_SIZE - _MAX_COMMENT)
+    tail = source.read(start, end - start)
+    at = tail.rfind(END_MAGIC)
+    (comment,) = struct.unpack_from("<H", tail, at + _END_SIZE - 2)
+    return min(start + at + _END_SIZE + int(comment), end)
+
+
+def _check_header(source: Source, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where the bytes of a record begin, and its flags, from the header in front of them."""
     what = f"header of record {info.orig_filename[:200]}"
     name = info.orig_filename.encode("utf-8" if info.flag_bits & _FLAG_UTF8 else "cp437")
-    raw = source.read(info.header_offset, _LOCAL_HEADER.size + len(name), what=what)
-    magic, _, flags, method, _, _, _, _, _, name_size, extra_size = _LOCAL_HEADER.unpack_from(raw)
-    if magic != _LOCAL_MAGIC:
-        raise DamagedError(f"the {what} is not there", offset=info.header_offset, expected=_LOCAL_MAGIC, actual=magic)
-    if name_size != len(name) or raw[_LOCAL_HEADER.size :] != name:
+    raw = source.read(info.header_offset, LOCAL_HEADER.size + len(name), what=what)
+    magic, _, flags, method, _, _, _, _, _, name_size, extra_size = LOCAL_HEADER.unpack_from(raw)
+    if magic != LOCAL_MAGIC:
+        raise DamagedError(f"the {what} is not there", offset=info.header_offset, expected=LOCAL_MAGIC, actual=magic)
+    if name_size != len(name) or raw[LOCAL_HEADER.size :] != name:
         raise DamagedError(f"the {what} has another name than the directory", offset=info.header_offset)
     if method != zipfile.ZIP_STORED or flags & _FLAG_ENCRYPTED:
         raise DamagedError(f"the {what} disagrees with the directory about compression", offset=info.header_offset)
-    return info.header_offset + len(raw) + int(extra_size)
+    return info.header_offset + len(raw) + int(extra_size), flags
 
 
-def _check_disjoint(ends: list[tuple[int, int, str]], directory_start: int) -> None:
+def _check_disjoint(records: dict[str, ZipRecord], directory: int) -> None:
     """Raise DamagedError if a record reaches into the next one or into the directory."""
-    ends.sort()
-    limits = [header for header, _, _ in ends[1:]] + [directory_start]
-    for (_, end, name), limit in zip(ends, limits, strict=False):
-        if end > limit:
+    ordered = sorted(records.values(), key=lambda record: record.header)
+    limits = [*(record.header for record in ordered[1:]), directory]
+    for record, limit in zip(ordered, limits, strict=False):  # An archive can be empty.
+        if record.offset + record.size > limit:
             raise DamagedError(
-                f"the record {name[:200]} reaches into what follows it",
+                f"the record {record.name[:200]} reaches into what follows it",
                 expected=f"an end at {limit} or before",
-                actual=end,
+                actual=record.offset + record.size,
             )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from fastckpt.layout.tree import NamedRef, Path, TensorRef
+from fastckpt.layout.tree import AttributedDict, NamedRef, Path, TensorRef
 
 
 def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
@@ -35,6 +35,20 @@ def is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
 def tensors_below(tree: Any) -> list[int]:
     """Numbers of the entries of all tensors in a part of a tree."""
     return [leaf.entry for _, leaf in leaves(tree) if type(leaf) is TensorRef]
+
+
+def map_tensors(tree: Any, change: Callable[[TensorRef], object]) -> Any:
+    """A copy of a tree with another value in place of every tensor; containers keep their types and order."""
+    if type(tree) is TensorRef:
+        return change(tree)
+    if isinstance(tree, dict):
+        items: Any = type(tree)((key, map_tensors(item, change)) for key, item in tree.items())
+        if type(tree) is AttributedDict:
+            items.attributes = map_tensors(tree.attributes, change)
+        return items
+    if type(tree) in (list, tuple):
+        return type(tree)(map_tensors(item, change) for item in tree)
+    return tree
 
 
 def is_optimizer(value: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
 from fastckpt.findings import Finding, Kind, Report, conclude
@@ -53,13 +54,19 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
 
 
 def _joined(first: Iterable[Finding], second: Iterable[Finding]) -> list[Finding]:
-    """The findings of two readings; of the second one those about bytes of which the first says nothing."""
+    """The findings of two readings; of the second one those about bytes of which the first says nothing.
+
+    What one of them calls a loss is one.
+    """
     kept = list(first)
     said = [(finding.offset, finding.offset + max(finding.size, 1)) for finding in kept]
     for finding in second:
         begin, end = finding.offset, finding.offset + max(finding.size, 1)
-        if finding.kind is Kind.UNPROVEN or not any(start < end and begin < stop for start, stop in said):
+        same = [number for number, (start, stop) in enumerate(said) if start < end and begin < stop]
+        if finding.kind is Kind.UNPROVEN or not same:
             kept.append(finding)
+        elif finding.loss:
+            kept[same[0]] = replace(kept[same[0]], loss=True)
     return kept
 
 

@@ -28,7 +28,7 @@ from fastckpt.errors import FastckptError
 from fastckpt.fckpt.remains import scan
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.torch_state import read_state
-from fastckpt.foreign.zip_records import read_records
+from fastckpt.foreign.zip_records import read_archives
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import align
 from fastckpt.layout.directory import decode_directory
@@ -111,7 +111,8 @@ def run_zip(data: bytes) -> str:
     path = _FILES.holding(data, "input.pt")
     with _typed(said), Source(os.fspath(path)) as source:
         ends = 0
-        for record in sorted(read_records(source).values(), key=lambda record: record.offset):
+        records = [record for archive in read_archives(source) for record in archive.records.values()]
+        for record in sorted(records, key=lambda record: record.offset):
             assert ends <= record.offset
             ends = record.offset + record.size
             assert ends <= len(data)

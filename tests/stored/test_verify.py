@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +270,9 @@ def test_torch_file(tmp_path: Path) -> None:
     torch.save(state, path)
     report = fastckpt.verify(path)
     assert report.ok
-    assert (report.format, report.verified, report.root) == ("torch-zip", 200_999, None)
+    with zipfile.ZipFile(path) as archive:
+        every_record = sum(info.file_size for info in archive.infolist())
+    assert (report.format, report.verified, report.root) == ("torch-zip", every_record, None)
     strict_json(report)
     at = path.read_bytes().index(state["a"].numpy().tobytes())
     change(path, at + 1234)
@@ -293,7 +296,10 @@ def test_torch_file_without_crcs(tmp_path: Path) -> None:
         report = fastckpt.verify(tmp_path / name)
         assert report.ok, "present, not proven"
         assert (report.format, report.verified, report.exit_code) == (kind, 0, 0)
-        assert [(f.kind, f.size, f.loss) for f in report.findings] == [(Kind.UNPROVEN, 200_000, False)]
+        (finding,) = report.findings
+        assert (finding.kind, finding.loss) == (Kind.UNPROVEN, False)
+        # Of a .pt, the pickle and the other small records are not proven either.
+        assert finding.size == 200_000 if kind != "torch-zip" else 200_000 < finding.size < 201_000
         strict_json(report)
 
 
