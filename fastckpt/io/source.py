@@ -27,6 +27,10 @@ Openable: TypeAlias = "str | os.PathLike[str] | Source"
 """A path, or the open file itself: whoever looks at a file twice opens it once."""
 
 
+Identity = tuple[int, int, int, int]
+"""Device, inode, size in bytes and time of the last write in nanoseconds."""
+
+
 class Source:
     """A regular file, open for reading; a context manager.
 
@@ -221,21 +225,17 @@ class Source:
         drop_cache(self.fd)
 
     @property
-    def identity(self) -> tuple[int, int]:
-        """Device and inode: another file under the same name has others."""
-        return self._opened.st_dev, self._opened.st_ino
+    def identity(self) -> Identity:
+        """What another file under the same name, and the same one after a write, has otherwise."""
+        return _identity(self._opened)
 
     def require_in_place(self, *, next_step: str) -> None:
-        """Raise DamagedError unless the file is `unchanged` and its path still names it.
-
-        Before a file is deleted or named again by its path.
-        """
-        self.require_unchanged(next_step=next_step)
+        """Raise DamagedError unless the path still names this file, as it was: before what has the name is deleted."""
         try:
             now = os.stat(self.path)
         except OSError as error:
             raise translate_os_error(error, self.path, doing="look at the file") from error
-        if (now.st_dev, now.st_ino) != self.identity:
+        if _identity(now) != self.identity:
             raise DamagedError("another file has taken its place", path=self.path, next_step=next_step)
 
     def raise_fault(self, offset: int, errno: int) -> NoReturn:
@@ -267,7 +267,11 @@ class Source:
             now = os.fstat(self.fd)
         except OSError as error:
             raise translate_os_error(error, self.path, doing="look at the file") from error
-        return (now.st_size, now.st_mtime_ns) == (self._opened.st_size, self._opened.st_mtime_ns)
+        return _identity(now) == self.identity
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def drop_cache(fd: int) -> None:

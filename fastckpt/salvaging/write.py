@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastckpt.constants import SALVAGE_KEY
-from fastckpt.errors import UnsupportedStateError, UsageError
+from fastckpt.errors import DamagedError, UnsupportedStateError, UsageError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.safetensors_header import can_hold, write_safetensors
@@ -75,6 +75,9 @@ def write_destination(
     directory = os.path.dirname(os.path.realpath(path))
     with contextlib.ExitStack() as stack:
         sources = {wreck.path: stack.enter_context(Source(wreck.path)) for wreck in wrecks if wreck.size}
+        for wreck in wrecks:
+            if wreck.size and wreck.identity != sources[wreck.path].identity:
+                raise DamagedError("it is another file by now", path=wreck.path, next_step="salvage it again")
         found: Gathered = stack.enter_context(
             gathered(selection.pieces, selection.entries, sources, directory, fill=fill, threads=how.threads)
         )

@@ -114,6 +114,11 @@ def without_repeats(destination: torch.Tensor, source: torch.Tensor) -> Pair:
     return destination, source
 
 
+def _raw(tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes of a contiguous tensor, whatever stride a dimension of one element has."""
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+
+
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -129,7 +134,7 @@ def copy_pairs(pairs: Sequence[Pair]) -> None:
         if any(tensor.is_conj() or tensor.is_neg() for tensor in (destination, source)):
             destination.copy_(source)
         elif destination.is_contiguous() and source.is_contiguous():
-            flat.append((destination.view(-1).view(torch.uint8), source.view(-1).view(torch.uint8)))
+            flat.append((_raw(destination), _raw(source)))
         else:
             bits = _BITS.get(destination.element_size(), destination.dtype)
             destination.view(bits).copy_(source.view(bits))

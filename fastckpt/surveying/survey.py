@@ -65,6 +65,7 @@ def survey(
             wreck = survey_safetensors(source, like, threads=threads, progress=progress)
         else:
             raise not_a_checkpoint(head, path=source.path, size=source.size)
+        wreck.identity = source.identity
         if not source.unchanged():
             wreck.notes.append("the file was changed while it was read: is it still being written? Salvage it again")
     return wreck

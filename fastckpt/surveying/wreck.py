@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.findings import Finding, Kind
-from fastckpt.io.source import Source
+from fastckpt.io.source import Identity, Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import unreadable_parts
 from fastckpt.layout.entries import Entry
@@ -112,6 +112,7 @@ class Wreck:
         opaque: Path text and name of everything in the structure that is not understood.
         unnamed: Storages that only such things refer to.
         original: The structure as it was saved; None unless a checksum proves it.
+        identity: Which file it was: whoever reads its bytes later reads them from this one.
     """
 
     path: str
@@ -128,6 +129,7 @@ class Wreck:
     opaque: list[tuple[str, str]] = field(default_factory=list)
     unnamed: list[Unnamed] = field(default_factory=list)
     original: Original | None = None
+    identity: Identity | None = None
 
     def fates(self) -> dict[str, TensorFate]:
         """The fate of every tensor, in order."""

@@ -182,6 +182,18 @@ def test_a_file_replaced_meanwhile_is_compared_as_it_was(
     assert [tensor.status for tensor in found.tensors.values()] == ["identical", "identical"]
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_salvage_takes_no_bytes_of_another_file(
+    tmp_path: Path, name: str, replaced: Callable[[Path, Path], None]
+) -> None:
+    path = write(tmp_path / name, OLD)
+    (tmp_path / "next").mkdir()
+    replaced(path, write(tmp_path / "next" / name, NEW))
+    with pytest.raises(DamagedError, match="another file by now"):
+        salvage(path, tmp_path / "rescued.fckpt", include=["unverified"])
+    assert not (tmp_path / "rescued.fckpt").exists()
+
+
 @pytest.mark.parametrize("name", ["zip.pt", "m.safetensors", "raw.fckpt"])
 def test_convert_deletes_no_file_that_it_has_not_converted(
     tmp_path: Path, name: str, replaced: Callable[[Path, Path], None]
