@@ -87,11 +87,11 @@ def _fill_host_memory(
     The others pass through memory, batch by batch, so that it is never more than a batch needs.
     """
     on_storage = by_storage(entries)
-    direct = direct_places(on_storage, tensors)
+    alone = {number: group for number, group in on_storage.items() if file.stands_alone(number)}
     places = {
         number: memory.data_ptr()
-        for number, memory in direct.items()
-        if file.stands_alone(number) and file.storage_sizes[number] == memory.numel()
+        for number, memory in direct_places(alone, tensors).items()
+        if file.storage_sizes[number] == memory.numel()
     }
     file.fill(places, threads=threads, progress=progress)
     done = sum(file.storage_sizes[number] for number in places)

@@ -32,7 +32,7 @@ class WreckTensors(Opened):
 
     def __init__(self, wreck: Wreck) -> None:
         sizes = [state.nbytes for state in wreck.storages]
-        super().__init__(Source(wreck.path), wreck.format, wreck.tree, wreck.entries, sizes)
+        super().__init__(Source(wreck.path), wreck.format, lambda: wreck.tree, wreck.entries, sizes)
         self.wreck = wreck
         self.lost = {
             self.by_name[name].storage: fate.reason or fate.status.value

@@ -30,9 +30,8 @@ class OpenedFckpt(Opened):
 
     def __init__(self, file: CheckpointFile) -> None:
         entries = file.checked_entries()
-        tree = decode_tree(file.manifest.tree, len(entries))
         sizes = [place.nbytes for place in file.manifest.storages]
-        super().__init__(file.source, "fckpt", tree, entries, sizes)
+        super().__init__(file.source, "fckpt", lambda: decode_tree(file.manifest.tree, len(entries)), entries, sizes)
         self.file = file
         self.root = file.footer.root.hex()
         self._kept: tuple[Record, Extent, memoryview] | None = None

@@ -33,7 +33,7 @@ class OpenedForeign(Opened):
         sizes = [storage.nbytes for storage in foreign.storages]
         for entry in foreign.entries:
             check_entry(entry, sizes)
-        super().__init__(source, foreign.kind, foreign.tree, foreign.entries, sizes)
+        super().__init__(source, foreign.kind, lambda: foreign.tree, foreign.entries, sizes)
         self.foreign = foreign
         self.opaque = foreign.opaque
         self._proven: dict[int, DamagedError | CheckpointIOError | None] = {}

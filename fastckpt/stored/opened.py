@@ -12,6 +12,7 @@ from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
+from fastckpt.errors import FastckptError
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry, StorageBytes
@@ -35,7 +36,6 @@ class Opened:
         source: The open file. Structure and bytes come from this one.
         format: ``fckpt``, ``torch-zip``, ``torch-legacy`` or ``safetensors``.
         size: Bytes of the file.
-        tree: The nesting; its leaves are plain values and the references of `fastckpt.layout.tree`.
         entries: The tensors in tree order, each inside its storage; ``TensorRef(i)`` is ``entries[i]``.
         root: Root digest in hex, where the format has one.
         opaque: ``(place, what)`` of everything that is neither a tensor nor a plain value.
@@ -43,12 +43,14 @@ class Opened:
         bytes_read: Bytes of tensors that `read` has read so far.
     """
 
-    def __init__(self, source: Source, kind: str, tree: Any, entries: list[Entry], sizes: Sequence[int]) -> None:
+    def __init__(
+        self, source: Source, kind: str, tree: Callable[[], Any], entries: list[Entry], sizes: Sequence[int]
+    ) -> None:
         self.path = source.path
         self.source = source
         self.format = kind
         self.size = source.size
-        self.tree = tree
+        self._tree = tree
         self.entries = entries
         self.storage_sizes = sizes
         self.root: str | None = None
@@ -63,6 +65,21 @@ class Opened:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.source.close()
+
+    @cached_property
+    def tree(self) -> Any:
+        """The nesting; its leaves are plain values and the references of `fastckpt.layout.tree`.
+
+        Decoded when it is first asked for: some tensors can be had without it.
+
+        Raises:
+            DamagedError: It cannot be decoded.
+        """
+        try:
+            return self._tree()
+        except FastckptError as error:
+            error.path = error.path or self.path
+            raise
 
     @cached_property
     def by_name(self) -> dict[str, Entry]:
