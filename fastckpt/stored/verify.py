@@ -184,6 +184,15 @@ class _Verification:
         """A finding about bytes that are as written, but contradict each other."""
         self.report.findings.append(Finding(Kind.INCONSISTENT, message, *extent, record=record, loss=loss))
 
+    def second_look(self, error: FastckptError, extent: Extent) -> None:
+        """Add what is wrong with the content of a section, unless `check_section` has said so of its bytes."""
+        if any(finding.offset == extent.offset for finding in self.report.findings):
+            return
+        if isinstance(error, CheckpointIOError):
+            self.add(error, *extent, loss=False)
+        else:
+            self.contradiction(error.message, extent, loss=False)
+
     def check_trees(self, entry_count: int) -> None:
         """The nesting and the metadata must be what a load can decode."""
         manifest = self.file.manifest
@@ -204,10 +213,7 @@ class _Verification:
             block = self.file.source.read(*section.extent)
             headers = [(offset, block_digest(header)) for offset, header in decode_index(block)]
         except _BAD as error:
-            if isinstance(error, CheckpointIOError):
-                self.add(error, *section.extent, loss=False)
-            elif not any(finding.offset == section.extent.offset for finding in self.report.findings):
-                self.contradiction(error.message, section.extent, loss=False)
+            self.second_look(error, section.extent)
             return
         if headers != [(record.header.offset, record.digest) for record in records]:
             self.contradiction("the index does not hold the headers of this file", section.extent, loss=False)
@@ -220,8 +226,7 @@ class _Verification:
         try:
             places = decode_directory(self.file.source.read(*section.extent))
         except _BAD as error:
-            if not any(finding.offset == section.extent.offset for finding in self.report.findings):
-                self.contradiction(error.message, section.extent, loss=False)
+            self.second_look(error, section.extent)
             return
         if places != [(record.header, record.digest) for record in records]:
             self.contradiction("the directory does not name the headers of this file", section.extent, loss=False)

@@ -523,7 +523,7 @@ BAD_FILES: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "empty"),
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n", "git-lfs"),
     "HTML": (b"<!DOCTYPE html>\n<html><body>Not found</body></html>", "HTML"),
-    "text": (b"hello world", "neither"),
+    "text": (b"hello world", r"this is a text file \(found hello world\)"),
     "short": (b"\x89", "neither"),
     "zeros": (bytes(100_000), "zero"),
     "noise": (bytes(pattern(50_000).numpy()), "neither"),
