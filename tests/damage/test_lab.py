@@ -1,6 +1,6 @@
 """The damage lab, in the size that fits into every run, and the one for the night.
 
-``pytest tests/damage/test_lab.py`` runs 2,000 cases; ``FASTCKPT_LAB_CASES`` (20,000 in .ci/run) and
+``pytest tests/damage/test_lab.py`` runs 2,000 cases; ``FASTCKPT_LAB_CASES`` (15,000 in .ci/run) and
 ``FASTCKPT_LAB_SEED`` choose others. The nightly size is ``pytest tests/damage/test_lab.py -m nightly``, or
 ``python tests/damage/lab.py --nightly`` for the table as JSON.
 """
@@ -19,7 +19,7 @@ from makers import KINDS
 from oracle import INTACT, UNVERIFIED, Oracle
 
 CASES = int(os.environ.get("FASTCKPT_LAB_CASES", "2000"))
-PARTS = 4
+PARTS = 3
 """Tests that one run of the lab is divided into, so that they run beside each other and beside other suites."""
 SEED = int(os.environ.get("FASTCKPT_LAB_SEED", "1"))
 
