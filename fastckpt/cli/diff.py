@@ -4,7 +4,7 @@ A and B are .pt, .safetensors or .fckpt files in any combination, told by their
 content; or two nanochat directories; or two steps of one: DIR --steps 500 1000.
 Tensors are identical only if every bit is. Neither file is loaded, and nothing
 in it is executed. The exit code is 0 if there is no difference and 1 if there
-is one, 2 if damage kept something from being compared.
+is one or if not everything could be compared, 2 if damage kept something from being compared.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _compare(path_a: str, path_b: str, args: argparse.Namespace) -> tuple[Facts,
             progress=progress,
         )
     facts = {**pair_facts(found), "seconds": time.perf_counter() - start}
-    return facts, 2 if found.damaged else int(not found.same)
+    return facts, 2 if found.damaged else int(found.same is not True)
 
 
 def _has_tensors(facts: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from fastckpt.cli.file_facts import leaf_value
 from fastckpt.cli.render import Facts, error_facts, plain
 from fastckpt.layout.entries import Entry
 from fastckpt.stored.comparison import Comparison, TensorDifference
+from fastckpt.stored.object_comparison import ObjectDifference
 from fastckpt.stored.structure_difference import Change, NamedDifference
 
 if TYPE_CHECKING:
@@ -29,12 +30,15 @@ def pair_facts(found: Comparison) -> Facts:
             **{status: states[status] for status in ("identical", "differs", "damaged", "unread")},
             "only_in_a": len(structure.only_a),
             "only_in_b": len(structure.only_b),
+            "objects": len(found.objects),
+            "objects_unknown": sum(part.status == "unknown" for part in found.objects.values()),
             "by_digests": sum(tensor.compared == "digests" for tensor in found.tensors.values()),
         },
         "only_in_a": _entries(structure.only_a),
         "only_in_b": _entries(structure.only_b),
         "values": _named(structure.values),
         "metadata": _named(structure.metadata),
+        "objects": {place: _object(part) for place, part in found.objects.items() if part.status != "identical"},
         "containers": {place: _change(change) for place, change in structure.containers.items()},
         "shared_only_in_a": structure.shared_a,
         "shared_only_in_b": structure.shared_b,
@@ -74,6 +78,11 @@ def _tensor(tensor: TensorDifference, changes: dict[str, Change]) -> Facts:
         "numbers": None if tensor.numbers is None else _numbers(tensor.numbers),
         "error": None if tensor.error is None else error_facts(tensor.error),
     }
+
+
+def _object(part: ObjectDifference) -> Facts:
+    error = None if part.error is None else error_facts(part.error)
+    return {"status": part.status, "reason": part.reason, "error": error}
 
 
 def _numbers(tally: Tally) -> Facts:

@@ -9,6 +9,8 @@ from fastckpt.cli.inspect_text import FORMATS
 from fastckpt.cli.render import Facts, Styled, columns, value_text
 from fastckpt.text import count_text, duration_text, size_text
 
+_OBJECT_WORDS = {"differs": "differs", "damaged": "damaged", "unread": "not compared", "unknown": "not compared"}
+
 
 def pair_lines(facts: Facts, limit: int | None) -> Iterator[str | Styled]:
     """The text about two files: at most ``limit`` lines of each kind, or all.
@@ -54,6 +56,10 @@ def _structure_lines(facts: Facts, limit: int | None) -> Iterator[str]:
             [what, name, _arrow(change)]
             for name, tensor in facts["tensors"].items()
             for what, change in tensor["changes"].items()
+        ],
+        [
+            ["object", place, f"{_OBJECT_WORDS[part['status']]}: {part['reason']}"]
+            for place, part in facts["objects"].items()
         ],
         [["container", place, _arrow(change)] for place, change in facts["containers"].items()],
         *(
@@ -167,31 +173,44 @@ def _verdict(facts: Facts) -> Styled:
         return Styled(f"{text}; digests were compared, not the data{time_text}", "good")
     counts = [(totals["identical"], "identical"), (totals["differs"], "differ"), (totals["damaged"], "damaged")]
     counts += [(totals["unread"], "not read"), (totals["only_in_a"], "only in A"), (totals["only_in_b"], "only in B")]
-    tensors = count_text(sum(count for count, _ in counts), "tensor")
+    total = sum(count for count, _ in counts)
+    tensors = count_text(total, "tensor")
+    if totals["objects"]:
+        objects = count_text(totals["objects"], "other object")
+        tensors = f"{tensors} and {objects}" if total else objects
     by_digests = f"; {totals['by_digests']:,} by digests, not by data" if totals["by_digests"] else ""
+    if facts["same"] is None:
+        unknown = f"{count_text(totals['objects_unknown'], 'object')} of them cannot be compared"
+        return Styled(f"not all compared: {tensors}, no difference found; {unknown}{by_digests}{time_text}", "warn")
     if facts["same"]:
-        if totals["unread"]:
+        if totals["unread"] or facts["objects"]:
             return Styled(f"same structure: {tensors}; what is in them was not compared{time_text}", "good")
         return Styled(f"identical: {tensors}, every bit{by_digests}{time_text}", "good")
     parts = [f"{count:,} {word}" for count, word in counts if count]
     text = (
-        "; ".join([f"{tensors}: {', '.join(parts)}" if parts else "no tensors", *_other_changes(facts)])
+        "; ".join(
+            [f"{count_text(total, 'tensor')}: {', '.join(parts)}" if parts else "no tensors", *_other_changes(facts)]
+        )
         + by_digests
         + time_text
     )
-    return Styled(f"{'damaged' if totals['damaged'] else 'different'}: {text}", "bad" if totals["damaged"] else "warn")
+    damaged = totals["damaged"] or any(part["status"] == "damaged" for part in facts["objects"].values())
+    return Styled(f"{'damaged' if damaged else 'different'}: {text}", "bad" if damaged else "warn")
 
 
 def _other_changes(facts: Facts) -> list[str]:
     counts: list[tuple[int, str]] = [
         (sum(map(len, facts["values"].values())), "plain value"),
         (sum(map(len, facts["metadata"].values())), "metadata value"),
+        (sum(part["status"] == "differs" for part in facts["objects"].values()), "object"),
         (len(facts["containers"]), "container"),
         (sum(bool(tensor["changes"]) for tensor in facts["tensors"].values()), "tensor type"),
         (len(facts["shared_only_in_a"]) + len(facts["shared_only_in_b"]), "shared storage"),
     ]
     parts = [count_text(count, noun) for count, noun in counts if count]
-    return [f"{', '.join(parts)} changed"] if parts else []
+    damaged = sum(part["status"] == "damaged" for part in facts["objects"].values())
+    texts = [f"{', '.join(parts)} changed"] if parts else []
+    return [*texts, f"{count_text(damaged, 'object')} damaged"] if damaged else texts
 
 
 def summary_lines(facts: Facts) -> Iterator[str | Styled]:
@@ -202,7 +221,9 @@ def summary_lines(facts: Facts) -> Iterator[str | Styled]:
     files: list[dict[str, Any]] = facts["files"]
     same = sum(file["same"] is True for file in files)
     failed = sum("error" in file for file in files)
-    parts = [(same, "the same"), (len(files) - same - failed, "different"), (failed, "not comparable")]
+    open_ = sum(file["same"] is None for file in files) - failed
+    different = len(files) - same - failed - open_
+    parts = [(same, "the same"), (different, "different"), (open_, "not all compared"), (failed, "not comparable")]
     text = ", ".join(f"{count} {word}" for count, word in parts if count) or "none"
     style = "good" if facts["same"] else "bad" if failed else "warn"
     yield Styled(f"{count_text(len(files), 'pair')} of files: {text}", style)

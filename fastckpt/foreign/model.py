@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fastckpt.errors import DamagedError
 from fastckpt.foreign.zip_records import ZipArchive
 from fastckpt.layout.entries import Entry
 
 __all__ = ["ForeignFile", "ForeignStorage", "Opaque"]
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Opaque:
     """A value whose meaning is not known: it is named, never imported or called.
 
@@ -20,9 +21,17 @@ class Opaque:
 
     Attributes:
         global_name: ``module.name`` of the class or function that would have made it.
+        parts: What it would have been made of: arguments, state, items. A tuple where nothing can be added.
     """
 
     global_name: str
+    parts: list[object] | tuple[object, ...] = field(default_factory=list)
+
+    def add(self, *parts: object) -> None:
+        """Keep what the pickle puts in it. Raises DamagedError for one of torch's own classes."""
+        if type(self.parts) is not list:
+            raise DamagedError(f"the pickle is not valid: {self.global_name} itself is given a state")
+        self.parts += parts
 
     def __repr__(self) -> str:
         return f"<{self.global_name}>"
@@ -64,6 +73,7 @@ class ForeignFile:
         metadata: The text pairs that safetensors calls ``__metadata__``.
         prefix: The top directory inside a torch zip: the stem of the name it was saved under.
         opaque: ``(path text, what)`` for everything that is not understood.
+        objects: The same places, each with what stands there: an `Opaque`, or what a tensor cannot keep.
         locations: How many storages were on which device when they were saved.
         others: What else the file keeps under a name: records that no entry lies in, such as the storages of
             objects that are not understood.
@@ -80,6 +90,7 @@ class ForeignFile:
     metadata: dict[str, str] = field(default_factory=dict)
     prefix: str = ""
     opaque: list[tuple[str, str]] = field(default_factory=list)
+    objects: list[tuple[str, object]] = field(default_factory=list)
     locations: dict[str, int] = field(default_factory=dict)
     others: list[ForeignStorage] = field(default_factory=list)
     end: int = 0

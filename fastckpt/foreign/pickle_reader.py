@@ -164,8 +164,7 @@ class PickleReader(PickleValues):
         self.stack.append(result)
 
     def frozenset_(self) -> None:
-        self.pop_mark()
-        self.stack.append(Opaque("builtins.frozenset"))
+        self.stack.append(Opaque("builtins.frozenset", self.pop_mark()))
 
     def append(self) -> None:
         item = self.stack.pop()
@@ -178,7 +177,9 @@ class PickleReader(PickleValues):
     def extend(self, target: object, items: list[Any]) -> None:
         if type(target) is list:
             target += items
-        elif type(target) is not Opaque:
+        elif type(target) is Opaque:
+            target.add(*items)
+        else:
             raise self.bad("items are appended to what is not a list")
 
     def setitem(self) -> None:
@@ -192,6 +193,7 @@ class PickleReader(PickleValues):
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         if type(target) is Opaque:
+            target.add(*items)
             return
         if type(target) is not dict and type(target) is not AttributedDict:
             raise self.bad("keys are set in what is not a dict")
@@ -205,12 +207,14 @@ class PickleReader(PickleValues):
         """``key`` if it can stay one; else its placeholder, so that no foreign object is ever hashed."""
         if is_plain_key(key) or type(key) is Opaque:
             return key
-        return Opaque(type(key).__name__)
+        return Opaque(type(key).__name__, [key])
 
     def additems(self) -> None:
-        self.pop_mark()
-        if type(self.stack[-1]) is not Opaque:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        if type(target) is not Opaque:
             raise self.bad("items are added to what is not a set")
+        target.add(*items)
 
     # --- stack and memo ------------------------------------------------------
 
@@ -294,6 +298,8 @@ class PickleReader(PickleValues):
         if keywords and type(function) is not Opaque:
             raise self.bad("a known function is called with keywords")
         self.push_call(function, args)
+        if keywords:
+            self.stack[-1].add(keywords)
 
     def inst(self) -> None:
         module = self.take_line().decode("utf-8")

@@ -120,5 +120,4 @@ class PickleValues(PickleInput):
         self.stack.append(self.take(self.take_u64()))
 
     def bytearray8(self) -> None:
-        self.take(self.take_u64())
-        self.stack.append(Opaque("builtins.bytearray"))
+        self.stack.append(Opaque("builtins.bytearray", [self.take(self.take_u64())]))

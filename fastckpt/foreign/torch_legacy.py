@@ -45,6 +45,7 @@ def open_torch_legacy(source: Source) -> ForeignFile:
         entries=state.entries,
         storages=[ranges[storage.key] for storage in state.storages],
         opaque=state.opaque,
+        objects=state.objects,
         locations=state.locations,
         others=[storage for key, storage in ranges.items() if key not in used],
         end=end,

@@ -68,6 +68,13 @@ class Storage:
         return self.type.global_name
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class UnknownStorage:
+    """The bytes with this key, seen as a class that is not known."""
+
+    key: str
+
+
 @dataclass(slots=True, eq=False)
 class Tensor:
     """A tensor as the pickle describes it.
@@ -76,6 +83,7 @@ class Tensor:
         storage: What it lies in.
         offset: Its first element, counted from the storage's first byte.
         lost: What cannot be kept of it, such as Python attributes.
+        rest: The things themselves.
     """
 
     storage: Storage
@@ -85,6 +93,12 @@ class Tensor:
     stride: tuple[int, ...]
     flags: int = 0
     lost: str | None = None
+    rest: tuple[object, ...] = ()
+
+    def lose(self, what: str, value: object) -> None:
+        """Note something that cannot be kept."""
+        self.lost = what
+        self.rest = (*self.rest, value)
 
 
 # torch._storage_classes; sizes in bytes.
@@ -153,18 +167,20 @@ def _tensor(
     dtype: object = None,
     metadata: object = None,
 ) -> object:
+    if type(storage) is Opaque:
+        return Opaque(storage.global_name, [storage, dtype, offset, shape, stride, requires_grad, hooks, metadata])
     if type(storage) is not Storage:
         raise bad_call("a tensor", "something else than a storage")
     if type(offset) is not int or not 0 <= offset < MAX_EXTENT:
         raise bad_call("a tensor", "an offset that is not a number from 0 to 2**63")
     if dtype is None:
         if storage.type.dtype is None:
-            return Opaque(storage.global_name)
+            return Opaque(storage.global_name, [storage, offset, shape, stride, requires_grad, hooks, metadata])
         dtype_name = storage.type.dtype
     elif type(dtype) is DTypeRef:
         dtype_name = dtype.name
     elif type(dtype) is Opaque:
-        return dtype
+        return Opaque(dtype.global_name, [storage, offset, shape, stride, requires_grad, hooks, metadata])
     else:
         raise bad_call("a tensor", "something else than a dtype")
     extents = _sizes(shape, "shape")
@@ -176,11 +192,14 @@ def _tensor(
         raise bad_call("a tensor", "a view that does not begin at one of its elements")
     flags = _metadata_flags(metadata)
     if flags is None:
-        return Opaque("torch.Tensor with metadata that is not known")
+        parts = [storage, dtype, offset, shape, stride, requires_grad, hooks, metadata]
+        return Opaque("torch.Tensor with metadata that is not known", parts)
     if requires_grad:
         flags |= ENTRY_FLAG_REQUIRES_GRAD
-    lost = "backward hooks of a tensor" if hooks else None
-    return Tensor(storage, dtype_name, start + offset, extents, strides, flags, lost)
+    tensor = Tensor(storage, dtype_name, start + offset, extents, strides, flags)
+    if hooks:
+        tensor.lose("backward hooks of a tensor", hooks)
+    return tensor
 
 
 def _tensor_v1(storage: object, offset: object, shape: object, stride: object) -> object:
@@ -201,7 +220,8 @@ def _tensor_v2(
 
 def _parameter(data: object, requires_grad: object, hooks: object, state: object = None) -> object:
     if type(data) is not Tensor:
-        return data if type(data) is Opaque else Opaque("torch.nn.parameter.Parameter")
+        name = data.global_name if type(data) is Opaque else "torch.nn.parameter.Parameter"
+        return Opaque(name, [data, requires_grad, hooks, state])
     flags = data.flags & ~ENTRY_FLAG_REQUIRES_GRAD | ENTRY_FLAG_PARAMETER
     if requires_grad:
         flags |= ENTRY_FLAG_REQUIRES_GRAD
@@ -212,24 +232,27 @@ def with_state(tensor: Tensor, state: object) -> Tensor:
     """``tensor``, with a note if it had attributes of its own."""
     # Slots make the state a pair; either part can be empty.
     if state and state != (None, None):
-        tensor.lost = "Python attributes of a tensor"
+        tensor.lose("Python attributes of a tensor", state)
     return tensor
 
 
 def _from_type(function: object, kind: object, args: object, state: object) -> object:
     if kind in (_TENSOR, _PARAMETER) and type(function) is Function and function.apply in _TENSOR_BUILDERS:
         tensor = apply(function, args)
+        if type(tensor) is Opaque:
+            tensor.add(kind, state)
         if type(tensor) is not Tensor:
             return tensor
         if kind is _PARAMETER:
             tensor.flags |= ENTRY_FLAG_PARAMETER
         return with_state(tensor, state)
-    return kind if type(kind) is Opaque else Opaque("torch._tensor._rebuild_from_type_v2")
+    name = kind.global_name if type(kind) is Opaque else "torch._tensor._rebuild_from_type_v2"
+    return Opaque(name, [function, kind, args, state])
 
 
 def _size(shape: Any = ()) -> object:
     # A torch.Size may hold any int; one that cannot be a shape is left alone.
-    return SizeRef(tuple(shape)) if _is_sizes(shape) else Opaque("torch.Size")
+    return SizeRef(tuple(shape)) if _is_sizes(shape) else Opaque("torch.Size", [shape])
 
 
 def _device(kind: object, index: object = None) -> object:
@@ -257,8 +280,8 @@ def apply(function: Function, args: object) -> object:
     return function.apply(*args)
 
 
-_TENSOR: Final = Opaque("torch.Tensor")
-_PARAMETER: Final = Opaque("torch.nn.parameter.Parameter")
+_TENSOR: Final = Opaque("torch.Tensor", ())
+_PARAMETER: Final = Opaque("torch.nn.parameter.Parameter", ())
 _TENSOR_BUILDERS: Final = (_tensor_v1, _tensor_v2, _tensor, _parameter)
 
 

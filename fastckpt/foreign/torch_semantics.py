@@ -15,6 +15,7 @@ from fastckpt.foreign.torch_objects import (
     Storage,
     StorageType,
     Tensor,
+    UnknownStorage,
     apply,
     bad_call,
     with_state,
@@ -78,21 +79,23 @@ class TorchSemantics:
         if type(function) is Function:
             return apply(function, args)
         if type(function) is Opaque or type(function) is StorageType:
-            return Opaque(function.global_name)
+            return Opaque(function.global_name, [function, args])
         raise bad_call("a call", "something that cannot be called")
 
     def build(self, instance: object, state: object) -> None:
         """Keep the attributes of an OrderedDict; note those of a tensor as lost."""
         if type(instance) is AttributedDict:
             if type(state) is not dict:
-                state = {"state": Opaque("state of an OrderedDict that is not a dict")}
+                state = {"state": Opaque("state of an OrderedDict that is not a dict", [state])}
             self.budget.spend(len(state))
             if not all(type(name) is str for name in state):
                 raise bad_call("an OrderedDict", "an attribute whose name is not text")
             instance.__dict__.setdefault("attributes", {}).update(state)
         elif type(instance) is Tensor:
             with_state(instance, state)
-        elif type(instance) is not Opaque:
+        elif type(instance) is Opaque:
+            instance.add(state)
+        else:
             raise bad_call("a plain value", "a state")
 
     def load_persistent(self, identifier: object) -> object:
@@ -110,8 +113,8 @@ class TorchSemantics:
         self, kind: object, key: object, location: object, numel: object, view: object = None
     ) -> Storage | Opaque:
         if type(kind) is not StorageType:
-            if type(kind) is Opaque:
-                return kind
+            if type(kind) is Opaque and type(key) is str:
+                return Opaque(kind.global_name, [UnknownStorage(key), location, numel, view])
             raise bad_call("a storage", "something else than a storage class")
         if type(key) is not str or type(location) is not str:
             raise bad_call("a storage", "a key or location that is not text")
@@ -135,17 +138,17 @@ class TorchSemantics:
         if items == () or items == []:
             return result
         if type(items) is not list:
-            return Opaque("collections.OrderedDict")
+            return Opaque("collections.OrderedDict", [items])
         self.budget.spend(len(items))
         for pair in items:
             if type(pair) not in (list, tuple) or len(pair) != 2 or not is_plain_key(pair[0]):
-                return Opaque("collections.OrderedDict")
+                return Opaque("collections.OrderedDict", [items])
             result[pair[0]] = pair[1]
         return result
 
     def _make_bytes(self, text: object, encoding: object = None, errors: object = None) -> object:
         if type(text) is not str or encoding != "latin1":
-            return Opaque("_codecs.encode")
+            return Opaque("_codecs.encode", [text, encoding, errors])
         self.budget.spend(len(text))
         try:
             return text.encode("latin1")

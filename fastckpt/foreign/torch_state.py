@@ -38,6 +38,7 @@ class TorchState:
         storages: The storages of the entries, by first use: ``Entry.storage`` counts in it.
         all_storages: Those and the ones only opaque values refer to, by key.
         opaque: Path text and name of everything that is not understood.
+        objects: Path text and what stands there, for what of it has a place.
         locations: How many storages were on which device.
     """
 
@@ -46,6 +47,7 @@ class TorchState:
     storages: list[Storage]
     all_storages: dict[str, Storage]
     opaque: list[tuple[str, str]]
+    objects: list[tuple[str, object]]
     locations: dict[str, int]
 
     def users(self, key: str) -> list[str]:
@@ -78,7 +80,9 @@ def read_state(data: bytes, at: int = 0) -> tuple[TorchState, int]:
     listed = {name for _, name in builder.opaque}
     hidden = [("not in the state", name) for name in semantics.unknown if name not in listed]
     opaque = builder.opaque + hidden
-    return TorchState(tree, entries, storages, semantics.storages, opaque, semantics.locations), reader.at
+    return TorchState(
+        tree, entries, storages, semantics.storages, opaque, builder.objects, semantics.locations
+    ), reader.at
 
 
 @dataclass(slots=True)
@@ -88,6 +92,7 @@ class _TreeBuilder:
     tensors: list[Tensor] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)
+    objects: list[tuple[str, object]] = field(default_factory=list)
     nodes: int = 0
     open: set[int] = field(default_factory=set)
 
@@ -100,23 +105,24 @@ class _TreeBuilder:
             self.tensors.append(value)
             self.paths.append(path)
             if value.lost is not None:
-                self.note(path, value.lost)
+                self.note(path, value.lost, value.rest)
             return TensorRef(len(self.tensors) - 1)
         if value is None or kind in _PLAIN:
             return value
         if kind in (list, tuple, dict, AttributedDict):
             return self.container(value, path)
         if kind in (Function, StorageType, Storage):
-            value = Opaque(value.global_name)
+            value = Opaque(value.global_name, [value])
         elif kind is not Opaque:
             raise AssertionError(f"{path_text(path)}: the pickle reader made a {kind.__name__}")
-        self.note(path, value.global_name)
+        self.note(path, value.global_name, value)
         return value
 
-    def note(self, path: Path, what: str) -> None:
+    def note(self, path: Path, what: str, value: object) -> None:
         """List something that is not understood."""
         self.count_text(path)
         self.opaque.append((path_text(path), what))
+        self.objects.append((path_text(path), value))
 
     def count_text(self, path: Path) -> None:
         """Take the length of a name off what names may be long in all."""
@@ -147,7 +153,7 @@ class _TreeBuilder:
         items: dict[Any, Any] = {} if type(value) is dict else OrderedDict()
         for key, item in value.items():
             if type(key) is Opaque:
-                self.note(path, f"dict key of type {key.global_name}")
+                self.note(path, f"dict key of type {key.global_name}", key)
             items[key] = self.node(item, (*path, key))
         attributes = vars(value).get("attributes") if type(value) is AttributedDict else None
         if attributes:

@@ -69,6 +69,7 @@ def _open_archive(source: Source, archive: ZipArchive) -> ForeignFile:
         storages=[_storage(key, records[key]) for key in used],
         prefix=prefix,
         opaque=state.opaque,
+        objects=state.objects,
         locations=state.locations,
         others=[_storage(key, record) for key, record in records.items() if key in others],
     )
@@ -94,6 +95,7 @@ def _join(source: Source, files: list[ForeignFile]) -> ForeignFile:
         ]
         joined.storages += file.storages
         joined.others += file.others
+        joined.objects += [(f"{number}.{place}", value) for place, value in file.objects]
         joined.opaque += [(f"{number}.{place}", what) for place, what in file.opaque]
         for location, count in file.locations.items():
             joined.locations[location] = joined.locations.get(location, 0) + count

@@ -23,6 +23,7 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Tile, reach_a, reach_b
+from fastckpt.stored.object_comparison import ObjectDifference, compare_objects
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
 from fastckpt.stored.structure_difference import StructureDifference, compare_structure
@@ -73,6 +74,7 @@ class Comparison:
         a, b: The files.
         structure: Everything but the bytes of tensors.
         tensors: The common tensors by name, in the order of A.
+        objects: What is neither a tensor nor a plain value, by place; empty where only some names were wanted.
         roots_equal: Whether equal root digests made any comparison needless.
     """
 
@@ -80,17 +82,25 @@ class Comparison:
     b: Side
     structure: StructureDifference
     tensors: dict[str, TensorDifference] = field(default_factory=dict)
+    objects: dict[str, ObjectDifference] = field(default_factory=dict)
     roots_equal: bool = False
 
     @property
-    def same(self) -> bool:
-        """Whether no difference was found."""
-        return self.structure.same and all(tensor.status in ("identical", "unread") for tensor in self.tensors.values())
+    def same(self) -> bool | None:
+        """Whether no difference was found; None if none was, but not everything could be compared."""
+        found = self._statuses
+        if not self.structure.same or not found <= {"identical", "unread", "unknown"}:
+            return False
+        return None if "unknown" in found else True
 
     @property
     def damaged(self) -> bool:
-        """Whether a tensor could not be compared."""
-        return any(tensor.status == "damaged" for tensor in self.tensors.values())
+        """Whether damage kept something from being compared."""
+        return "damaged" in self._statuses
+
+    @property
+    def _statuses(self) -> set[str]:
+        return {part.status for part in self.tensors.values()} | {part.status for part in self.objects.values()}
 
 
 def compare(
@@ -142,9 +152,12 @@ def compare(
                 done += ours.nbytes
                 if progress is not None:
                     progress(done)
+        objects = {}
+        if keys is None and not roots_equal:
+            objects = compare_objects(a, b, structure_only=structure_only, threads=count)
         for file in (a, b):
             file.source.require_unchanged(next_step="compare it again")
-        return Comparison(_side(a), _side(b), structure, tensors, roots_equal)
+        return Comparison(_side(a), _side(b), structure, tensors, objects, roots_equal)
 
 
 def _side(file: Opened) -> Side:

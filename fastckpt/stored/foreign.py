@@ -12,7 +12,7 @@ from typing import Any
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.foreign.checks import refuse_unsupported
-from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.storages import StorageReader
 from fastckpt.io.memory import ARENA_SIZE
 from fastckpt.io.source import Source
@@ -36,7 +36,7 @@ class OpenedForeign(Opened):
         super().__init__(source, foreign.kind, lambda: foreign.tree, foreign.entries, sizes)
         self.foreign = foreign
         self.opaque = foreign.opaque
-        self._proven: dict[int, DamagedError | CheckpointIOError | None] = {}
+        self._proven: dict[ForeignStorage, DamagedError | CheckpointIOError | None] = {}
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -78,18 +78,21 @@ class OpenedForeign(Opened):
             yield batch
 
     def prove(self, storage: int, *, threads: int) -> None:
-        if storage not in self._proven:
+        self.prove_stored(self.foreign.storages[storage], threads=threads)
+
+    def prove_stored(self, stored: ForeignStorage, *, threads: int) -> None:
+        """`prove` for any storage of the file, also one that no tensor lies in; each is read once."""
+        if stored not in self._proven:
             try:
-                self._check_crc(storage, threads)
-                self._proven[storage] = None
+                self._check_crc(stored, threads)
+                self._proven[stored] = None
             except (DamagedError, CheckpointIOError) as error:
-                self._proven[storage] = error
-        error_or_none = self._proven[storage]
+                self._proven[stored] = error
+        error_or_none = self._proven[stored]
         if error_or_none is not None:
             raise error_or_none
 
-    def _check_crc(self, storage: int, threads: int) -> None:
-        stored = self.foreign.storages[storage]
+    def _check_crc(self, stored: ForeignStorage, threads: int) -> None:
         if stored.crc is None or not stored.nbytes:
             return
         moved = sum_parts(self.source, [Move(stored.offset, 0, stored.nbytes)], threads=threads)

@@ -133,11 +133,6 @@ def compare_structure(a: Opened, b: Opened, *, keys: str | None = None) -> Struc
     result.shared_b = [group for group in groups_b if group not in groups_a]
     if result.common != [name for name in theirs if name in ours]:
         result.notes.append("the tensors stand in another order, which does not count as a difference")
-    if a.opaque or b.opaque:
-        result.notes.append(
-            "objects that are neither tensors nor plain values were compared by their type only: "
-            f"{len(a.opaque)} in A, {len(b.opaque)} in B"
-        )
     return result
 
 

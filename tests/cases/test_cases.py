@@ -59,6 +59,27 @@ ROWS = [
     ),
     row("verify hf/files/trailing.safetensors", 1, "8 bytes follow the last tensor"),
     row("verify hf/shard_cut/model-00002-of-00002.safetensors", 2, "damaged"),
+    # Every record with a CRC-32 is summed, whoever refers to it, in every archive of a file.
+    row("verify pt/yolo_whole.pt", 0, "intact", "every record matches its CRC-32"),
+    row("verify pt/yolo_flip.pt", 2, "rotted"),
+    row("verify pt/d_fsdp2.pt", 0, "intact"),
+    row("verify pt/d_fsdp2_flip.pt", 2, "rotted"),
+    row("verify dcp/step-100/__0_0.distcp", 0, "intact"),
+    row("verify dcp/damaged/flipped.distcp", 2, "rotted"),
+    row("verify dcp/damaged/zeroed.distcp", 2, "rotted"),
+    row("verify hf/files/notensors.safetensors", 0, "present", "!intact", "!0 B/s"),
+    row("diff dcp/step-100/__0_0.distcp dcp/step-100/__0_0.distcp", 0, "identical"),
+    # Objects that are not understood are compared by what they are made of and by their bytes.
+    row("diff pt/yolo_whole.pt pt/yolo_other.pt", 1, "different"),
+    row("diff pt/yolo_whole.pt pt/yolo_whole.pt", 0, "identical: 3 other objects"),
+    row("diff pt/yolo_whole.pt pt/yolo_flip.pt", 2, "damaged"),
+    row("diff pt/d_fsdp2.pt pt/d_fsdp2.pt", 0, "identical: 4 tensors and 12 other objects"),
+    row("diff pt/d_fsdp2.pt pt/d_fsdp2_flip.pt", 2, "damaged"),
+    *(
+        row(f"diff pt/{name} pt/{name}", 0, "identical")
+        for name in ("in_objects.pt", "hf_rng_state.pt", "pl_omega.ckpt", "pl_plain.ckpt", "ds_like.pt")
+    ),
+    row("diff pt/pl_plain.ckpt pt/pl_omega.ckpt", 1, "different", "object"),
 ]
 
 

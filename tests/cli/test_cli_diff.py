@@ -27,6 +27,7 @@ PAIR_KEYS = {
     "only_in_b",
     "values",
     "metadata",
+    "objects",
     "containers",
     "shared_only_in_a",
     "shared_only_in_b",
@@ -34,7 +35,17 @@ PAIR_KEYS = {
     "notes",
     "seconds",
 }
-TOTAL_KEYS = {"identical", "differs", "damaged", "unread", "only_in_a", "only_in_b", "by_digests"}
+TOTAL_KEYS = {
+    "identical",
+    "differs",
+    "damaged",
+    "unread",
+    "only_in_a",
+    "only_in_b",
+    "by_digests",
+    "objects",
+    "objects_unknown",
+}
 TENSOR_KEYS = {"status", "compared", "dtype", "shape", "changes", "numbers", "error"}
 NUMBER_KEYS = {
     "relative_l2",
