@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fastckpt.errors import DamagedError, UnsupportedStateError
-from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.io.source import Source
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move
@@ -32,36 +32,49 @@ def check_crcs(foreign: ForeignFile, crcs: Sequence[int]) -> None:
         if storage.crc is not None and storage.nbytes and storage.crc != crc
     ]
     if bad:
-        names = [entry.name for entry in foreign.entries if entry.storage in bad]
-        first = foreign.storages[bad[0]]
+        damaged = set(bad)
+        names = [entry.name for entry in foreign.entries if entry.storage in damaged]
         more = f"; {len(names)} tensors are damaged: {', '.join(names[:8])}" if len(names) > 1 else ""
-        raise DamagedError(
-            f"the CRC-32 of record {first.key} does not match its {first.nbytes} bytes{more}",
-            path=foreign.path,
-            offset=first.offset,
-            tensor=names[0] if names else None,
-            expected=f"{first.crc:08x}",
-            actual=f"{crcs[bad[0]]:08x}",
-            next_step=f"fastckpt salvage {shlex.quote(foreign.path)}",
-        )
+        error = _mismatch(foreign.path, foreign.storages[bad[0]], crcs[bad[0]], more)
+        error.tensor = names[0] if names else None
+        raise error
 
 
 def check_others(foreign: ForeignFile, source: Source, *, threads: int) -> None:
     """Raise DamagedError unless the records that no tensor lies in are what their CRC-32s say."""
-    records = [record for record in foreign.others if record.nbytes and record.crc is not None]
-    moved = sum_parts(source, [Move(record.offset, 0, record.nbytes) for record in records], threads=threads)
+    check_records(foreign.others, source, threads=threads, more="; no tensor lies in it")
+
+
+def check_records(records: Iterable[ForeignStorage], source: Source, *, threads: int, more: str = "") -> None:
+    """Sum records, and raise DamagedError for the first that is not what its CRC-32 says.
+
+    Args:
+        records: Those without bytes or without a CRC are passed over.
+        source: The file they are in.
+        threads: Worker threads.
+        more: What to add to the message.
+
+    Raises:
+        DamagedError, CheckpointIOError
+    """
+    stated = [record for record in records if record.nbytes and record.crc is not None]
+    moved = sum_parts(source, [Move(record.offset, 0, record.nbytes) for record in stated], threads=threads)
     for fault in moved.faults:
-        source.raise_fault(records[fault.move].offset + fault.offset, fault.errno)
-    for record, crc in zip(records, moved.crcs, strict=True):
+        source.raise_fault(stated[fault.move].offset + fault.offset, fault.errno)
+    for record, crc in zip(stated, moved.crcs, strict=True):
         if record.crc != crc:
-            raise DamagedError(
-                f"the CRC-32 of record {record.key} does not match its {record.nbytes} bytes; no tensor lies in it",
-                path=foreign.path,
-                offset=record.offset,
-                expected=f"{record.crc:08x}",
-                actual=f"{crc:08x}",
-                next_step=f"fastckpt salvage {shlex.quote(foreign.path)}",
-            )
+            raise _mismatch(source.path, record, crc, more)
+
+
+def _mismatch(path: str, record: ForeignStorage, crc: int, more: str) -> DamagedError:
+    return DamagedError(
+        f"the CRC-32 of record {record.key} does not match its {record.nbytes} bytes{more}",
+        path=path,
+        offset=record.offset,
+        expected=f"{record.crc:08x}",
+        actual=f"{crc:08x}",
+        next_step=f"fastckpt salvage {shlex.quote(path)}",
+    )
 
 
 def is_verified(foreign: ForeignFile) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
@@ -191,8 +191,3 @@ def _changes(before: Facts, after: str, threads: int | None) -> Facts:
             squares[module] += math.nan if difference.numbers is None else difference.numbers.squares
     ratios = {module: math.sqrt(total) / norms[module] for module, total in squares.items() if norms[module]}
     return {module: ratio if math.isfinite(ratio) else None for module, ratio in ratios.items()}
-
-
-def all_tensors(files: Iterable[Facts]) -> list[Facts]:
-    """The tensors of several files."""
-    return [tensor for file in files for tensor in file["tensors"]]

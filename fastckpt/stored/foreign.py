@@ -6,18 +6,16 @@ once before any part of it is read; a ``.safetensors`` proves nothing.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from fastckpt.errors import CheckpointIOError, DamagedError
-from fastckpt.foreign.checks import refuse_unsupported
+from fastckpt.foreign.checks import check_records, refuse_unsupported
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.storages import StorageReader
 from fastckpt.io.memory import ARENA_SIZE
 from fastckpt.io.source import Source
-from fastckpt.io.sums import sum_parts
-from fastckpt.io.transfer import Move, Progress
+from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import StorageBytes, check_entry
 from fastckpt.stored.opened import Opened, Witness
 
@@ -84,29 +82,13 @@ class OpenedForeign(Opened):
         """`prove` for any storage of the file, also one that no tensor lies in; each is read once."""
         if stored not in self._proven:
             try:
-                self._check_crc(stored, threads)
+                check_records([stored], self.source, threads=threads)
                 self._proven[stored] = None
             except (DamagedError, CheckpointIOError) as error:
                 self._proven[stored] = error
         error_or_none = self._proven[stored]
         if error_or_none is not None:
             raise error_or_none
-
-    def _check_crc(self, stored: ForeignStorage, threads: int) -> None:
-        if stored.crc is None or not stored.nbytes:
-            return
-        moved = sum_parts(self.source, [Move(stored.offset, 0, stored.nbytes)], threads=threads)
-        for fault in moved.faults:
-            self.source.raise_fault(stored.offset + fault.offset, fault.errno)
-        if moved.crcs[0] != stored.crc:
-            raise DamagedError(
-                f"the CRC-32 of record {stored.key} does not match its {stored.nbytes} bytes",
-                path=self.path,
-                offset=stored.offset,
-                expected=f"{stored.crc:08x}",
-                actual=f"{moved.crcs[0]:08x}",
-                next_step=f"fastckpt salvage {shlex.quote(self.path)}",
-            )
 
     def read(self, storage: int, start: int, end: int) -> bytearray | memoryview:
         self.count(end - start)
