@@ -226,10 +226,13 @@ def interpreted(size: int = 3 * LEAF + 100) -> str:
     if not _has("triton"):
         return "not run: triton is not installed"
     program = (
-        "import sys, torch; from fastckpt import _core; from fastckpt.kernels.dispatch import engine_for, leaf_digests;"
-        "raw = torch.arange(int(sys.argv[1])).mul(31).to(torch.uint8); engine = engine_for('cpu');"
+        "import sys, torch; from fastckpt import _core; from fastckpt.kernels.dispatch import engine_for;"
+        "from fastckpt.kernels.launch import hash_leaves, leaf_table;"
+        "raw = torch.arange(int(sys.argv[1])).mul(31).to(torch.uint8); engine = engine_for('cpu', 'hash_kernel');"
         "assert engine.name == 'triton', engine.why;"
-        "assert leaf_digests(raw).view(torch.uint8).tolist() == list(_core.leaf_digests(bytes(raw.tolist())))"
+        "addresses, sizes = leaf_table(raw.data_ptr(), len(raw), device='cpu');"
+        "out = torch.empty(len(addresses), dtype=torch.int64); hash_leaves(addresses, sizes, out);"
+        "assert out.view(torch.uint8).tolist() == list(_core.leaf_digests(bytes(raw.tolist())))"
     )
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     ended = subprocess.run(

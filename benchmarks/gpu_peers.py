@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from cpu import Job
+from bench import Job
 
 
 def peers(paths: dict[str, str], device: torch.device) -> dict[str, Job]:
@@ -22,8 +22,9 @@ def peers(paths: dict[str, str], device: torch.device) -> dict[str, Job]:
         "safetensors.load_file": lambda: safetensors.torch.load_file(paths["st"], device=str(device)),
         "runai-model-streamer": lambda: run_ai(paths["st"], device),
     }
-    if device.type == "cuda":  # It asks the CUDA driver, whatever it is told.
+    if device.type == "cuda":  # They ask the CUDA driver, whatever they are told.
         jobs["fastsafetensors"] = lambda: fast_safetensors(paths["st"], device)
+        jobs["instanttensor"] = lambda: instant_tensor(paths["st"], device)
     return jobs
 
 
@@ -46,6 +47,13 @@ def fast_safetensors(path: str, device: torch.device) -> Any:
     buffers.close()
     loader.close()
     return tensors
+
+
+def instant_tensor(path: str, device: torch.device) -> Any:
+    """All tensors through InstantTensor, each in memory of its own."""
+    module: Any = importlib.import_module("instanttensor")
+    with module.safe_open(path, framework="pt", device=device) as file:
+        return dict(file.tensors())
 
 
 def run_ai(path: str, device: torch.device) -> Any:

@@ -1,10 +1,10 @@
-"""The README's table, from a result of ``benchmarks/cpu.py``.
+"""The tables of docs/speed.md and the README, from the results of ``cpu.py`` and ``accidents.py``.
 
-    python benchmarks/table.py                  # print it
-    python benchmarks/table.py --update README.md
+    python benchmarks/table.py             # print them
+    python benchmarks/table.py --update    # put them where they belong
 
-A test compares the README with the committed result, so that no figure in it
-can be anything but measured.
+A test compares both pages with the committed results, so that no figure in
+them can be anything but measured.
 """
 
 from __future__ import annotations
@@ -14,22 +14,45 @@ import json
 from pathlib import Path
 from typing import Any
 
-RESULT = Path(__file__).parent / "results" / "cpu.json"
+from cpu_ratios import row_of
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
+ACCIDENTS = ROOT / "benchmarks" / "results" / "accidents.json"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 GROUPS = (
     (
-        "load, file in the page cache",
+        "load through a map, file in the page cache",
         (
             ("limit: read the warm map", "limit: every byte read through a map", ""),
             ("fastckpt.load(mmap=True)", "**`fastckpt.load(mmap=True)`**", "yes"),
+            ("fastckpt.load(mmap=True) + touch", "**`fastckpt.load(mmap=True)`**, then read", "yes"),
+            (
+                "fastckpt.load(mmap=True, verify=False) + touch",
+                "**`fastckpt.load(mmap=True, verify=False)`**, then read",
+                "no",
+            ),
             ("safetensors.load_file + touch", "`safetensors.load_file`, then read", "no"),
             ("torch.load(mmap=True) + touch", "`torch.load(mmap=True)`, then read", "no"),
+            ("ztensor.open + touch", "`ztensor.open`, then read", "no"),
+            ("ztensor.open, verified + touch", "`ztensor.open`, verified, then read", "yes"),
+            ("fastckpt.verify", "**`fastckpt.verify`**", "yes"),
+            ("ztensor.verify", "`ztensor.verify`", "yes"),
+        ),
+    ),
+    (
+        "load into memory, file in the page cache",
+        (
             ("limit: pread into fresh huge pages", "limit: read into fresh memory", ""),
             ("fastckpt.load", "**`fastckpt.load`**", "yes"),
             ("fastckpt.load (.pt, CRCs checked)", "`fastckpt.load` of the `.pt` itself", "CRC"),
+            ("fastckpt.load (.safetensors)", "`fastckpt.load` of the `.safetensors` itself", "no"),
+            ("safetensors.load_file, copied", "`safetensors.load_file`, copied", "no"),
+            ("runai-model-streamer", "`runai-model-streamer`", "no"),
             ("torch.load", "`torch.load`", "no"),
             ("dcp.load", "`torch.distributed.checkpoint`", "no"),
+            ("moonclip.load_latest", "`moonclip`", "yes"),
             ("limit: pread into touched memory", "limit: read into memory in use", ""),
             ("fastckpt.load_into", "**`fastckpt.load_into`**", "yes"),
         ),
@@ -39,8 +62,15 @@ GROUPS = (
         (
             ("limit: O_DIRECT read", "limit: O_DIRECT read into memory in use", ""),
             ("fastckpt.load_into, cold", "**`fastckpt.load_into`**", "yes"),
+            ("fastckpt.verify, cold", "**`fastckpt.verify`**", "yes"),
             ("limit: O_DIRECT into fresh huge pages", "limit: O_DIRECT read into fresh memory", ""),
             ("fastckpt.load, cold", "**`fastckpt.load`**", "yes"),
+            ("fastckpt.stream, cold", "**`fastckpt.stream`**", "yes"),
+            ("fastckpt.load(mmap=True) + touch, cold", "**`fastckpt.load(mmap=True)`**, then read", "yes"),
+            ("fastckpt.load (.pt, CRCs checked), cold", "`fastckpt.load` of the `.pt` itself", "CRC"),
+            ("fastckpt.load (.safetensors), cold", "`fastckpt.load` of the `.safetensors` itself", "no"),
+            ("runai-model-streamer, cold", "`runai-model-streamer`", "no"),
+            ("ztensor.open, verified + touch, cold", "`ztensor.open`, verified, then read", "yes"),
             ("torch.load, cold", "`torch.load`", "no"),
             ("safetensors.load_file + touch, cold", "`safetensors.load_file`, then read", "no"),
         ),
@@ -52,7 +82,9 @@ GROUPS = (
             ("fastckpt.save", "**`fastckpt.save`**", "yes"),
             ("torch.save + fsync", "`torch.save` + fsync", "no"),
             ("safetensors.save_file + fsync", "`safetensors.save_file` + fsync", "no"),
+            ("ztensor.Writer + fsync", "`ztensor` + fsync", "yes"),
             ("dcp.save (syncs)", "`torch.distributed.checkpoint`", "no"),
+            ("moonclip.save (syncs)", "`moonclip`", "yes"),
         ),
     ),
     (
@@ -62,12 +94,20 @@ GROUPS = (
             ("fastckpt.save(durable=False)", "**`fastckpt.save(durable=False)`**", "yes"),
             ("torch.save", "`torch.save`", "no"),
             ("safetensors.save_file", "`safetensors.save_file`", "no"),
+            ("ztensor.Writer", "`ztensor`", "yes"),
         ),
     ),
     (
-        "other",
+        "save in the background, until training goes on",
         (
-            ("fastckpt.verify", "**`fastckpt.verify`**", "yes"),
+            ("limit: clone every tensor", "`torch.clone` of every tensor", ""),
+            ("fastckpt.save_async, until it returns", "**`fastckpt.save_async`**", "yes"),
+            ("dcp.async_save, until it returns", "`torch.distributed.checkpoint.async_save`", "no"),
+        ),
+    ),
+    (
+        "convert",
+        (
             ("fastckpt.convert (.pt, durable)", "**`fastckpt.convert`** of a `.pt`, durable", "CRC"),
             ("torch.load + torch.save + fsync", "`torch.load` + `torch.save` + fsync", "no"),
         ),
@@ -75,33 +115,46 @@ GROUPS = (
 )
 
 
-def _row(jobs: dict[str, Any], key: str) -> dict[str, Any]:
-    """The job of this name; a limit that was measured in several ways counts with its best."""
-    rows = [
-        row for name, row in jobs.items() if name == key or (key.startswith("limit:") and name.startswith(key + ","))
-    ]
-    return min(rows, key=lambda row: float(row["median"]))
+# Of the README: what, and the job of torch, of safetensors and of fastckpt.
+SHORT = (
+    ("load", "torch.load", "safetensors.load_file + touch", "fastckpt.load"),
+    (
+        "load through a map, then read",
+        "torch.load(mmap=True) + touch",
+        "safetensors.load_file + touch",
+        "fastckpt.load(mmap=True) + touch",
+    ),
+    ("load a cold file", "torch.load, cold", "safetensors.load_file + touch, cold", "fastckpt.load, cold"),
+    ("save that survives a power cut", "torch.save + fsync", "safetensors.save_file + fsync", "fastckpt.save"),
+)
 
 
 def render(result: dict[str, Any]) -> str:
-    """The table in Markdown."""
+    """The table of docs/speed.md in Markdown."""
     jobs, host = result["jobs"], result["machine"]
     size = jobs["fastckpt.load"]["bytes"]
     rounds = sorted({len(row["seconds"]) for row in jobs.values() if "seconds" in row})
     how_many = str(rounds[0]) if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    others = "".join(f", {package} {version}" for package, version in host.get("peers", {}).items())
     lines = [
         f"{size / 1e9:.2f} GB of GPT-shaped bf16 and fp32 state; {host['cpu']}, {host['cpus']} CPUs, "
         f"{host['memory_gb']} GB, {host['file_system']}, Linux {host['kernel']}; torch {host['torch'].split('+')[0]}, "
-        f"safetensors {host['safetensors']}. Medians of {how_many} interleaved rounds.",
+        f"safetensors {host['safetensors']}{others}. Medians of {how_many} interleaved rounds.",
         "",
         "| | GB/s | seconds | verified |",
         "|---|---:|---:|---|",
     ]
     for title, rows in GROUPS:
-        lines.append(f"| *{title}* | | | |")
+        found = []
         for key, label, verified in rows:
-            row = _row(jobs, key)
-            lines.append(f"| {label} | {row['bytes'] / row['median'] / 1e9:.1f} | {row['median']:.2f} | {verified} |")
+            row = row_of(jobs, key)
+            if row is not None:
+                speed = row["bytes"] / row["median"] / 1e9
+                found.append(f"| {label} | {speed:.1f} | {row['median']:.2f} | {verified} |")
+            elif "not_installed" in jobs.get(key, {}):
+                found.append(f"| {label} | not installed | | |")
+        if found:
+            lines += [f"| *{title}* | | | |", *found]
     count = next(name for name in jobs if name.startswith("tiny: fastckpt.save")).rsplit(" ", 2)[1]
     tiny = {
         name.split(",")[0].removeprefix("tiny: "): row["median"]
@@ -114,27 +167,61 @@ def render(result: dict[str, Any]) -> str:
         f"{tiny['fastckpt.open']:.2f} s, `load` {tiny['fastckpt.load']:.2f} s; safetensors "
         f"{tiny['safetensors.save_file']:.2f} s and {tiny['safetensors.load_file']:.2f} s. Converting this "
         f"`.pt` took {jobs['convert: peak memory']['bytes'] / 1e6:.0f} MB of memory.",
+        "",
+        "| times as fast | measured | wanted |",
+        "|---|---:|---:|",
+    ]
+    for what, (value, wanted) in result["ratios"].items():
+        lines.append(f"| {what} | {value:.2f} | {wanted:g}{'' if value >= wanted else ', missed'} |")
+    return "\n".join(lines)
+
+
+def render_short(result: dict[str, Any], accidents: dict[str, Any]) -> str:
+    """The README's table in Markdown: seconds, and what accidents do."""
+    jobs, host, made = result["jobs"], result["machine"], accidents["versions"]
+    lines = [
+        f"| {jobs['fastckpt.load']['bytes'] / 1e9:.2f} GB on {host['cpus']} CPUs | torch {made['torch']} "
+        f"| safetensors {made['safetensors']} | fastckpt, every byte verified |",
+        "|---|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {what} | " + " | ".join(f"{jobs[name]['median']:.2f} s" for name in names) + " |"
+        for what, *names in SHORT
+        if all(name in jobs for name in names)
+    ]
+    lines += [
+        f"| {what} | " + " | ".join(outcome[name] for name in made) + " |"
+        for what, outcome in accidents["rows"].items()
     ]
     return "\n".join(lines)
 
 
-def update(readme: str, table: str) -> str:
-    """``readme`` with the table between its markers replaced."""
-    before, rest = readme.split(BEGIN)
+def pages() -> dict[Path, str]:
+    """The pages with tables in them, and the table of each."""
+    result = json.loads(RESULT.read_text())
+    return {
+        ROOT / "docs" / "speed.md": render(result),
+        ROOT / "README.md": render_short(result, json.loads(ACCIDENTS.read_text())),
+    }
+
+
+def update(page: str, table: str) -> str:
+    """``page`` with the table between its markers replaced."""
+    before, rest = page.split(BEGIN)
     _, after = rest.split(END)
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 
 def main() -> None:
-    """Print the table, or put it into a file."""
+    """Print the tables, or put them into their pages."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--update", type=Path)
+    parser.add_argument("--update", action="store_true")
     options = parser.parse_args()
-    table = render(json.loads(RESULT.read_text()))
-    if options.update is None:
-        print(table)
-    else:
-        options.update.write_text(update(options.update.read_text(), table))
+    for page, table in pages().items():
+        if options.update:
+            page.write_text(update(page.read_text(), table))
+        else:
+            print(f"{page.name}\n\n{table}\n")
 
 
 if __name__ == "__main__":

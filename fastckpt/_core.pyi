@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from typing_extensions import Buffer
 
-SimdLevel = Literal["portable", "avx2", "avx512"]
+SimdLevel = Literal["portable", "sse2", "avx2", "avx512"]
 
 LEAF_SIZE: Final[int]
 CHUNK_SIZE: Final[int]
@@ -74,7 +74,7 @@ def transfer(
     threads: int,
     source_direct_fd: int = -1,
     sink_direct_fd: int = -1,
-    populate: bool = False,
+    mapped: bool = False,
     release: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> list[tuple[int, int, int, int]]:
@@ -101,9 +101,9 @@ def transfer(
         sink_direct_fd: The sink opened with O_DIRECT. Whole 4 KiB units at
             aligned offsets are written past the page cache, the rest through
             ``sink_fd``. Nothing outside the extents is ever written.
-        populate: The source is a mapped file: ask for its pages before touching
-            them, so that a cut file or a bad sector is a fault and not SIGBUS.
-        release: With ``populate``, and only for a shared map of a file: give its pages back once
+        mapped: The source is a mapped file: a page that is not there, for a cut
+            file or a bad sector, is a fault and not SIGBUS.
+        release: With ``mapped``, and only for a shared map of a file: give its pages back once
             they are moved.
         progress: Called every 20 ms with the bytes done, and once at the end.
 
@@ -122,24 +122,30 @@ def transfer(
     """
 
 class SlotFiller:
-    """Fills slots of memory from a file, turn after turn, on threads that it starts and keeps.
+    """Fills slots of memory from a file, or a file, turn after turn, on threads that it starts and keeps.
 
-    A turn is some extents that go into one slot; turn ``t`` uses slot ``t % slots``.
+    A turn is some extents that go into one slot, or have their bytes there; turn ``t`` uses slot ``t % slots``.
     As many turns as there are slots are filled ahead of the ones that were released.
 
     Args:
-        source_fd: A file.
+        source_fd: A file, or -1: memory.
         extents: Rows as for `transfer`, those of all turns one after the other.
-            The sinks are addresses in the slots, which must stay until `close`.
+            Addresses in them must stay until `close`.
         ends: u64 each: the number of extents in all turns up to this one.
         leaves: As for `transfer`; what belongs to a turn is there once `wait` has returned for it.
         crcs: So too.
         slots: How many there are.
         threads: As for `transfer`. Where not one can be had, `wait` does the work.
         source_direct_fd: As for `transfer`.
+        sink_fd: A file, or -1: memory.
+        sink_direct_fd: As for `transfer`.
+        sources: i32, two for each turn, where the turns have different ones: source_fd and source_direct_fd.
+        hashed: u8, one for each turn: 0 where no leaf is hashed; None: all are. What belongs to a turn that is
+            not yet among the first ``slots`` that were not released may be changed.
+        padded: Zeros follow each extent in a sink that is a file, up to its next multiple of 4 KiB.
 
     Raises:
-        ValueError: An extent does not fit its source, slot or ``leaves``, or is in no turn.
+        ValueError: An extent does not fit its source, sink or ``leaves``, or is in no turn.
     """
 
     def __new__(
@@ -153,14 +159,22 @@ class SlotFiller:
         slots: int,
         threads: int,
         source_direct_fd: int = -1,
+        sink_fd: int = -1,
+        sink_direct_fd: int = -1,
+        sources: Buffer | None = None,
+        hashed: Buffer | None = None,
+        padded: bool = False,
     ) -> SlotFiller: ...
-    def wait(self, turn: int, /) -> list[tuple[int, int, int, int]]:
+    def wait(self, turn: int, progress: Callable[[int], object] | None = None, /) -> list[tuple[int, int, int, int]]:
         """Wait until a turn is full; what could not be read, as `transfer` has it.
+
+        ``progress`` is called every 20 ms with the bytes moved in all turns.
 
         The turn must have a slot: it is one of the first ``slots`` that were not released.
 
         Raises:
             ValueError: The filler is closed.
+            OSError: A write failed.
             MemoryError: No scratch memory.
             KeyboardInterrupt: Ctrl-C, within 0.2 s.
         """

@@ -119,14 +119,19 @@ MAX_FILE_SIZE: Final[int] = 2**63 - 1
 MAX_LITERAL_SIZE: Final[int] = 256 * 1024 * 1024
 """Bytes of a foreign file outside its storages that a source section may keep."""
 
-# --- salvaged files ----------------------------------------------------------
+# --- files made of others ------------------------------------------------------
 
 SALVAGE_KEY: Final[str] = "fastckpt.salvage"
 """Under which key of the metadata a salvaged file says what came back, and from where."""
+
+STRIPPED_KEY: Final[str] = "fastckpt.strip_prefix"
+"""Under which key of the metadata a file says which prefixes its tensors had before they were renamed, in order."""
 
 # --- nanochat steps ---------------------------------------------------------
 
 SAVE_MARK_KEY: Final[str] = "nanochat"
 """Under which key of the metadata a file says which save it belongs to."""
+SAVED_AS_KEY: Final[str] = "nanochat_saved_as"
+"""Under which key of the metadata a file without that says which role, step and rank it was written for."""
 SAVE_HEAD_SIZE: Final[int] = 4096
 """Bytes of each tensor, from its start, that the digest of a save covers."""

@@ -14,9 +14,9 @@ says that a step is over:
   ``save()`` is called once, then the program ends with 128 + the signal's number
   (130, 143) by SystemExit, so that ``finally`` blocks run.
 - **SIGUSR1, SIGUSR2**: save at the next boundary and go on.
-- **The same wish again**, a second or more after the first: ends at once, without
+- **The same signal again**, a second or more after the first: ends at once, without
   saving, and a save that is under way is given up; `fastckpt.save` leaves the old
-  file then. Within that second it is one wish: torchrun passes on the Ctrl-C that
+  file then. Within that second both count as one: torchrun passes on the Ctrl-C that
   the terminal has sent to the ranks already.
 
 Ranks agree at every boundary (`Agreement`), so all of them have to be
@@ -40,13 +40,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 from fastckpt.errors import UsageError
 
-ONE_WISH_SECONDS: Final = 1.0
-"""Signals this soon after the first that asks to stop are the same wish."""
+ONE_SIGNAL_SECONDS: Final = 1.0
+"""Signals this soon after the first that asks to stop count as one."""
 
 _GO_ON: Final = frozenset((signal.SIGUSR1, signal.SIGUSR2))
 _STOP: Final = 1000
@@ -94,7 +94,7 @@ class EmergencySave:
         self._before: dict[signal.Signals, Any] = {}
         self._pid = 0
         self._boundaries = 0
-        self._wishes: set[int] = set()
+        self._pending: set[int] = set()
         self._stop_since: float | None = None
 
     def __enter__(self) -> EmergencySave:
@@ -105,7 +105,7 @@ class EmergencySave:
         if self._before:
             raise UsageError("this EmergencySave is in use already", next_step="make another one for an inner block")
         self._pid = os.getpid()
-        self._wishes, self._stop_since, self._boundaries = set(), None, 0
+        self._pending, self._stop_since, self._boundaries = set(), None, 0
         try:
             for each in self._signals:
                 self._before[each] = signal.signal(signal.Signals(each), self._receive)
@@ -114,22 +114,20 @@ class EmergencySave:
             raise UsageError(f"the signal {each!r} cannot be taken: {error}") from error
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             # What comes during a save that goes on has no later boundary.
             while kind is None and self._at_boundary():
                 pass
         finally:
             self.release()
-        if kind is None and self._wishes:  # It came behind the last boundary: as if behind the block.
-            signal.raise_signal(max(self._wishes) % _STOP)
+        if kind is None and self._pending:  # It came behind the last boundary: as if behind the block.
+            signal.raise_signal(max(self._pending) % _STOP)
 
     @property
     def wanted(self) -> bool:
         """Whether a signal has asked this rank for a save that has not begun."""
-        return bool(self._wishes)
+        return bool(self._pending)
 
     def step(self) -> bool:
         """Say that a step is over: weights, optimizer and counters belong together now.
@@ -169,9 +167,9 @@ class EmergencySave:
         Every rank calls this at the same boundary, and then acts as told: who
         calls it instead of `step` sees to the save, and to the end.
         """
-        brought = set(self._wishes)
+        brought = set(self._pending)
         agreed = self.agreement.highest(max(brought, default=0))
-        self._wishes -= brought  # Not what has come meanwhile.
+        self._pending -= brought  # Not what has come meanwhile.
         return signal.Signals(agreed % _STOP) if agreed else None
 
     def _all_saved(self, *, saved: bool) -> bool:
@@ -194,20 +192,20 @@ class EmergencySave:
             return
         name = signal.Signals(number).name
         if number in _GO_ON:
-            self._wishes.add(number)
+            self._pending.add(number)
             say(f"{name}: saving at the end of this step, then going on")
             return
         now = time.monotonic()
-        if self._stop_since is not None and now - self._stop_since >= ONE_WISH_SECONDS:
+        if self._stop_since is not None and now - self._stop_since >= ONE_SIGNAL_SECONDS:
             say(f"{name} again: ending at once, without saving; what was saved before stays")
             raise SystemExit(128 + number)
         if self._stop_since is None:
             self._stop_since = now
             say(f"{name}: saving at the end of this step, then ending; once more ends at once")
-        self._wishes.add(_STOP + number)
+        self._pending.add(_STOP + number)
 
     def _receive_in_child(self, number: int) -> None:
-        """In a forked process: the run's wishes are not for it, but whoever wants to end it can."""
+        """In a forked process: what is asked of the run is not for it, but whoever wants to end it can."""
         if number == signal.SIGINT or number in _GO_ON:
             return
         signal.signal(number, signal.SIG_DFL)

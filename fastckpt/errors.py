@@ -8,7 +8,7 @@ chunk, what was expected and what was found, and the next step.
 from __future__ import annotations
 
 import os
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "CheckpointIOError",
@@ -16,6 +16,7 @@ __all__ = [
     "DamagedError",
     "FastckptError",
     "MismatchError",
+    "MissingPackageError",
     "NotACheckpointError",
     "OutOfSpaceError",
     "TensorNotFoundError",
@@ -23,6 +24,16 @@ __all__ = [
     "UnsupportedVersionError",
     "UsageError",
 ]
+
+
+FILE_OBJECT: Final = "<file object>"
+"""What stands for the path of a checkpoint that was given as a binary file object."""
+
+
+def for_file_object(next_step: str) -> str:
+    """A next step that names a path; of a file object it says that it must have one first."""
+    quoted = f"'{FILE_OBJECT}'"
+    return f"write it to a file, then {next_step.replace(quoted, 'FILE')}" if quoted in next_step else next_step
 
 
 class FastckptError(Exception):
@@ -77,7 +88,7 @@ class FastckptError(Exception):
         if known:
             text += f" ({', '.join(known)})"
         if self.next_step is not None:
-            text += f". Next: {self.next_step}"
+            text += f". Next: {for_file_object(self.next_step)}"
         return text
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -165,3 +176,7 @@ class UsageError(FastckptError, ValueError):
     """An argument is wrong: unknown codec, bad thread count, unknown suffix."""
 
     exit_code = 64
+
+
+class MissingPackageError(UsageError, ImportError):
+    """What is asked for needs a package that is not installed; the next step is the command that installs it."""

@@ -3,9 +3,50 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any
+from typing import Final, NamedTuple, TypedDict, cast
+
+from fastckpt.errors import for_file_object
+from fastckpt.verdicts import Verdict
+
+
+class ByteCountFacts(TypedDict):
+    proven: int
+    unproven: int
+    gone: int
+
+
+class FindingFacts(TypedDict):
+    kind: str
+    message: str
+    offset: int
+    size: int
+    record: int | None
+    chunk: int | None
+    leaf: int | None
+    leaves: int
+    tensors: list[str]
+    loss: bool
+
+
+class VerifiedFile(TypedDict):
+    path: str
+    format: str
+    ok: bool
+    verdict: str
+    size: int
+    verified_bytes: int
+    tensor_bytes: ByteCountFacts | None
+    root: str | None
+    damaged_tensors: list[str]
+    tensors_total: int | None
+    findings: list[FindingFacts]
+    next: str | None
+
+
+UNSETTLED: Final = "nothing proves that all of it is of one save"
+"""What is said of a file as a whole where each of its parts may be proven."""
 
 
 class Kind(str, Enum):
@@ -57,9 +98,37 @@ class Finding:
     tensors: tuple[str, ...] = ()
     loss: bool = True
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> FindingFacts:
         """Plain values, for JSON."""
-        return {**asdict(self), "kind": self.kind.value, "tensors": list(self.tensors)}
+        facts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return cast(FindingFacts, {**facts, "kind": self.kind.value, "tensors": list(self.tensors)})
+
+
+_WITH_CHECKSUMS: Final = ("fckpt", "torch-zip")
+"""Formats that can prove every byte: the others are never intact, also where they hold no tensor."""
+
+
+class ByteCounts(NamedTuple):
+    """The bytes of tensors, every one of them counted once.
+
+    Attributes:
+        proven: A checksum says that they are right.
+        unproven: They are there, and no checksum says that they are right.
+        gone: They are missing, or a checksum says that something in them is wrong.
+    """
+
+    proven: int = 0
+    unproven: int = 0
+    gone: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self)
+
+    def as_dict(self) -> ByteCountFacts:
+        """Plain values, for JSON."""
+        return {"proven": self.proven, "unproven": self.unproven, "gone": self.gone}
 
 
 @dataclass(slots=True)
@@ -73,8 +142,9 @@ class Report:
         verified: Bytes covered by a digest or CRC that was checked.
         root: Root digest in hex, when the file has one.
         findings: All damage, in file order.
+        tensor_bytes: What is proven of the bytes of its tensors; None if nothing tells how many there were.
         tensors_total: How many tensors it has; None if nothing tells.
-        exit_code: What the command line ends with (see README).
+        exit_code: What the command line ends with (see docs/cli.md).
         next_step: The next command to run, if there is damage.
 
     Example:
@@ -89,6 +159,7 @@ class Report:
     verified: int = 0
     root: str | None = None
     findings: list[Finding] = field(default_factory=list)
+    tensor_bytes: ByteCounts | None = None
     tensors_total: int | None = None
     exit_code: int = 0
     next_step: str | None = None
@@ -99,18 +170,27 @@ class Report:
         return all(finding.kind is Kind.UNPROVEN for finding in self.findings)
 
     @property
+    def verdict(self) -> Verdict | None:
+        """What is proven about the file: `Verdict.INTACT`, `Verdict.PRESENT`, or None where something is wrong."""
+        if not self.ok:
+            return None
+        return Verdict.INTACT if not self.findings and self.format in _WITH_CHECKSUMS else Verdict.PRESENT
+
+    @property
     def damaged_tensors(self) -> list[str]:
         """Flat names of the tensors that are lost, in file order, each once."""
         return list(dict.fromkeys(name for f in self.findings if f.loss for name in f.tensors))
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> VerifiedFile:
         """Plain values, for JSON."""
         return {
             "path": self.path,
             "format": self.format,
             "ok": self.ok,
+            "verdict": self.verdict.value if self.verdict is not None else "damaged",
             "size": self.size,
             "verified_bytes": self.verified,
+            "tensor_bytes": self.tensor_bytes.as_dict() if self.tensor_bytes is not None else None,
             "root": self.root,
             "damaged_tensors": self.damaged_tensors,
             "tensors_total": self.tensors_total,
@@ -124,4 +204,4 @@ def conclude(report: Report) -> None:
     serious = [finding for finding in report.findings if finding.kind is not Kind.UNPROVEN]
     if serious:
         report.exit_code = 2 if any(finding.loss for finding in serious) else 1
-        report.next_step = f"fastckpt salvage {shlex.quote(report.path)}"
+        report.next_step = for_file_object(f"fastckpt salvage {shlex.quote(report.path)}")

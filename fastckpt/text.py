@@ -6,10 +6,11 @@ Numbered siblings that are alike stand on one line: ``transformer.h.{0..11}.attn
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 
 def size_text(count: float) -> str:
@@ -21,6 +22,31 @@ def size_text(count: float) -> str:
         if count < 999.5 or unit == "TB":
             break
     return f"{count:.{2 if count < 9.995 else 1 if count < 99.95 else 0}f} {unit}"
+
+
+def parse_size(text: str) -> int:
+    """Bytes, from a number and a unit: ``5GB``, ``200 MB``, ``4096``; units are decimal, as `size_text` has them.
+
+    Raises:
+        ValueError: It is none.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([kKMGT]?)B?", text.strip())
+    if match is None:
+        raise ValueError(f"{text[:40]!r} is no size")
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
+
+
+def share_text(part: int, total: int) -> str:
+    """A part of some bytes: ``8.86 of 15.7 MB``; what is not all of them never reads as if it were."""
+    whole, own = size_text(total), size_text(part)
+    if part == total:
+        return f"all {whole}"
+    if not part:
+        return f"none of {whole}"
+    if own == whole:
+        return f"all but {size_text(total - part)} of {whole}"
+    number, _, unit = own.partition(" ")
+    return f"{number if whole.endswith(f' {unit}') else own} of {whole}"
 
 
 def duration_text(seconds: float) -> str:
@@ -40,6 +66,28 @@ def rate_text(count: int, seconds: float) -> str:
 def count_text(count: int, noun: str) -> str:
     """``1 tensor``, ``35 tensors``, ``9,437,184 parameters``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def some(words: Iterable[object], most: int = 3, noun: str = "") -> str:
+    """``a, b, c and 4 more``, with a noun ``a, b, c and 4 more tensors``; empty if there are none."""
+    every = list(map(str, words))
+    rest = len(every) - most
+    more = f" and {count_text(rest, f'more {noun}') if noun else f'{rest} more'}" if rest > 0 else ""
+    return ", ".join(every[:most]) + more
+
+
+def close_to(word: str, known: Iterable[str], most: int = 2) -> list[str]:
+    """Of the words that there are, those that this one may have been meant for, the closest first, in any case."""
+    import difflib
+
+    lower = {one.lower(): one for one in known}
+    return [lower[one] for one in difflib.get_close_matches(word.lower(), list(lower), most, 0.7)]
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str | None:
+    """``did you mean inspect?``; None if nothing is close."""
+    close = close_to(word, known)
+    return f"did you mean {' or '.join(close)}?" if close else None
 
 
 Like = TypeVar("Like", bound=Hashable)
@@ -65,6 +113,10 @@ class Collapsed(Generic[Like]):
         return ".".join(self.segments)
 
 
+_MOST_NUMBERS: Final = 8
+"""Numbers of a name that are joined with those of others; further ones in front of them stand as they are."""
+
+
 def collapse(items: Iterable[tuple[str, Like]]) -> list[Collapsed[Like]]:
     """Join the names that differ in numbers only and are alike, in order of first appearance.
 
@@ -74,14 +126,16 @@ def collapse(items: Iterable[tuple[str, Like]]) -> list[Collapsed[Like]]:
     groups: dict[tuple[tuple[str | None, ...], Like], list[tuple[int, ...]]] = {}
     for name, like in items:
         segments = name.split(".")
-        numbers = tuple(int(segment) for segment in segments if _is_number(segment))
-        pattern = tuple(None if _is_number(segment) else segment for segment in segments)
-        groups.setdefault((pattern, like), []).append(numbers)
+        numbered = [place for place, segment in enumerate(segments) if _is_number(segment)][-_MOST_NUMBERS:]
+        pattern: list[str | None] = list(segments)
+        for place in numbered:
+            pattern[place] = None
+        groups.setdefault((tuple(pattern), like), []).append(tuple([int(segments[place]) for place in numbered]))
     result = []
-    for (pattern, like), rows in groups.items():
+    for (joined, like), rows in groups.items():
         for runs in _products(rows):
             texts = iter([numbers_text(run) for run in runs])
-            spelled = tuple([next(texts) if segment is None else segment for segment in pattern])
+            spelled = tuple([next(texts) if segment is None else segment for segment in joined])
             result.append(Collapsed(spelled, math.prod(map(len, runs)), like))
     return result
 
@@ -106,14 +160,18 @@ def _products(rows: Sequence[tuple[int, ...]]) -> Iterator[tuple[list[int], ...]
             yield (numbers, *tail)
 
 
+_MOST_LISTED: Final = 8
+"""Numbers with one step between them that are listed one by one."""
+
+
 def numbers_text(numbers: Iterable[int]) -> str:
-    """``7``, ``{0..11}``, ``{1,3..11}`` (every second one) or ``{0..9,11,27}``."""
+    """``7``, ``{0..11}``, ``{2,6,10,14}``, ``{0..9,11,27}``; of many with one step, ``{1..199 step 2}``."""
     ordered = sorted(numbers)
     if len(ordered) == 1:
         return str(ordered[0])
     step = ordered[1] - ordered[0]
-    if step > 1 and len(ordered) > 3 and all(b - a == step for a, b in pairwise(ordered)):
-        return f"{{{ordered[0]},{ordered[1]}..{ordered[-1]}}}"
+    if step > 1 and len(ordered) > _MOST_LISTED and all(b - a == step for a, b in pairwise(ordered)):
+        return f"{{{ordered[0]}..{ordered[-1]} step {step}}}"
     runs: list[list[int]] = []
     for number in ordered:
         if runs and number == runs[-1][-1] + 1:

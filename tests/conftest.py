@@ -3,30 +3,60 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import random
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import HealthCheck, settings
+from hypothesis.internal.conjecture.providers import HypothesisProvider
+from hypothesis.internal.constants_ast import Constants, constants_from_module
 
 # Programs that tests start find what the tests find.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+
+# What is compiled is kept, wherever the suite runs: it starts hundreds of interpreters, and each would compile the
+# whole package again, as each worker would all the tests.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell starts its background jobs with SIGINT ignored, and children inherit that: no Ctrl-C would reach
 # the programs that the tests interrupt, and the tests would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A change must fail for what it does: the same examples every time. New ones are drawn at night.
+# A change must fail for what it does: the same examples every time, and more of them where the long forms run too. New
+# ones are drawn at night.
 _HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-settings.register_profile("default", derandomize=True, deadline=None, suppress_health_check=_HEALTH)
+settings.register_profile("default", max_examples=30, derandomize=True, deadline=None, suppress_health_check=_HEALTH)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=150)
 settings.register_profile("nightly", print_blob=True, deadline=None, suppress_health_check=_HEALTH)
 settings.load_profile("default")
+
+
+@cache
+def _constants_of_the_package() -> Constants:
+    """What property tests draw constants from, besides values of their own: all modules, imported or not."""
+    found = Constants()
+    for path in (Path(__file__).parents[1] / "fastckpt").rglob("*.py"):
+        module = ModuleType(path.stem)
+        module.__file__ = str(path)
+        found |= constants_from_module(module)
+    # Sets of strings have another order in each process.
+    in_order = {kind: sorted(getattr(found, kind)) for kind in ("integers", "floats", "bytes", "strings")}
+    return Constants(**in_order)  # type: ignore[arg-type]
+
+
+# Hypothesis takes those of the modules that were imported so far: what it draws would depend on the tests that ran
+# before in the same process.
+HypothesisProvider._local_constants = property(lambda self: _constants_of_the_package())  # type: ignore[assignment]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -53,9 +83,16 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that need the machine for themselves come last, so that few others wait for them."""
+    """Those that take minutes come first, and those that need the machine for themselves last: few wait for others."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: item.get_closest_marker("serial") is not None)
+        order = {"long": 0, "serial": 2}
+        items.sort(key=lambda item: next((at for name, at in order.items() if item.get_closest_marker(name)), 1))
+
+
+def pytest_collection_finish() -> None:
+    """All these tests stay to the end: no collection of garbage, here or where this is forked, looks through them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -34,7 +34,7 @@ def spec_constants() -> dict[str, Constant]:
 def stated_constants() -> dict[str, Constant]:
     """Those of the format, and those of nanochat's steps."""
     own = read_table(NANOCHAT[NANOCHAT.index("**Constants.**") :])
-    assert own.keys() == {"SAVE_MARK_KEY", "SAVE_HEAD_SIZE"}
+    assert own.keys() == {"SAVE_MARK_KEY", "SAVE_HEAD_SIZE", "SAVED_AS_KEY"}
     return {**spec_constants(), **own}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import inspect
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import pytest
 import torch
 
 import fastckpt
+import fastckpt.dcp
 import fastckpt.nanochat
 
 sys.path.append(str(Path(__file__).parent / "nanochat"))
 import nanochat_standin
 from nanochat_ranks import write_ranks
 
-PUBLIC = [(module, name) for module in (fastckpt, fastckpt.nanochat) for name in module.__all__]
+PUBLIC = [(module, name) for module in (fastckpt, fastckpt.dcp, fastckpt.nanochat) for name in module.__all__]
 
 
 @pytest.fixture
@@ -35,10 +37,14 @@ def _prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     fastckpt.save({"bias": torch.zeros(8192), "w": w}, "state.fckpt")
     fastckpt.save({"w": w}, "weights.fckpt")
     torch.save({"w": w}, "model.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that there is one process.
+        fastckpt.dcp.save({"w": w, "step": 3}, "step-3", no_dist=True)
     damaged = bytearray(Path("state.fckpt").read_bytes())
     damaged[damaged.index(w.numpy().tobytes())] ^= 1
     Path("damaged.fckpt").write_bytes(damaged)
     for step in (10, 20):
+        fastckpt.save({"w": w}, f"checkpoints/step_{step}.fckpt")
         weights = {"w": torch.full((4,), float(step))}
         optimizer = {"state": {}, "param_groups": []}
         fastckpt.nanochat.save_checkpoint("base_checkpoints/d4", step, weights, optimizer, {"step": step})

@@ -8,6 +8,7 @@ namespace {
 
 // The compiler's own check also asks the operating system whether it saves the wide registers.
 #if defined(__x86_64__)
+constexpr bool kIsX86 = true;
 bool DetectAvx2() { return __builtin_cpu_supports("avx2") != 0; }
 bool DetectAvx512() { return __builtin_cpu_supports("avx512f") != 0; }
 bool DetectPclmul() {
@@ -17,6 +18,7 @@ bool DetectVpclmul512() {
   return DetectAvx512() && DetectPclmul() && __builtin_cpu_supports("vpclmulqdq") != 0;
 }
 #else
+constexpr bool kIsX86 = false;
 bool DetectAvx2() { return false; }
 bool DetectAvx512() { return false; }
 bool DetectPclmul() { return false; }
@@ -26,7 +28,7 @@ bool DetectVpclmul512() { return false; }
 SimdLevel BestLevel() {
   if (SimdLevelSupported(SimdLevel::kAvx512)) return SimdLevel::kAvx512;
   if (SimdLevelSupported(SimdLevel::kAvx2)) return SimdLevel::kAvx2;
-  return SimdLevel::kPortable;
+  return kIsX86 ? SimdLevel::kSse2 : SimdLevel::kPortable;
 }
 
 std::atomic<SimdLevel>& Level() {
@@ -42,6 +44,8 @@ const char* SimdLevelName(SimdLevel level) {
       return "avx512";
     case SimdLevel::kAvx2:
       return "avx2";
+    case SimdLevel::kSse2:
+      return "sse2";
     case SimdLevel::kPortable:
       break;
   }
@@ -56,6 +60,8 @@ bool SimdLevelSupported(SimdLevel level) {
       return avx512;
     case SimdLevel::kAvx2:
       return avx2;
+    case SimdLevel::kSse2:
+      return kIsX86;
     case SimdLevel::kPortable:
       break;
   }

@@ -6,9 +6,9 @@
 namespace fastckpt {
 
 // In rising order of speed; the best one that the machine supports is used unless told otherwise.
-enum class SimdLevel { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
-inline constexpr SimdLevel kSimdLevels[] = {SimdLevel::kPortable, SimdLevel::kAvx2,
-                                            SimdLevel::kAvx512};
+enum class SimdLevel { kPortable, kSse2, kAvx2, kAvx512 };
+inline constexpr SimdLevel kSimdLevels[] = {SimdLevel::kPortable, SimdLevel::kSse2,
+                                            SimdLevel::kAvx2, SimdLevel::kAvx512};
 
 const char* SimdLevelName(SimdLevel level);
 bool SimdLevelSupported(SimdLevel level);

@@ -84,17 +84,16 @@ IoResult ReadCachedAt(int fd, uint8_t* to, size_t size, uint64_t offset) {
   return result;
 }
 
-IoResult ReadDirectAt(int fd, uint8_t* to, size_t size, uint64_t offset) {
+IoResult ReadDirectAt(int fd, const iovec* parts, int count, uint64_t offset) {
   IoResult result;
-  while (result.done < size) {
-    const ssize_t got = pread(fd, to + result.done, std::min(size - result.done, kMaxCall),
-                              static_cast<off_t>(offset + result.done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) result.error = errno;
-    if (got <= 0) break;
-    result.done += static_cast<size_t>(got);
-    // A count that is no multiple of 4096 is the end of the file; the next read would be unaligned.
-    if (!IsAligned(static_cast<uint64_t>(got), kAlignment)) break;
+  ssize_t got = 0;
+  do {
+    got = preadv(fd, parts, count, static_cast<off_t>(offset));
+  } while (got < 0 && errno == EINTR);
+  if (got < 0) {
+    result.error = errno;
+  } else {
+    result.done = static_cast<size_t>(got);
   }
   return result;
 }

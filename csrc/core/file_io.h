@@ -3,6 +3,8 @@
 #ifndef FASTCKPT_CORE_FILE_IO_H_
 #define FASTCKPT_CORE_FILE_IO_H_
 
+#include <sys/uio.h>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -27,9 +29,10 @@ bool ConcernsPlace(int error);
 // is EOPNOTSUPP where the kernel or the file system has no such read.
 IoResult ReadCachedAt(int fd, uint8_t* to, size_t size, uint64_t offset);
 
-// Reads with O_DIRECT, all three numbers multiples of 4096. A short result can be the end of the
-// file or an obstacle; a plain read of the rest tells which.
-IoResult ReadDirectAt(int fd, uint8_t* to, size_t size, uint64_t offset);
+// Reads with O_DIRECT into `count` parts of memory, one after the other, in one request; addresses,
+// sizes and the offset are multiples of 4096. A short result can be the end of the file or an
+// obstacle; a plain read of the rest tells which.
+IoResult ReadDirectAt(int fd, const iovec* parts, int count, uint64_t offset);
 
 }  // namespace fastckpt
 

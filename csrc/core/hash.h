@@ -12,14 +12,9 @@
 
 namespace fastckpt {
 
-// Where the data is: asking for it ahead of time gains 15 % from DRAM, and costs 3 % of a read that
-// has just brought it into the cache.
-enum class DataIn { kMemory, kCache };
-
 // Hashes `size` bytes, leaf by leaf, into `digests` (LeafCount(size) of them). A shorter last leaf
 // is hashed as if zero bytes followed it. `data` needs no alignment. Uses the current SIMD level.
-void HashLeaves(const uint8_t* data, size_t size, uint64_t* digests,
-                DataIn where = DataIn::kMemory);
+void HashLeaves(const uint8_t* data, size_t size, uint64_t* digests);
 
 }  // namespace fastckpt
 

@@ -24,6 +24,7 @@ FASTCKPT_AVX2 void AddHalfStripe(const uint8_t* data, const uint8_t* secret, __m
   const __m256i key = _mm256_xor_si256(value, Load(secret));
   *products = _mm256_add_epi64(*products, _mm256_mul_epu32(key, _mm256_srli_epi64(key, 32)));
   *sums = _mm256_add_epi64(*sums, value);
+  FASTCKPT_IN_ORDER(*products, *sums);
 }
 
 FASTCKPT_AVX2 __m256i AddSwapped(__m256i accumulator, __m256i sums) {

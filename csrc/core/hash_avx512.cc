@@ -29,6 +29,7 @@ FASTCKPT_AVX512 void AddStripe(const uint8_t* data, __m512i secret, __m512i* pro
   const __m512i key = _mm512_xor_si512(value, secret);
   *products = _mm512_add_epi64(*products, _mm512_mul_epu32(key, _mm512_srli_epi64(key, 32)));
   *sums = _mm512_add_epi64(*sums, value);
+  FASTCKPT_IN_ORDER(*products, *sums);
 }
 
 FASTCKPT_AVX512 __m512i AddSwapped(__m512i accumulator, __m512i sums) {
@@ -45,16 +46,10 @@ FASTCKPT_AVX512 __m512i Scramble(__m512i accumulator, __m512i secret) {
   return _mm512_add_epi64(low, _mm512_slli_epi64(high, 32));
 }
 
-// The hardware prefetcher stops at page boundaries, and a leaf is four pages: data that comes from
-// DRAM is asked for two blocks ahead. Asking past the end of the data is harmless.
-template <bool kPrefetch>
-FASTCKPT_AVX512 void Prefetch(const uint8_t* data) {
-  if (kPrefetch) _mm_prefetch(reinterpret_cast<const char*>(data + 2 * kBlock), _MM_HINT_T0);
-}
+}  // namespace
 
-template <bool kPrefetch>
-__attribute__((target("avx512f"))) void HashWholeLeaves(const uint8_t* data, size_t count,
-                                                        uint64_t* digests) {
+__attribute__((target("avx512f"))) void HashWholeLeavesAvx512(const uint8_t* data, size_t count,
+                                                              uint64_t* digests) {
   __m512i secret[kStripesPerBlock];
 #pragma GCC unroll 16
   for (size_t s = 0; s < kStripesPerBlock; ++s) secret[s] = Load(kSecret + 8 * s);
@@ -67,7 +62,6 @@ __attribute__((target("avx512f"))) void HashWholeLeaves(const uint8_t* data, siz
       __m512i sums = _mm512_setzero_si512();
 #pragma GCC unroll 16
       for (size_t s = 0; s < kStripesPerBlock; ++s) {
-        Prefetch<kPrefetch>(data + s * kStripe);
         AddStripe(data + s * kStripe, secret[s], &products, &sums);
       }
       accumulator = AddSwapped(_mm512_add_epi64(accumulator, products), sums);
@@ -76,7 +70,6 @@ __attribute__((target("avx512f"))) void HashWholeLeaves(const uint8_t* data, siz
     __m512i sums = _mm512_setzero_si512();
 #pragma GCC unroll 15
     for (size_t s = 0; s + 1 < kStripesPerBlock; ++s) {
-      Prefetch<kPrefetch>(data + s * kStripe);
       AddStripe(data + s * kStripe, secret[s], &accumulator, &sums);
     }
     AddStripe(data + kBlock - kStripe, last_secret, &accumulator, &sums);
@@ -86,13 +79,6 @@ __attribute__((target("avx512f"))) void HashWholeLeaves(const uint8_t* data, siz
     _mm512_store_si512(lanes, accumulator);
     digests[leaf] = Merge(lanes);
   }
-}
-
-}  // namespace
-
-void HashWholeLeavesAvx512(const uint8_t* data, size_t count, uint64_t* digests, DataIn where) {
-  if (where == DataIn::kCache) return HashWholeLeaves<false>(data, count, digests);
-  HashWholeLeaves<true>(data, count, digests);
 }
 
 }  // namespace fastckpt

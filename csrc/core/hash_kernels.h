@@ -13,6 +13,13 @@
 //
 // Inside a block both sums are free of order. The kernels therefore add up the products and the
 // plain data apart and swap the lanes of the data once per block, not once per stripe.
+//
+// Compilers use that freedom, too: they make a tree of the sixteen additions, run out of registers
+// and keep half of it in memory. FASTCKPT_IN_ORDER holds them to one addition after the other; with
+// it the kernels are a quarter faster.
+//
+// The kernels ask for no data ahead of its use: the hardware does. Five lines ahead, or a few lines
+// over the next page's start, were a sixth slower from DRAM in pages of 4 KiB or of 2 MiB.
 
 #ifndef FASTCKPT_CORE_HASH_KERNELS_H_
 #define FASTCKPT_CORE_HASH_KERNELS_H_
@@ -24,13 +31,16 @@
 #include "constants.h"
 #include "hash.h"
 
+#define FASTCKPT_IN_ORDER(products, sums) __asm__("" : "+v"(products), "+v"(sums))
+
 namespace fastckpt {
 
 // Each hashes `count` whole leaves.
 void HashWholeLeavesPortable(const uint8_t* data, size_t count, uint64_t* digests);
 #if defined(__x86_64__)
+void HashWholeLeavesSse2(const uint8_t* data, size_t count, uint64_t* digests);
 void HashWholeLeavesAvx2(const uint8_t* data, size_t count, uint64_t* digests);
-void HashWholeLeavesAvx512(const uint8_t* data, size_t count, uint64_t* digests, DataIn where);
+void HashWholeLeavesAvx512(const uint8_t* data, size_t count, uint64_t* digests);
 #endif
 
 namespace xxh3 {

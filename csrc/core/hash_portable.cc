@@ -1,5 +1,5 @@
 // The leaf hash in plain C++. The inner loops run over eight lanes without a dependency between
-// them, a shape that compilers turn into SSE2 or NEON by themselves.
+// them, a shape that compilers turn into NEON by themselves.
 
 #include "hash_kernels.h"
 
@@ -42,8 +42,9 @@ uint64_t HashLeaf(const uint8_t* data) {
   for (size_t block = 0; block < kBlocksPerLeaf; ++block, data += kBlock) {
     const bool last = block + 1 == kBlocksPerLeaf;
     Lanes sums = {};
-    for (size_t s = 0; s + 1 < kStripesPerBlock; ++s)
+    for (size_t s = 0; s + 1 < kStripesPerBlock; ++s) {
       AddStripe(data + s * kStripe, kSecret + 8 * s, &accumulators, &sums);
+    }
     const size_t secret = last ? kLastStripeSecret : 8 * (kStripesPerBlock - 1);
     AddStripe(data + kBlock - kStripe, kSecret + secret, &accumulators, &sums);
     AddSwapped(sums, &accumulators);

@@ -5,18 +5,33 @@
 
 namespace fastckpt {
 
-SlotFiller::SlotFiller(const TransferRequest& request, const uint64_t* ends, size_t turns,
-                       size_t slots)
-    : request_(request), ends_(ends), turns_(turns), window_(slots) {}
+TransferRequest Turns::Part(const TransferRequest& whole, size_t turn) const {
+  const uint64_t begin = turn == 0 ? 0 : ends[turn - 1];
+  TransferRequest part = whole;
+  part.extents += begin;
+  part.extent_count = static_cast<size_t>(ends[turn] - begin);
+  if (part.crcs != nullptr) part.crcs += begin;
+  if (hashed != nullptr && hashed[turn] == 0) part.leaves = nullptr;
+  if (sources != nullptr) {
+    part.source_fd = sources[2 * turn];
+    part.source_direct_fd = sources[2 * turn + 1];
+  }
+  return part;
+}
 
-Status SlotFiller::Check(const TransferRequest& request, const uint64_t* ends, size_t turns,
-                         size_t slots) {
-  if (slots == 0) return Status::InvalidArgument("no slot to fill");
+SlotFiller::SlotFiller(const TransferRequest& request, const Turns& turns)
+    : request_(request), turns_(turns), window_(turns.slots) {}
+
+Status SlotFiller::Check(const TransferRequest& request, const Turns& turns) {
+  if (turns.slots == 0) return Status::InvalidArgument("no slot to fill");
   uint64_t end = 0;
-  for (size_t turn = 0; turn < turns; ++turn) {
-    if (ends[turn] < end || ends[turn] > request.extent_count)
-      return Status::InvalidArgument("a turn ends out of order", ends[turn]);
-    end = ends[turn];
+  for (size_t turn = 0; turn < turns.count; ++turn) {
+    if (turns.ends[turn] < end || turns.ends[turn] > request.extent_count)
+      return Status::InvalidArgument("a turn ends out of order", turns.ends[turn]);
+    uint64_t total = 0;
+    const Status status = turns.Part(request, turn).Check(&total);
+    if (!status.ok()) return status;
+    end = turns.ends[turn];
   }
   if (end != request.extent_count) return Status::InvalidArgument("extents in no turn", end);
   return Status::Ok();
@@ -47,7 +62,7 @@ Transfer* SlotFiller::Enter(size_t* turn) {
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     *turn = std::max(*turn, released_);
-    if (cancelled() || !status_.ok() || *turn >= turns_) return nullptr;
+    if (cancelled() || !status_.ok() || *turn >= turns_.count) return nullptr;
     if (*turn - released_ >= window_.size()) {
       opened_.wait(lock);
       continue;
@@ -58,7 +73,7 @@ Transfer* SlotFiller::Enter(size_t* turn) {
       continue;
     }
     if (slot.transfer == nullptr) {
-      slot.transfer.reset(new (std::nothrow) Transfer(Part(*turn)));
+      slot.transfer.reset(new (std::nothrow) Transfer(turns_.Part(request_, *turn)));
       if (slot.transfer == nullptr) {
         status_ = Status::NoMemory();
         filled_.notify_all();
@@ -79,15 +94,6 @@ void SlotFiller::Leave(size_t turn) {
   filled_.notify_all();
 }
 
-TransferRequest SlotFiller::Part(size_t turn) const {
-  const uint64_t begin = turn == 0 ? 0 : ends_[turn - 1];
-  TransferRequest part = request_;
-  part.extents += begin;
-  part.extent_count = static_cast<size_t>(ends_[turn] - begin);
-  if (part.crcs != nullptr) part.crcs += begin;
-  return part;
-}
-
 bool SlotFiller::WaitFor(size_t turn, std::chrono::milliseconds timeout) {
   std::unique_lock<std::mutex> lock(mutex_);
   return filled_.wait_for(lock, timeout, [&] {
@@ -103,18 +109,27 @@ Status SlotFiller::Take(size_t turn, std::vector<ReadFault>* faults) {
       !window_[turn % window_.size()].full)
     return Status::InvalidArgument("this turn has no full slot", turn);
   const Status status = window_[turn % window_.size()].transfer->Finish(faults);
-  for (ReadFault& fault : *faults) fault.extent += turn == 0 ? 0 : ends_[turn - 1];
+  for (ReadFault& fault : *faults) fault.extent += turn == 0 ? 0 : turns_.ends[turn - 1];
   return status;
 }
 
 bool SlotFiller::Release() {
   std::lock_guard<std::mutex> lock(mutex_);
   Turn& slot = window_[released_ % window_.size()];
-  if (released_ == turns_ || !slot.full) return false;
+  if (released_ == turns_.count || !slot.full) return false;
+  moved_ += slot.transfer->progress();
   slot = Turn();
   ++released_;
   opened_.notify_all();
   return true;
+}
+
+uint64_t SlotFiller::Moved() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  uint64_t moved = moved_;
+  for (const Turn& slot : window_)
+    if (slot.transfer != nullptr) moved += slot.transfer->progress();
+  return moved;
 }
 
 void SlotFiller::Close() {

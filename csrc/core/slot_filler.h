@@ -1,6 +1,8 @@
-// Fills slots of memory with the bytes of a file, turn after turn, on threads that stay.
+// Fills slots of memory with the bytes of a file, or a file from memory or another file, turn after
+// turn, on threads that stay.
 //
-// A plan is a list of turns, each some extents that go into one slot; turn t uses slot t % slots.
+// A plan is a list of turns, each some extents that go into one slot, or that have their bytes there;
+// turn t uses slot t % slots.
 // The threads work on the first turn that has something left to take and move on to the next one
 // while others still finish: no thread is started, and none waits, between two turns. A turn is
 // open as soon as the slot it needs has been released.
@@ -22,15 +24,26 @@
 
 namespace fastckpt {
 
+// The turns of a plan. `ends` says, for each, which extent is the first that no longer belongs to it.
+struct Turns {
+  const uint64_t* ends = nullptr;
+  const int32_t* sources = nullptr;  // two for each turn, if they differ: source_fd, source_direct_fd
+  const uint8_t* hashed = nullptr;   // one for each turn: 0 where no leaf is hashed. Whoever holds it
+                                     // may change what belongs to a turn that is not open yet
+  size_t count = 0;
+  size_t slots = 0;
+
+  // What a turn moves.
+  TransferRequest Part(const TransferRequest& whole, size_t turn) const;
+};
+
 class SlotFiller : public Job {
  public:
-  // The request holds the extents of all turns, one turn after the other, with addresses in the
-  // slots as sinks; it must have passed Check(). `ends` says, for each turn, which extent is the
-  // first that no longer belongs to it: Check() tells whether it does so properly.
-  SlotFiller(const TransferRequest& request, const uint64_t* ends, size_t turns, size_t slots);
+  // The request holds the extents of all turns, one turn after the other. It must have passed
+  // Check(), which also tells whether every extent belongs to a turn.
+  SlotFiller(const TransferRequest& request, const Turns& turns);
 
-  static Status Check(const TransferRequest& request, const uint64_t* ends, size_t turns,
-                      size_t slots);
+  static Status Check(const TransferRequest& request, const Turns& turns);
 
   // Fills turns as slots become free, until the last turn is filled or the filler is closed.
   void Work() override;
@@ -49,6 +62,9 @@ class SlotFiller : public Job {
   // that is full.
   bool Release();
 
+  // Bytes moved so far in all turns.
+  uint64_t Moved();
+
   // Stops the threads: they return from Work() within one piece of I/O.
   void Close();
 
@@ -61,17 +77,16 @@ class SlotFiller : public Job {
 
   Transfer* Enter(size_t* turn);
   void Leave(size_t turn);
-  TransferRequest Part(size_t turn) const;
 
   const TransferRequest request_;
-  const uint64_t* const ends_;
-  const size_t turns_;
+  const Turns turns_;
 
   std::mutex mutex_;
   std::condition_variable opened_;
   std::condition_variable filled_;
   std::vector<Turn> window_;  // guarded by mutex_: the turns that have a slot now
   size_t released_ = 0;       // guarded by mutex_: the turns that no longer have one
+  uint64_t moved_ = 0;        // guarded by mutex_: the bytes of these
   Status status_;             // guarded by mutex_: why no turn can be worked on
 };
 

@@ -1,13 +1,14 @@
 #include "span_mover.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "bytes.h"
 #include "constants.h"
 #include "crc32.h"
 #include "hash.h"
-#include "populate.h"
+#include "mapped.h"
 
 namespace fastckpt {
 
@@ -28,19 +29,62 @@ SpanMover::SpanMover(Transfer* transfer)
               transfer),
       writer_(request_.sink_fd, request_.sink_direct_fd, transfer->sink_direct_works()) {}
 
-void SpanMover::Move(size_t extent, uint64_t offset, size_t size) {
+void SpanMover::Begin(size_t extent, uint64_t offset, size_t size) {
   extent_ = &request_.extents[extent];
   extent_number_ = extent;
   offset_ = offset;
   size_ = size;
   crc_ = 0;
   whole_ = true;
+}
+
+void SpanMover::Move(size_t extent, uint64_t offset, size_t size) {
+  Begin(extent, offset, size);
   if (request_.source_fd >= 0) {
     MoveFromFile();
   } else {
     MoveFromMemory();
   }
   if (request_.crcs != nullptr) FinishCrc();
+}
+
+void SpanMover::MoveTogether(size_t first, size_t last) {
+  const bool read = ReadTogether(first, last);
+  auto span = together_.begin();
+  for (size_t i = first; i < last && !transfer_->cancelled(); ++i) {
+    const size_t size = static_cast<size_t>(request_.extents[i].size);
+    if (!read || size == 0) {
+      Move(i, 0, size);
+      continue;
+    }
+    Begin(i, 0, size);
+    landing_ = span->to;
+    step_begin_ = run_begin_ = run_end_ = 0;
+    reader_.Deliver(*span++, this);
+    WriteRun();
+    if (request_.crcs != nullptr) FinishCrc();
+  }
+}
+
+bool SpanMover::ReadTogether(size_t first, size_t last) {
+  const bool to_memory = request_.sink_fd == TransferRequest::kMemory;
+  together_.clear();
+  for (size_t i = first; i < last; ++i) {
+    const Extent& extent = request_.extents[i];
+    if (extent.size != 0)
+      together_.push_back({extent.source, static_cast<size_t>(extent.size),
+                           to_memory ? ToPointer(extent.sink) : nullptr});
+  }
+  if (together_.size() < 2) return false;
+  if (!to_memory) {
+    // Landing at the same place within 4 KiB as in the file lets direct reads do without a copy.
+    const uint64_t begin = AlignDown(together_.front().offset, kAlignment);
+    if (!scratch_.Reserve(
+            static_cast<size_t>(together_.back().offset + together_.back().size - begin)))
+      return false;
+    for (FileSpan& span : together_) span.to = scratch_.data() + (span.offset - begin);
+  }
+  return reader_.ReadTogether(together_.data(), together_.size());
 }
 
 void SpanMover::MoveFromFile() {
@@ -68,9 +112,9 @@ void SpanMover::MoveFromFile() {
 
 void SpanMover::MoveFromMemory() {
   step_begin_ = 0;
-  if (!request_.populate) return MovePieces(0, size_);
-  for (size_t at = 0; at < size_ && !transfer_->cancelled(); at += kPopulateStep) {
-    const size_t end = std::min(at + kPopulateStep, size_);
+  if (!request_.mapped) return MovePieces(0, size_);
+  for (size_t at = 0; at < size_ && !transfer_->cancelled(); at += kReleaseStep) {
+    const size_t end = std::min(at + kReleaseStep, size_);
     MoveMapped(at, end);
     if (request_.release) ReleaseMapped(extent_->source + offset_ + at, end - at);
   }
@@ -78,15 +122,15 @@ void SpanMover::MoveFromMemory() {
 
 // Moves a part of mapped memory that may turn out not to be there.
 void SpanMover::MoveMapped(size_t begin, size_t end) {
-  const uint64_t source = extent_->source + offset_;
-  if (PopulateForRead(source + begin, end - begin) == 0) return MovePieces(begin, end);
-  for (size_t at = begin; at < end; at += kLeafSize) {
-    const size_t leaf_end = std::min(at + kLeafSize, end);
-    const int error = PopulateForRead(source + at, leaf_end - at);
-    if (error == 0) {
-      MovePieces(at, leaf_end);
-    } else {
-      OnFault(at, leaf_end, error);
+  const auto move = [this](size_t from, size_t to) {
+    return TryMapped(extent_->source + offset_ + from, to - from, [=] { MovePieces(from, to); });
+  };
+  for (size_t at = begin; at < end && !transfer_->cancelled(); at += kPiece) {
+    const size_t piece_end = std::min(at + kPiece, end);
+    if (move(at, piece_end)) continue;
+    for (size_t leaf = at; leaf < piece_end; leaf += kLeafSize) {
+      const size_t leaf_end = std::min(leaf + kLeafSize, piece_end);
+      if (!move(leaf, leaf_end)) OnFault(leaf, leaf_end, EFAULT);
     }
   }
 }
@@ -95,7 +139,7 @@ void SpanMover::MovePieces(size_t begin, size_t end) {
   const uint8_t* const source = ToPointer(extent_->source + offset_);
   if (request_.sink_fd == TransferRequest::kNoSink) {
     for (size_t at = begin; at < end && !transfer_->cancelled(); at += kPiece)
-      Digest(source + at, at, std::min(kPiece, end - at), DataIn::kMemory);
+      Digest(source + at, at, std::min(kPiece, end - at));
     return;
   }
   // Hashed is always a copy that nobody else can change, so that the digests are those of the bytes
@@ -104,7 +148,7 @@ void SpanMover::MovePieces(size_t begin, size_t end) {
   // aligned memory in large requests.
   const bool to_memory = request_.sink_fd == TransferRequest::kMemory;
   const size_t step = direct_ || to_memory ? end - begin : std::min(kPiece, end - begin);
-  if (!to_memory && end > begin && !scratch_.Reserve(step))
+  if (!to_memory && end > begin && !scratch_.Reserve(step + kAlignment))
     return transfer_->Fail(Status::NoMemory());
   for (size_t start = begin; start < end && !transfer_->cancelled(); start += step) {
     const size_t stop = std::min(start + step, end);
@@ -112,14 +156,17 @@ void SpanMover::MovePieces(size_t begin, size_t end) {
     for (size_t at = start; at < stop && !transfer_->cancelled(); at += kPiece) {
       const size_t size = std::min(kPiece, stop - at);
       std::memcpy(to + (at - start), source + at, size);
-      Digest(to + (at - start), at, size, DataIn::kCache);
+      Digest(to + (at - start), at, size);
     }
-    if (!to_memory && !transfer_->cancelled() && !Write(to, start, stop - start)) return;
+    if (to_memory || transfer_->cancelled()) continue;
+    const size_t zeros = Padding(stop);
+    std::memset(to + (stop - start), 0, zeros);
+    if (!Write(to, start, stop - start + zeros)) return;
   }
 }
 
 void SpanMover::OnData(size_t begin, size_t end) {
-  Digest(landing_ + begin, step_begin_ + begin, end - begin, DataIn::kCache);
+  Digest(landing_ + begin, step_begin_ + begin, end - begin);
   if (begin != run_end_) {  // a fault lies between
     WriteRun();
     run_begin_ = begin;
@@ -136,10 +183,9 @@ void SpanMover::OnFault(size_t begin, size_t end, int error) {
   std::fill(leaves + at / kLeafSize, leaves + LeafCount(at + (end - begin)), uint64_t{0});
 }
 
-void SpanMover::Digest(const uint8_t* data, size_t begin, size_t size, DataIn where) {
+void SpanMover::Digest(const uint8_t* data, size_t begin, size_t size) {
   if (request_.leaves != nullptr)
-    HashLeaves(data, size, request_.leaves + extent_->first_leaf + (offset_ + begin) / kLeafSize,
-               where);
+    HashLeaves(data, size, request_.leaves + extent_->first_leaf + (offset_ + begin) / kLeafSize);
   if (request_.crcs != nullptr && whole_) crc_ = Crc32(crc_, data, size);
 }
 
@@ -151,10 +197,27 @@ void SpanMover::FinishCrc() {
   }
 }
 
+// How many zeros of the sink belong behind a part of the span that ends there.
+size_t SpanMover::Padding(size_t end) const {
+  if (!request_.padded || offset_ + end != extent_->size) return 0;
+  return static_cast<size_t>((0 - (extent_->sink + extent_->size)) % kAlignment);
+}
+
 // Writes what the reader has brought since the last fault.
 void SpanMover::WriteRun() {
   if (request_.sink_fd < 0 || run_end_ == run_begin_ || transfer_->cancelled()) return;
-  Write(landing_ + run_begin_, step_begin_ + run_begin_, run_end_ - run_begin_);
+  const uint8_t* const from = landing_ + run_begin_;
+  const size_t begin = step_begin_ + run_begin_;
+  const size_t size = run_end_ - run_begin_;
+  const size_t zeros = Padding(begin + size);
+  if (zeros == 0) {
+    Write(from, begin, size);
+  } else {
+    // What lies behind may be the next extent, read along with this one.
+    const uint64_t to = extent_->sink + offset_ + begin;
+    const Status status = writer_.WritePadded(from, size, zeros, to);
+    if (!status.ok()) transfer_->Fail(status);
+  }
   run_begin_ = run_end_;
 }
 

@@ -8,7 +8,6 @@
 #include <vector>
 
 #include "buffer.h"
-#include "hash.h"
 #include "span_reader.h"
 #include "span_writer.h"
 #include "transfer.h"
@@ -23,10 +22,15 @@ class SpanMover : private SpanObserver {
   // `size` unless the extent ends there.
   void Move(size_t extent, uint64_t offset, size_t size);
 
+  // Moves whole extents [first, last), which lie near each other in the source.
+  void MoveTogether(size_t first, size_t last);
+
   const std::vector<ReadFault>& faults() const { return faults_; }
   const std::vector<Transfer::PartialCrc>& crcs() const { return crcs_; }
 
  private:
+  void Begin(size_t extent, uint64_t offset, size_t size);
+  bool ReadTogether(size_t first, size_t last);
   void MoveFromFile();
   void MoveFromMemory();
   void MoveMapped(size_t begin, size_t end);
@@ -34,8 +38,9 @@ class SpanMover : private SpanObserver {
 
   void OnData(size_t begin, size_t end) override;
   void OnFault(size_t begin, size_t end, int error) override;
-  void Digest(const uint8_t* data, size_t begin, size_t size, DataIn where);
+  void Digest(const uint8_t* data, size_t begin, size_t size);
   void FinishCrc();
+  size_t Padding(size_t end) const;
   void WriteRun();
   bool Write(const uint8_t* from, size_t begin, size_t size);
 
@@ -45,6 +50,7 @@ class SpanMover : private SpanObserver {
   SpanReader reader_;
   SpanWriter writer_;
   AlignedBuffer scratch_;
+  std::vector<FileSpan> together_;  // what was read in one request
   std::vector<ReadFault> faults_;
   std::vector<Transfer::PartialCrc> crcs_;
 

@@ -1,8 +1,6 @@
 #include "span_reader.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 
 #include "bytes.h"
 #include "constants.h"
@@ -11,20 +9,10 @@
 
 namespace fastckpt {
 
-namespace {
-
-// Hands over [begin, end) piece by piece.
-void Deliver(size_t begin, size_t end, SpanObserver* observer) {
-  for (size_t at = begin; at < end; at += kPiece)
-    observer->OnData(at, std::min(at + kPiece, end));
-}
-
-}  // namespace
-
 void SpanReader::Read(uint64_t offset, uint8_t* to, size_t size, SpanObserver* observer) {
   // Direct reads only speed things up: whatever they do not bring, for whatever reason, the plain
   // reads are asked for, and these alone decide what is a fault.
-  const size_t begin = DirectWorks() ? ReadPastCache(offset, to, size, observer) : 0;
+  const size_t begin = direct_.works() ? ReadPastCache(offset, to, size, observer) : 0;
   ReadPlain(offset, to, begin, size, observer);
 }
 
@@ -62,55 +50,36 @@ size_t SpanReader::ReadPastCache(uint64_t offset, uint8_t* to, size_t size,
   return at;
 }
 
+// Returns how far it got, in whole leaves unless that is all.
 size_t SpanReader::ReadDirect(uint64_t offset, uint8_t* to, size_t begin, size_t end,
                               SpanObserver* observer) {
-  if (!IsAligned(offset + begin, kAlignment) || !IsAligned(AddressOf(to + begin), kAlignment))
-    return ReadBounced(offset, to, begin, end, observer);
-  const size_t whole = static_cast<size_t>(AlignDown(end - begin, kAlignment));
-  const IoResult read = ReadDirectAt(direct_fd_, to + begin, whole, offset + begin);
-  if (read.done < whole) {
-    NoteDirectError(read.error);
-    const size_t leaves = static_cast<size_t>(AlignDown(read.done, kLeafSize));
-    Deliver(begin, begin + leaves, observer);
-    return begin + leaves;
-  }
-  // The bytes of the last, partial sector cannot be read in place.
-  const size_t tail = end - begin - whole;
-  if (tail != 0) {
-    const size_t whole_leaves = static_cast<size_t>(AlignDown(whole, kLeafSize));
-    Deliver(begin, begin + whole_leaves, observer);
-    if (!bounce_.Reserve(kAlignment)) return begin + whole_leaves;
-    const IoResult last =
-        ReadDirectAt(direct_fd_, bounce_.data(), kAlignment, offset + begin + whole);
-    if (last.done < tail) return begin + whole_leaves;
-    std::memcpy(to + begin + whole, bounce_.data(), tail);
-    Deliver(begin + whole_leaves, end, observer);
-  } else {
-    Deliver(begin, end, observer);
-  }
-  return end;
+  const FileSpan span = {offset + begin, end - begin, to + begin};
+  const uint64_t got = direct_.Read(&span, 1);
+  const size_t reached =
+      got < span.size ? static_cast<size_t>(AlignDown(got, kLeafSize)) : span.size;
+  Settle(span, begin, reached, observer);
+  return begin + reached;
 }
 
-size_t SpanReader::ReadBounced(uint64_t offset, uint8_t* to, size_t begin, size_t end,
-                               SpanObserver* observer) {
-  const uint64_t first = AlignDown(offset + begin, kAlignment);
-  uint64_t last = 0;
-  if (!AlignUp(offset + end, kAlignment, &last)) return begin;
-  const size_t skip = static_cast<size_t>(offset + begin - first);
-  if (!bounce_.Reserve(static_cast<size_t>(last - first))) return begin;
-  const IoResult read =
-      ReadDirectAt(direct_fd_, bounce_.data(), static_cast<size_t>(last - first), first);
-  size_t got = read.done > skip ? std::min(read.done - skip, end - begin) : 0;
-  if (got < end - begin) {
-    NoteDirectError(read.error);
-    got = static_cast<size_t>(AlignDown(got, kLeafSize));
+bool SpanReader::ReadTogether(const FileSpan* spans, size_t count) {
+  const FileSpan& last = spans[count - 1];
+  const uint64_t size = last.offset + last.size - spans[0].offset;
+  return direct_.works() &&
+         QueryResidency(fd_, spans[0].offset, static_cast<size_t>(size)) == Residency::kNone &&
+         direct_.Read(spans, count) >= size;
+}
+
+void SpanReader::Deliver(const FileSpan& span, SpanObserver* observer) {
+  Settle(span, 0, span.size, observer);
+}
+
+// Hands over [0, size) of a span piece by piece; `begin` is where that is for the observer.
+void SpanReader::Settle(const FileSpan& span, size_t begin, size_t size, SpanObserver* observer) {
+  for (size_t at = 0; at < size; at += kPiece) {
+    const size_t end = std::min(at + kPiece, size);
+    direct_.Settle(span, at, end);
+    observer->OnData(begin + at, begin + end);
   }
-  for (size_t at = 0; at < got; at += kPiece) {
-    const size_t piece = std::min(kPiece, got - at);
-    std::memcpy(to + begin + at, bounce_.data() + skip + at, piece);
-    observer->OnData(begin + at, begin + at + piece);
-  }
-  return begin + got;
 }
 
 void SpanReader::ReadPlain(uint64_t offset, uint8_t* to, size_t begin, size_t size,
@@ -147,11 +116,6 @@ bool SpanReader::ReadLeaves(uint64_t offset, uint8_t* to, size_t begin, size_t e
     at += leaf;
   }
   return true;
-}
-
-void SpanReader::NoteDirectError(int error) {
-  if (error == EINVAL || error == EOPNOTSUPP)
-    direct_works_->store(false, std::memory_order_relaxed);
 }
 
 }  // namespace fastckpt

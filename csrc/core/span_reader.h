@@ -7,7 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "buffer.h"
+#include "direct_reader.h"
 #include "workers.h"
 
 namespace fastckpt {
@@ -31,36 +31,34 @@ class SpanObserver {
 
 class SpanReader {
  public:
-  // `direct_fd` is the same file opened with O_DIRECT, or -1. `direct_works` is shared by the
-  // readers of a job: cleared when the file system refuses direct reads.
+  // `direct_fd` and `direct_works`: see DirectReader.
   SpanReader(int fd, int direct_fd, std::atomic<bool>* direct_works, const Job* job)
-      : fd_(fd), direct_fd_(direct_fd), direct_works_(direct_works), job_(job) {}
+      : fd_(fd), direct_(direct_fd, direct_works), job_(job) {}
 
   // Reads `size` bytes at `offset`. Returns early, with the rest not reported, when the job is
   // cancelled.
   void Read(uint64_t offset, uint8_t* to, size_t size, SpanObserver* observer);
+
+  // Reads neighbouring spans, in rising order, in one direct request, if nothing of them is cached.
+  // False if not all of them could be had that way: then each has to be read alone.
+  bool ReadTogether(const FileSpan* spans, size_t count);
+
+  // Hands over one of the spans that were read together.
+  void Deliver(const FileSpan& span, SpanObserver* observer);
 
  private:
   // Each takes the span from `begin` on and returns how far it got.
   size_t ReadPastCache(uint64_t offset, uint8_t* to, size_t size, SpanObserver* observer);
   size_t ReadDirect(uint64_t offset, uint8_t* to, size_t begin, size_t end,
                     SpanObserver* observer);
-  size_t ReadBounced(uint64_t offset, uint8_t* to, size_t begin, size_t end,
-                     SpanObserver* observer);
+  void Settle(const FileSpan& span, size_t begin, size_t size, SpanObserver* observer);
   void ReadPlain(uint64_t offset, uint8_t* to, size_t begin, size_t size, SpanObserver* observer);
   bool ReadLeaves(uint64_t offset, uint8_t* to, size_t begin, size_t end, size_t size,
                   SpanObserver* observer);
 
-  bool DirectWorks() const {
-    return direct_fd_ >= 0 && direct_works_->load(std::memory_order_relaxed);
-  }
-  void NoteDirectError(int error);
-
   const int fd_;
-  const int direct_fd_;
-  std::atomic<bool>* const direct_works_;
+  DirectReader direct_;
   const Job* const job_;
-  AlignedBuffer bounce_;
 };
 
 }  // namespace fastckpt

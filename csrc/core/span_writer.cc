@@ -23,6 +23,13 @@ Status SpanWriter::Write(const uint8_t* from, size_t size, uint64_t offset) {
   return Status::IoError(written.error, "writing", offset + done + written.done);
 }
 
+Status SpanWriter::WritePadded(const uint8_t* from, size_t size, size_t zeros, uint64_t offset) {
+  if (!bounce_.Reserve(size + zeros)) return Status::NoMemory();
+  std::memcpy(bounce_.data(), from, size);
+  std::memset(bounce_.data() + size, 0, zeros);
+  return Write(bounce_.data(), size + zeros, offset);
+}
+
 // Returns how many bytes are written; the caller writes the others through the page cache.
 size_t SpanWriter::WriteDirect(const uint8_t* from, size_t size, uint64_t offset,
                                Status* status) {

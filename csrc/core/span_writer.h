@@ -22,6 +22,9 @@ class SpanWriter {
   // of 4096, what remains through the page cache. Memory that is not aligned goes through a copy.
   Status Write(const uint8_t* from, size_t size, uint64_t offset);
 
+  // The same with so many zeros behind it, in one write.
+  Status WritePadded(const uint8_t* from, size_t size, size_t zeros, uint64_t offset);
+
  private:
   size_t WriteDirect(const uint8_t* from, size_t size, uint64_t offset, Status* status);
 

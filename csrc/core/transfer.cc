@@ -19,12 +19,15 @@ namespace {
 constexpr uint64_t kBufferedBlock = 2 * kChunkSize;
 constexpr uint64_t kDirectBlock = 8 * kChunkSize;
 constexpr size_t kMaxExtentsPerItem = 1024;
+// Extents of a file are read in one direct request where no more than this lies between them: to
+// skip it would cost the disk more.
+constexpr uint64_t kMaxGap = kLeafSize;
 
 constexpr uint64_t kMaxFileOffset = INT64_MAX;
 
 uint64_t BlockFor(const TransferRequest& request) {
   const bool direct = (request.source_fd >= 0 && request.source_direct_fd >= 0) ||
-                      (request.sink_fd >= 0 && request.sink_direct_fd >= 0);
+                      request.writes_directly();
   return direct ? kDirectBlock : kBufferedBlock;
 }
 
@@ -57,7 +60,11 @@ Status TransferRequest::Check(uint64_t* total) const {
 }
 
 Transfer::Transfer(const TransferRequest& request)
-    : request_(request), block_(BlockFor(request)) {}
+    : request_(request),
+      block_(BlockFor(request)),
+      direct_source_(request.source_fd >= 0 && request.source_direct_fd >= 0) {
+  if (request.mapped) caught_.emplace();
+}
 
 void Transfer::Work() {
   try {
@@ -66,6 +73,8 @@ void Transfer::Work() {
     while (!cancelled() && Next(&item)) {
       if (item.partial) {
         mover.Move(item.first, item.offset, static_cast<size_t>(item.bytes));
+      } else if (direct_source_) {
+        mover.MoveTogether(item.first, item.last);
       } else {
         for (size_t i = item.first; i < item.last; ++i)
           mover.Move(i, 0, static_cast<size_t>(request_.extents[i].size));
@@ -102,9 +111,18 @@ bool Transfer::Next(WorkItem* item) {
     item->bytes += request_.extents[cursor_extent_++].size;
   } while (cursor_extent_ < request_.extent_count &&
            cursor_extent_ - item->first < kMaxExtentsPerItem &&
-           request_.extents[cursor_extent_].size <= block_ - item->bytes);
+           request_.extents[cursor_extent_].size <= block_ - item->bytes &&
+           (direct_source_ ? IsNext(cursor_extent_) : !request_.writes_directly()));
   item->last = cursor_extent_;
   return true;
+}
+
+// Whether an extent lies in the source right behind the one before it.
+bool Transfer::IsNext(size_t extent) const {
+  const Extent& before = request_.extents[extent - 1];
+  const uint64_t end = before.source + before.size;
+  const uint64_t begin = request_.extents[extent].source;
+  return begin >= end && begin - end <= kMaxGap;
 }
 
 // How far a block from `offset` on would reach over a boundary of the sink's memory, in whole

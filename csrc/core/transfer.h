@@ -10,8 +10,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <vector>
 
+#include "mapped.h"
 #include "status.h"
 #include "workers.h"
 
@@ -47,15 +49,23 @@ struct TransferRequest {
   uint64_t* leaves = nullptr;  // null: no leaf is hashed
   size_t leaf_count = 0;
   uint32_t* crcs = nullptr;  // one CRC-32 per extent; null: none is computed
-  bool populate = false;     // memory source: ask for mapped pages before touching them
-  bool release = false;      // with populate, and only for a shared map of a file: give its pages
+  bool mapped = false;       // memory source: a mapped file, whose pages may not be there
+  bool padded = false;       // file sink: zeros follow each extent up to the next multiple of 4 KiB
+                             // of the file; they are written with it
+  bool release = false;      // with mapped, and only for a shared map of a file: give its pages
                              // back once they are moved
 
   // Sizes, offsets and leaf ranges in bounds? On success, `total` is the number of bytes to move.
   Status Check(uint64_t* total) const;
+
+  // Written past the page cache: every extent is a request of its own that the disk may have beside
+  // others, however small.
+  bool writes_directly() const { return sink_fd >= 0 && sink_direct_fd >= 0; }
 };
 
 // What a thread takes at a time: whole extents [first, last) when they are small, or a part of one.
+// From a file that is read past the page cache, only extents that lie near each other; to one that
+// is written so from elsewhere, a single extent.
 struct WorkItem {
   size_t first = 0;
   size_t last = 0;
@@ -94,12 +104,15 @@ class Transfer : public Job {
 
  private:
   bool Next(WorkItem* item);
+  bool IsNext(size_t extent) const;
   uint64_t PastBoundary(uint64_t offset) const;
   void CombineCrcs();
   void MergeFaults();
 
   const TransferRequest request_;
-  const uint64_t block_;  // bytes of a work item
+  const uint64_t block_;      // bytes of a work item
+  const bool direct_source_;  // a file that can be read past the page cache
+  std::optional<BusErrorsCaught> caught_;
   std::atomic<bool> source_direct_works_{true};
   std::atomic<bool> sink_direct_works_{true};
 

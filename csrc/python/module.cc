@@ -7,6 +7,7 @@
 
 #include "common.h"
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <vector>
@@ -41,13 +42,13 @@ bool ReportProgress(PyObject* progress, const fastckpt::Job& job) {
   return result != nullptr;
 }
 
-// Runs a job to its end. False with a Python exception set when it was interrupted or when
-// `progress` raised; no thread is left in any case.
-bool RunJob(fastckpt::Job* job, long threads, uint64_t bytes, PyObject* progress) {
+// Runs a job to its end, with no thread of its own where `threads` is 0. False with a Python
+// exception set when it was interrupted or when `progress` raised; no thread is left in any case.
+bool RunJob(fastckpt::Job* job, long threads, PyObject* progress) {
   fastckpt::Workers workers;
   // Where not one thread can be had (a limit on processes or memory), the work is done here: a
   // checkpoint that cannot be interrupted is better than none.
-  if (bytes <= kInlineBytes || !workers.Start(job, static_cast<int>(threads)).ok()) {
+  if (threads == 0 || !workers.Start(job, static_cast<int>(threads)).ok()) {
     WithoutGil without_gil;
     job->Work();
   } else {
@@ -69,10 +70,19 @@ bool RunJob(fastckpt::Job* job, long threads, uint64_t bytes, PyObject* progress
   return job->cancelled() || ReportProgress(progress, *job);
 }
 
-// No more threads than there are blocks to share out.
+// No more threads than there are blocks to share out, and none for very little.
 long UsefulThreads(long threads, uint64_t bytes) {
+  if (bytes <= kInlineBytes) return 0;
   const uint64_t blocks = bytes / fastckpt::kChunkSize + 1;
   return blocks < static_cast<uint64_t>(threads) ? static_cast<long>(blocks) : threads;
+}
+
+// As many as there are requests, where those wait for the disk.
+long UsefulThreads(long threads, uint64_t bytes, const fastckpt::TransferRequest& request) {
+  const long useful = UsefulThreads(threads, bytes);
+  if (!request.writes_directly() || request.extent_count < 2) return useful;
+  const long requests = static_cast<long>(std::min<size_t>(request.extent_count, kMaxThreads));
+  return std::max(useful, std::min(threads, requests));
 }
 
 // --- which instructions run --------------------------------------------------------------------
@@ -148,7 +158,7 @@ PyObject* LeafDigests(PyObject*, PyObject* arguments, PyObject* keywords) {
     request.leaves = leaves.data();
     request.leaf_count = count;
     fastckpt::Transfer transfer(request);
-    if (!RunJob(&transfer, UsefulThreads(threads, extent.size), extent.size, Py_None))
+    if (!RunJob(&transfer, UsefulThreads(threads, extent.size), Py_None))
       return nullptr;
     std::vector<fastckpt::ReadFault> faults;
     const Status status = transfer.Finish(&faults);
@@ -191,24 +201,24 @@ PyObject* Crc32Combine(PyObject*, PyObject* arguments) {
 PyObject* TransferExtents(PyObject*, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"source_fd", "sink_fd",          "extents",        "leaves",
                                 "crcs",      "threads",          "source_direct_fd",
-                                "sink_direct_fd", "populate",    "release",        "progress",
+                                "sink_direct_fd", "mapped",      "release",        "progress",
                                 nullptr};
   fastckpt::TransferRequest request;
   PyObject* extents_object = nullptr;
   PyObject* leaves_object = nullptr;
   PyObject* crcs_object = nullptr;
   long threads = 0;  // required: 0 is refused below
-  int populate = 0;
+  int mapped = 0;
   int release = 0;
   PyObject* progress = Py_None;
   if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iiOOO|$liippO", const_cast<char**>(names),
                                    &request.source_fd, &request.sink_fd, &extents_object,
                                    &leaves_object, &crcs_object, &threads,
-                                   &request.source_direct_fd, &request.sink_direct_fd, &populate,
+                                   &request.source_direct_fd, &request.sink_direct_fd, &mapped,
                                    &release, &progress) ||
       !CheckThreads(threads))
     return nullptr;
-  request.populate = populate != 0;
+  request.mapped = mapped != 0;
   request.release = release != 0;
 
   Buffer extents;
@@ -222,7 +232,7 @@ PyObject* TransferExtents(PyObject*, PyObject* arguments, PyObject* keywords) {
   Status status = request.Check(&total);
   if (!status.ok()) return Raise(status);
   fastckpt::Transfer transfer(request);
-  if (!RunJob(&transfer, UsefulThreads(threads, total), total, progress)) return nullptr;
+  if (!RunJob(&transfer, UsefulThreads(threads, total, request), progress)) return nullptr;
   std::vector<fastckpt::ReadFault> faults;
   status = transfer.Finish(&faults);
   if (!status.ok()) return Raise(status);
@@ -250,7 +260,7 @@ PyObject* FindBlocks(PyObject*, PyObject* arguments, PyObject* keywords) {
 
   fastckpt::BlockScan scan(fd, reinterpret_cast<const uint8_t*>(magic), start, stop);
   const uint64_t bytes = stop > start ? stop - start : 0;
-  if (!RunJob(&scan, UsefulThreads(threads, bytes), bytes, Py_None)) return nullptr;
+  if (!RunJob(&scan, UsefulThreads(threads, bytes), Py_None)) return nullptr;
   std::vector<uint64_t> offsets;
   const Status status = scan.Finish(&offsets);
   if (!status.ok()) return Raise(status);
@@ -300,7 +310,7 @@ PyMethodDef methods[] = {
     {"transfer", WithKeywords(TransferExtents),
      METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("transfer(source_fd, sink_fd, extents, leaves, crcs, *, threads, "
-               "source_direct_fd=-1, sink_direct_fd=-1, populate=False, release=False, "
+               "source_direct_fd=-1, sink_direct_fd=-1, mapped=False, release=False, "
                "progress=None)\n--\n\n"
                "Move extents from source to sink and hash them on the way.")},
     {"find_blocks", WithKeywords(FindBlocks),

@@ -26,6 +26,8 @@ struct Filling {
   Buffer ends;
   Buffer leaves;
   Buffer crcs;
+  Buffer sources;
+  Buffer hashed;
   TransferRequest request;
   SlotFiller* filler = nullptr;
   Workers workers;
@@ -54,39 +56,60 @@ struct SlotFillerObject {
 Filling* FillingOf(PyObject* self) { return reinterpret_cast<SlotFillerObject*>(self)->filling; }
 
 bool Start(Filling* filling, PyObject* arguments, PyObject* keywords) {
-  static const char* names[] = {"source_fd", "extents", "ends",    "leaves",           "crcs",
-                                "slots",     "threads", "source_direct_fd", nullptr};
+  static const char* names[] = {"source_fd", "extents", "ends", "leaves", "crcs", "slots",
+                                "threads", "source_direct_fd", "sink_fd", "sink_direct_fd",
+                                "sources", "hashed", "padded", nullptr};
   PyObject* extents = nullptr;
   PyObject* ends = nullptr;
   PyObject* leaves = nullptr;
   PyObject* crcs = nullptr;
+  PyObject* sources = Py_None;
+  PyObject* hashed = Py_None;
   Py_ssize_t slots = 0;  // required, as is `threads`: 0 is refused below
   long threads = 0;
   TransferRequest& request = filling->request;
-  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iOOOO|$nli", const_cast<char**>(names),
+  request.sink_fd = TransferRequest::kMemory;
+  int padded = 0;
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iOOOO|$nliiiOOp", const_cast<char**>(names),
                                    &request.source_fd, &extents, &ends, &leaves, &crcs, &slots,
-                                   &threads, &request.source_direct_fd) ||
+                                   &threads, &request.source_direct_fd, &request.sink_fd,
+                                   &request.sink_direct_fd, &sources, &hashed, &padded) ||
       !CheckThreads(threads))
     return false;
-  request.sink_fd = TransferRequest::kMemory;
+  request.padded = padded != 0;
   if (!GetExtents(extents, &filling->extents, &request) ||
       !GetResults(leaves, crcs, &filling->leaves, &filling->crcs, &request) ||
       !filling->ends.GetArray(ends, PyBUF_SIMPLE, sizeof(uint64_t), "ends") ||
       !filling->ends.IsAligned(alignof(uint64_t), "ends"))
     return false;
-  const uint64_t* const turn_ends = reinterpret_cast<const uint64_t*>(filling->ends.data());
-  const size_t turns = filling->ends.size() / sizeof(uint64_t);
-  uint64_t total = 0;
-  Status status = request.Check(&total);
-  if (status.ok()) {
-    const size_t count = slots > 0 ? static_cast<size_t>(slots) : 0;
-    status = SlotFiller::Check(request, turn_ends, turns, count);
-    if (status.ok()) {
-      filling->filler = new SlotFiller(request, turn_ends, turns, count);
-      // Where no thread can be had, the turns are filled by whoever waits for them.
-      filling->has_threads =
-          filling->workers.Start(filling->filler, static_cast<int>(threads)).ok();
+  Turns turns;
+  turns.ends = reinterpret_cast<const uint64_t*>(filling->ends.data());
+  turns.count = filling->ends.size() / sizeof(uint64_t);
+  turns.slots = slots > 0 ? static_cast<size_t>(slots) : 0;
+  if (sources != Py_None) {
+    if (!filling->sources.GetArray(sources, PyBUF_SIMPLE, 2 * sizeof(int32_t), "sources") ||
+        !filling->sources.IsAligned(alignof(int32_t), "sources"))
+      return false;
+    turns.sources = reinterpret_cast<const int32_t*>(filling->sources.data());
+    if (filling->sources.size() / (2 * sizeof(int32_t)) != turns.count) {
+      PyErr_SetString(PyExc_ValueError, "sources: not one for each turn");
+      return false;
     }
+  }
+  if (hashed != Py_None) {
+    if (!filling->hashed.GetArray(hashed, PyBUF_SIMPLE, 1, "hashed")) return false;
+    turns.hashed = filling->hashed.data();
+    if (filling->hashed.size() != turns.count) {
+      PyErr_SetString(PyExc_ValueError, "hashed: not one for each turn");
+      return false;
+    }
+  }
+  const Status status = SlotFiller::Check(request, turns);
+  if (status.ok()) {
+    filling->filler = new SlotFiller(request, turns);
+    // Where no thread can be had, the turns are filled by whoever waits for them.
+    filling->has_threads =
+        filling->workers.Start(filling->filler, static_cast<int>(threads)).ok();
   }
   if (!status.ok()) Raise(status);
   return status.ok();
@@ -125,8 +148,19 @@ PyObject* RaiseClosed() {
   return nullptr;
 }
 
-PyObject* Wait(PyObject* self, PyObject* number) {
+bool ReportProgress(Filling* filling, PyObject* progress) {
+  if (progress == Py_None) return true;
+  PyObject* const result = PyObject_CallFunction(
+      progress, "K", static_cast<unsigned long long>(filling->filler->Moved()));
+  Py_XDECREF(result);
+  return result != nullptr;
+}
+
+PyObject* Wait(PyObject* self, PyObject* arguments) {
   Filling* const filling = FillingOf(self);
+  PyObject* number = nullptr;
+  PyObject* progress = Py_None;
+  if (!PyArg_ParseTuple(arguments, "O|O", &number, &progress)) return nullptr;
   const size_t turn = PyLong_AsSize_t(number);
   if (PyErr_Occurred() != nullptr) return nullptr;
   for (bool full = false; !full;) {
@@ -136,7 +170,7 @@ PyObject* Wait(PyObject* self, PyObject* number) {
       if (!filling->has_threads) filling->filler->WorkOn(turn);
       full = filling->filler->WaitFor(turn, kPollInterval);
     }
-    if (PyErr_CheckSignals() != 0) return nullptr;
+    if (PyErr_CheckSignals() != 0 || !ReportProgress(filling, progress)) return nullptr;
   }
   if (filling->closed) return RaiseClosed();
   std::vector<ReadFault> faults;
@@ -160,8 +194,8 @@ PyObject* Close(PyObject* self, PyObject*) {
 }
 
 PyMethodDef methods[] = {
-    {"wait", Wait, METH_O,
-     PyDoc_STR("wait(turn, /)\n--\n\nWait until a turn is full; what could not be read.")},
+    {"wait", Wait, METH_VARARGS,
+     PyDoc_STR("wait(turn, progress=None, /)\n--\n\nWait until a turn is full; what could not be read.")},
     {"release", Release, METH_NOARGS,
      PyDoc_STR("release()\n--\n\nLet the slot of the oldest turn be filled again.")},
     {"close", Close, METH_NOARGS, PyDoc_STR("close()\n--\n\nStop and join all threads.")},
@@ -173,7 +207,9 @@ PyType_Slot slots[] = {
     {Py_tp_methods, methods},
     {Py_tp_doc, const_cast<char*>(
                     "SlotFiller(source_fd, extents, ends, leaves, crcs, *, slots, threads, "
-                    "source_direct_fd=-1)\n--\n\nFills slots turn after turn on its threads.")},
+                    "source_direct_fd=-1, sink_fd=-1, sink_direct_fd=-1, sources=None, "
+                    "hashed=None)\n--\n\n"
+                    "Fills slots, or a file, turn after turn on its threads.")},
     {0, nullptr}};
 
 PyType_Spec spec = {"fastckpt._core.SlotFiller", sizeof(SlotFillerObject), 0, Py_TPFLAGS_DEFAULT,

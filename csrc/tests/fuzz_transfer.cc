@@ -168,7 +168,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   request.extents = placed.data();
   REQUIRE(request.Check(&total).ok());
-  request.populate = !from_file && (flags & 128) != 0;
+  request.mapped = !from_file && (flags & 128) != 0;
   Transfer transfer(request);
   if ((flags & 32) != 0) {
     Workers workers;

@@ -14,12 +14,34 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from typing import Final, TypedDict
 
-from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, columns
-from fastckpt.nanochat.backing_up import Backup, backup
+from fastckpt.cli.progress import bytes_at, progress_bar
+from fastckpt.cli.render import Output, Styled, columns
+from fastckpt.nanochat.backing_up import Backup, CopiedFile, LeftOut, backup
+from fastckpt.nanochat.wholeness import NO_OPTIMIZER
 from fastckpt.text import count_text, duration_text, size_text
+from fastckpt.verdicts import Verdict
+
+EXAMPLES: Final = (
+    "fastckpt backup base_checkpoints/d4 /backup/d4",
+    "fastckpt backup base_checkpoints/d4 /backup/d4 --step 20",
+)
+
+
+class BackupStep(TypedDict):
+    step: int
+    files: list[CopiedFile]
+
+
+class BackupDocument(TypedDict):
+    source: str
+    destination: str
+    steps: list[BackupStep]
+    left_out: list[LeftOut]
+    no_optimizer: list[int]
+    nbytes: int
+    seconds: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Back up, then show what was copied how, and what was left out."""
     start = time.perf_counter()
-    with progress_bar(f"backing up {os.path.basename(os.path.abspath(args.source))}", _size(args.source)) as progress:
+    name = os.path.basename(os.path.abspath(args.source))
+    with progress_bar(f"backing up {name}", bytes_at(args.source)) as progress:
         done = backup(
             args.source,
             args.destination,
@@ -43,11 +66,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
             threads=args.threads,
             progress=progress,
         )
-    facts: Facts = {
+    facts: BackupDocument = {
         "source": args.source,
         "destination": args.destination,
-        "steps": [{"step": step, "files": [asdict(file) for file in files]} for step, files in done.steps.items()],
-        "left_out": [asdict(left) for left in done.left_out],
+        "steps": [{"step": step, "files": files} for step, files in done.steps.items()],
+        "left_out": done.left_out,
+        "no_optimizer": done.no_optimizer,
         "nbytes": sum(file.nbytes for files in done.steps.values() for file in files),
         "seconds": time.perf_counter() - start,
     }
@@ -64,31 +88,28 @@ def _exit_code(done: Backup) -> int:
     return 3 if any(left.damaged for left in done.left_out) else 1
 
 
-def _size(directory: str) -> int:
-    try:
-        with os.scandir(directory) as listing:
-            return sum(item.stat().st_size for item in listing if item.is_file())
-    except OSError:
-        return 0  # The backup will say what is wrong.
-
-
-def _lines(facts: Facts) -> Iterator[str | Styled]:
+def _lines(facts: BackupDocument) -> Iterator[str | Styled]:
     rows = [
-        [f"step {step['step']}", size_text(sum(file["nbytes"] for file in step["files"])), _how(step["files"])]
+        [f"step {step['step']}", size_text(sum(file.nbytes for file in step["files"])), _how(step["files"])]
         for step in facts["steps"]
     ]
     if rows:
         yield from columns(rows, right=(1,))
     for left in facts["left_out"]:
-        what = "damaged" if left["damaged"] else "could not be read" if left["unread"] else "not whole"
-        yield Styled(f"  step {left['step']}  left out, {what}: {'; '.join(left['reasons'])}", "bad")
+        what = "damaged" if left.damaged else "could not be read" if left.unread else "not whole"
+        yield Styled(f"  step {left.step}  left out, {what}: {'; '.join(left.reasons)}", "bad")
+    for step in facts["no_optimizer"]:
+        yield Styled(f"  note: step {step}: {NO_OPTIMIZER}; it is copied, and training cannot go on from it", "warn")
+    if not facts["steps"]:
+        yield Styled("nothing was backed up", "bad")
+        return
     total = count_text(len(facts["steps"]), "step")
     amount = f"{total}, {size_text(facts['nbytes'])}"
-    text = f"{amount}, verified in {facts['destination']} ({duration_text(facts['seconds'])})"
-    yield Styled(text, "good" if not facts["left_out"] else "warn")
+    text = f"{amount}, {Verdict.VERIFIED} in {facts['destination']} ({duration_text(facts['seconds'])})"
+    yield Styled(text, "warn" if facts["left_out"] or facts["no_optimizer"] else "good")
 
 
-def _how(files: list[Facts]) -> str:
-    counts = Counter(file["how"] for file in files)
+def _how(files: list[CopiedFile]) -> str:
+    counts = Counter(file.how for file in files)
     words = {"copy": "copied", "reflink": "reflinked", "hard link": "hard-linked", "already there": "already there"}
     return ", ".join(f"{count_text(count, 'file')} {words[how]}" for how, count in counts.items())

@@ -1,6 +1,6 @@
 """Say what is different between two checkpoints, and by how much.
 
-A and B are .pt, .safetensors or .fckpt files in any combination, told by their
+A and B are .pt, .safetensors or .fckpt files in any combination, recognised by their
 content; or two nanochat directories; or two steps of one: DIR --steps 500 1000.
 Tensors are identical only if every bit is. Neither file is loaded, and nothing
 in it is executed. The exit code is 0 if there is no difference and 1 if there
@@ -13,16 +13,24 @@ import argparse
 import os
 import shlex
 import time
-from typing import Any
+from functools import partial
+from typing import Final
 
-from fastckpt.cli.diff_facts import pair_facts
-from fastckpt.cli.diff_pairs import PairedFiles, pair_directories
+from fastckpt.cli.diff_facts import DiffDirectoriesDocument, DiffDocument, DiffPair, FailedPair, pair_facts
+from fastckpt.cli.diff_pairs import pair_directories
 from fastckpt.cli.diff_text import pair_lines, summary_lines
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, error_facts
+from fastckpt.cli.render import Output, Styled, error_facts
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
+from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.stored.comparison import compare
 from fastckpt.stored.inspection import outline
+
+EXAMPLES: Final = (
+    "fastckpt diff model_000400.pt model_000500.pt --top 5",
+    "fastckpt diff model_000500.pt model_000500.fckpt     # of any two formats",
+    "fastckpt diff base_checkpoints/d4 --steps 10 20",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", nargs=2, type=int, metavar="N", help="the step in A and the one in B")
     parser.add_argument("--keys", metavar="GLOB", help="compare only the tensors whose name matches")
     parser.add_argument("--structure-only", action="store_true", help="do not read what is in the tensors")
+    parser.add_argument("--digests", action="store_true", help="do not read what has the same digests in both")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="how many differences to list (default: 20)")
     parser.add_argument("--all", action="store_true", help="list all differences")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
@@ -41,7 +50,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.top < 0:
         raise UsageError("--top must not be negative", actual=args.top)
     limit = None if args.all else args.top
-    directories = [os.path.isdir(path) for path in args.paths]
+    directories = [is_directory_of_checkpoints(path) for path in args.paths]
     if all(directories):
         return _run_directories(args, out, limit)
     if len(args.paths) != 2:
@@ -60,18 +69,31 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _run_directories(args: argparse.Namespace, out: Output, limit: int | None) -> int:
     paired = pair_directories(args.paths, args.steps)
-    files: list[Facts] = []
+    pairs: list[tuple[str, DiffDocument | FastckptError]] = []
+    files: list[DiffPair | FailedPair] = []
     codes = [1] if paired.only_a or paired.only_b else [0]
-    for pair in paired.files:
-        facts, code = _compare_one_of_many(pair, args)
-        files.append(facts)
+    for role, a, b in paired.files:
+        # A file that cannot be compared does not keep the others from it.
+        try:
+            facts, code = _compare(a, b, args)
+        except FastckptError as error:
+            if error.exit_code == 64:
+                raise
+            code = error.exit_code
+            pairs.append((role, error))
+            files.append({"role": role, "a": {"path": a}, "b": {"path": b}, "same": None, "error": error_facts(error)})
+        else:
+            pairs.append((role, facts))
+            files.append({"role": role, **facts})
         codes.append(code)
-    if not any(map(_has_tensors, files)):
+    if not any(isinstance(found, FastckptError) or _has_tensors(found) for _, found in pairs):
         _require_match(args)
-    for facts in files:
-        out.show(facts, lambda facts: pair_lines(facts, limit))
-        facts.pop("shown", None)
-    summary: Facts = {
+    for role, found in pairs:
+        if isinstance(found, FastckptError):
+            out.show([Styled(role, "bold"), Styled(f"  {found}", "bad")], list)
+        else:
+            out.show(found, partial(pair_lines, limit=limit, role=role))
+    summary: DiffDirectoriesDocument = {
         "a": paired.a,
         "b": paired.b,
         "same": max(codes) == 0,
@@ -84,20 +106,7 @@ def _run_directories(args: argparse.Namespace, out: Output, limit: int | None) -
     return max(codes)
 
 
-def _compare_one_of_many(pair: PairedFiles, args: argparse.Namespace) -> tuple[Facts, int]:
-    """Like `_compare`; a file that cannot be compared does not keep the others from it."""
-    try:
-        facts, code = _compare(pair.a, pair.b, args)
-    except FastckptError as error:
-        if error.exit_code == 64:
-            raise
-        ends = {"a": {"path": pair.a}, "b": {"path": pair.b}}
-        facts = {**ends, "same": None, "error": error_facts(error), "shown": str(error)}
-        code = error.exit_code
-    return {"role": pair.role, **facts}, code
-
-
-def _compare(path_a: str, path_b: str, args: argparse.Namespace) -> tuple[Facts, int]:
+def _compare(path_a: str, path_b: str, args: argparse.Namespace) -> tuple[DiffDocument, int]:
     start = time.perf_counter()
     about = None if args.structure_only else outline(path_a)
     label = f"comparing {os.path.basename(path_a)} with {os.path.basename(path_b)}"
@@ -107,15 +116,16 @@ def _compare(path_a: str, path_b: str, args: argparse.Namespace) -> tuple[Facts,
             path_b,
             keys=args.keys,
             structure_only=args.structure_only,
+            digests_only=args.digests,
             threads=args.threads,
             progress=progress,
         )
-    facts = {**pair_facts(found), "seconds": time.perf_counter() - start}
+    facts: DiffDocument = {**pair_facts(found), "seconds": time.perf_counter() - start}
     return facts, 2 if found.damaged else int(found.same is not True)
 
 
-def _has_tensors(facts: dict[str, Any]) -> bool:
-    return "error" in facts or bool(facts["tensors"] or facts["only_in_a"] or facts["only_in_b"])
+def _has_tensors(facts: DiffDocument) -> bool:
+    return bool(facts["tensors"] or facts["only_in_a"] or facts["only_in_b"])
 
 
 def _require_match(args: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastckpt.errors import FastckptError, UsageError
+from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.names import Stem
 from fastckpt.nanochat.steps import Step, choose_steps, list_numbers
 
@@ -93,7 +94,7 @@ def _known(directory: str) -> str:
 
 
 def _pair_step(a: Step, b: Step, result: PairedDirectories, *, prefix: str) -> None:
-    files_a, files_b = (_by_role(step) for step in (a, b))
+    files_a, files_b = (_by_role(step_in_use(step)) for step in (a, b))
     for role, path in files_a.items():
         if role in files_b:
             result.files.append(PairedFiles(prefix + role, path, files_b[role]))

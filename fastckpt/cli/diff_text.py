@@ -2,39 +2,57 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from fastckpt.cli.diff_facts import (
+    ChangeFacts,
+    ComparedFiles,
+    DiffDirectoriesDocument,
+    DiffDocument,
+    DifferenceNumbers,
+    NamedChanges,
+    Prefixes,
+    TensorType,
+)
 from fastckpt.cli.inspect_text import FORMATS
-from fastckpt.cli.render import Facts, Styled, columns, value_text
+from fastckpt.cli.plain import plain
+from fastckpt.cli.render import Styled, columns, value_text
+from fastckpt.stored.comparison import Side
 from fastckpt.text import count_text, duration_text, size_text
+from fastckpt.verdicts import Verdict
 
-_OBJECT_WORDS = {"differs": "differs", "damaged": "damaged", "unread": "not compared", "unknown": "not compared"}
+_OBJECT_WORDS = {"differs": "differs", "unknown": "not compared"}
 
 
-def pair_lines(facts: Facts, limit: int | None) -> Iterator[str | Styled]:
+def pair_lines(facts: DiffDocument, limit: int | None, *, role: str | None = None) -> Iterator[str | Styled]:
     """The text about two files: at most ``limit`` lines of each kind, or all.
 
     Args:
         facts: See `fastckpt.cli.diff_facts.pair_facts`.
         limit: None for all.
+        role: What the two are, if they are not the only ones.
     """
-    if "role" in facts and facts["same"] and not facts["notes"]:
+    if role is not None and facts["same"] and not facts["notes"]:
         # Of many pairs, those that are the same take a line each.
         verdict = _verdict(facts)
-        yield Styled(f"{facts['role']}: {verdict.text}", verdict.style)
+        yield Styled(f"{role}: {verdict.text}", verdict.style)
         return
-    if "role" in facts:
-        yield Styled(facts["role"], "bold")
-    if "error" in facts:
-        yield Styled(f"  {facts['shown']}", "bad")
-        return
-    yield from columns([_side(letter, facts[letter.lower()]) for letter in "AB"])
+    if role is not None:
+        yield Styled(role, "bold")
+    yield from columns([_side("A", facts["a"]), _side("B", facts["b"])])
     yield from _structure_lines(facts, limit)
     yield from _table(facts, limit)
+    unknown = [
+        name
+        for name, tensor in facts["tensors"].items()
+        if tensor["status"] == "differs" and tensor["numbers"] is None and not tensor["changes"]
+    ]
+    yield from (f"  differs  {name}: by how much cannot be said" for name in unknown[:limit])
+    if limit is not None and len(unknown) > limit:
+        yield f"  ... and {len(unknown) - limit} more that differ (--top N or --all shows them)"
     for name, tensor in facts["tensors"].items():
-        if tensor["status"] == "differs" and tensor["numbers"] is None and not tensor["changes"]:
-            yield f"  differs  {name}: by how much cannot be said"
         if tensor["error"] is not None:
             error = tensor["error"]
             yield Styled(f"  damaged  {name}: {error['message']} ({error['path']}, byte {error['offset']})", "bad")
@@ -43,12 +61,12 @@ def pair_lines(facts: Facts, limit: int | None) -> Iterator[str | Styled]:
     yield _verdict(facts)
 
 
-def _side(letter: str, side: Facts) -> list[str]:
-    size = f"{FORMATS[side['format']]}, {size_text(side['size'])}, {count_text(side['tensors'], 'tensor')}"
-    return [letter, side["path"], size]
+def _side(letter: str, side: Side) -> list[str]:
+    size = f"{FORMATS[side.format]}, {size_text(side.size)}, {count_text(side.tensors, 'tensor')}"
+    return [letter, side.path, size]
 
 
-def _structure_lines(facts: Facts, limit: int | None) -> Iterator[str]:
+def _structure_lines(facts: ComparedFiles, limit: int | None) -> Iterator[str]:
     groups = [
         [["only in A", name, _kind(tensor)] for name, tensor in facts["only_in_a"].items()],
         [["only in B", name, _kind(tensor)] for name, tensor in facts["only_in_b"].items()],
@@ -57,21 +75,15 @@ def _structure_lines(facts: Facts, limit: int | None) -> Iterator[str]:
             for name, tensor in facts["tensors"].items()
             for what, change in tensor["changes"].items()
         ],
-        [
-            ["object", place, f"{_OBJECT_WORDS[part['status']]}: {part['reason']}"]
-            for place, part in facts["objects"].items()
-        ],
+        [["object", place, f"{_OBJECT_WORDS[part.status]}: {part.reason}"] for place, part in facts["objects"].items()],
         [["container", place, _arrow(change)] for place, change in facts["containers"].items()],
-        *(
-            [["shared", ", ".join(names), f"in one storage only in {side}"] for names in facts[f"shared_only_in_{key}"]]
-            for side, key in (("A", "a"), ("B", "b"))
-        ),
+        [["shared", ", ".join(names), "in one storage only in A"] for names in facts["shared_only_in_a"]],
+        [["shared", ", ".join(names), "in one storage only in B"] for names in facts["shared_only_in_b"]],
     ]
-    for label in ("values", "metadata"):
-        named, word = facts[label], label.removesuffix("s")
+    for word, named in (("value", facts["values"]), ("metadata", facts["metadata"])):
         groups.append([[word, name, _arrow(change)] for name, change in named["changed"].items()])
-        for side, key in (("A", "only_in_a"), ("B", "only_in_b")):
-            groups.append([[word, name, f"only in {side}: {_text(v)}"] for name, v in named[key].items()])
+        groups.append([[word, name, f"only in A: {_text(value)}"] for name, value in named["only_in_a"].items()])
+        groups.append([[word, name, f"only in B: {_text(value)}"] for name, value in named["only_in_b"].items()])
     rows: list[list[str]] = []
     for group in groups:
         rows += group[:limit]
@@ -82,7 +94,7 @@ def _structure_lines(facts: Facts, limit: int | None) -> Iterator[str]:
         yield from columns(rows)
 
 
-def _kind(tensor: Facts) -> str:
+def _kind(tensor: TensorType) -> str:
     return f"{tensor['dtype']} {_shape(tensor['shape'])}"
 
 
@@ -90,7 +102,7 @@ def _shape(shape: list[int]) -> str:
     return f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
 
 
-def _arrow(change: Facts) -> str:
+def _arrow(change: ChangeFacts) -> str:
     a, b = _text(change["a"]), _text(change["b"])
     if a == b and "type_a" in change:
         a, b = f"{a} ({change['type_a']})", f"{b} ({change['type_b']})"
@@ -104,14 +116,15 @@ def _text(value: Any) -> str:
     return value if len(value) <= 60 else value[:57] + "..."
 
 
-def _table(facts: Facts, limit: int | None) -> Iterator[str]:
-    differing = [item for item in facts["tensors"].items() if item[1]["numbers"] is not None]
+def _table(facts: ComparedFiles, limit: int | None) -> Iterator[str]:
+    differing = [
+        (name, tensor, tensor["numbers"]) for name, tensor in facts["tensors"].items() if tensor["numbers"] is not None
+    ]
     if not differing:
         return
-    differing.sort(key=lambda item: _rank(item[1]["numbers"]))
+    differing.sort(key=lambda item: _rank(item[2]))
     rows = [["most different", "dtype", "shape", "rel. L2", "max abs", "cosine", "elements that differ", ""]]
-    for name, tensor in differing[:limit]:
-        numbers = tensor["numbers"]
+    for name, tensor, numbers in differing[:limit]:
         rows.append(
             [
                 name,
@@ -131,16 +144,16 @@ def _table(facts: Facts, limit: int | None) -> Iterator[str]:
         yield f"  ... and {len(differing) - len(rows) + 1} more that differ (--top N or --all shows them)"
 
 
-def _rank(numbers: Facts) -> tuple[float, ...]:
+def _rank(numbers: DifferenceNumbers) -> tuple[float, ...]:
     """Sorts NaN before infinity before all numbers, larger ones first."""
     relative = numbers["relative_l2"]
-    if isinstance(relative, str):
-        return (-2.0 if relative == "NaN" else -1.0,)
+    if not math.isfinite(relative):
+        return (-2.0 if math.isnan(relative) else -1.0,)
     return 0.0, -relative, -numbers["differing"]
 
 
-def _number(value: float | str, form: str = "{:.3g}") -> str:
-    return value if isinstance(value, str) else form.format(value)
+def _number(value: float, form: str = "{:.3g}") -> str:
+    return form.format(value) if math.isfinite(value) else str(plain(value))
 
 
 def _share(count: int, total: int) -> str:
@@ -153,24 +166,24 @@ def _share(count: int, total: int) -> str:
     return f"{count:,} ({percent:.3g}%)"
 
 
-def _remark(numbers: Facts) -> str:
+def _remark(numbers: DifferenceNumbers) -> str:
     remarks = []
     if numbers["values_equal"]:
         bits = numbers["differing_bits"]
         remarks.append("equal values" + (f", other bits in {count_text(bits, 'element')}" if bits else ""))
-    for what, key in (("NaN", "nan"), ("inf", "inf")):
-        a, b = numbers[key]["a"], numbers[key]["b"]
-        if a or b:
-            remarks.append(f"{what} {a:,} -> {b:,}")
+    for what, counts in (("NaN", numbers["nan"]), ("inf", numbers["inf"])):
+        if counts["a"] or counts["b"]:
+            remarks.append(f"{what} {counts['a']:,} -> {counts['b']:,}")
     return ", ".join(remarks)
 
 
-def _verdict(facts: Facts) -> Styled:
+def _verdict(facts: DiffDocument) -> Styled:
     totals = facts["totals"]
     time_text = f" ({duration_text(facts['seconds'])})"
     if facts["roots_equal"]:
-        text = f"identical: equal root digests, {count_text(totals['identical'], 'tensor')} and all values"
-        return Styled(f"{text}; digests were compared, not the data{time_text}", "good")
+        tensors = f"{count_text(totals['identical'], 'tensor')} and " if totals["identical"] else ""
+        text = f"{Verdict.EQUAL_DIGESTS}: {tensors}all values were saved the same"
+        return Styled(f"{text}; what is there now was not read{time_text}", "good")
     counts = [(totals["identical"], "identical"), (totals["differs"], "differ"), (totals["damaged"], "damaged")]
     counts += [(totals["unread"], "not read"), (totals["only_in_a"], "only in A"), (totals["only_in_b"], "only in B")]
     total = sum(count for count, _ in counts)
@@ -180,50 +193,64 @@ def _verdict(facts: Facts) -> Styled:
         tensors = f"{tensors} and {objects}" if total else objects
     by_digests = f"; {totals['by_digests']:,} by digests, not by data" if totals["by_digests"] else ""
     if facts["same"] is None:
-        unknown = f"{count_text(totals['objects_unknown'], 'object')} of them cannot be compared"
-        return Styled(f"not all compared: {tensors}, no difference found; {unknown}{by_digests}{time_text}", "warn")
+        open_ = [f"{count_text(totals['objects_unknown'], 'object')} of them cannot be compared"]
+        reasons = open_ if totals["objects_unknown"] else []
+        if facts["uncompared"]:
+            reasons.append(f"a .safetensors cannot hold {', '.join(facts['uncompared'])}")
+        why = "; ".join(reasons)
+        return Styled(f"not all compared: {tensors}, no difference found; {why}{by_digests}{time_text}", "warn")
     if facts["same"]:
         if totals["unread"] or facts["objects"]:
-            return Styled(f"same structure: {tensors}; what is in them was not compared{time_text}", "good")
-        return Styled(f"identical: {tensors}, every bit{by_digests}{time_text}", "good")
+            return Styled(f"{Verdict.SAME_STRUCTURE}: {tensors}; what is in them was not compared{time_text}", "good")
+        if totals["by_digests"]:
+            return Styled(f"{Verdict.EQUAL_DIGESTS}: {tensors}{by_digests}{time_text}", "good")
+        every = f"{tensors}, every bit" if total or totals["objects"] else "no tensors, and the same plain values"
+        return Styled(f"{Verdict.IDENTICAL}: {every}{time_text}", "good")
     parts = [f"{count:,} {word}" for count, word in counts if count]
-    text = (
-        "; ".join(
-            [f"{count_text(total, 'tensor')}: {', '.join(parts)}" if parts else "no tensors", *_other_changes(facts)]
-        )
-        + by_digests
-        + time_text
-    )
-    damaged = totals["damaged"] or any(part["status"] == "damaged" for part in facts["objects"].values())
+    texts = [f"{count_text(total, 'tensor')}: {', '.join(parts)}" if parts else "no tensors", *_other_changes(facts)]
+    if facts["renamed"]:
+        texts.insert(0, f"the same names under the prefix {_prefixes(facts['renamed'])}")
+    text = "; ".join(texts) + by_digests + time_text
+    damaged = totals["damaged"]
     return Styled(f"{'damaged' if damaged else 'different'}: {text}", "bad" if damaged else "warn")
 
 
-def _other_changes(facts: Facts) -> list[str]:
+def _prefixes(renamed: Prefixes) -> str:
+    """``_orig_mod. (A)``: the prefix, and which file has it."""
+    sides = [(renamed["prefix_a"], "A"), (renamed["prefix_b"], "B")]
+    return " and ".join(f"{prefix} ({side})" for prefix, side in sides if prefix)
+
+
+def _other_changes(facts: ComparedFiles) -> list[str]:
     counts: list[tuple[int, str]] = [
-        (sum(map(len, facts["values"].values())), "plain value"),
-        (sum(map(len, facts["metadata"].values())), "metadata value"),
-        (sum(part["status"] == "differs" for part in facts["objects"].values()), "object"),
+        (_count(facts["values"]), "plain value"),
+        (_count(facts["metadata"]), "metadata value"),
+        (sum(part.status == "differs" for part in facts["objects"].values()), "object"),
         (len(facts["containers"]), "container"),
         (sum(bool(tensor["changes"]) for tensor in facts["tensors"].values()), "tensor type"),
         (len(facts["shared_only_in_a"]) + len(facts["shared_only_in_b"]), "shared storage"),
     ]
     parts = [count_text(count, noun) for count, noun in counts if count]
-    damaged = sum(part["status"] == "damaged" for part in facts["objects"].values())
-    texts = [f"{', '.join(parts)} changed"] if parts else []
-    return [*texts, f"{count_text(damaged, 'object')} damaged"] if damaged else texts
+    return [f"{', '.join(parts)} changed"] if parts else []
 
 
-def summary_lines(facts: Facts) -> Iterator[str | Styled]:
+def _count(named: NamedChanges) -> int:
+    return len(named["only_in_a"]) + len(named["only_in_b"]) + len(named["changed"])
+
+
+def summary_lines(facts: DiffDirectoriesDocument) -> Iterator[str | Styled]:
     """One line about all pairs of two directories."""
-    for side, key in (("A", "only_in_a"), ("B", "only_in_b")):
-        if facts[key]:
-            yield Styled(f"only in {side}: {', '.join(facts[key])}", "warn")
-    files: list[dict[str, Any]] = facts["files"]
+    if facts["only_in_a"]:
+        yield Styled(f"only in A: {', '.join(facts['only_in_a'])}", "warn")
+    if facts["only_in_b"]:
+        yield Styled(f"only in B: {', '.join(facts['only_in_b'])}", "warn")
+    files = facts["files"]
     same = sum(file["same"] is True for file in files)
     failed = sum("error" in file for file in files)
     open_ = sum(file["same"] is None for file in files) - failed
     different = len(files) - same - failed - open_
     parts = [(same, "the same"), (different, "different"), (open_, "not all compared"), (failed, "not comparable")]
     text = ", ".join(f"{count} {word}" for count, word in parts if count) or "none"
-    style = "good" if facts["same"] else "bad" if failed else "warn"
+    # What "the same" means of each pair, its own line says.
+    style = "bold" if facts["same"] else "bad" if failed else "warn"
     yield Styled(f"{count_text(len(files), 'pair')} of files: {text}", style)

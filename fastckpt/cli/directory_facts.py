@@ -4,45 +4,104 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 from fastckpt.cli.files import files_in
 from fastckpt.cli.nanochat_facts import meta_facts
-from fastckpt.cli.render import Facts, Styled, columns, plain
+from fastckpt.cli.plain import plain
+from fastckpt.cli.render import Styled, columns
 from fastckpt.errors import NotACheckpointError
+from fastckpt.nanochat.completeness import step_in_use
+from fastckpt.nanochat.names import BEFORE, MODEL, hidden_name
 from fastckpt.nanochat.steps import Step, read_steps
-from fastckpt.text import numbers_text, size_text
+from fastckpt.sets.model import CheckpointSet
+from fastckpt.sets.recognise import recognise
+from fastckpt.text import count_text, numbers_text, size_text, some
 
 
-def directory_facts(path: str) -> Facts:
+class NamedFile(TypedDict):
+    name: str
+    size: int
+
+
+class StepFile(NamedFile):
+    rank: int | None
+
+
+class StepFiles(TypedDict):
+    step: int
+    model: list[StepFile]
+    optim: list[StepFile]
+    meta: str | None
+    val_bpb: Any
+    notes: list[str]
+
+
+class SetFiles(TypedDict):
+    path: str
+    kind: str
+    step: int | None
+    files: list[NamedFile]
+    missing: list[str]
+
+
+class InspectDirectoryDocument(TypedDict):
+    path: str
+    format: str
+    steps: list[StepFiles]
+    sets: list[SetFiles]
+    others: list[NamedFile]
+    directories: list[InspectDirectoryDocument]
+
+
+def directory_facts(path: str) -> InspectDirectoryDocument:
     """The facts about a directory and, if it has no checkpoints itself, about those inside it.
 
     Raises:
         NotACheckpointError: There is no checkpoint in any of them.
     """
     facts = _one_directory(path)
-    if not facts["steps"] and not facts["others"]:
+    if not facts["steps"] and not facts["sets"] and not facts["others"]:
         inner = [os.path.join(path, name) for name in sorted(os.listdir(path)) if not name.startswith(".")]
         found = [_one_directory(directory) for directory in inner if os.path.isdir(directory)]
-        facts["directories"] = [item for item in found if item["steps"] or item["others"]]
+        facts["directories"] = [item for item in found if item["steps"] or item["sets"] or item["others"]]
         if not facts["directories"]:
             raise NotACheckpointError("there is no checkpoint in this directory or those inside it", path=path)
     return facts
 
 
-def _one_directory(path: str) -> Facts:
-    steps = [_step_facts(step) for step in read_steps(path).values()]
+def _one_directory(path: str) -> InspectDirectoryDocument:
+    steps = [_step_facts(step_in_use(step), step) for step in read_steps(path).values()]
     in_steps = {file["name"] for step in steps for file in step["model"] + step["optim"]}
-    files = [(os.path.basename(file), file) for file in files_in(path)]
-    others = [{"name": name, "size": os.path.getsize(file)} for name, file in files if name not in in_steps]
-    return {"path": path, "format": "directory", "steps": steps, "others": others, "directories": []}
+    found = [] if steps else recognise(path)
+    in_sets = {member.path for checkpoint in found for member in checkpoint.members}
+    others: list[NamedFile] = [
+        {"name": os.path.basename(file), "size": os.path.getsize(file)}
+        for file in files_in(path)
+        if os.path.basename(file) not in in_steps and file not in in_sets
+    ]
+    sets = [_set_files(checkpoint) for checkpoint in found]
+    return {"path": path, "format": "directory", "steps": steps, "sets": sets, "others": others, "directories": []}
 
 
-def _step_facts(step: Step) -> Facts:
-    facts: Facts = {"step": step.number, "model": [], "optim": [], "meta": None, "val_bpb": None, "notes": []}
+def _set_files(checkpoint: CheckpointSet) -> SetFiles:
+    there = [member for member in checkpoint.members if os.path.exists(member.path)]
+    missing = [os.path.basename(problem.path) for problem in checkpoint.problems if problem.kind == "missing"]
+    return {
+        "path": checkpoint.path,
+        "kind": checkpoint.kind,
+        "step": checkpoint.step,
+        "files": [{"name": member.name, "size": os.path.getsize(member.path)} for member in there],
+        "missing": missing + [member.name for member in checkpoint.members if member not in there],
+    }
+
+
+def _step_facts(step: Step, at_names: Step) -> StepFiles:
+    facts: StepFiles = {"step": step.number, "model": [], "optim": [], "meta": None, "val_bpb": None, "notes": []}
     for stem, paths in step.states.items():
+        files = facts["model"] if stem.role == MODEL else facts["optim"]
         for path in paths.values():
-            facts[stem.role].append({"name": os.path.basename(path), "size": os.path.getsize(path), "rank": stem.rank})
+            files.append({"name": os.path.basename(path), "size": os.path.getsize(path), "rank": stem.rank})
     if step.meta is not None:
         facts["meta"] = os.path.basename(step.meta)
         meta = meta_facts(step.meta)
@@ -51,10 +110,12 @@ def _step_facts(step: Step) -> Facts:
         else:
             facts["val_bpb"] = plain(meta["val_bpb"])
     facts["notes"] += _missing(facts)
+    if step is at_names.before:
+        facts["notes"].append(f"what it was before a save that was cut short, in {hidden_name(step.number, BEFORE)}")
     return facts
 
 
-def _missing(facts: Facts) -> Iterator[str]:
+def _missing(facts: StepFiles) -> Iterator[str]:
     if not facts["model"]:
         yield "no model"
     if facts["meta"] is None:
@@ -65,7 +126,7 @@ def _missing(facts: Facts) -> Iterator[str]:
         yield f"no optimizer of rank {numbers_text(gaps)}"
 
 
-def directory_lines(facts: Facts) -> Iterator[str | Styled]:
+def directory_lines(facts: InspectDirectoryDocument) -> Iterator[str | Styled]:
     """The facts as text: a table of steps, then all other checkpoint files."""
     for inner in facts["directories"]:
         yield from directory_lines(inner)
@@ -76,10 +137,12 @@ def directory_lines(facts: Facts) -> Iterator[str | Styled]:
         rows = [["step", "model", "optimizer", "meta", ""]]
         rows += [_row(step) for step in facts["steps"]]
         yield from columns(rows)
+    if facts["sets"]:
+        yield from columns([_set_row(checkpoint) for checkpoint in facts["sets"]])
     yield from columns([[file["name"], size_text(file["size"])] for file in facts["others"]]) if facts["others"] else ()
 
 
-def _row(step: Facts) -> list[str]:
+def _row(step: StepFiles) -> list[str]:
     val_bpb = step["val_bpb"]
     meta = "-"
     if step["meta"] is not None:
@@ -87,14 +150,22 @@ def _row(step: Facts) -> list[str]:
     return [str(step["step"]), _files(step["model"]), _files(step["optim"]), meta, ", ".join(step["notes"])]
 
 
-def _files(files: list[dict[str, Any]]) -> str:
+def _set_row(facts: SetFiles) -> list[str]:
+    """``step 400, Trainer checkpoint, 6 files, 813 kB``, and what is missing of it."""
+    name = f"step {facts['step']}" if facts["step"] is not None else os.path.basename(os.path.abspath(facts["path"]))
+    size = size_text(sum(file["size"] for file in facts["files"]))
+    missing = f"missing: {some(facts['missing'])}" if facts["missing"] else ""
+    return [name, facts["kind"], count_text(len(facts["files"]), "file"), size, missing]
+
+
+def _files(files: list[StepFile]) -> str:
     """``16.8 MB .pt, 16.8 MB .fckpt``, and for optimizers the ranks: ``21.0 MB .pt, ranks {0..3}``."""
-    by_suffix: dict[str, list[dict[str, Any]]] = {}
+    by_suffix: dict[str, list[StepFile]] = {}
     for file in files:
         by_suffix.setdefault(os.path.splitext(file["name"])[1], []).append(file)
     texts = []
     for suffix, group in by_suffix.items():
-        ranks = [file["rank"] for file in group if file.get("rank") is not None]
+        ranks = [file["rank"] for file in group if file["rank"] is not None]
         shown = f" {'rank' if len(ranks) == 1 else 'ranks'} {numbers_text(ranks)}" if ranks else ""
         texts.append(f"{size_text(sum(file['size'] for file in group))} {suffix}{shown}")
     return ", ".join(texts) or "-"

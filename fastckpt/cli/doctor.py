@@ -1,9 +1,12 @@
-"""Say what is wrong with nanochat checkpoints, why, and what to type next.
+"""Say what is wrong with checkpoints, why, and what to type next.
 
-DIR is a base directory (default: $NANOCHAT_BASE_DIR or ~/.cache/nanochat), one
-of its checkpoint directories, or a file of one. Nothing is changed. Without
---deep the structure of the newest steps is looked at, which is quick whatever
-their size; with it every byte is read, and the numbers are looked at.
+DIR is a base directory of nanochat (default: $NANOCHAT_BASE_DIR or
+~/.cache/nanochat), one of its checkpoint directories, or a file of one. Nothing
+is changed. Without --deep the structure of the newest steps is looked at, and the
+first 16 KiB of each tensor, which is quick whatever their size; with it every byte
+is read, and all numbers are looked at. Of any other directory with checkpoints (a Trainer's, accelerate's,
+torch.distributed.checkpoint's, DeepSpeed's, Lightning's, a model in shards,
+files like step_500.pt) every byte is read: which are whole, and what is missing.
 """
 
 from __future__ import annotations
@@ -17,12 +20,16 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled
+from fastckpt.cli.render import Output, Styled
+from fastckpt.cli.set_text import other_sets, show_sets
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.nanochat.names import parse_name
-from fastckpt.text import count_text, size_text
+from fastckpt.text import count_text, size_text, some
+from fastckpt.verdicts import Verdict
 
 if TYPE_CHECKING:
+    from fastckpt.doctor.diagnosis import Diagnosis
+    from fastckpt.doctor.examination import DoctorDocument, Looked
     from fastckpt.doctor.sizes import Sizes
 
 _WIDTH: Final = 100
@@ -31,6 +38,12 @@ _STYLES: Final = {"bad": "bad", "warn": "warn", "note": "dim"}
 _SHOWN_NOTES: Final = 4
 _SHOWN_TAGS: Final = 12
 _SHOWN_COMMANDS: Final = 3
+
+EXAMPLES: Final = (
+    "fastckpt doctor                                    # of $NANOCHAT_BASE_DIR",
+    "fastckpt doctor base_checkpoints/d4 --deep        # reads every byte",
+    "fastckpt doctor --tag d4 --step 20 --world-size 1",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +65,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from fastckpt.nanochat.choosing import base_directory
 
     path = (args.path.rstrip("/") or "/") if args.path else base_directory()
-    if path.startswith("-"):  # After `--`; in the commands that are told it must not look like an option.
-        path = os.path.join(".", path)
+    sets = other_sets(path)
+    if sets:
+        return show_sets(path, sets, args.threads, out)
     sizes, sizes_as = _sizes(args)
     for name, value in (("--step", args.step), ("--world-size", args.world_size)):
         if value is not None and value < (0 if name == "--step" else 1):
@@ -62,11 +76,12 @@ def run(args: argparse.Namespace, out: Output) -> int:
     with progress_bar("reading every byte", _total(path) if args.deep else 0) as progress:
         result = examine(path, question, threads=args.threads, progress=progress)
     space = result.space
-    facts: Facts = {
+    facts: DoctorDocument = {
         "path": result.path,
         "deep": args.deep,
+        "looked": result.looked,
         "tags": result.tags,
-        "findings": [one.as_dict() for one in result.diagnoses],
+        "findings": result.diagnoses,
         "free": space.free if space is not None else None,
         "exit_code": result.exit_code,
     }
@@ -118,13 +133,13 @@ def _total(path: str) -> int:
 # --- text ---------------------------------------------------------------------
 
 
-def _lines(facts: Facts, *, every: bool) -> Iterator[str | Styled]:
+def _lines(facts: DoctorDocument, *, every: bool) -> Iterator[str | Styled]:
     yield from _heading(facts)
     groups = _grouped(facts["findings"], every=every)
     labels = {tag["path"]: tag["tag"] for tag in facts["tags"]} if len(facts["tags"]) > 1 else {}
     notes = 0
     for finding, others in groups:
-        if finding["severity"] == "note" and not every:
+        if finding.severity == "note" and not every:
             notes += 1
             if notes > _SHOWN_NOTES:
                 continue
@@ -134,7 +149,7 @@ def _lines(facts: Facts, *, every: bool) -> Iterator[str | Styled]:
     yield from _conclusion(facts)
 
 
-def _heading(facts: Facts) -> Iterator[str | Styled]:
+def _heading(facts: DoctorDocument) -> Iterator[str | Styled]:
     tags = facts["tags"]
     if not tags:
         return
@@ -151,16 +166,16 @@ def _heading(facts: Facts) -> Iterator[str | Styled]:
         if newest is None:
             parts.append("none whole")
         elif newest == steps[-1]:
-            parts.append("whole")
+            parts.append(str(Verdict.WHOLE))
         else:
-            parts.append(f"newest whole {newest}")
+            parts.append(f"newest {Verdict.WHOLE} {newest}")
         if shown is not None:
             ranks = shown["world_size"]
             parts.append(f"{size_text(shown['nbytes'])} {shown['suffix']}".strip())
             parts += [count_text(ranks, "rank")] if ranks else []
         saves = tag["space"]["saves"]
         parts += [f"room for {saves:,} more"] if saves is not None else []
-        style = "good" if newest == steps[-1] else "bad" if newest is None else "warn"
+        style = "bad" if newest is None else "good" if tag["newest_sound"] == steps[-1] else "warn"
         yield from _wrapped(f"{tag['tag']}: {', '.join(parts)}", indent=2, style=style)
         about = [part for part in (tag["sizes"], f"nanochat of {tag['nanochat']}" if tag["nanochat"] else None) if part]
         yield from _wrapped("; ".join(about), indent=4, style="dim")
@@ -168,13 +183,13 @@ def _heading(facts: Facts) -> Iterator[str | Styled]:
         yield Styled(f"  ... and {len(tags) - _SHOWN_TAGS} more tags (--json lists all)", "dim")
 
 
-def _grouped(findings: list[dict[str, Any]], *, every: bool) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _grouped(findings: list[Diagnosis], *, every: bool) -> list[tuple[Diagnosis, list[Diagnosis]]]:
     """Findings of the same kind in the same directory as one, with the others behind it."""
-    groups: dict[tuple[Any, ...], tuple[dict[str, Any], list[dict[str, Any]]]] = {}
+    groups: dict[tuple[Any, ...], tuple[Diagnosis, list[Diagnosis]]] = {}
     for number, finding in enumerate(findings):
         # What is not about a step stands by itself.
-        own = number if every or finding["step"] is None else None
-        key = (finding["kind"], finding["severity"], _directory(finding), own)
+        own = number if every or finding.step is None else None
+        key = (finding.kind, finding.severity, _directory(finding), own)
         if key not in groups:
             groups[key] = (finding, [])
         else:
@@ -182,31 +197,27 @@ def _grouped(findings: list[dict[str, Any]], *, every: bool) -> list[tuple[dict[
     return list(groups.values())
 
 
-def _directory(finding: dict[str, Any]) -> str:
-    path: str = finding["path"]
-    return path if os.path.isdir(path) else os.path.dirname(path)
+def _directory(finding: Diagnosis) -> str:
+    return finding.path if os.path.isdir(finding.path) else os.path.dirname(finding.path)
 
 
-def _finding_lines(
-    finding: dict[str, Any], others: list[dict[str, Any]], labels: dict[str, str]
-) -> Iterator[str | Styled]:
+def _finding_lines(finding: Diagnosis, others: list[Diagnosis], labels: dict[str, str]) -> Iterator[str | Styled]:
     yield ""
     label = labels.get(_directory(finding), "")
-    what = finding["what"]
+    what = finding.what
     if label and not what.startswith(label):
         what = f"{label}: {what}"
-    steps = sorted({other["step"] for other in others} - {finding["step"]}, reverse=True)
+    steps = sorted({other.step for other in others if other.step is not None} - {finding.step}, reverse=True)
     if steps:
-        more = f" and {len(steps) - 6} more" if len(steps) > 6 else ""
-        what += f"; the same at step{'s' if len(steps) > 1 else ''} {', '.join(map(str, steps[:6]))}{more} (--all)"
+        what += f"; the same at step{'s' if len(steps) > 1 else ''} {some(steps, 6)} (--all)"
     elif others:
         what += f"; and {count_text(len(others), 'file')} more of this step (--all)"
-    yield from _wrapped(what, label=finding["severity"].ljust(_LABEL), style=_STYLES[finding["severity"]])
-    if finding["cause"]:
-        yield from _wrapped(finding["cause"], label="cause".ljust(_LABEL))
+    yield from _wrapped(what, label=finding.severity.ljust(_LABEL), style=_STYLES[finding.severity])
+    if finding.cause:
+        yield from _wrapped(finding.cause, label="cause".ljust(_LABEL))
     # One command may mend several findings.
-    commands = list(dict.fromkeys(one["next"] for one in (finding, *others) if one["next"]))
-    for number, command in enumerate(commands[:_SHOWN_COMMANDS]):
+    commands = [following for one in (finding, *others) if (following := one.next)]
+    for number, command in enumerate(list(dict.fromkeys(commands))[:_SHOWN_COMMANDS]):
         yield from shell_lines(command, label=("next" if not number else "").ljust(_LABEL))
 
 
@@ -236,15 +247,36 @@ def shell_lines(command: str, *, label: str) -> Iterator[str]:
     yield line
 
 
-def _conclusion(facts: Facts) -> Iterator[str | Styled]:
-    serious = [finding for finding in facts["findings"] if finding["severity"] != "note"]
+def _looked_at(looked: Looked) -> str:
+    """What that rests on."""
+    files, unproven = looked["files"], looked["unproven"]
+    if unproven is None:
+        read = "--deep would read every byte"
+    elif not unproven:
+        read = "every byte is as it was written"
+    else:
+        read = f"every byte was read, and no checksum proves all of {unproven} of {files} files"
+    tensors, sampled = looked["tensors"], looked["sampled"]
+    if not tensors:
+        return read
+    part = "" if looked["first_bytes"] is None else f"the first {size_text(looked['first_bytes'])} of "
+    each = f"{sampled:,} of {tensors:,} tensors"
+    if sampled == tensors:
+        each = "any tensor" if looked["first_bytes"] is None else "each tensor"
+    return f"no NaN or infinity in {part}{each}; {read}"
+
+
+def _conclusion(facts: DoctorDocument) -> Iterator[str | Styled]:
+    serious = [finding for finding in facts["findings"] if finding.severity != "note"]
     if facts["exit_code"] == 0 and not serious:
-        read = "every byte is as it was written" if facts["deep"] else "--deep would read every byte"
-        yield Styled(f"nothing wrong; {read}", "good")
+        yield Styled(f"{Verdict.NOTHING_WRONG}; {_looked_at(facts['looked'])}", "good")
         return
-    stale = [tag for tag in facts["tags"] if tag["resume"] and tag["newest_whole"] != tag["steps"][-1]]
+    stale = [tag for tag in facts["tags"] if tag["resume"] and tag["newest_sound"] != tag["steps"][-1]]
     for tag in stale[:2]:
-        state = "is whole" if tag["resume_step"] == tag["newest_whole"] else "this makes whole"
+        state = f"is {Verdict.WHOLE}"
+        if tag["resume_step"] != tag["newest_sound"]:
+            whole = any(step["whole"] for step in tag["examined"] if step["step"] == tag["resume_step"])
+            state = "this mends" if whole else f"this makes {Verdict.WHOLE}"
         yield ""
         yield from _wrapped(f"then go on from step {tag['resume_step']} of {tag['tag']}, which {state}:", style="good")
-        yield from shell_lines(tag["resume"], label=" " * _LABEL)
+        yield from shell_lines(str(tag["resume"]), label=" " * _LABEL)

@@ -10,15 +10,38 @@ import os
 import platform
 from collections.abc import Iterator
 from importlib import metadata
+from importlib.util import find_spec
+from typing import TypedDict
 
 import fastckpt
-from fastckpt.cli.render import Facts, columns
+from fastckpt.cli.render import columns
 
 _PACKAGES = ("torch", "triton", "zstandard", "xxhash", "safetensors", "isal", "numpy", "rich")
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
 
 
-def engine_facts(path: str | None) -> Facts:
+class DeviceFacts(TypedDict):
+    device: str
+    engine: str
+    why: str
+
+
+class EngineDocument(TypedDict):
+    fastckpt: str
+    format_version: int
+    python: str
+    system: str
+    simd: str
+    simd_available: list[str]
+    cpus: int | None
+    threads: int
+    huge_pages: str | None
+    o_direct: bool | None
+    verification: list[DeviceFacts]
+    packages: dict[str, str | None]
+
+
+def engine_facts(path: str | None) -> EngineDocument:
     """The facts; with a file, also whether it can be read past the page cache."""
     from fastckpt import _core
     from fastckpt.io.source import Source
@@ -45,14 +68,16 @@ def engine_facts(path: str | None) -> Facts:
     }
 
 
-def _verification() -> list[dict[str, str]]:
-    """For the CPU and each visible CUDA device, what hashes leaves there and why."""
+def _verification() -> list[DeviceFacts]:
+    """For the CPU and each visible CUDA device, what hashes leaves there and why; none without torch."""
+    if find_spec("torch") is None:
+        return []
     import torch
 
     from fastckpt.kernels.dispatch import engine_for
 
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    engines = [engine_for(torch.device(device)) for device in devices]
+    engines = [engine_for(torch.device(device), "check_kernel") for device in devices]
     return [
         {"device": device, "engine": engine.name, "why": engine.why}
         for device, engine in zip(devices, engines, strict=True)
@@ -74,7 +99,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def engine_lines(facts: Facts) -> Iterator[str]:
+def engine_lines(facts: EngineDocument) -> Iterator[str]:
     """The facts as text."""
     direct = {None: "not tested: name a file to test where it lies", True: "works", False: "does not work here"}
     rows = [

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Final
 
 from fastckpt.errors import NotACheckpointError
 from fastckpt.foreign.sniff import HEAD_SIZE, sniff
 from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.nanochat.names import BEFORE, parse_hidden
 
 _SUFFIXES: Final = tuple(suffix for suffix in FORMAT_OF if suffix != ".bin")
 """In a directory, .bin is the name of other data as well: there the content says more."""
 
 
-def checkpoint_files(paths: Sequence[str], *, recursive: bool) -> tuple[list[str], bool]:
+def checkpoint_files(
+    paths: Sequence[str], *, recursive: bool, besides: Set[str] = frozenset()
+) -> tuple[list[str], bool]:
     """The files that ``paths`` stand for, and whether it is just one file that was named itself.
 
-    A directory stands for the checkpoint files in it, in order of their names.
+    A directory stands for the checkpoint files in it, in order of their names, but for those in ``besides``.
 
     Raises:
         NotACheckpointError: There is none in a directory.
     """
-    if len(paths) == 1 and not os.path.isdir(paths[0]):
+    if len(paths) == 1 and not is_directory_of_checkpoints(paths[0]):
         return list(paths), True
     files: list[str] = []
     for path in paths:
-        if not os.path.isdir(path):
+        if not is_directory_of_checkpoints(path):
             files.append(path)
             continue
-        found = list(files_in(path, recursive=recursive))
-        if not found:
+        found = [file for file in files_in(path, recursive=recursive) if file not in besides]
+        if not found and not besides:
             hint = None if recursive else "add -r to look into the directories inside it"
             raise NotACheckpointError("there is no checkpoint file in this directory", path=path, next_step=hint)
         files += found
@@ -38,12 +42,20 @@ def checkpoint_files(paths: Sequence[str], *, recursive: bool) -> tuple[list[str
 
 
 def files_in(directory: str, *, recursive: bool = False) -> Iterator[str]:
-    """The checkpoint files of a directory, by suffix or content; hidden ones are saves in progress."""
+    """The checkpoint files of a directory, by suffix or content, and what is kept there of steps that are saved again.
+
+    Other hidden ones are saves in progress.
+    """
     inner = []
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
         if os.path.isdir(path):
-            inner.append(path)
+            kept = parse_hidden(name)
+            if kept is not None and kept[1] == BEFORE:
+                # These count as much as the files that are to replace them.
+                yield from files_in(path)
+            else:
+                inner.append(path)
         elif not name.startswith(".") and os.path.isfile(path) and is_checkpoint_file(path):
             yield path
     if recursive:

@@ -8,14 +8,18 @@ tuples of plain values are shown as one value.
 from __future__ import annotations
 
 import argparse
-import os
+from typing import Final
 
-from fastckpt.cli.directory_facts import directory_facts, directory_lines
-from fastckpt.cli.engine_facts import engine_facts, engine_lines
-from fastckpt.cli.file_facts import file_facts
-from fastckpt.cli.inspect_text import file_lines
 from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+
+EXAMPLES: Final = (
+    "fastckpt inspect state.fckpt",
+    "fastckpt inspect epoch.ckpt --tree",
+    "fastckpt inspect base_checkpoints/d4",
+    "fastckpt inspect --engine",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,16 +32,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Show the facts about one file, one directory or the engine."""
-    if args.engine:
-        facts = engine_facts(args.path)
-        out.show(facts, engine_lines)
+    if args.engine:  # Each imports what it needs alone, which takes longer than to show a file.
+        from fastckpt.cli.engine_facts import engine_facts, engine_lines
+
+        engine = engine_facts(args.path)
+        out.show(engine, engine_lines)
+        out.document(engine)
     elif args.path is None:
         raise UsageError("inspect needs a path", next_step="fastckpt inspect --help")
-    elif os.path.isdir(args.path):
-        facts = directory_facts(args.path)
-        out.show(facts, directory_lines)
+    elif is_directory_of_checkpoints(args.path):
+        from fastckpt.cli.directory_facts import directory_facts, directory_lines
+
+        directory = directory_facts(args.path)
+        out.show(directory, directory_lines)
+        out.document(directory)
     else:
+        from fastckpt.cli.file_facts import file_facts
+        from fastckpt.cli.inspect_text import file_lines
+
         facts = file_facts(args.path, keys=args.keys)
         out.show(facts, lambda facts: file_lines(facts, tree=args.tree, each=args.keys is not None))
-    out.document(facts)
+        out.document(facts)
     return 0

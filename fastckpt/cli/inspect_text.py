@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from itertools import islice, takewhile
 from typing import Any
 
+from fastckpt.cli.file_facts import InspectDocument, KeyFacts, TensorFacts
 from fastckpt.cli.nanochat_facts import config_line, nanochat_line
 from fastckpt.cli.optimizer_facts import optimizer_lines
-from fastckpt.cli.render import Facts, Styled, columns, value_text
-from fastckpt.text import collapse, count_text, size_text
+from fastckpt.cli.render import Styled, columns, value_text
+from fastckpt.text import collapse, count_text, size_text, some
 
 _SHOWN_TENSORS = 60
 _SHOWN_NAMES = 8
+_SHOWN_KEYS = 200
+_SHOWN_VALUES = 1000
 FORMATS = {
     "fckpt": ".fckpt",
     "torch-zip": "torch .pt (zip)",
@@ -20,13 +25,13 @@ FORMATS = {
 }
 _CHECKSUMS = {
     "xxh3": "XXH3 of every 16 KiB; the structure was verified, tensors are by fastckpt verify",
-    "crc32": "CRC-32 of every storage, compared by fastckpt verify, never by torch.load",
-    "crc32 (partly)": "CRC-32 of some storages only",
+    "crc32": "CRC-32 of every record, compared by fastckpt verify, never by torch.load",
+    "crc32 (partly)": "CRC-32 of some records only",
     "none": "none: what is in this file cannot be proven",
 }
 
 
-def file_lines(facts: Facts, *, tree: bool, each: bool) -> Iterator[str | Styled]:
+def file_lines(facts: InspectDocument, *, tree: bool, each: bool) -> Iterator[str | Styled]:
     """The text about one file.
 
     Args:
@@ -52,11 +57,16 @@ def file_lines(facts: Facts, *, tree: bool, each: bool) -> Iterator[str | Styled
         yield from _tensor_lines(facts, collapsed=True)
 
 
-def _summary(facts: Facts) -> Iterator[list[str]]:
+def _summary(facts: InspectDocument) -> Iterator[list[str]]:
     totals = facts["totals"]
     version = f" version {facts['version']}" if facts["version"] is not None else ""
     saved = f", saved as {facts['saved_as']}" if facts["saved_as"] else ""
     yield ["format", f"{FORMATS[facts['format']]}{version}, {size_text(facts['size'])}{saved}"]
+    if facts["how_to_pack"] is not None:
+        yield ["unpacked", f"this is a folder, read as the .pt it was; to pack it: {facts['how_to_pack']}"]
+    if facts["program"] is not None:
+        what = f"{facts['program']}: a program, which was not run, and its tensors"
+        yield ["archive", f"{what}; convert carries all of it and gives it back byte for byte"]
     if facts["root"] is not None:
         yield ["root digest", facts["root"]]
     yield ["checksums", _CHECKSUMS[facts["checksums"]]]
@@ -78,8 +88,12 @@ def _summary(facts: Facts) -> Iterator[list[str]]:
     attributes = "".join(f", with {name} ({what})" for name, what in structure["attributes"].items())
     yield ["structure", structure["type"] + attributes]
     if any(item["type"] != "Tensor" for item in structure["keys"].values()):
-        for name, item in structure["keys"].items():
-            yield ["", f"{name}: {_top_level(name, item, facts)}"]
+        below = _Below(facts["scalars"])
+        for name, item in islice(structure["keys"].items(), _SHOWN_KEYS):
+            yield ["", f"{name}: {_top_level(name, item, below)}"]
+        rest = len(structure["keys"]) - _SHOWN_KEYS
+        if rest > 0:
+            yield ["", f"... and {rest} more (--json lists all)"]
     elements = count_text(totals["elements"], "element")
     if totals["params"]:
         elements = count_text(totals["params"], "parameter")
@@ -100,22 +114,36 @@ def _summary(facts: Facts) -> Iterator[list[str]]:
             yield ["config", config]
 
 
-def _top_level(name: str, item: Facts, facts: Facts) -> str:
+class _Below:
+    """The plain values of a file, to be found by the beginning of their names without looking at all of them."""
+
+    def __init__(self, scalars: Mapping[str, Any]) -> None:
+        self.scalars = scalars
+        self._sorted = sorted((name, place) for place, name in enumerate(scalars))
+
+    def below(self, name: str) -> Iterator[tuple[str, Any]]:
+        """Names and values of those below ``name``, in their order; of very many not the last ones."""
+        first = bisect_left(self._sorted, (f"{name}.", 0))
+        found = takewhile(lambda item: item[0].startswith(f"{name}."), islice(self._sorted, first, None))
+        for key, _ in sorted(islice(found, _SHOWN_VALUES), key=lambda item: item[1]):
+            yield key, self.scalars[key]
+
+
+def _top_level(name: str, item: KeyFacts, values: _Below) -> str:
     if item["tensors"]:
         return f"{item['type']}, {count_text(item['tensors'], 'tensor')}, {size_text(item['nbytes'])}"
-    if name in facts["scalars"]:
-        return value_text(facts["scalars"][name])
+    if name in values.scalars:
+        return value_text(values.scalars[name])
     if item["type"].startswith("list"):
         return str(item["type"])
-    inner = {key: value for key, value in facts["scalars"].items() if key.startswith(f"{name}.")}
-    values = ", ".join(f"{key[len(name) + 1 :]} {value_text(value, 40)}" for key, value in inner.items())
-    shown = values if len(values) <= 400 else values[:397] + "..."
-    return f"{item['type']}: {shown}" if values else str(item["type"])
+    inner = ", ".join(f"{key[len(name) + 1 :]} {value_text(value, 40)}" for key, value in values.below(name))
+    shown = inner if len(inner) <= 400 else inner[:397] + "..."
+    return f"{item['type']}: {shown}" if inner else str(item["type"])
 
 
-def _warnings(facts: Facts) -> Iterator[str]:
+def _warnings(facts: InspectDocument) -> Iterator[str]:
     for names in facts["shared_storages"][:_SHOWN_NAMES]:
-        yield f"shared storage: {_some(names)}"
+        yield f"shared storage: {some(names, _SHOWN_NAMES)}"
     rest = len(facts["shared_storages"]) - _SHOWN_NAMES
     if rest > 0:
         yield f"shared storage: {rest} more"
@@ -128,12 +156,7 @@ def _warnings(facts: Facts) -> Iterator[str]:
         yield from facts["nanochat"]["notes"]
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
-    return ", ".join(names[:_SHOWN_NAMES]) + more
-
-
-def _like(tensor: Facts) -> tuple[str, str, int, str]:
+def _like(tensor: TensorFacts) -> tuple[str, str, int, str]:
     """What a tensor has in common with its numbered siblings."""
     shape = ", ".join(map(str, tensor["shape"])) + ("," if len(tensor["shape"]) == 1 else "")
     marks = [] if tensor["contiguous"] else [f"stride {tuple(tensor['stride'])}"]
@@ -141,7 +164,7 @@ def _like(tensor: Facts) -> tuple[str, str, int, str]:
     return f"({shape})", tensor["dtype"], tensor["nbytes"], ", ".join(marks)
 
 
-def _tensor_lines(facts: Facts, *, collapsed: bool) -> Iterator[str]:
+def _tensor_lines(facts: InspectDocument, *, collapsed: bool) -> Iterator[str]:
     tensors = [(name, _like(tensor)) for name, tensor in facts["tensors"].items()]
     rows = []
     if collapsed:
@@ -157,7 +180,7 @@ def _tensor_lines(facts: Facts, *, collapsed: bool) -> Iterator[str]:
         yield f"  ... and {len(rows) - limit} more lines (--tree or --keys GLOB shows them)"
 
 
-def _tree_lines(facts: Facts) -> Iterator[str]:
+def _tree_lines(facts: InspectDocument) -> Iterator[str]:
     leaves: list[tuple[str, Any]] = [(name, _like(tensor)) for name, tensor in facts["tensors"].items()]
     leaves += [(name, value_text(value)) for name, value in facts["scalars"].items()]
     root: dict[str, Any] = {}

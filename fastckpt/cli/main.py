@@ -7,53 +7,20 @@ native core.
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Final, NoReturn
 
-import fastckpt
+from fastckpt.cli.parsers import COMMANDS, frame_parser, module_of, parser_of
 from fastckpt.cli.render import Output
 from fastckpt.errors import FastckptError, UsageError
-
-COMMANDS: Final = {
-    "convert": "turn .pt and .safetensors files, or a nanochat directory, into .fckpt and back",
-    "inspect": "show what a checkpoint holds, without loading it",
-    "diff": "say what is different between two checkpoints, and by how much",
-    "verify": "check every byte of checkpoint files",
-    "doctor": "say what is wrong with nanochat checkpoints, and what to type next",
-    "salvage": "get what is still proven out of a damaged checkpoint",
-    "reshard": "deal the optimizer of a nanochat step to another number of ranks",
-    "backup": "put a verified copy of a nanochat directory elsewhere",
-    "prune": "delete the steps of a nanochat directory that are no longer needed",
-    "plot": "draw a checkpoint, or the steps of a directory, as one HTML file",
-    "run": "run an unchanged nanochat script with fastckpt's saves and loads",
-    "demo": "convert, damage and restore a checkpoint, and show that every bit comes back",
-}
-
-EXIT_CODES: Final = """\
-exit codes:
-  0    intact, or done
-  1    a finding that can be got around: no tensor is lost
-  2    damage with loss, or failure
-  3    a part was saved, a part was lost
-  4    not a checkpoint, or one that needs a newer fastckpt
-  5    no space or an I/O error; the destination is untouched
-  64   wrong usage
-  130  interrupted
-"""
+from fastckpt.needs import needs_torch
 
 INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 """What a shell reports for a program that SIGPIPE ended; no code of ours."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Raises UsageError, whose exit code is 64, where argparse would exit with 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message, next_step=f"{self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,21 +50,18 @@ def _run(arguments: list[str], out: Output) -> int:
         name = arguments[0] if arguments else ""
         if name not in COMMANDS:
             _explain(arguments)
-        module = importlib.import_module(f"fastckpt.cli.{name}")
-        parser = _Parser(
-            prog=f"fastckpt {name}",
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        module.add_arguments(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        if name != "run":  # There the program decides what is shown.
+            # torch works without NumPy, and says on import that it does.
+            warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
+        if any("\0" in argument for argument in arguments):
+            raise UsageError("an argument cannot have a NUL character in it")
+        module = module_of(name)
         own, passed = arguments[1:], []
         if hasattr(module, "split_arguments"):
             own, passed = module.split_arguments(own)
-        # Paths may stand before, between and after the options.
-        args = parser.parse_intermixed_args(own, argparse.Namespace(passed=passed))
-        code: int = module.run(args, out)
+        args = parser_of(name).parse_everything(own, argparse.Namespace(passed=passed))
+        with needs_torch(f"fastckpt {name}"):
+            code: int = module.run(args, out)
         return code
     except SystemExit as end:
         # argparse ends --help and --version this way.
@@ -109,7 +73,9 @@ def _run(arguments: list[str], out: Output) -> int:
         return INTERRUPTED
     except FastckptError as error:
         _show_traceback()
-        out.error(error)
+        from fastckpt.cli.near import with_near_names
+
+        out.error(with_near_names(error))
         return error.exit_code
     except OSError as error:
         _show_traceback()
@@ -126,17 +92,9 @@ def _run(arguments: list[str], out: Output) -> int:
 
 def _explain(arguments: list[str]) -> NoReturn:
     """Handle ``--help`` and ``--version``, and refuse everything else: it does not begin with a command."""
-    parser = _Parser(
-        prog="fastckpt",
-        description="Checkpoints that load fast and prove every byte.",
-        epilog=EXIT_CODES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action="version", version=f"fastckpt {fastckpt.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands", required=True)
-    for name, summary in COMMANDS.items():
-        commands.add_parser(name, help=summary)
+    parser = frame_parser()
+    if arguments and not arguments[0].startswith("-"):
+        parser.unknown("command", arguments[0], COMMANDS)
     parser.parse_args(arguments)
     parser.error("the command must come first")
 

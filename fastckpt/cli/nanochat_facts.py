@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
-from fastckpt.cli.render import Facts
 from fastckpt.errors import FastckptError
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import find_optimizers
+from fastckpt.nanochat.checks import world_size_by_shapes
 from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.model_tensors import padded_vocabulary
 from fastckpt.nanochat.names import META, OPTIM, Stem, parse_name, parse_stem
@@ -18,15 +18,38 @@ from fastckpt.stored.inspection import Inspection
 _LAYER: Final = re.compile(r"(?:^|\.)transformer\.h\.(\d+)\.")
 
 
-def nanochat_facts(inspection: Inspection) -> Facts | None:
+class MetaFacts(TypedDict):
+    path: str
+    step: Any
+    val_bpb: Any
+    model_config: Any
+
+
+class ModelShape(TypedDict, total=False):
+    depth: int
+    n_embd: int | None
+    vocab_size: int | None
+
+
+class NanochatFacts(ModelShape):
+    role: str | None
+    step: int | None
+    rank: int | None
+    world_size: int | None
+    meta: MetaFacts | None
+    notes: list[str]
+
+
+def nanochat_facts(inspection: Inspection) -> NanochatFacts | None:
     """The facts about one file; None if nothing about it says nanochat."""
     directory, name = os.path.split(inspection.path)
     parsed = parse_name(name)
     shape = _model_shape(inspection)
     if parsed is None and shape is None:
         return None
-    facts: Facts = {"role": None, "step": None, "rank": None, "world_size": None, "meta": None, "notes": []}
-    facts |= shape or {}
+    facts: NanochatFacts = {"role": None, "step": None, "rank": None, "world_size": None, "meta": None, "notes": []}
+    if shape is not None:
+        facts["depth"], facts["n_embd"], facts["vocab_size"] = shape
     if parsed is not None:
         stem = parsed[0]
         facts |= {"role": stem.role, "step": stem.step, "rank": stem.rank}
@@ -39,18 +62,18 @@ def nanochat_facts(inspection: Inspection) -> Facts | None:
     return facts
 
 
-def _model_shape(inspection: Inspection) -> Facts | None:
+def _model_shape(inspection: Inspection) -> tuple[int, int | None, int | None] | None:
     """Depth, width and vocabulary as the names and shapes of a model's tensors tell them."""
     layers = {int(match[1]) for entry in inspection.entries if (match := _LAYER.search(entry.name))}
     if not layers:
         return None
     embedding = next((e for e in inspection.entries if e.name.endswith("transformer.wte.weight")), None)
-    sizes = embedding.shape if embedding is not None and len(embedding.shape) == 2 else (None, None)
-    return {"depth": max(layers) + 1, "n_embd": sizes[1], "vocab_size": sizes[0]}
+    vocabulary, width = embedding.shape if embedding is not None and len(embedding.shape) == 2 else (None, None)
+    return max(layers) + 1, width, vocabulary
 
 
 def _world_size(inspection: Inspection, model_config: Any) -> int | None:
-    """How many ranks shared the first parameter, lm_head: its rows in all over its rows in this file."""
+    """How many ranks shared the first parameter, lm_head, as the file beside and this one tell."""
     vocab = model_config.get("vocab_size") if isinstance(model_config, dict) else None
     if type(vocab) is not int or vocab < 1:
         return None
@@ -59,22 +82,25 @@ def _world_size(inspection: Inspection, model_config: Any) -> int | None:
         ref = first.get("exp_avg") if isinstance(first, dict) else None
         if type(ref) is not TensorRef:
             return None
-        shape = inspection.entries[ref.entry].shape
-        padded = padded_vocabulary(vocab)
-        return padded // shape[0] if shape and shape[0] and padded % shape[0] == 0 else None
+        return world_size_by_shapes(padded_vocabulary(vocab), inspection.entries[ref.entry].shape)
     return None
 
 
-def meta_facts(path: str) -> Facts | None:
+def meta_facts(path: str) -> MetaFacts | None:
     """Step, val_bpb and model_config of a ``meta_000500.json``; None if there is none that can be read."""
     try:
         meta = read_meta(path)
     except FastckptError:
         return None
-    return {"path": path, **{key: meta.get(key) for key in ("step", "val_bpb", "model_config")}}
+    return {
+        "path": path,
+        "step": meta.get("step"),
+        "val_bpb": meta.get("val_bpb"),
+        "model_config": meta.get("model_config"),
+    }
 
 
-def nanochat_line(facts: Facts) -> str:
+def nanochat_line(facts: NanochatFacts) -> str:
     """The facts about one file on one line."""
     parts = []
     if facts["role"] is not None:
@@ -90,7 +116,7 @@ def nanochat_line(facts: Facts) -> str:
     return ", ".join(parts)
 
 
-def config_line(facts: Facts) -> str | None:
+def config_line(facts: NanochatFacts) -> str | None:
     """The model_config of the JSON beside the file, on one line."""
     config = facts["meta"].get("model_config") if facts["meta"] is not None else None
     if not isinstance(config, dict):

@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final, TypedDict
 
-from fastckpt.cli.render import Facts, Styled, columns, plain, value_text
+from fastckpt.cli.leaf_value import leaf_value
+from fastckpt.cli.plain import plain
+from fastckpt.cli.render import Styled, columns, value_text
 from fastckpt.layout.tree import Path, TensorRef
 from fastckpt.layout.walk import find_optimizers
 from fastckpt.stored.inspection import Inspection
 from fastckpt.text import count_text, numbers_text
 
+_MOST_OPTIONS: Final = 24
+"""Columns of the table of groups; torch's optimizers have up to 15 options."""
+_MOST_CHARACTERS: Final = 40
 
-def optimizers(inspection: Inspection) -> list[Facts]:
+
+class GroupFacts(TypedDict):
+    params: list[Any]
+    with_state: list[Any]
+    state: list[str]
+    options: dict[str, Any]
+
+
+class OptimizerFacts(TypedDict):
+    at: str
+    step: int | float | None
+    params: int
+    state_ids: list[Any]
+    groups: list[GroupFacts]
+
+
+def optimizers(inspection: Inspection) -> list[OptimizerFacts]:
     """The facts about every ``{'state': ..., 'param_groups': [...]}`` in the file."""
     return [_facts(path, node, inspection) for path, node in find_optimizers(inspection.tree)]
 
 
-def _facts(path: Path, optimizer: dict[Any, Any], inspection: Inspection) -> Facts:
+def _facts(path: Path, optimizer: dict[Any, Any], inspection: Inspection) -> OptimizerFacts:
     state = {key: value for key, value in optimizer["state"].items() if isinstance(value, dict)}
-    groups = [_group(group, state, inspection) for group in optimizer["param_groups"]]
+    told: set[Any] = set()
+    groups = [_group(group, state, told, inspection) for group in optimizer["param_groups"]]
     return {
         "at": ".".join(map(str, path)),
         "step": _step(state, inspection),
@@ -29,16 +51,21 @@ def _facts(path: Path, optimizer: dict[Any, Any], inspection: Inspection) -> Fac
     }
 
 
-def _group(group: dict[Any, Any], state: dict[Any, dict[Any, Any]], inspection: Inspection) -> Facts:
+def _group(
+    group: dict[Any, Any], state: dict[Any, dict[Any, Any]], told: set[Any], inspection: Inspection
+) -> GroupFacts:
+    """The facts about one group; ``told`` are the parameters of those before: none is in two of them."""
     params = group.get("params")
     ids = list(params) if isinstance(params, list | tuple) else []
     with_state = [number for number in ids if isinstance(number, int | str) and number in state]
     options = {
-        key: f"tensor {inspection.entries[value.entry].name}" if type(value) is TensorRef else plain(value)
+        key: f"tensor {inspection.entries[value.entry].name}" if type(value) is TensorRef else leaf_value(value)
         for key, value in group.items()
         if key != "params"
     }
-    kinds = list(dict.fromkeys(str(name) for number in with_state for name in state[number]))
+    new = [number for number in dict.fromkeys(with_state) if number not in told]
+    told.update(new)
+    kinds = list(dict.fromkeys(str(name) for number in new for name in state[number]))
     return {"params": plain(ids), "with_state": with_state, "state": kinds, "options": options}
 
 
@@ -54,33 +81,32 @@ def _step(state: dict[Any, dict[Any, Any]], inspection: Inspection) -> int | flo
     return None
 
 
-def optimizer_lines(facts: Facts) -> Iterator[str | Styled]:
+def optimizer_lines(facts: OptimizerFacts) -> Iterator[str | Styled]:
     """One optimizer as text: a heading, then a row for each group."""
     at = f" at {facts['at']}" if facts["at"] else ""
     step = f", step {facts['step']}" if facts["step"] is not None else ""
     ids = facts["state_ids"]
     state = "no state"
     if ids:
-        numbered = all(isinstance(number, int) and number >= 0 for number in ids)
-        state = f"state under {numbers_text(ids) if numbered else value_text(ids, 60)}"
+        state = f"state under {numbers_text(ids) if _all_ints(ids) else value_text(ids, 60)}"
     counts = f"{count_text(len(facts['groups']), 'group')}, {count_text(facts['params'], 'parameter')}"
     heading = f"optimizer{at}: {counts}, {state}{step}"
     yield Styled(heading, "bold")
     if not facts["groups"]:
         return
-    names = list(dict.fromkeys(key for group in facts["groups"] for key in group["options"]))
     # What is None or False in every group says nothing.
-    names = [
-        name for name in names if any(group["options"].get(name) not in (None, False) for group in facts["groups"])
-    ]
-    rows = [["#", *names, "params", "state"]]
+    says = {key for group in facts["groups"] for key, value in group["options"].items() if value not in (None, False)}
+    names = [key for key in dict.fromkeys(key for group in facts["groups"] for key in group["options"]) if key in says]
+    rows = [["#", *names[:_MOST_OPTIONS], "params", "state"]]
     for number, group in enumerate(facts["groups"]):
-        cells = [_cell(group["options"].get(name)) for name in names]
-        held = ", ".join(group["state"]) or "-"
+        cells = [_cell(group["options"].get(name)) for name in names[:_MOST_OPTIONS]]
+        held = _cut(", ".join(group["state"]), 100) or "-"
         if len(group["with_state"]) != len(group["params"]) and group["with_state"]:
             held += f" (under {numbers_text(group['with_state'])})" if _all_ints(group["with_state"]) else ""
         rows.append([str(number), *cells, str(len(group["params"])), held])
     yield from columns(rows)
+    if len(names) > _MOST_OPTIONS:
+        yield f"  {len(names) - _MOST_OPTIONS} more options (--json lists all)"
 
 
 def _all_ints(values: list[Any]) -> bool:
@@ -93,5 +119,9 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return "(" + ", ".join(_cell(item) for item in value) + ")"
-    return str(value) if len(str(value)) <= 40 else str(value)[:37] + "..."
+        return _cut("(" + ", ".join(_cell(item) for item in value[:_MOST_CHARACTERS]) + ")")
+    return _cut(str(value))
+
+
+def _cut(text: str, most: int = _MOST_CHARACTERS) -> str:
+    return text if len(text) <= most else text[: most - 3] + "..."

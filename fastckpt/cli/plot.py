@@ -12,13 +12,23 @@ from __future__ import annotations
 
 import argparse
 import os
+from functools import partial
+from typing import Final
 
 from fastckpt.cli.plot_text import directory_lines, file_lines
-from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled
+from fastckpt.cli.progress import bytes_at, progress_bar
+from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError
 from fastckpt.io.commit import publish_bytes
+from fastckpt.io.refuse_overwriting import refuse_overwriting
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.plotting.numbers import PlotDirectoryDocument, PlotDocument
 from fastckpt.text import size_text
+
+EXAMPLES: Final = (
+    "fastckpt plot state.fckpt -o state.html",
+    "fastckpt plot base_checkpoints/d4                  # what training did, step by step",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,47 +43,37 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Measure, then draw or tell."""
     output = args.output or (None if args.text or out.as_json else f"{_name(args.path)}.html")
     if output is not None:
-        _refuse_overwriting(args.path, output)
+        _refuse_output(args.path, output)
     # Here, not above: they are needed only now, and measuring needs torch.
     from fastckpt.plotting.page import directory_page, file_page
     from fastckpt.plotting.survey import measure_directory, measure_file
 
-    is_directory = os.path.isdir(args.path)
-    with progress_bar(f"measuring {_name(args.path)}", _size(args.path)) as progress:
-        gather = measure_directory if is_directory else measure_file
-        facts: Facts = gather(args.path, threads=args.threads, progress=progress)
+    with progress_bar(f"measuring {_name(args.path)}", bytes_at(args.path)) as progress:
+        if is_directory_of_checkpoints(args.path):
+            steps = measure_directory(args.path, threads=args.threads, progress=progress)
+            page, lines = partial(directory_page, steps), directory_lines(steps)
+            document: PlotDirectoryDocument | PlotDocument = {**steps, "output": output}
+        else:
+            file = measure_file(args.path, threads=args.threads, progress=progress)
+            page, lines = partial(file_page, file), file_lines(file)
+            document = {**file, "output": output}
     if output is not None:
-        page = (directory_page if is_directory else file_page)(facts).encode()
-        publish_bytes(output, page, durable=False)
+        drawn = page().encode()
+        publish_bytes(output, drawn, durable=False)
         if not args.text:
-            out.show({"output": output, "size": len(page)}, _written)
+            out.show([f"{output}: {size_text(len(drawn))}, to be opened in any browser"], list)
     if args.text:
-        out.show(facts, directory_lines if is_directory else file_lines)
-    out.document({**facts, "output": output})
+        out.show(lines, list)
+    out.document(document)
     return 0
-
-
-def _written(facts: Facts) -> list[Styled | str]:
-    return [f"{facts['output']}: {size_text(facts['size'])}, to be opened in any browser"]
 
 
 def _name(path: str) -> str:
     return os.path.basename(os.path.abspath(path))
 
 
-def _refuse_overwriting(path: str, output: str) -> None:
+def _refuse_output(path: str, output: str) -> None:
     """Raise UsageError if the page would replace a checkpoint."""
-    if os.path.exists(output) and os.path.exists(path) and os.path.samefile(path, output):
-        raise UsageError("the page would replace the checkpoint", path=output)
+    refuse_overwriting(output, [path])
     if not output.endswith((".html", ".htm", ".xhtml")):
         raise UsageError("the name of a page must end with .html", actual=output)
-
-
-def _size(path: str) -> int:
-    try:
-        if not os.path.isdir(path):
-            return os.path.getsize(path)
-        with os.scandir(path) as listing:
-            return sum(item.stat().st_size for item in listing if item.is_file())
-    except OSError:
-        return 0  # Opening it will say what is wrong.

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from math import isfinite
 from typing import Final
 
-from fastckpt.cli.render import Facts, Styled, columns
+from fastckpt.cli.render import Styled, columns
+from fastckpt.constants import CHUNK_SIZE
+from fastckpt.plotting.chunk_states import DAMAGED, INTACT, LOST, UNPROVEN, ChunkState, worst
 from fastckpt.plotting.markup import quantity, shortened
+from fastckpt.plotting.numbers import ChunkMap, PlottedDirectory, PlottedFile, PlottedStep, PlottedTensor
 from fastckpt.plotting.summary import (
     KindOfTensor,
     bad_numbers,
     kinds_of,
+    proven_words,
     size_words,
     total_norm,
     val_bpb_words,
     verdict,
 )
 from fastckpt.text import count_text, size_text
+from fastckpt.verdicts import Verdict
 
 _MAX_KINDS: Final = 24
 _MAX_REMARKS: Final = 12
@@ -28,11 +31,11 @@ _BAR: Final = 24
 _BLOCKS: Final = "▁▂▃▄▅▆▇█"
 _MAP_WIDTH: Final = 64
 _MAP_ROWS: Final = 16
-_SIGNS: Final = {"intact": "·", "unproven": "?", "damaged": "x", "lost": "!"}
+_SIGNS: Final = {INTACT: "·", UNPROVEN: "?", DAMAGED: "x", LOST: "!"}
 _STYLES: Final = {"good": "good", "warning": "warn", "bad": "bad"}
 
 
-def file_lines(facts: Facts) -> Iterator[str | Styled]:
+def file_lines(facts: PlottedFile) -> Iterator[str | Styled]:
     """The text about a file."""
     yield Styled(f"{facts['path']}: {size_words(facts)}", "bold")
     words, kind = verdict(facts)
@@ -49,10 +52,12 @@ def file_lines(facts: Facts) -> Iterator[str | Styled]:
         yield f"  next: {facts['next']}"
 
 
-def _remark(tensor: Facts) -> str:
+def _remark(tensor: PlottedTensor) -> str:
     if tensor["reason"]:
         return f"{tensor['name']}: not measured: {tensor['reason']}"
-    return f"{tensor['name']}: {tensor['numbers']['nan']:,} NaN, {tensor['numbers']['inf']:,} inf"
+    numbers = tensor["numbers"]
+    assert numbers is not None, "a tensor without numbers has a reason"
+    return f"{tensor['name']}: {numbers['nan']:,} NaN, {numbers['inf']:,} inf"
 
 
 def _kind_lines(kinds: Sequence[KindOfTensor]) -> Iterator[str]:
@@ -102,24 +107,35 @@ def sparkline(values: Sequence[float]) -> str:
     return "".join(_BLOCKS[int((value - low) / (high - low) * (len(_BLOCKS) - 1))] for value in values)
 
 
-def _map_lines(chunks: Facts) -> Iterator[str | Styled]:
-    cells, per_cell = chunks["cells"], chunks["per_cell"]
-    if not cells:
+def _map_lines(chunks: ChunkMap) -> Iterator[str | Styled]:
+    """The damage map: as many bytes for every sign, the worst of them."""
+    cells = chunks["cells"]
+    total = sum(cell.nbytes for cell in cells)
+    if not total:
         return
-    counts = Counter(cell["state"] for cell in cells)
-    legend = ", ".join(f"{_SIGNS[state]} {state} {counts[state]:,}" for state in _SIGNS if counts[state])
-    each = f" for {per_cell:,} chunks each" if per_cell > 1 else " of 1 MiB"
-    yield f"  {count_text(len(cells), 'cell' if per_cell > 1 else 'chunk')}{each}: {legend}"
-    rows = ["".join(_SIGNS[c["state"]] for c in cells[at : at + _MAP_WIDTH]) for at in range(0, len(cells), _MAP_WIDTH)]
-    runs = [(row, len(list(group))) for row, group in groupby(rows)]
-    for row, times in runs[:_MAP_ROWS]:
-        repeated = f"  ({times} rows)" if times > 1 else ""
-        yield Styled(f"  {row}{repeated}", "bad" if "!" in row else "warn" if "x" in row else "good")
-    if len(runs) > _MAP_ROWS:
-        yield "  ..."
+    signs = _signs(cells, total)
+    legend = ", ".join(f"{_SIGNS[state]} {state}" for state in _SIGNS if _SIGNS[state] in signs)
+    yield f"  {proven_words(chunks)}"
+    yield f"  {legend}; each sign is the worst of {size_text(-(-total // len(signs)))}:"
+    for at in range(0, len(signs), _MAP_WIDTH):
+        row = signs[at : at + _MAP_WIDTH]
+        is_intact = set(row) == {_SIGNS[Verdict.INTACT]}
+        yield Styled(f"  {row}", "good" if is_intact else "bad" if _SIGNS[LOST] in row else "warn")
 
 
-def directory_lines(facts: Facts) -> Iterator[str | Styled]:
+def _signs(cells: Sequence[ChunkState], total: int) -> str:
+    count = min(-(-total // CHUNK_SIZE), _MAP_WIDTH * _MAP_ROWS)
+    states = [INTACT] * count
+    at = 0
+    for cell in cells:
+        end = at + cell.nbytes
+        for place in range(at * count // total, -(-end * count // total)):
+            states[place] = worst((states[place], cell.state))
+        at = end
+    return "".join(_SIGNS[state] for state in states)
+
+
+def directory_lines(facts: PlottedDirectory) -> Iterator[str | Styled]:
     """The text about a directory: its steps, then the files of the newest one."""
     yield Styled(f"{facts['path']}: {count_text(len(facts['steps']), 'step')}", "bold")
     rows = [["step", "model", "val_bpb", "norm", "largest relative change", "NaN, inf", ""]]
@@ -140,11 +156,11 @@ def directory_lines(facts: Facts) -> Iterator[str | Styled]:
         yield Styled(f"{failed['path']}: {failed['error']}", "bad")
 
 
-def _step_row(step: Facts) -> list[str]:
+def _step_row(step: PlottedStep) -> list[str]:
     value = val_bpb_words(step["val_bpb"])
     model = step["model"]
     if model is None:
-        return [f"{step['step']:,}", "-", value, "-", "-", "-", step["error"]]
+        return [f"{step['step']:,}", "-", value, "-", "-", "-", step["error"] or ""]
     bad = sum(map(bad_numbers, model["tensors"]))
     largest = _largest((step["changes"] or {}).items())
     return [

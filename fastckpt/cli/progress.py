@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,17 @@ from typing import Final
 
 _WORTH_A_BAR: Final = 64_000_000
 """Fewer bytes are done before a bar could be read."""
+
+
+def bytes_at(path: str) -> int:
+    """Bytes of a file, or of the files in a directory; 0 where the work itself will say what is wrong."""
+    try:
+        if not os.path.isdir(path):
+            return os.path.getsize(path)
+        with os.scandir(path) as listing:
+            return sum(item.stat().st_size for item in listing if item.is_file())
+    except OSError:
+        return 0
 
 
 @contextmanager

@@ -9,13 +9,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, TypedDict
 
-from fastckpt.cli.render import Facts, Output, Styled, columns
-from fastckpt.nanochat.retention import Retention
+from fastckpt.cli.render import Output, Styled, columns
+from fastckpt.nanochat.retention import Decision, Retention
 from fastckpt.text import count_text, size_text
 
 RULES: Final = ("--keep-last", "--keep-every", "--keep-best", "--min-free")
+
+EXAMPLES: Final = (
+    "fastckpt prune base_checkpoints/d4 --keep-last 2 --dry-run",
+    "fastckpt prune base_checkpoints/d4 --keep-last 1 --keep-every 10 --keep-best val_bpb",
+)
+
+
+class PruneDocument(TypedDict):
+    directory: str
+    dry_run: bool
+    steps: list[Decision]
+    nbytes: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,20 +59,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Delete what no rule keeps, and show every decision."""
     policy = Retention(args.keep_last, args.keep_every, args.keep_best, args.min_free)
     decisions = policy.plan(args.directory) if args.dry_run else policy.apply(args.directory)
-    facts: Facts = {
+    facts: PruneDocument = {
         "directory": args.directory,
         "dry_run": args.dry_run,
-        "steps": [
-            {
-                "step": decision.step,
-                "keep": decision.keep,
-                "why": decision.why,
-                "nbytes": decision.nbytes,
-                "files": list(decision.files),
-                "deleted": decision.deleted,
-            }
-            for decision in decisions
-        ],
+        "steps": decisions,
         "nbytes": sum(decision.nbytes for decision in decisions if not decision.keep),
     }
     out.show(facts, _lines)
@@ -68,15 +70,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return 0
 
 
-def _lines(facts: Facts) -> Iterator[str | Styled]:
+def _lines(facts: PruneDocument) -> Iterator[str | Styled]:
     drop = "would delete" if facts["dry_run"] else "deleted"
     rows = [["step", "frees", "", "why"]]
     for step in facts["steps"]:
-        rows.append([f"{step['step']:,}", size_text(step["nbytes"]), "keep" if step["keep"] else drop, step["why"]])
+        rows.append([f"{step.step:,}", size_text(step.nbytes), "keep" if step.keep else drop, step.why])
     head, *lines = columns(rows, right=(0, 1))
     yield Styled(head, "bold")
     for step, line in zip(facts["steps"], lines, strict=True):
-        yield line if step["keep"] else Styled(line, "warn")
-    dropped = sum(not step["keep"] for step in facts["steps"])
+        yield line if step.keep else Styled(line, "warn")
+    dropped = sum(not step.keep for step in facts["steps"])
     kept = len(facts["steps"]) - dropped
     yield f"{drop} {count_text(dropped, 'step')}, {size_text(facts['nbytes'])}; {count_text(kept, 'step')} kept"

@@ -1,27 +1,44 @@
 """What a command has to say, as text or as JSON.
 
-A command makes facts: plain dicts. `Output.show` prints one of them as text
-at once, `Output.document` prints all of them as one JSON document at the end;
-each does nothing when the other is wanted, so both come from the same facts.
-Data goes to stdout, notes and errors to stderr.
+A command makes facts: typed dicts and dataclasses, which docs/json.md
+describes. `Output.show` prints one of them as text at once, `Output.document`
+prints all of them as one JSON document at the end; each does nothing when the
+other is wanted, so both come from the same facts. Data goes to stdout, notes
+and errors to stderr.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Any, Final, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import IO, Any, Final, NamedTuple, TypedDict, TypeVar
 
+from fastckpt.cli.plain import plain
+from fastckpt.cli.write_json import write_json
 from fastckpt.errors import CheckpointIOError, FastckptError
 
-Facts = dict[str, Any]
+T = TypeVar("T")
+
+
+class ErrorFacts(TypedDict):
+    type: str
+    message: str
+    path: str | None
+    offset: int | None
+    tensor: str | None
+    chunk: int | None
+    expected: object
+    actual: object
+    next: str | None
+
+
+class ErrorDocument(TypedDict):
+    error: ErrorFacts
+
 
 _STYLES: Final = {"good": "32", "bad": "31", "warn": "33", "bold": "1", "dim": "2"}
-_MAX_DECIMAL_BITS: Final = 8192
-"""Python refuses to print larger ints in decimal."""
 
 
 class Styled(NamedTuple):
@@ -45,16 +62,17 @@ class Output:
                 # A file name that is not valid text must not end the program.
                 stream.reconfigure(errors="backslashreplace")
 
-    def show(self, facts: Facts, lines: Callable[[Facts], Iterable[str | Styled]]) -> None:
+    def show(self, facts: T, lines: Callable[[T], Iterable[str | Styled]]) -> None:
         """Print ``lines(facts)``, unless JSON is wanted."""
         if not self.as_json:
             for line in lines(facts):
                 _print(line, sys.stdout)
 
-    def document(self, facts: Facts) -> None:
+    def document(self, facts: Mapping[str, object]) -> None:
         """Print the JSON document, if JSON is wanted."""
         if self.as_json:
-            _write(json.dumps(plain(facts), indent=2, allow_nan=False), sys.stdout)
+            write_json(facts, partial(_put, sys.stdout))
+            _put(sys.stdout, "\n")
 
     def note(self, text: str, style: str = "") -> None:
         """One line for the person at the terminal, on stderr."""
@@ -64,7 +82,8 @@ class Output:
 
     def error(self, error: FastckptError, *, kind: str | None = None) -> None:
         """The error that ended the command: on stderr, and as JSON if that is wanted."""
-        self.document({"error": error_facts(error, kind=kind)})
+        document: ErrorDocument = {"error": error_facts(error, kind=kind)}
+        self.document(document)
         self.note(f"error: {error}", "bad")
 
     def flush(self) -> None:
@@ -78,7 +97,7 @@ class Output:
         os.close(null)
 
 
-def error_facts(error: FastckptError, *, kind: str | None = None) -> Facts:
+def error_facts(error: FastckptError, *, kind: str | None = None) -> ErrorFacts:
     """An error as plain values."""
     return {
         "type": kind or type(error).__name__,
@@ -100,12 +119,12 @@ def _print(line: str | Styled, stream: IO[str]) -> None:
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     if style and _has_colour(stream):
         text = f"\033[{_STYLES[style]}m{text}\033[0m"
-    _write(text, stream)
+    _put(stream, text + "\n")
 
 
-def _write(line: str, stream: IO[str]) -> None:
+def _put(stream: IO[str], text: str) -> None:
     try:
-        stream.write(line + "\n")
+        stream.write(text)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -116,26 +135,12 @@ def _has_colour(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
-def plain(value: Any) -> Any:
-    """The same in types JSON has: numbers that are not finite become text, bytes hexadecimal text."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, int):
-        return int(value) if value.bit_length() <= _MAX_DECIMAL_BITS else hex(value)
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"inf": "Infinity", "-inf": "-Infinity"}.get(str(value), "NaN")
-    if isinstance(value, dict):
-        return {str(plain(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, bytes | bytearray | memoryview):
-        return bytes(value).hex()
-    return str(value)
-
-
 def value_text(value: Any, limit: int = 100) -> str:
     """A plain value on one line, cut to ``limit`` characters."""
-    text = repr(plain(value) if isinstance(value, int) else value)
+    try:
+        text = repr(plain(value) if isinstance(value, int) else value)
+    except ValueError:  # There is a very long int in it.
+        text = repr(plain(value))
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -14,12 +14,34 @@ import argparse
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Final, TypedDict, cast
 
 from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled
+from fastckpt.cli.render import Output, Styled
 from fastckpt.nanochat.names import OPTIM
 from fastckpt.nanochat.steps import read_steps
 from fastckpt.text import count_text, duration_text, size_text
+from fastckpt.verdicts import Verdict
+
+EXAMPLES: Final = (
+    "fastckpt reshard two_ranks --step 12 --world-size 1 -o one_rank",
+    "fastckpt reshard two_ranks --step 12 --world-size 4",
+)
+
+
+class ReshardDocument(TypedDict):
+    directory: str
+    step: int
+    form: str | None
+    ranks_before: int | None
+    ranks: int
+    files: tuple[str, ...]
+    removed: tuple[str, ...]
+    nbytes: int
+    notes: tuple[str, ...]
+    resume: str | None
+    seconds: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,20 +72,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
             progress=progress,
         )
     written = read_tag(done.directory, deep=False, threads=args.threads, progress=None).examine(done.step)
-    facts: Facts = {
-        "directory": done.directory,
-        "step": done.step,
-        "form": done.form,
-        "ranks_before": done.ranks_before,
-        "ranks": done.ranks,
-        "files": list(done.files),
-        "removed": list(done.removed),
-        "nbytes": done.nbytes,
-        "notes": list(done.notes),
-        # A note says how a revision is started that wants torchrun for a single rank, too.
-        "resume": resume_command(written) if not done.notes or done.ranks > 1 else None,
-        "seconds": time.perf_counter() - start,
-    }
+    # A note says how a revision is started that wants torchrun for a single rank, too.
+    resume = resume_command(written) if not done.notes or done.ranks > 1 else None
+    seconds = time.perf_counter() - start
+    facts = cast(ReshardDocument, {**asdict(done), "resume": resume, "seconds": seconds})
     out.show(facts, _lines)
     out.document(facts)
     return 0
@@ -76,14 +88,14 @@ def _size(directory: str, number: int) -> int:
     return sum(os.path.getsize(next(iter(paths.values()))) for paths in ranks)
 
 
-def _lines(facts: Facts) -> Iterator[str | Styled]:
+def _lines(facts: ReshardDocument) -> Iterator[str | Styled]:
     step = f"step {facts['step']} in {facts['directory']}"
     if not facts["files"]:
         yield f"{step}: nothing to write"
     else:
         ranks = f"{facts['ranks_before']} -> {facts['ranks']} ranks"
         size = f"{facts['form']}, {size_text(facts['nbytes'])} of optimizer state"
-        yield Styled(f"{step}: {ranks}, {size}, verified, {duration_text(facts['seconds'])}", "good")
+        yield Styled(f"{step}: {ranks}, {size}, {Verdict.VERIFIED}, {duration_text(facts['seconds'])}", "good")
         yield f"  written: {count_text(len(facts['files']), 'file')}"
     if facts["removed"]:
         yield f"  replaced: {', '.join(map(os.path.basename, facts['removed']))}"

@@ -23,6 +23,7 @@ import os
 import runpy
 import sys
 from importlib.machinery import PathFinder
+from typing import Final
 
 from fastckpt.cli.prune import RULES, add_rules
 from fastckpt.cli.render import Output
@@ -33,6 +34,11 @@ from fastckpt.nanochat.script_save import ScriptSave
 
 FAILED = 1
 """What python ends with after an exception that nobody caught."""
+
+EXAMPLES: Final = (
+    "fastckpt run -m scripts.base_train -- --num-iterations=20 --save-every=10",
+    "fastckpt run --emergency-save --keep-last 3 -m scripts.base_train -- --num-iterations=20 --save-every=10",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """Get every tensor that is still proven out of a damaged checkpoint.
 
-SRC is a .pt, .safetensors or .fckpt file in any state, or a nanochat directory;
-it is only ever read. Without -o this is a dry run: it shows what would come
+SRC is a .pt, .safetensors or .fckpt file in any state, or a directory with
+checkpoints; it is only ever read. Without -o this is a dry run: it shows what would come
 back. With -o, tensors whose checksums match are written to DST, whose suffix
 (.fckpt, .pt, .safetensors) tells the format.
 """
@@ -10,21 +10,39 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
 
-from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, columns
+from fastckpt.cli.progress import bytes_at, progress_bar
+from fastckpt.cli.render import Output, Styled, columns
+from fastckpt.cli.set_text import other_sets, show_sets
 from fastckpt.errors import UsageError
-from fastckpt.text import count_text, size_text
+from fastckpt.findings import ByteCounts, FindingFacts
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.salvaging.directory import SalvageDirectoryDocument
+from fastckpt.salvaging.report import SalvagedFile
+from fastckpt.sets.model import CheckpointSet
+from fastckpt.surveying.fates import FateFacts
+from fastckpt.text import count_text, share_text, size_text, some
+from fastckpt.verdicts import Verdict
 
 _SHOWN = 40
-_STYLES = {"whole": "good", "incomplete": "warn", "mixed": "bad", "damaged": "bad", "unusable": "bad"}
+_STYLES = {Verdict.WHOLE: "good", "incomplete": "warn", "mixed": "bad", "damaged": "bad", "unread": "bad"}
+
+EXAMPLES: Final = (
+    "fastckpt salvage broken.pt                         # what would come back; writes nothing",
+    "fastckpt salvage broken.pt -o rescued.pt --backfill model_000400.pt",
+    "fastckpt salvage base_checkpoints/d4               # what is whole in a directory",
+)
+
+
+class SalvageDocument(SalvagedFile):
+    exit_code: int
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``fastckpt salvage``."""
-    parser.add_argument("source", metavar="SRC", help="the damaged file, or a nanochat checkpoint directory")
+    parser.add_argument("source", metavar="SRC", help="the damaged file, or a directory of checkpoints")
     parser.add_argument("-o", "--output", metavar="DST", help="the file to write; without it, a dry run")
     parser.add_argument("--like", metavar="FILE", help="a checkpoint of the same structure, for names that are lost")
     parser.add_argument("--backfill", metavar="OTHER", help="take tensors that did not come back from this checkpoint")
@@ -43,13 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Salvage, then show what became of every tensor."""
-    if os.path.isdir(args.source):
-        return _run_directory(args, out)
     from fastckpt.salvaging.salvage import salvage
+    from fastckpt.salvaging.survey_set import the_one
 
+    if is_directory_of_checkpoints(args.source):
+        sets = other_sets(args.source)
+        if the_one(sets, args.source) is None:
+            return _run_directory(args, sets, out)
     include = [name.strip() for name in args.include.split(",") if name.strip()]
-    total = os.path.getsize(args.source) if os.path.exists(args.source) else 0
-    with progress_bar(f"salvaging {os.path.basename(args.source)}", total) as progress:
+    with progress_bar(f"salvaging {os.path.basename(args.source)}", bytes_at(args.source)) as progress:
         report = salvage(
             args.source,
             args.output,
@@ -61,21 +81,23 @@ def run(args: argparse.Namespace, out: Output) -> int:
             threads=args.threads,
             progress=progress,
         )
-    facts = {**report.as_dict(), "exit_code": report.exit_code}
+    facts: SalvageDocument = {**report.as_dict(), "exit_code": report.exit_code}
     out.show(facts, _lines)
     out.document(facts)
     return report.exit_code
 
 
-def _run_directory(args: argparse.Namespace, out: Output) -> int:
+def _run_directory(args: argparse.Namespace, sets: Sequence[CheckpointSet], out: Output) -> int:
     from fastckpt.salvaging.directory import salvage_directory
 
     if args.output or args.like or args.backfill or args.include:
         raise UsageError(
-            "a directory is only looked at; its files are salvaged one by one",
+            "of a directory salvage only shows the state; salvage its files one by one",
             path=args.source,
             next_step="fastckpt salvage FILE -o DST",
         )
+    if sets:
+        return show_sets(args.source, sets, args.threads, out)
     report = salvage_directory(args.source, threads=args.threads)
     facts = report.as_dict()
     out.show(facts, _directory_lines)
@@ -86,10 +108,12 @@ def _run_directory(args: argparse.Namespace, out: Output) -> int:
 # --- a file -------------------------------------------------------------------
 
 
-def _lines(facts: Facts) -> Iterator[str | Styled]:
+def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
     tensors = facts["tensors"]
     what = f"{facts['format']}, " if facts["format"] != "unknown" and tensors else ""
-    yield f"{facts['path']}: {what}{size_text(facts['size'])}, {count_text(len(tensors), 'tensor')}"
+    counts = ByteCounts(**facts["tensor_bytes"])
+    proven = f", {share_text(counts.proven, counts.total)} of tensor data proven" if counts.total else ""
+    yield f"{facts['path']}: {what}{size_text(facts['size'])}, {count_text(len(tensors), 'tensor')}{proven}"
     if facts["structure"] not in ("whole", "none"):
         yield Styled(f"  names and shapes: {_structure(facts['structure'])}", "warn")
     yield from _count_lines(facts)
@@ -121,23 +145,25 @@ _MEANINGS = {
 }
 
 
-def _count_lines(facts: Facts) -> Iterator[str | Styled]:
+def _count_lines(facts: SalvageDocument) -> Iterator[str | Styled]:
     rows = []
     styles = []
     for status, count in facts["counts"].items():
         if count:
             size = sum(t["nbytes"] for t in facts["tensors"].values() if t["status"] == status)
-            rows.append([status, f"{count}", size_text(size), _MEANINGS[status]])
-            styles.append({"intact": "good", "unverified": "warn"}.get(status, "bad"))
+            rows.append(
+                [status, f"{count}", size_text(size), _MEANINGS[status] if size else "there are no bytes in it"]
+            )
+            styles.append({Verdict.INTACT: "good", "unverified": "warn"}.get(status, "bad"))
     if rows:
         yield from (Styled(line, style) for line, style in zip(columns(rows, right=(1, 2)), styles, strict=True))
 
 
-def _fate_lines(facts: Facts) -> Iterable[str]:
+def _fate_lines(facts: SalvageDocument) -> Iterable[str]:
     written, backfilled = set(facts["written"]), facts["backfilled"]
     rows: list[list[str]] = []
     for name, fate in facts["tensors"].items():
-        if fate["status"] == "intact" and name in written:
+        if fate["status"] == Verdict.INTACT and name in written:
             continue
         if fate["status"] == "unverified" and len(rows) >= _SHOWN:
             continue
@@ -151,48 +177,51 @@ def _fate_lines(facts: Facts) -> Iterable[str]:
     return [*lines, ""]
 
 
-def _left(fate: dict[str, Any], donor: str | None) -> str:
+def _left(fate: FateFacts, donor: str | None) -> str:
     """What is left of a tensor, in a few words."""
     parts = []
-    if fate["status"] == "intact":
+    if fate["status"] == Verdict.INTACT:
         parts.append("left out: see the note")
     if fate["status"] == "partial":
         parts.append(f"{size_text(fate['present'])} of {size_text(fate['nbytes'])}")
-    for key, text in (("rows_intact", "proven"), ("rows_present", "there, unproven")):
-        if fate.get(key):
-            runs = [f"{first}-{end - 1}" for first, end in fate[key][:4]]
-            more = f" and {len(fate[key]) - 4} more runs" if len(fate[key]) > 4 else ""
-            parts.append(f"rows {', '.join(runs)}{more} of {fate['shape'][0]} {text}")
-    if fate.get("bad_leaves"):
-        parts.append(f"{count_text(len(fate['bad_leaves']), 'bad leaf').replace('leafs', 'leaves')}")
-    if not parts and fate.get("reason"):
-        parts.append(fate["reason"])
+    for rows, text in ((fate.get("rows_intact"), "proven"), (fate.get("rows_present"), "there, unproven")):
+        if rows:
+            runs = some((f"{first}-{end - 1}" for first, end in rows), 4)
+            parts.append(f"rows {runs} of {fate['shape'][0]} {text}")
+    leaves = fate.get("bad_leaves")
+    if leaves:
+        parts.append("1 bad leaf" if len(leaves) == 1 else f"{len(leaves):,} bad leaves")
+    reason = fate.get("reason")
+    if reason and not parts:
+        parts.append(reason)
     if donor is not None:
         parts.append(f"taken from {os.path.basename(donor)}")
     return "; ".join(parts)
 
 
-def _other_findings(facts: Facts) -> list[dict[str, Any]]:
-    """Findings that are about no tensor: headers, directories, copies."""
-    return [f for f in facts["findings"] if not f["tensors"] and f["kind"] != "unproven"][:10]
+def _other_findings(facts: SalvageDocument) -> list[FindingFacts]:
+    """Findings that are about no tensor: headers, directories, copies, the file as a whole."""
+    return [f for f in facts["findings"] if not f["tensors"] and (f["kind"] != "unproven" or not f["size"])][:10]
 
 
-def _outcome(facts: Facts) -> Iterator[str | Styled]:
+def _outcome(facts: SalvageDocument) -> Iterator[str | Styled]:
     count, total = len(facts["written"]), len(facts["tensors"])
-    if not total:
+    if not total and facts["structure"] == "none" and facts["destination"] is None:
         yield Styled("nothing of a checkpoint could be found in this file", "bad")
         return
     own = count - len(facts["backfilled"])
-    text = f"{own} of {total} tensors"
+    text = f"{own} of {total} tensors" if total else "no tensors, and all besides"
     for donor in sorted(set(facts["backfilled"].values())):
         text += f", and {len(facts['backfilled'])} from {os.path.basename(donor)}"
-    complete = "complete" if facts["complete"] else "incomplete"
+    complete = Verdict.COMPLETE if facts["complete"] else "incomplete"
     if facts["destination"] is not None:
         style = "good" if facts["complete"] else "warn"
         yield Styled(f"wrote {facts['destination']}: {text} ({complete})", style)
+    elif facts["exit_code"] == 0 and not total:
+        yield "there are no tensors in it, and no damage was found"
     elif facts["exit_code"] == 0:
-        proven = facts["counts"]["intact"] == total
-        yield Styled("nothing is damaged" if proven else "nothing is missing, and nothing can prove it", "good")
+        proven = total and facts["counts"][Verdict.INTACT] == total and not facts["findings"]
+        yield Styled(str(Verdict.NOTHING_DAMAGED), "good") if proven else Styled(str(Verdict.NOTHING_MISSING), "warn")
     else:
         yield Styled(f"would come back: {text} ({complete})", "good" if facts["complete"] else "warn")
 
@@ -200,12 +229,12 @@ def _outcome(facts: Facts) -> Iterator[str | Styled]:
 # --- a directory --------------------------------------------------------------
 
 
-def _directory_lines(facts: Facts) -> Iterator[str | Styled]:
+def _directory_lines(facts: SalvageDirectoryDocument) -> Iterator[str | Styled]:
     yield f"{facts['path']}: {count_text(len(facts['steps']), 'step')}"
     for step in facts["steps"]:
         yield Styled(f"  step {step['step']:<8} {step['state']}", _STYLES[step["state"]])
         for file in step["files"]:
-            if file["state"] != "whole":
+            if file["state"] != Verdict.WHOLE:
                 counts = file.get("counts", {})
                 text = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
                 yield f"    {os.path.basename(file['path'])}: {text or file['message']}"
@@ -213,5 +242,5 @@ def _directory_lines(facts: Facts) -> Iterator[str | Styled]:
             yield f"    note: {note}"
     newest = facts["newest_whole"]
     whole = f"step {newest}" if newest is not None else "none"
-    yield Styled(f"newest whole step: {whole}", "good" if newest is not None else "bad")
+    yield Styled(f"newest {Verdict.WHOLE} step: {whole}", "good" if newest is not None else "bad")
     yield f"next: {facts['next']}"

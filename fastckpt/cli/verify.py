@@ -2,8 +2,10 @@
 
 A .fckpt file is checked by its digests, a .pt file by its CRCs; a .safetensors
 file has no checksums, so its tensors can be present but never proven. A
-directory stands for all checkpoint files in it. The exit code is that of the
-worst file.
+directory stands for all checkpoint files in it. What is several files (a model
+in shards, a Trainer's step, torch.distributed.checkpoint, DeepSpeed) has to be
+whole as well: all of them there, each with what the others say. The exit code
+is that of the worst file.
 """
 
 from __future__ import annotations
@@ -11,18 +13,48 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Final, TypedDict, cast
 
 from fastckpt.cli.files import checkpoint_files
-from fastckpt.cli.progress import progress_bar
-from fastckpt.cli.render import Facts, Output, Styled, error_facts
+from fastckpt.cli.near import with_near_names
+from fastckpt.cli.progress import bytes_at, progress_bar
+from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts
+from fastckpt.cli.set_text import set_lines
 from fastckpt.errors import FastckptError
+from fastckpt.findings import UNSETTLED, ByteCounts, VerifiedFile
+from fastckpt.io.transfer import thread_count
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.sets.judge import SetDocument, judge
+from fastckpt.sets.model import UNREADABLE, CheckpointSet
+from fastckpt.sets.recognise import recognise
 from fastckpt.stored.inspection import outline
 from fastckpt.stored.verify import verify
-from fastckpt.text import count_text, duration_text, rate_text, size_text
+from fastckpt.text import count_text, duration_text, rate_text, share_text, size_text, some
+from fastckpt.verdicts import Verdict
 
 _SHOWN_FINDINGS = 50
-_WITHOUT_CHECKSUMS = ("safetensors", "torch-legacy")
+
+EXAMPLES: Final = (
+    "fastckpt verify model_000500.fckpt",
+    "fastckpt verify -r base_checkpoints               # all below it",
+    "fastckpt verify broken.pt --json",
+)
+
+
+class VerifyDocument(VerifiedFile):
+    seconds: float
+
+
+class FailedFile(TypedDict):
+    path: str
+    ok: bool
+    error: ErrorFacts
+
+
+class VerifySeveralDocument(TypedDict):
+    files: Sequence[VerifyDocument | VerifiedFile | FailedFile]
+    sets: Sequence[SetDocument]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +66,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Verify all paths; returns the highest exit code."""
-    paths, single = checkpoint_files(args.paths, recursive=args.recursive)
+    sets = [found for path in args.paths if is_directory_of_checkpoints(path) for found in recognise(path)]
+    judged, inside = [_judge(checkpoint, args.threads) for checkpoint in sets], _files_of(sets)
+    paths, single = checkpoint_files(args.paths, recursive=args.recursive, besides=inside)
     if single:
         facts, code = _verify(paths[0], args.threads)
         out.show(facts, _lines)
         out.document(facts)
         return code
-    files = []
+    verified: list[VerifiedFile] = []
+    files: list[VerifiedFile | FailedFile] = []
     codes = []
     for path in paths:
         try:
@@ -48,18 +83,46 @@ def run(args: argparse.Namespace, out: Output) -> int:
         except FastckptError as error:
             if error.exit_code == 64:
                 raise
-            facts, code = {"path": path, "ok": False, "error": error_facts(error), "shown": str(error)}, error.exit_code
-        out.show(facts, lambda facts: _lines(facts, prefix=f"{facts['path']}: "))
-        facts.pop("shown", None)
-        files.append(facts)
+            code = with_near_names(error).exit_code
+            # The error's own text begins with the path.
+            out.show([Styled(str(error), "bad")], list)
+            files.append({"path": path, "ok": False, "error": error_facts(error)})
+        else:
+            out.show(facts, lambda facts: _lines(facts, prefix=f"{facts['path']}: "))
+            verified.append(facts)
+            files.append(facts)
         codes.append(code)
-    summary = {"files": files}
-    out.show(summary, _summary_lines)
+    for checkpoint in judged:
+        out.show(checkpoint, _set_lines)
+        verified += checkpoint["files"]
+        files += checkpoint["files"]
+        codes.append(checkpoint["exit_code"])
+    refused = sum(_refused(checkpoint) for checkpoint in judged)
+    out.show(verified, lambda verified: _summary_lines(verified, len(files) + refused, judged))
+    summary: VerifySeveralDocument = {"files": files, "sets": judged}
     out.document(summary)
     return max(codes)
 
 
-def _verify(path: str, threads: int | None) -> tuple[Facts, int]:
+def _judge(checkpoint: CheckpointSet, threads: int | None) -> SetDocument:
+    total = sum(bytes_at(member.path) for member in checkpoint.members)
+    with progress_bar(f"verifying {os.path.basename(checkpoint.path)}", total) as progress:
+        return judge(checkpoint, threads=thread_count(threads), progress=progress).as_dict()
+
+
+def _refused(checkpoint: SetDocument) -> int:
+    """How many files of it are there and could not be verified at all."""
+    read = {file["path"] for file in checkpoint["files"]}
+    bad = {problem["path"] for problem in checkpoint["problems"] if problem["kind"] in ("damaged", UNREADABLE)}
+    return len(bad - read)
+
+
+def _files_of(sets: Iterable[CheckpointSet]) -> set[str]:
+    """What is judged with its set, and not once more by itself."""
+    return {member.path for checkpoint in sets for member in checkpoint.members}
+
+
+def _verify(path: str, threads: int | None) -> tuple[VerifyDocument, int]:
     about = outline(path)
     start = time.perf_counter()
     with progress_bar(f"verifying {os.path.basename(path)}", about.nbytes if about is not None else 0) as progress:
@@ -68,11 +131,13 @@ def _verify(path: str, threads: int | None) -> tuple[Facts, int]:
     return {**report.as_dict(), "seconds": seconds}, report.exit_code
 
 
-def _lines(facts: Facts, prefix: str = "") -> Iterable[str | Styled]:
-    if "error" in facts:
-        # The error's own text begins with the path.
-        yield Styled(facts["shown"], "bad")
-        return
+def _set_lines(facts: SetDocument) -> Iterable[str | Styled]:
+    for file in facts["files"]:
+        yield from _lines(file, prefix=f"{file['path']}: ")
+    yield from set_lines(facts)
+
+
+def _lines(facts: VerifiedFile, prefix: str = "") -> Iterable[str | Styled]:
     findings = facts["findings"]
     for finding in findings[:_SHOWN_FINDINGS]:
         first, size = finding["offset"], finding["size"]
@@ -84,17 +149,26 @@ def _lines(facts: Facts, prefix: str = "") -> Iterable[str | Styled]:
     yield Styled(prefix + text, style)
 
 
-def _verdict(facts: Facts) -> tuple[str, str]:
-    size, verified, seconds = facts["size"], facts["verified_bytes"], facts["seconds"]
-    if _is_intact(facts):
+def _verdict(facts: VerifiedFile) -> tuple[str, str]:
+    size, verified = facts["size"], facts["verified_bytes"]
+    if facts["verdict"] == Verdict.INTACT:
         what = "every byte verified" if facts["format"] == "fckpt" else "every record matches its CRC-32"
+        seconds = cast(VerifyDocument, facts).get("seconds")
+        if seconds is None:  # One of several files that were looked at together.
+            return f"{Verdict.INTACT}: {size_text(size)}, {what}", "good"
         speed = f" ({rate_text(verified, seconds)})" if verified else ""
-        return f"intact: {size_text(size)}, {what} in {duration_text(seconds)}{speed}", "good"
-    if facts["ok"]:
+        return f"{Verdict.INTACT}: {size_text(size)}, {what} in {duration_text(seconds)}{speed}", "good"
+    if facts["verdict"] == Verdict.PRESENT:
         unproven = sum(finding["size"] for finding in facts["findings"])
+        if not unproven and facts["findings"]:
+            return f"{Verdict.PRESENT}: {size_text(size)}, and {UNSETTLED}", "warn"
         if not unproven:
-            return f"present: {size_text(size)}, without any tensor data, and no checksum to prove the rest by", "warn"
-        return f"present: {size_text(size)}, of which {size_text(unproven)} have no checksum to prove them by", "warn"
+            what = f"{size_text(size)}, without any tensor data, and no checksum to prove the rest by"
+            return f"{Verdict.PRESENT}: {what}", "warn"
+        return (
+            f"{Verdict.PRESENT}: {size_text(size)}, of which {size_text(unproven)} have no checksum to prove them by",
+            "warn",
+        )
     damaged = facts["damaged_tensors"]
     if not any(finding["loss"] for finding in facts["findings"]):
         return (
@@ -105,27 +179,27 @@ def _verdict(facts: Facts) -> tuple[str, str]:
         return f"damaged: which tensors are lost is not known; {_next(facts)}", "bad"
     total = f" of {facts['tensors_total']}" if facts["tensors_total"] is not None else ""
     noun = "tensor" if (facts["tensors_total"] or len(damaged)) == 1 else "tensors"
-    names = ", ".join(damaged[:3]) + (", ..." if len(damaged) > 3 else "")
-    return f"damaged: {len(damaged)}{total} {noun} ({names}); {_next(facts)}", "bad"
+    proven = ""
+    if facts["tensor_bytes"] is not None:
+        counts = ByteCounts(**facts["tensor_bytes"])
+        proven = f", {share_text(counts.proven, counts.total)} proven"
+    return f"damaged: {len(damaged)}{total} {noun} ({some(damaged)}){proven}; {_next(facts)}", "bad"
 
 
-def _is_intact(facts: Facts) -> bool:
-    """Whether a checksum proves the file, rather than that nothing speaks against it."""
-    return bool(facts["ok"] and not facts["findings"] and facts["format"] not in _WITHOUT_CHECKSUMS)
-
-
-def _next(facts: Facts) -> str:
+def _next(facts: VerifiedFile) -> str:
     return f"next: {facts['next']}"
 
 
-def _summary_lines(facts: Facts) -> Iterable[str | Styled]:
-    files = facts["files"]
-    size = sum(file.get("size", 0) for file in files)
-    intact = sum(_is_intact(file) for file in files)
-    present = sum(bool(file["ok"]) for file in files) - intact
-    bad = len(files) - intact - present
-    counts = [f"{intact} intact"]
-    counts += [f"{present} present but unproven"] if present else []
+def _summary_lines(verified: Sequence[VerifiedFile], count: int, sets: Sequence[SetDocument]) -> Iterable[str | Styled]:
+    size = sum(file["size"] for file in verified)
+    intact, present = (
+        sum(file["verdict"] == verdict for file in verified) for verdict in (Verdict.INTACT, Verdict.PRESENT)
+    )
+    bad = count - intact - present
+    counts = [f"{intact} {Verdict.INTACT}"]
+    counts += [f"{present} {Verdict.PRESENT} but unproven"] if present else []
     counts += [f"{bad} not"] if bad else []
-    style = "bad" if bad else "warn" if present else "good"
-    yield Styled(f"{count_text(len(files), 'file')}, {size_text(size)}: {', '.join(counts)}", style)
+    whole = sum(each["verdict"] == Verdict.WHOLE for each in sets)
+    of_sets = f"; {whole} of {count_text(len(sets), 'checkpoint')} {Verdict.WHOLE}" if sets else ""
+    style = "bad" if bad or whole < len(sets) else "warn" if present else "good"
+    yield Styled(f"{count_text(count, 'file')}, {size_text(size)}: {', '.join(counts)}{of_sets}", style)

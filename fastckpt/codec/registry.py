@@ -12,6 +12,7 @@ from typing import Final, Protocol
 from fastckpt.codec.zstd import ZstdCodec
 from fastckpt.constants import CODEC_NONE, CODEC_PLANES, CODEC_ZSTD
 from fastckpt.errors import UnsupportedVersionError, UsageError
+from fastckpt.text import did_you_mean
 
 Buffer = bytes | bytearray | memoryview
 
@@ -49,7 +50,7 @@ def codec_for_reading(codec_id: int) -> Codec:
 
 
 def codec_for_writing(spec: str) -> tuple[int, Codec | None]:
-    """Id and encoder for ``"none"``, ``"zstd"`` or ``"zstd:LEVEL"`` (1 to 22; default 3).
+    """Id and encoder for ``"none"``, ``"zstd"`` or ``"zstd:LEVEL"`` (1 to 22; default 1).
 
     Raises:
         UsageError: Unknown codec or level.
@@ -59,4 +60,9 @@ def codec_for_writing(spec: str) -> tuple[int, Codec | None]:
         return CODEC_NONE, None
     if name == "zstd" and (not level or (level.isdecimal() and 1 <= int(level) <= 22)) and spec != "zstd:":
         return CODEC_ZSTD, ZstdCodec(int(level or ZstdCodec.DEFAULT_LEVEL))
-    raise UsageError(f"unknown codec {spec!r}", expected='"none", "zstd" or "zstd:1" to "zstd:22"')
+    known = ("none", "zstd")
+    raise UsageError(
+        f"unknown codec {spec!r}",
+        expected='"none", "zstd" or "zstd:1" to "zstd:22"',
+        next_step=None if name in known else did_you_mean(name, known),
+    )

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 from fastckpt.conversion.convert_file import convert_file
+from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
-from fastckpt.errors import UsageError
+from fastckpt.conversion.to_safetensors import convert_to_shards
+from fastckpt.errors import FILE_OBJECT, UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import source_file
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.io.file_object import Readables, Writables, is_path, name_of, require_path, write_whole
+from fastckpt.io.how import How
 from fastckpt.io.os_errors import is_directory
+from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.nanochat.places import is_nanochat
+from fastckpt.sets.recognise import recognise
+from fastckpt.text import parse_size
 
 
 def convert(
-    source: str | os.PathLike[str],
-    destination: str | os.PathLike[str] | None = None,
+    source: Readables,
+    destination: Writables | None = None,
     *,
     to: Format | None = None,
     step: int | None = None,
@@ -27,16 +37,22 @@ def convert(
     exact: bool = True,
     durable: bool = True,
     replace: bool = False,
+    strip_prefix: str | None = None,
+    keys: str | None = None,
+    copy_shared: bool = False,
+    shard_size: int | str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> list[Conversion]:
-    """Convert a checkpoint file, or a nanochat checkpoint directory.
+    """Convert a checkpoint file, a nanochat checkpoint directory, or another checkpoint of several files.
 
     Args:
-        source: A ``.pt``, ``.safetensors`` or ``.fckpt`` file, told by content;
-            or a directory with ``model_000500.pt`` and its siblings.
+        source: A ``.pt``, ``.safetensors`` or ``.fckpt`` file, recognised by its content;
+            or a directory with ``model_000500.pt`` and its siblings; or one with a model in shards and its index,
+            or of torch.distributed.checkpoint; or a binary file object, see `fastckpt.load`.
         destination: The file (or directory) to write. None puts it beside the
-            source (or into the same directory).
+            source (or into the same directory). A file, if several are to be put together; all of it is then in
+            memory. Or a binary file object: the file is made in a temporary directory, then written into it.
         to: ``fckpt``, ``pt`` or ``safetensors``. None follows from the
             destination's suffix or, without one, from the source: foreign files
             become ``.fckpt``, a ``.fckpt`` what it was made from.
@@ -45,8 +61,14 @@ def convert(
         exact: Keep, or give back, the foreign file byte for byte.
         durable: Return only when the result survives a power cut.
         replace: Delete the source once the result was read back from disk and verified.
+        strip_prefix: What a wrapper put before the names of a model, such as ``_orig_mod.``: it is taken off. The
+            state is then written anew, also from a file of the same format.
+        keys: To ``.safetensors``: a name or glob; only these tensors are written.
+        copy_shared: To ``.safetensors``: write tied tensors once for each of their names.
+        shard_size: To a directory: write ``.safetensors`` shards of at most so many bytes (``"5GB"``) and their
+            index, as Hugging Face lays out a model.
         threads: Worker threads; None takes one per CPU.
-        progress: Told of the bytes done so far in the current file.
+        progress: Called with the bytes done so far in the current file.
 
     Returns:
         What was converted, file by file.
@@ -62,42 +84,58 @@ def convert(
         >>> [done.exact for done in fastckpt.convert("model.pt", "model.fckpt")]
         [True]
     """
-    if is_directory(source):
+    if strip_prefix and (replace or (is_path(source) and is_directory_of_checkpoints(source))):
+        raise UsageError(
+            "strip_prefix takes a single file, and no replace",
+            path=name_of(source),
+            next_step="fastckpt convert SRC DST --strip-prefix PREFIX",
+        )
+    size = _shard_size(shard_size)
+    request = Request(codec, exact, durable, replace, strip_prefix, threads, progress, keys, copy_shared, size)
+    if size is not None and (replace or to not in (None, "safetensors") or destination is None):
+        raise UsageError(
+            "shards are .safetensors files, in a directory of their own",
+            path=name_of(source),
+            next_step="fastckpt convert SRC DIR --shard-size 5GB",
+        )
+    if is_path(source) and is_directory_of_checkpoints(source):
+        found = recognise(os.fsdecode(source))
+        if found and not is_nanochat(os.fsdecode(source)):
+            from fastckpt.conversion.set_directory import convert_set
+
+            target = destination if destination is None else require_path(destination, "the destination of a directory")
+            return convert_set(
+                found, os.fsdecode(source), None if target is None else os.fsdecode(target), request, to=to
+            )
         from fastckpt.conversion.nanochat_directory import convert_directory
 
-        return convert_directory(
-            source,
-            destination if destination is not None else source,
-            to=to,
-            step=step,
-            codec=codec,
-            exact=exact,
-            durable=durable,
-            replace=replace,
-            threads=threads,
-            progress=progress,
-        )
+        into = source if destination is None else require_path(destination, "the destination of a directory")
+        return convert_directory(source, into, request, to=to, step=step)
     if step is not None:
-        raise UsageError("a step can be chosen only when a directory is converted", path=source)
+        raise UsageError("a step can be chosen only when a directory is converted", path=name_of(source))
+    if replace and not (is_path(source) and (destination is None or is_path(destination))):
+        raise UsageError("replace takes files: a file object cannot be deleted or read back", path=name_of(source))
     with Source(source) as opened:
-        target, wanted = _destination(opened, destination, to)
-        converted = convert_file(
-            opened,
-            target,
-            to=wanted,
-            codec=codec,
-            exact=exact,
-            durable=durable,
-            replace=replace,
-            threads=threads,
-            progress=progress,
-        )
-    return [converted]
+        if replace and opened.unpacked is not None:
+            raise UsageError("replace takes files, and this is a folder", path=opened.path)
+        if destination is None and not is_path(source):
+            raise UsageError("a file object has no place beside it", path=opened.path, next_step="give a destination")
+        if size is not None and destination is not None:
+            shards = require_path(destination, "the destination of shards")
+            how = How(reading_threads(opened, threads), durable, progress)
+            return convert_to_shards(opened, os.fsdecode(shards), how, request)
+        if destination is None or isinstance(destination, str | bytes | os.PathLike):
+            target, wanted = _destination(opened, destination, to)
+            return [convert_file(opened, target, request, to=wanted)]
+        made: list[Conversion] = []
+        wanted = _format(opened, to)
+        hurried = dataclasses.replace(request, durable=False)
+        write_whole(destination, lambda target: made.append(convert_file(opened, target, hurried, to=wanted)))
+        return [dataclasses.replace(done, destination=FILE_OBJECT) for done in made]
 
 
 def _destination(source: Source, destination: str | os.PathLike[str] | None, to: Format | None) -> tuple[str, Format]:
-    if to is not None and to not in FORMAT_OF.values():
-        raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
+    _require_format(to)
     if destination is not None and not is_directory(destination):
         suffix = Path(destination).suffix
         if to is None and suffix not in FORMAT_OF:
@@ -107,10 +145,36 @@ def _destination(source: Source, destination: str | os.PathLike[str] | None, to:
                 next_step="add --to fckpt, pt or safetensors",
             )
         return os.fspath(destination), to or FORMAT_OF[suffix]
-    # An unrecognised file is left to the reader's own error.
-    wanted = to or ("fckpt" if kind_of(source) not in (None, "fckpt") else _origin(source))
-    name = Path(source.path).with_suffix(f".{wanted}")
+    wanted = _format(source, to)
+    if source.unpacked is None:
+        name = Path(source.path).with_suffix(f".{wanted}")
+    else:
+        name = Path(f"{os.path.abspath(source.path)}.{wanted}")  # A folder has no suffix, and can be called ".".
     return os.fspath(Path(destination) / name.name if destination is not None else name), wanted
+
+
+def _format(source: Source, to: Format | None) -> Format:
+    """What is to be written where no name says it."""
+    _require_format(to)
+    # An unrecognised file is left to the reader's own error.
+    return to or ("fckpt" if kind_of(source) not in (None, "fckpt") else _origin(source))
+
+
+def _shard_size(size: int | str | None) -> int | None:
+    if size is None:
+        return None
+    try:
+        count = parse_size(size) if isinstance(size, str) else size
+    except ValueError as error:
+        raise UsageError(str(error), expected="a number and a unit, such as 5GB") from None
+    if count < 1:
+        raise UsageError("a shard has at least one byte", actual=str(size))
+    return count
+
+
+def _require_format(to: str | None) -> None:
+    if to is not None and to not in FORMAT_OF.values():
+        raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
 
 
 def _origin(source: Source) -> Format:

@@ -4,50 +4,52 @@ from __future__ import annotations
 
 import os
 
-from fastckpt.conversion.from_fckpt import convert_from_fckpt
+from fastckpt.conversion.from_fckpt import convert_from_fckpt, is_whole_in_safetensors, require_nothing_lost
+from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.conversion.to_fckpt import convert_to_fckpt
-from fastckpt.errors import DamagedError, MismatchError, UsageError
+from fastckpt.conversion.to_safetensors import convert_to_safetensors
+from fastckpt.conversion.without_prefix import convert_without_prefix
+from fastckpt.errors import UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.how import How
-from fastckpt.io.os_errors import exists, status
+from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Openable, Source
-from fastckpt.io.transfer import Progress, direct_threads
-from fastckpt.nanochat.names import parse_name
-from fastckpt.nanochat.save_mark import parse_mark
-from fastckpt.stored.verify import verify_source
+from fastckpt.io.transfer import direct_threads
+from fastckpt.stored.verify import require_verified
 
 
-def convert_file(
-    source: Openable,
-    destination: str | os.PathLike[str],
-    *,
-    to: Format,
-    codec: str = "none",
-    exact: bool = True,
-    durable: bool = True,
-    replace: bool = False,
-    threads: int | None = None,
-    progress: Progress | None = None,
-) -> Conversion:
+def convert_file(source: Openable, destination: str | os.PathLike[str], request: Request, *, to: Format) -> Conversion:
     """Convert one file, a path or an open one; see `convert`."""
+    codec, exact, replace, threads = request.codec, request.exact, request.replace, request.threads
+    durable = request.durable or replace
     with Source.of(source) as opened:
-        if exists(destination) and os.path.samestat(status(destination), status(opened.fd)):
-            raise UsageError("source and destination are the same file", path=opened.path)
+        refuse_overwriting(destination, [opened.fd])
         kind = kind_of(opened) or "fckpt"
-        direct = to == "fckpt" and codec == "none" and (durable or replace)
+        direct = to == "fckpt" and codec == "none" and durable
         count = direct_threads(threads) if direct else reading_threads(opened, threads)
-        how = How(count, durable or replace, progress)
+        how = How(count, durable, request.progress)
+        chosen = request.keys is not None or request.copy_shared or bool(request.strip_prefix)
+        if to == "safetensors" and not replace and (chosen or not _is_whole_in_safetensors(opened, kind, exact=exact)):
+            return convert_to_safetensors(opened, destination, how, request)
+        if request.keys is not None or request.copy_shared:
+            raise UsageError(
+                "keys and copy_shared are for a .safetensors destination, without replace", path=opened.path
+            )
+        if request.strip_prefix or (to == "pt" and kind == "safetensors" and not replace):
+            return convert_without_prefix(
+                opened, destination, how, to=to, codec=codec, prefix=request.strip_prefix or ""
+            )
         if kind == "fckpt" and to != "fckpt":
             file = CheckpointFile(opened)
             if replace:
-                _refuse_other_place(file)
+                require_nothing_lost(file, to=to, exact=exact)
             result = convert_from_fckpt(file, destination, how, to=to, exact=exact, confirm=replace)
         elif kind != "fckpt" and to == "fckpt":
-            result = convert_to_fckpt(opened, destination, how, codec=codec, exact=exact, replace=replace)
+            result = convert_to_fckpt(opened, destination, how, codec=codec, exact=exact, confirm=replace)
         else:
             if kind == "fckpt":
                 CheckpointFile(opened)  # Says what the file is, if it is no checkpoint at all.
@@ -60,15 +62,10 @@ def convert_file(
         return result
 
 
-def _refuse_other_place(file: CheckpointFile) -> None:
-    """Raise MismatchError if a file of a nanochat step is not in its place: only its mark says so, which would go."""
-    named, mark = parse_name(os.path.basename(file.path)), parse_mark(file.manifest.metadata)
-    if named is not None and mark is not None and mark.stem != named[0]:
-        raise MismatchError(
-            f"this was saved as {mark.stem}, and nothing would say so once it is replaced",
-            path=file.path,
-            next_step=f"give it back the name {mark.stem}.fckpt, or convert it without --replace",
-        )
+def _is_whole_in_safetensors(source: Source, kind: str, *, exact: bool) -> bool:
+    if kind == "fckpt":
+        return is_whole_in_safetensors(CheckpointFile(source), exact=exact)
+    return kind == "safetensors"
 
 
 def _confirm_and_remove(source: Source, destination: str | os.PathLike[str], *, threads: int) -> None:
@@ -77,15 +74,7 @@ def _confirm_and_remove(source: Source, destination: str | os.PathLike[str], *, 
     Raises:
         DamagedError: It does not, or the source is no longer the file that was converted; it is kept.
     """
-    with Source(destination) as written:
-        written.drop_cache()
-        report = verify_source(written, threads=threads)
-    if not report.ok:
-        raise DamagedError(
-            f"what was written does not verify: {report.findings[0].message}",
-            path=destination,
-            next_step="check the disk; the source was kept",
-        )
+    require_verified(destination, threads=threads, next_step="check the disk; the source was kept")
     source.require_in_place(next_step="convert it again; the file that is there now was kept")
     os.unlink(source.path)
     fsync_directory(os.path.dirname(os.path.abspath(source.path)))

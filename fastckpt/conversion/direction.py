@@ -45,7 +45,7 @@ def choose_format(directory: str, steps: Sequence[Step]) -> Format:
             answers = {"fckpt"}
     if len(answers) != 1:
         raise UsageError(
-            "the directory holds .pt and .fckpt files, and what is to become of them is not clear",
+            "the directory holds .pt and .fckpt files: say which of them to write",
             path=directory,
             next_step="add --to fckpt or --to pt",
         )

@@ -13,9 +13,11 @@ from collections.abc import Iterable, Sequence
 from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE
 from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.fckpt.bad_ranges import raise_damage
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_chunk, read_targets
+from fastckpt.fckpt.payload import Reading, Target, read_chunk, read_targets
 from fastckpt.fckpt.source_section import Segment
+from fastckpt.foreign.byte_order import turn_round
 from fastckpt.io.commit import Commit, translate_os_error
 from fastckpt.io.how import How
 from fastckpt.io.memory import allocate
@@ -64,10 +66,10 @@ def export_storages(file: CheckpointFile, sink: Commit, segments: Sequence[Segme
     done = 0
     for number, group in sorted(by_record.items()):
         record = file.records[number]
-        if len(record.storages) == 1 and len(group) == 1:
+        if len(record.storages) == 1 and len(group) == 1 and group[0].unit == 1:
             targets.append(Target(record, 0, record.raw_size, group[0].offset))
         else:
-            _export_pack(file, record, group, sink, threads=how.threads)
+            _export_from_memory(file, record, group, sink, threads=how.threads)
             done += record.raw_size
     tell = how.progress
     report = None if tell is None else lambda count: tell(done + count)
@@ -81,7 +83,7 @@ def export_storages(file: CheckpointFile, sink: Commit, segments: Sequence[Segme
     file.source.require_unchanged(next_step="convert it again")
 
 
-def _export_pack(
+def _export_from_memory(
     file: CheckpointFile, record: Record, segments: Sequence[Segment], sink: Commit, *, threads: int
 ) -> None:
     pack = allocate(record.raw_size)
@@ -89,6 +91,9 @@ def _export_pack(
     target = Target(record, 0, record.raw_size, base)
     raise_damage(file.source, read_targets(file.source, [target], Reading(threads)))
     places = file.manifest.storages
+    for segment in segments:
+        start = places[segment.storage].offset
+        turn_round(pack[start : start + segment.size], segment.unit)
     moves = [Move(base + places[s.storage].offset, s.offset, s.size) for s in segments]
     try:
         transfer(moves, source=MEMORY, sink=sink.fd, threads=threads, leaves=False)
@@ -141,6 +146,10 @@ def first_difference(
             raw = record.chunk_raw(chunk)
             begin, end = max(raw.offset, place.offset), min(raw.end, place.offset + place.nbytes)
             data = raw_bytes[begin - raw.offset : end - raw.offset]
+            if segment.unit > 1:
+                turned = bytearray(data)
+                turn_round(memoryview(turned), segment.unit)
+                data = bytes(turned)
             if written.read(at, len(data)) != data:
                 return at
             at += len(data)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from typing import Final
 
+from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion
 from fastckpt.conversion.same_content import Match, match
-from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError
+from fastckpt.errors import DamagedError, NotACheckpointError
 from fastckpt.io.os_errors import status
+from fastckpt.io.refuse_overwriting import holds_something_else
 from fastckpt.nanochat.meta import read_meta_bytes
 from fastckpt.stored.is_whole import is_whole
 
 ALREADY_THERE: Final = "was there already and holds the same"
 
 
-def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: int) -> Conversion | None:
+def find_finished(path: str, target: str, request: Request, *, threads: int) -> Conversion | None:
     """The conversion of ``path``, if ``target`` is what it would give.
 
     Returns:
@@ -34,11 +35,11 @@ def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: i
         raise
     if found is None:
         if is_whole(target, threads=threads):
-            refuse_overwriting(path, target, to="fckpt" if to_own else "pt")
+            refuse_other_content(path, target, to="fckpt" if to_own else "pt")
         return None
     if to_own:
-        as_wished = (found.exact or not exact) and found.encoded == (codec != "none")
-        if not as_wished or not is_whole(target, threads=threads):
+        as_asked = (found.exact or not request.exact) and found.encoded == (request.codec != "none")
+        if not as_asked or not is_whole(target, threads=threads):
             return None
     return Conversion(
         path,
@@ -52,13 +53,13 @@ def find_finished(path: str, target: str, *, codec: str, exact: bool, threads: i
     )
 
 
-def refuse_overwriting(path: str, target: str, *, to: str) -> None:
+def refuse_other_content(path: str, target: str, *, to: str) -> None:
     """Raise MismatchError unless ``target``, which differs from ``path``, was made of it before it was saved anew."""
     if to == "fckpt" and status(target).st_mtime_ns < status(path).st_mtime_ns:
         return
-    raise MismatchError(
-        f"there is a {os.path.basename(target)} already, whole, and it does not hold what {path} holds",
-        path=target,
+    raise holds_something_else(
+        target,
+        path,
         next_step="delete or move the one of them that is not wanted, or convert into another directory",
     )
 

@@ -9,21 +9,28 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from fastckpt.constants import SALVAGE_KEY
+from fastckpt.conversion.arrays import array_reader
 from fastckpt.conversion.export import Literals, confirm_export, export_file, export_storages
 from fastckpt.conversion.result import Conversion
-from fastckpt.errors import UnsupportedStateError
+from fastckpt.errors import MismatchError, UnsupportedStateError
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, source_file
-from fastckpt.foreign.safetensors_header import can_hold, lay_out
-from fastckpt.foreign.safetensors_table import DTYPE_NAMES
+from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, SourceFile, source_file
+from fastckpt.foreign.pickle_named import note_of_classes, storages_beside
+from fastckpt.foreign.safetensors_content import SafetensorsContent, content_of
+from fastckpt.foreign.safetensors_header import lay_out
 from fastckpt.foreign.torch_pickle import pickle_state
 from fastckpt.foreign.write_torch import write_torch
 from fastckpt.io.commit import Commit
 from fastckpt.io.copying import sum_written
 from fastckpt.io.how import How
-from fastckpt.layout.tree import TensorRef, decode_tree, path_text, walk_tree
+from fastckpt.nanochat.names import parse_name
+from fastckpt.nanochat.save_mark import no_place_in_torch, parse_mark
+from fastckpt.stored.fckpt import OpenedFckpt
+from fastckpt.text import some
 
 
 class _Plan(NamedTuple):
@@ -60,20 +67,76 @@ def convert_from_fckpt(
         UnsupportedStateError: The format cannot hold this state.
     """
     file.checked_entries()
-    kept = source_file(file) if exact else None
-    if kept is not None and (kept.kind in TORCH_KINDS) == (to == "pt"):
-        plan = _Plan(kept.size, list(kept.literal_ranges()), list(kept.segments), kept.kind, True)
+    kept = _original(file, to=to, exact=exact)
+    if kept is not None:
+        plan = _Plan(kept.size, kept, list(kept.segments), kept.kind, True)
     elif to == "safetensors":
         plan = _Plan(*plan_safetensors(file), "safetensors", False)
     else:
-        segments = _write_torch(file, destination, how)
+        try:
+            segments = _write_torch(file, destination, how)
+        except UnsupportedStateError as error:
+            error.path = error.path or file.path
+            raise
         if confirm:
             confirm_export(file, destination, literals=[], segments=segments)
-        return _conversion(file, destination, "torch-zip", exact=False)
+        lost = metadata_lost(file, exact=exact)
+        notes: tuple[str, ...] = (
+            (f"its metadata ({some(lost)}) is not in the .pt, which has no place for it",) if lost else ()
+        )
+        notes += note_of_classes(file.tree())
+        return replace(_conversion(file, destination, "torch-zip", exact=False), notes=notes)
     export_file(file, destination, size=plan.size, literals=plan.literals, segments=plan.segments, how=how)
     if confirm:
         confirm_export(file, destination, literals=plan.literals, segments=plan.segments)
     return _conversion(file, destination, plan.format, exact=plan.exact)
+
+
+def _original(file: CheckpointFile, *, to: str, exact: bool) -> SourceFile | None:
+    """The file that it was made from, if that is wanted and of the wanted format."""
+    kept = source_file(file) if exact else None
+    return kept if kept is not None and (kept.kind in TORCH_KINDS) == (to == "pt") else None
+
+
+def is_whole_in_safetensors(file: CheckpointFile, *, exact: bool) -> bool:
+    """Whether a ``.safetensors`` can hold all of the state, and each storage as it is."""
+    return _original(file, to="safetensors", exact=exact) is not None or _in_safetensors(file).is_all
+
+
+def metadata_lost(file: CheckpointFile, *, exact: bool) -> list[str]:
+    """The keys of metadata that a ``.pt`` made of the file would not hold, nor its name.
+
+    Raises:
+        DamagedError: The source section is damaged.
+    """
+    metadata = file.manifest.metadata
+    kept = source_file(file) if exact else None
+    if kept is not None and kept.kind in TORCH_KINDS:
+        return []
+    return no_place_in_torch(metadata, file.path)
+
+
+def require_nothing_lost(file: CheckpointFile, *, to: str, exact: bool) -> None:
+    """Raise if something of the file would be gone with it, once it became a ``.pt`` or ``.safetensors``.
+
+    Raises:
+        MismatchError: A file of a nanochat step is not in its place: only its mark says so.
+        UnsupportedStateError: It has metadata that the other format cannot hold.
+    """
+    named, mark = parse_name(os.path.basename(file.path)), parse_mark(file.manifest.metadata)
+    if named is not None and mark is not None and mark.stem != named[0]:
+        raise MismatchError(
+            f"this was saved as {mark.stem}: only its own mark says so, and --replace would delete it",
+            path=file.path,
+            next_step=f"give it back the name {mark.stem}.fckpt, or convert it without --replace",
+        )
+    lost = metadata_lost(file, exact=exact) if to == "pt" else []
+    if lost:
+        raise UnsupportedStateError(
+            f"its metadata ({some(lost)}) has no place in a .pt, and --replace would delete it",
+            path=file.path,
+            next_step="convert it without --replace",
+        )
 
 
 def _conversion(file: CheckpointFile, destination: str | os.PathLike[str], kind: str, *, exact: bool) -> Conversion:
@@ -85,52 +148,59 @@ def _conversion(file: CheckpointFile, destination: str | os.PathLike[str], kind:
 
 def _write_torch(file: CheckpointFile, destination: str | os.PathLike[str], how: How) -> list[Segment]:
     """Write the state as torch.save would; returns where the storages went."""
-    manifest = file.manifest
-    entries = list(manifest.entries)
-    sizes = [place.nbytes for place in manifest.storages]
+    tree, entries = file.tree(), list(file.manifest.entries)
+    every = [place.nbytes for place in file.manifest.storages]
+    stored = storages_beside(tree, entries, len(every))
     segments: list[Segment] = []
 
     def fill(sink: Commit, places: Sequence[tuple[int, int]]) -> Sequence[int]:
-        segments.extend(Segment(offset, storage, size) for storage, (offset, size) in enumerate(places) if size)
+        segments.extend(
+            Segment(offset, storage, size) for storage, (offset, size) in zip(stored, places, strict=True) if size
+        )
         export_storages(file, sink, segments, how)
         return sum_written(sink, places, threads=how.threads)
 
-    pickle = pickle_state(decode_tree(manifest.tree, len(entries)), entries, sizes)
-    write_torch(destination, pickle, sizes, fill, durable=how.durable)
+    pickle = pickle_state(tree, entries, every, read_array=array_reader(OpenedFckpt(file), entries))
+    write_torch(
+        destination,
+        pickle,
+        [every[storage] for storage in stored],
+        fill,
+        durable=how.durable,
+        keys=[str(storage) for storage in stored],
+        note=_salvage_note(file),
+    )
     return segments
+
+
+def _salvage_note(file: CheckpointFile) -> bytes | None:
+    """What salvage wrote about the file, for the record that it has in a ``.pt``."""
+    told = file.manifest.metadata.get(SALVAGE_KEY)
+    if told is None:
+        return None
+    return (told if isinstance(told, str) else json.dumps({SALVAGE_KEY: told}, indent=1, default=str)).encode("utf-8")
 
 
 def plan_safetensors(file: CheckpointFile) -> tuple[int, list[tuple[int, bytes]], list[Segment]]:
     """``(size, literals, segments)`` of the file; segments are whole storages.
 
     Raises:
-        UnsupportedStateError: The state holds what the format cannot: values
-            that are not tensors, views, shared storages, or other dtypes.
+        UnsupportedStateError: The state holds what the format cannot: values that are not tensors, nestings, views,
+            shared storages, or other dtypes.
     """
-    manifest = file.manifest
-    entries = list(manifest.entries)
-    for path, leaf in walk_tree(decode_tree(manifest.tree, len(entries))):
-        if type(leaf) is not TensorRef:
-            raise _cannot(file, f"{path_text(path)} is not a tensor")
-    seen: dict[int, str] = {}
-    for entry in entries:
-        if entry.dtype not in DTYPE_NAMES:
-            raise _cannot(file, f"{entry.name} has elements of type {entry.dtype}")
-        if not can_hold(entry) or entry.nbytes != manifest.storages[entry.storage].nbytes:
-            raise _cannot(file, f"{entry.name} is a view of a larger storage or strided")
-        if entry.storage in seen and entry.nbytes:
-            raise _cannot(file, f"{entry.name} shares its bytes with {seen[entry.storage]}")
-        seen[entry.storage] = entry.name
-    texts = {
-        key: value if isinstance(value, str) else json.dumps(value, default=str)
-        for key, value in manifest.metadata.items()
-    }
-    layout = lay_out(entries, texts)
-    segments = [Segment(offset, entry.storage, entry.nbytes) for entry, offset in layout.places if entry.nbytes]
+    content = _in_safetensors(file)
+    if not content.is_all:
+        raise UnsupportedStateError(
+            f"a .safetensors would not give this state back: {'; '.join(content.notes)}",
+            path=file.path,
+            next_step="convert it without --replace, or to .pt instead",
+        )
+    layout = lay_out(content.tensors, content.texts)
+    placed = [(content.tensors[name], offset) for name, offset in layout.places]
+    segments = [Segment(offset, entry.storage, entry.nbytes) for entry, offset in placed if entry.nbytes]
     return layout.size, [(0, layout.header)], segments
 
 
-def _cannot(file: CheckpointFile, reason: str) -> UnsupportedStateError:
-    return UnsupportedStateError(
-        f"a .safetensors file cannot hold this state: {reason}", path=file.path, next_step="convert it to .pt instead"
-    )
+def _in_safetensors(file: CheckpointFile) -> SafetensorsContent:
+    sizes = [place.nbytes for place in file.manifest.storages]
+    return content_of(file.tree(), file.manifest.entries, sizes, file.metadata())

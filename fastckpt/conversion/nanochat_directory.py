@@ -29,7 +29,9 @@ from dataclasses import dataclass
 from fastckpt.codec.registry import codec_for_writing
 from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.direction import choose_format
-from fastckpt.conversion.finished import ALREADY_THERE, confirm, find_finished, refuse_overwriting
+from fastckpt.conversion.finished import ALREADY_THERE, confirm, find_finished, refuse_other_content
+from fastckpt.conversion.from_fckpt import require_nothing_lost
+from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.errors import (
     DamagedError,
@@ -39,13 +41,15 @@ from fastckpt.errors import (
     UnsupportedStateError,
     UsageError,
 )
-from fastckpt.io.commit import fsync_directory, publish_bytes, translate_os_error
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.io.commit import fsync_directory, make_directory, publish_bytes, translate_os_error
 from fastckpt.io.os_errors import exists, is_directory, status
-from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.io.transfer import thread_count
 from fastckpt.nanochat.checks import check_step
+from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.facts import read_facts
 from fastckpt.nanochat.meta import read_meta_bytes
-from fastckpt.nanochat.names import MODEL, OPTIM, Stem
+from fastckpt.nanochat.names import BEFORE, MODEL, OPTIM, Stem, ask_doctor, hidden_name
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import Step, choose_steps, list_numbers, read_steps
 
@@ -56,26 +60,20 @@ _ABOUT_A_STEP = (DamagedError, MismatchError, NotACheckpointError, UnsupportedSt
 def convert_directory(
     source: str | os.PathLike[str],
     destination: str | os.PathLike[str],
+    request: Request,
     *,
     to: Format | None,
     step: int | None,
-    codec: str,
-    exact: bool,
-    durable: bool,
-    replace: bool,
-    threads: int | None,
-    progress: Progress | None,
 ) -> list[Conversion]:
     """Convert every step of a nanochat checkpoint directory, or one of them; see `fastckpt.convert`.
 
     Args:
         source: The directory with the ``model_*`` files.
         destination: The same directory, to have both formats side by side, or another one, made if missing.
+        request: How to convert; ``replace`` deletes the files of each step once all of it is converted and compared.
         to: The wanted format. None follows from what the directory holds. ``safetensors``
             takes the models only: that format cannot hold an optimizer.
         step: Only this step.
-        codec, exact, durable, threads, progress: As for one file.
-        replace: Delete the files of each step once all of it is converted and compared.
 
     Returns:
         Every file in the order it was written, meta files included; the first
@@ -90,29 +88,22 @@ def convert_directory(
     source, destination = os.fsdecode(source), os.fsdecode(destination)
     if to not in (None, "fckpt", "pt", "safetensors"):
         raise UsageError(f"unknown format {to!r}", expected="fckpt, pt or safetensors")
-    codec_for_writing(codec)
-    count = thread_count(threads)
+    codec_for_writing(request.codec)
+    count = thread_count(request.threads)
     steps = choose_steps(source, step, command="fastckpt convert {}")
     wanted = to or choose_format(source, steps)
-    if replace and wanted == "safetensors":
+    if request.replace and wanted == "safetensors":
         raise UsageError("a .safetensors does not hold all of a step: its source cannot be deleted", path=source)
     in_place = is_directory(destination) and os.path.samestat(status(source), status(destination))
     if not in_place:
-        refuse_taken_for_model(source, destination, to=wanted)
-    run = _Run(source, destination, in_place, wanted, codec, exact, durable or replace, replace, count, progress)
+        refuse_taken_for_model(
+            source, destination, to=wanted, instead="convert in place (the files can lie side by side), "
+        )
+    # Files are deleted step by step, not one by one.
+    each = dataclasses.replace(request, durable=request.durable or request.replace, replace=False, threads=count)
+    run = _Run(source, destination, in_place, wanted, each, request.replace, count)
     with _unchanged_time(source) if in_place else contextlib.nullcontext():
         return run.convert_steps(steps)
-
-
-def _make_directory(path: str, *, durable: bool) -> None:
-    if is_directory(path):
-        return
-    try:
-        os.makedirs(path)
-    except OSError as error:
-        raise translate_os_error(error, path, doing="make the directory") from error
-    if durable:
-        fsync_directory(os.path.dirname(os.path.abspath(path)))
 
 
 @contextlib.contextmanager
@@ -128,23 +119,20 @@ def _unchanged_time(directory: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """The wishes of one call."""
+    """One call, and the request for each of its files."""
 
     source: str
     destination: str
     in_place: bool
     to: Format
-    codec: str
-    exact: bool
-    durable: bool
+    request: Request
     replace: bool
     threads: int
-    progress: Progress | None
 
     def convert_steps(self, steps: list[Step]) -> list[Conversion]:
         there = read_steps(self.destination) if exists(self.destination) else {}
         # A meta file alone is what a killed run with replace can leave.
-        ready = [step for step in steps if self.plan(step) or (not self.in_place and not step.states)]
+        ready = [step for step in steps if self.plan(step) or step.before or (not self.in_place and not step.states)]
         others = [note for step in steps if step not in ready for note in self.left_out(step)]
         if others and not ready:
             raise UsageError(f"there is nothing to convert to {self.to}: {others[-1]}", path=self.source)
@@ -165,6 +153,7 @@ class _Run:
 
     def convert_step(self, step: Step, there: Step) -> list[Conversion]:
         """All files of a step, the model last."""
+        _refuse_unfinished(step, self.source)
         plan = self.plan(step)
         # What a killed run has replaced already is found at the destination only.
         present = {stem: there.states.get(stem, {}) | by_suffix for stem, by_suffix in step.states.items()}
@@ -173,7 +162,10 @@ class _Run:
         facts = [read_facts(plan.get(stem) or next(iter(present[stem].values())), stem) for stem in ordered]
         notes = check_step(step.number, facts, step.meta or there.meta)
         notes += self.left_out(step)
-        _make_directory(self.destination, durable=self.durable)
+        for path in plan.values() if self.replace and self.to == "pt" else ():
+            with CheckpointFile(path) as file:
+                require_nothing_lost(file, to=self.to, exact=self.request.exact)
+        make_directory(self.destination, durable=self.request.durable)
         converted = [self.convert_state(plan[stem], stem) for stem in ordered if stem in plan and stem.role == OPTIM]
         if step.meta is not None and not self.in_place:
             converted.append(self.copy_meta(step.meta))
@@ -209,19 +201,10 @@ class _Run:
     def convert_state(self, path: str, stem: Stem) -> Conversion:
         target = os.path.join(self.destination, f"{stem}.{self.to}")
         if exists(target):
-            finished = find_finished(path, target, codec=self.codec, exact=self.exact, threads=self.threads)
+            finished = find_finished(path, target, self.request, threads=self.threads)
             if finished is not None:
                 return finished
-        return convert_file(
-            path,
-            target,
-            to=self.to,
-            codec=self.codec,
-            exact=self.exact,
-            durable=self.durable,
-            threads=self.threads,
-            progress=self.progress,
-        )
+        return convert_file(path, target, self.request, to=self.to)
 
     def copy_meta(self, path: str) -> Conversion:
         """The bytes as they are: what nanochat writes is not always JSON."""
@@ -229,13 +212,24 @@ class _Run:
         data = read_meta_bytes(path)
         notes: tuple[str, ...] = ()
         if not exists(target):
-            publish_bytes(target, data, durable=self.durable)
+            publish_bytes(target, data, durable=self.request.durable)
         elif read_meta_bytes(target) == data:
             notes = (ALREADY_THERE,)
         else:
-            refuse_overwriting(path, target, to=self.to)
-            publish_bytes(target, data, durable=self.durable)
+            refuse_other_content(path, target, to=self.to)
+            publish_bytes(target, data, durable=self.request.durable)
         return Conversion(path, target, "meta", len(data), 0, source_verified=False, exact=True, notes=notes)
+
+
+def _refuse_unfinished(step: Step, directory: str) -> None:
+    """Raise MismatchError if what counts of a step is not what has its names."""
+    if step_in_use(step) is not step:
+        raise MismatchError(
+            f"a save of step {step.number} was cut short, or is going on: "
+            f"what counts is what it was before, in {hidden_name(step.number, BEFORE)}",
+            path=directory,
+            next_step=f"{ask_doctor(directory)} tells how to give it its names back",
+        )
 
 
 def _with_notes(converted: list[Conversion], notes: list[str]) -> list[Conversion]:

@@ -18,9 +18,11 @@ class Conversion:
             or ``meta`` for nanochat's ``meta_*.json``, which is copied as it is.
         nbytes: Bytes of tensor data.
         tensors: How many tensors.
-        source_verified: Whether every tensor byte of the source was proven by a checksum of its own.
+        source_verified: Whether every tensor byte of the source was proven by a checksum of its own; says nothing
+            where ``nbytes`` is 0.
         exact: Whether converting back gives the source byte for byte (or, back to a foreign
             format, whether the bytes are those of the original file).
+        left_out: What the destination's format cannot hold, and is not in it.
         notes: What the user should know: a file that was there already, a rank that is missing.
     """
 
@@ -32,3 +34,4 @@ class Conversion:
     source_verified: bool
     exact: bool
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()

@@ -64,7 +64,7 @@ def match(checkpoint: str, path: str, *, cold: bool = False) -> Match | None:
         exact = kept is not None and kept.kind == foreign.kind and kept.size == other.size
         if exact:
             assert kept is not None
-            exact = first_difference(file, other, literals=kept.literal_ranges(), segments=kept.segments) is None
+            exact = first_difference(file, other, literals=kept, segments=kept.segments) is None
         if not exact:
             segments = _same_structure(file, foreign)
             if segments is None or first_difference(file, other, literals=[], segments=segments) is not None:
@@ -76,6 +76,8 @@ def match(checkpoint: str, path: str, *, cold: bool = False) -> Match | None:
 
 def _same_structure(file: CheckpointFile, foreign: ForeignFile) -> list[Segment] | None:
     """Where the storages of the checkpoint stand in the other file, if both hold the same tensors and values."""
+    if foreign.opaque:
+        return None  # What is not understood is the same only if all bytes are.
     ours, theirs = list(file.manifest.entries), {entry.name: entry for entry in foreign.entries}
     place_of: dict[int, int] = {}
     for entry in ours:
@@ -95,7 +97,8 @@ def _same_structure(file: CheckpointFile, foreign: ForeignFile) -> list[Segment]
             return None
         if tree != file.manifest.tree or list(theirs) != [entry.name for entry in ours]:
             return None
-    return [Segment(foreign.storages[b].offset, a, places[a].nbytes) for a, b in place_of.items() if places[a].nbytes]
+    stored = [(a, foreign.storages[b]) for a, b in place_of.items() if places[a].nbytes]
+    return [Segment(storage.offset, a, storage.nbytes, storage.unit) for a, storage in stored]
 
 
 def _refuse(value: object, path: Path) -> object:

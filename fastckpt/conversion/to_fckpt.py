@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
+from fastckpt import _core
 from fastckpt.constants import SECTION_SOURCE
 from fastckpt.conversion.result import Conversion
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
@@ -13,11 +16,15 @@ from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.source_section import Segment, encode_source_section, read_source_file
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.accounting import account_for_bytes, is_formality
-from fastckpt.foreign.checks import check_crcs, check_others, is_verified, refuse_unsupported
+from fastckpt.foreign.checks import check_crcs, check_others, is_verified
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
+from fastckpt.foreign.storages import StorageReader
+from fastckpt.foreign.zip_records import PACK_AGAIN
 from fastckpt.io.how import How
 from fastckpt.io.source import Source
+from fastckpt.io.transfer import MEMORY
+from fastckpt.layout.entries import StorageBytes
 from fastckpt.layout.tree import Path, encode_tree, path_text
 
 
@@ -26,26 +33,35 @@ def _refuse(value: object, path: Path) -> object:
 
 
 def convert_to_fckpt(
-    source: Source, destination: str | os.PathLike[str], how: How, *, codec: str, exact: bool, replace: bool
+    source: Source, destination: str | os.PathLike[str], how: How, *, codec: str, exact: bool, confirm: bool
 ) -> Conversion:
     """Convert one open foreign file.
 
     Memory is bounded by threads x chunk and the file's own structure (its
-    pickle or JSON header), whatever the size of its tensors.
+    pickle or JSON header), whatever the size of its tensors; but for a
+    big-endian file, whose tensors are turned round in memory.
 
     Raises:
-        DamagedError: A CRC does not match or something is missing; names the tensor. With ``replace``: a byte
-            of the file belongs to nothing that is converted, and would be lost with it.
-        UnsupportedStateError: It holds objects that cannot be stored.
+        DamagedError: A CRC does not match or something is missing; names the tensor. With ``confirm`` (the
+            source is to be deleted): a byte of it belongs to nothing that is converted, and would be lost.
+        UnsupportedStateError: Without ``exact``, it holds objects that only their pickle can give back.
     """
     foreign = open_foreign(source)
-    refuse_unsupported(foreign)
-    if replace:
+    if source.has_other_form and source.unpacked is None:
+        exact = False
+        _refuse_deflated(foreign, confirm=confirm)
+    if not exact:
+        _refuse_objects(foreign)
+    # Storages that no tensor lies in are carried, too: something that is not understood has its bytes there.
+    foreign = replace(foreign, storages=[*foreign.storages, *filter(foreign.is_storage, foreign.others)])
+    if confirm:
         _require_all_carried(foreign, source, exact=exact)
     sections = {}
     if exact:
         check_others(foreign, source, threads=how.threads)
-        segments = [Segment(s.offset, number, s.nbytes) for number, s in enumerate(foreign.storages)]
+        if source.unpacked is not None:
+            source.unpacked.state_sums()
+        segments = [Segment(s.offset, number, s.nbytes, s.unit) for number, s in enumerate(foreign.storages)]
         sections[SECTION_SOURCE] = encode_source_section(read_source_file(source, foreign.kind, segments))
     content = Content(
         tree=encode_tree(foreign.tree, _refuse),
@@ -63,14 +79,15 @@ def convert_to_fckpt(
         source.require_unchanged(next_step="convert it again")
 
     try:
+        turned = _turned_round(foreign, source, how)
         write_checkpoint(
-            content,
+            content if turned is None else replace(content, origins=turned[0], source=MEMORY, source_direct=-1),
             destination,
             codec=codec,
             durable=how.durable,
             threads=how.threads,
             progress=how.progress,
-            check_crcs=check,
+            check_crcs=check if turned is None else None,
         )
     except FastckptError as error:
         error.path = error.path or foreign.path
@@ -82,15 +99,76 @@ def convert_to_fckpt(
         sum(storage.nbytes for storage in foreign.storages),
         len(foreign.entries),
         is_verified(foreign),
-        exact,
+        exact and source.unpacked is None,
+        notes=(*_carried(foreign), *_form(source)),
     )
+
+
+def _form(source: Source) -> Iterator[str]:
+    """What is said of a file that was read in another form."""
+    if source.unpacked is not None:
+        yield _FOLDER
+    elif source.has_other_form:
+        yield _DEFLATED
+
+
+def _refuse_deflated(foreign: ForeignFile, *, confirm: bool) -> None:
+    """Raise UnsupportedStateError where a deflated file would have to come back as it is: its state alone can."""
+    if confirm or foreign.opaque or foreign.program:
+        raise UnsupportedStateError(
+            "this .pt was packed again with compression, and only its state would come back, not these bytes",
+            path=foreign.path,
+            next_step=PACK_AGAIN,
+        )
+
+
+def _refuse_objects(foreign: ForeignFile) -> None:
+    if foreign.program:
+        raise UnsupportedStateError(
+            f"this is a {foreign.program} archive, and its program would be lost",
+            path=foreign.path,
+            next_step="convert it without --no-exact",
+        )
+    if foreign.opaque:
+        place, name = foreign.opaque[0]
+        raise UnsupportedStateError(
+            f"{place} is a {name}, which only the bytes between the storages can give back",
+            path=foreign.path,
+            next_step="convert it without --no-exact",
+        )
+
+
+def _carried(foreign: ForeignFile) -> Iterator[str]:
+    """What is said of objects that are not understood."""
+    if foreign.program:
+        yield f"this is a {foreign.program} archive: its program is carried as it is, and convert gives all of it back"
+    names = Counter(name for _, name in foreign.opaque)
+    if names:
+        shown = ", ".join(f"{name} ({count} x)" if count > 1 else name for name, count in names.most_common(_SHOWN))
+        more = f" and {len(names) - _SHOWN} other kinds" if len(names) > _SHOWN else ""
+        yield (
+            f"carried as they are, neither imported nor run: {shown}{more}. load with keys= gives their tensors, "
+            'with opaque="keep" puts a placeholder in the place of each; convert gives back the original file'
+        )
+
+
+def _turned_round(foreign: ForeignFile, source: Source, how: How) -> tuple[list[int], list[StorageBytes]] | None:
+    """Of a big-endian file: addresses of its storages in memory, verified and little-endian, and that memory."""
+    if all(storage.unit == 1 for storage in foreign.storages):
+        return None
+    reader = StorageReader(foreign, source, threads=how.threads, verify=True, progress=None)
+    numbers = range(len(foreign.storages))
+    bytes_of = reader.bring(numbers, mapped=False)
+    places = [bytes_of(number) for number in numbers]
+    return [_core.address(region) + start if nbytes else 0 for region, start, nbytes in places], places
 
 
 def _require_all_carried(foreign: ForeignFile, source: Source, *, exact: bool) -> None:
     """Raise DamagedError if deleting the file would lose what the conversion does not carry."""
     lost = [finding.message for finding in account_for_bytes(foreign, source)]
     if not exact:
-        others = [record for record in foreign.others if not is_formality(record) and record.key != _PICKLE]
+        records = (record for record in foreign.others if not foreign.is_storage(record))
+        others = [record for record in records if not is_formality(record) and record.key != _PICKLE]
         lost += [f"the record {record.key} would be lost" for record in others]
     if lost:
         raise DamagedError(
@@ -100,5 +178,9 @@ def _require_all_carried(foreign: ForeignFile, source: Source, *, exact: bool) -
         )
 
 
+_DEFLATED: Final = "it was packed with compression: its state is converted, and comes back as torch would write it"
+_FOLDER: Final = "it was the folder of an unpacked .pt: its files come back as they were, packed as one .pt"
+_SHOWN: Final = 8
+"""Kinds of objects that are named one by one."""
 _PICKLE: Final = "data.pkl"
 """Carried as the structure of the state."""

@@ -15,7 +15,8 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from fastckpt.nanochat.names import parse_name
+from fastckpt.foreign.write_torch import SALVAGED
+from fastckpt.nanochat.names import BEFORE, hidden_name, parse_name
 
 ASIDE: Final = "damaged"
 """Where files go that nanochat shall not find: it looks at no directory inside a tag's."""
@@ -40,7 +41,9 @@ def inside(directory: str, *steps: str) -> str:
 
 
 def _place(path: str) -> tuple[str, str]:
-    return os.path.split(path)
+    """Directory and name; one that no command takes for an option."""
+    directory, name = os.path.split(path)
+    return directory, f"./{name}" if name.startswith("-") else name
 
 
 def _move(old: str, new: str) -> str:
@@ -101,24 +104,51 @@ def set_aside(paths: Sequence[str]) -> str:
 
 def set_step_aside(directory: str, step: int) -> str:
     """The same for all files of a step, however many ranks it has."""
-    pattern = f"*_{step:06d}[._]*"
-    aside = _aside(directory, lambda name: fnmatch.fnmatch(name, pattern))
-    return inside(directory, f"mkdir -p {aside}", f"mv -n {pattern} {aside}")
+    pattern, kept = f"*_{step:06d}[._]*", hidden_name(step, BEFORE)
+    aside = _aside(directory, lambda name: fnmatch.fnmatch(name, pattern) or name == kept)
+    there = _listed(directory)
+    words = [pattern] if fnmatch.filter(there, pattern) or kept not in there else []
+    # What is kept of it would be loaded in its place.
+    words += [kept] if kept in there else []
+    return inside(directory, f"mkdir -p {aside}", f"mv -n {' '.join(words)} {aside}")
+
+
+def put_back(kept: str, names: Sequence[str]) -> str:
+    """Give the files in a hidden directory their names back; what has these names is kept aside."""
+    directory, hidden = _place(kept)
+    aside = _aside(directory, set(names).__contains__)
+    away = [f"mkdir -p {aside}", shlex.join(["mv", "-n", "--", *names, aside])] if names else []
+    return inside(directory, *away, f"mv -n {shlex.quote(hidden)}/* .", shlex.join(["rmdir", hidden]))
 
 
 def salvage_in_place(paths: Sequence[str]) -> str:
     """Salvage files, and put what came back in their place; the damaged ones are kept beside it."""
     parts, directory = [], os.path.dirname(paths[0])
     for path in paths:
-        name = os.path.basename(path)
+        name = _place(path)[1]
         stem, suffix = os.path.splitext(name)
-        salvaged, kept = f"{stem}.salvaged{suffix}", _free(directory, f"{name}.damaged")
+        salvaged, kept = f"{stem}{SALVAGED}{suffix}", _free(directory, f"{name}.damaged")
         # salvage exits with 1 or 3 when it got around damage: whether to go on is told by the file.
         parts.append(
             f"{shlex.join(['fastckpt', 'salvage', name, '-o', salvaged])}; {shlex.join(['test', '-e', salvaged])} && "
             f"{_move(name, kept)} && {_move(salvaged, name)}"
         )
     return inside(directory, *parts)
+
+
+def rewrite(path: str, option: str) -> str:
+    """Convert a file to its own format with an option, and put the result in its place; the old one is kept."""
+    directory, name = _place(path)
+    fresh = _free(directory, _FRESH)
+    new = os.path.join(fresh, name)  # Under its own name: a .pt says inside what it was saved as.
+    return inside(
+        directory,
+        f"mkdir {fresh}",
+        shlex.join(["fastckpt", "convert", name, new, option]),
+        _move(name, _free(directory, f"{name}.before")),
+        _move(new, name),
+        f"rmdir {fresh}",
+    )
 
 
 def without_moments(source: str, targets: Iterable[str], *, is_list: bool) -> str:
@@ -149,14 +179,6 @@ def without_moments(source: str, targets: Iterable[str], *, is_list: bool) -> st
     )
 
 
-def edit_meta(path: str, changes: Mapping[str, tuple[int, int]]) -> str:
-    """Change whole numbers in a meta file, ``key: (old, new)``; the old file is kept, all other bytes stay."""
-    directory, name = _place(path)
-    edits = [word for key, (old, new) in changes.items() for word in ("-e", f's/"{key}": *{old}\\b/"{key}": {new}/')]
-    kept = _free(directory, f"{name}.before").removeprefix(name)
-    return inside(directory, shlex.join(["sed", f"-i{kept}", *edits, name]))
-
-
 def close_meta(path: str, size: int, missing: Mapping[str, Any]) -> str:
     """End a cut meta file after its last whole entry, and add what is missing; the cut one is kept."""
     end = "".join(f',\\n  "{key}": {json.dumps(value)}' for key, value in missing.items()) + "\\n}"
@@ -171,14 +193,6 @@ def write_meta(path: str, values: Mapping[str, Any], *, there: bool) -> str:
     directory, name = _place(path)
     keep = [_move(name, _free(directory, name + ".cut"))] if there else []
     return inside(directory, *keep, f"printf %s {shlex.quote(json.dumps(values))} > {shlex.quote(name)}")
-
-
-def meta_of_other_step(path: str, step: int, other: int, *, there: bool) -> str:
-    """Write the meta file of a step as that of another one in the same directory."""
-    directory, name = _place(path)
-    keep = [_move(name, _free(directory, name + ".cut"))] if there else []
-    edit = shlex.join(["sed", f's/"step": *{other}\\b/"step": {step}/', f"meta_{other:06d}.json"])
-    return inside(directory, *keep, f"{edit} > {shlex.quote(name)}")
 
 
 def reshard(directory: str, step: int, world_size: int) -> str:

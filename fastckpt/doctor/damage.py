@@ -92,7 +92,7 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
         if found.kind == "unsupported" and fallback is not None:
             # Looking into it tells why; that training can go on elsewhere is told already.
             aside = commands.set_step_aside(step.directory, step.number)
-            found = replace(found, cause=f"{found.cause}; step {fallback.number} is whole", next=aside)
+            found = replace(found, cause=f"{found.cause}; {fallback.standing}", next=aside)
         yield found
     damaged = [file for file in broken if file not in strange]
     reports = {file.path: salvager.report(file) for file in damaged}
@@ -111,7 +111,7 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
             command = rescue
         elif fallback is not None:
             command = commands.set_step_aside(step.directory, step.number)
-            cause += f"; step {fallback.number} {'is' if fallback.is_whole else 'can be made'} whole"
+            cause += f"; {fallback.standing}"
         else:
             command = _last_resort(file, report, of_step=True, anew=anew)
             what += "; no step here is whole" if not tag.unread else f"; {_perhaps_whole(tag)}"
@@ -132,7 +132,9 @@ def diagnose_file(file: FileFacts, salvager: Salvager) -> Iterator[Diagnosis]:
     what = f"{file.name} {_what(file, report, None)}"
     cause = _cause(file, report) + _comes_back(report)
     command = commands.salvage_in_place([file.path]) if whole else _last_resort(file, report, of_step=False, anew=None)
-    yield Diagnosis(_kind(file, report), "bad", file.path, None, what, cause, command, loss=not whole)
+    # One of a step was a checkpoint once, by its name.
+    kind = "not-a-checkpoint" if isinstance(file.error, NotACheckpointError) and report is None else _kind(file, report)
+    yield Diagnosis(kind, "bad", file.path, None, what, cause, command, loss=not whole)
 
 
 def _perhaps_whole(tag: TagFacts) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from dataclasses import dataclass
+from typing import Final, Literal
 
 Severity = Literal["note", "warn", "bad"]
 SEVERITIES: Final[tuple[Severity, ...]] = ("bad", "warn", "note")
@@ -36,10 +36,6 @@ class Diagnosis:
     next: str | None = None
     loss: bool = False
     mends: bool = False
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return asdict(self)
 
 
 def worst_first(diagnoses: Iterable[Diagnosis]) -> list[Diagnosis]:

@@ -15,16 +15,10 @@ from fastckpt.doctor.facts import TagFacts, read_tag
 from fastckpt.errors import FastckptError
 from fastckpt.io.transfer import Progress
 from fastckpt.nanochat.names import parse_name
+from fastckpt.nanochat.places import DEPTH, MID, OLD_SFT, PARENTS, SFT
+from fastckpt.text import some
 
-BASE, MID, OLD_SFT, SFT, RL = SOURCES = (
-    "base_checkpoints",
-    "mid_checkpoints",
-    "sft_checkpoints",
-    "chatsft_checkpoints",
-    "chatrl_checkpoints",
-)
 _SUFFIX: Final = "_checkpoints"
-_RANKED: Final = re.compile(r"d(\d+)")
 _TAKEN_FOR_MODEL: Final = re.compile(r"model_(\d+)\.pt$")
 """How nanochat's find_last_step recognises a model: by the end of its name only."""
 _MOST_TAGS: Final = 500
@@ -49,7 +43,7 @@ class Places:
     @property
     def is_base(self) -> bool:
         """Whether this is what ``NANOCHAT_BASE_DIR`` names."""
-        return any(os.path.basename(directory) in SOURCES for directory in self.siblings if directory != self.root)
+        return any(os.path.basename(directory) in PARENTS for directory in self.siblings if directory != self.root)
 
 
 def find_places(root: str, *, deep: bool, threads: int | None, progress: Progress | None) -> Places:
@@ -58,7 +52,7 @@ def find_places(root: str, *, deep: bool, threads: int | None, progress: Progres
     if _add(places, root, deep=deep, threads=threads, progress=progress):
         return places
     inner = subdirectories(root)
-    for name in [*(s for s in SOURCES if s in inner), *(n for n in inner if n.endswith(_SUFFIX) and n not in SOURCES)]:
+    for name in [*(s for s in PARENTS if s in inner), *(n for n in inner if n.endswith(_SUFFIX) and n not in PARENTS)]:
         _add_all(places, join(root, name), deep=deep, threads=threads, progress=progress)
     if not places.siblings:
         _add_all(places, root, deep=deep, threads=threads, progress=progress)
@@ -143,7 +137,7 @@ def _circles(directory: str) -> Iterator[str]:
 
 def _largest(directory: str, names: list[str], tags: Mapping[str, TagFacts]) -> Iterator[Diagnosis]:
     """nanochat takes the directory with the largest number after its ``d``, whatever follows and whatever is in it."""
-    numbers = {name: int(match[1]) for name in names if (match := _RANKED.match(name))}
+    numbers = {name: int(match[1]) for name in names if (match := DEPTH.match(name))}
     if not tags or not numbers:
         return
     largest = [name for name in names if numbers.get(name) == max(numbers.values())]
@@ -167,7 +161,7 @@ def _largest(directory: str, names: list[str], tags: Mapping[str, TagFacts]) -> 
             directory,
             None,
             f"{label}: nanochat takes any of {', '.join(held)} for the largest model",
-            "equal numbers are told apart by the order of the directory's listing: name one with --model-tag",
+            "of equal numbers it takes the one that the system lists first: name one with --model-tag",
         )
 
 
@@ -178,7 +172,7 @@ def _old_source(directory: str, names: list[str]) -> Iterator[Diagnosis]:
         return
     if name == MID:
         what = f"{name}: midtraining was removed on 2026-01-31 (1ddaad1)"
-        cause = "nanochat does not look here since; the revision before that does"
+        cause = "nanochat has not looked here since then; the revision before it does"
         yield Diagnosis("old-directory", "note", directory, None, what, cause, commands.check_out("1ddaad1"))
         return
     target = os.path.join(os.path.dirname(directory), SFT)
@@ -188,7 +182,7 @@ def _old_source(directory: str, names: list[str]) -> Iterator[Diagnosis]:
         there, f"mkdir -p {SFT}", shlex.join(["mv", "--", *(os.path.join(name, tag) for tag in free), SFT])
     )
     what = f"{name}: nanochat used this name only from 2026-01-31 (1ddaad1) to 02-01 (eaf49a3)"
-    cause = f"it looks in {SFT} before and since" + ("" if free else ", where the same tags are already")
+    cause = f"before and after that it looks in {SFT}" + ("" if free else ", where the same tags are already")
     yield Diagnosis("old-directory", "note", directory, None, what, cause, moves if free else None)
 
 
@@ -208,7 +202,7 @@ def diagnose_strays(tag: TagFacts) -> Iterator[Diagnosis]:
             "bad",
             os.path.join(tag.path, wrong[-1]),
             None,
-            f"{tag.label}: nanochat takes {', '.join(wrong[:3])} for its newest step",
+            f"{tag.label}: nanochat takes {some(wrong)} for its newest step",
             "it looks only at how a name ends, and then asks for a file that is not there",
             moves,
         )

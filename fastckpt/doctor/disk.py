@@ -53,11 +53,7 @@ def read_space(path: str, tag: TagFacts | None) -> Space:
     """The room in a directory, and what the next save needs."""
     free = None
     with contextlib.suppress(OSError):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            free = free_bytes(fd)
-        finally:
-            os.close(fd)
+        free = free_bytes(path)
     whole = tag.newest_whole if tag is not None else None
     return Space(path, free, whole.nbytes if whole is not None else None)
 
@@ -81,7 +77,7 @@ def diagnose_space(tag: TagFacts, space: Space) -> Iterator[Diagnosis]:
             None,
             f"{tag.label}: room for {count_text(space.saves, 'more save') if space.saves else 'no save'} of "
             f"{size_text(space.save)}: {size_text(space.free)} free",
-            f"a save that does not fit is lost; nanochat's own destroys the file it replaces{could}",
+            f"a save that does not fit is lost; one by nanochat itself also destroys the file it replaces{could}",
             prune if spare or len(whole) == KEPT else shlex.join(["du", "-xh", "--max-depth=1", tag.path]),
         )
     elif spare:

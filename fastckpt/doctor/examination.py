@@ -7,18 +7,20 @@ import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final, TypedDict
 
 from fastckpt.doctor import commands
 from fastckpt.doctor.damage import Salvager, diagnose_damage, diagnose_file
-from fastckpt.doctor.diagnosis import Diagnosis, worst_first
-from fastckpt.doctor.directories import BASE, Places, diagnose_places, diagnose_strays, find_places
+from fastckpt.doctor.diagnosis import Diagnosis, Severity, worst_first
+from fastckpt.doctor.directories import Places, diagnose_places, diagnose_strays, find_places
 from fastckpt.doctor.disk import Space, diagnose_orphans, diagnose_space, read_space
-from fastckpt.doctor.facts import MOST_TRIED, StepFacts, TagFacts, read_file
-from fastckpt.doctor.interrupted import diagnose_interrupted, find_interrupted
+from fastckpt.doctor.facts import MOST_TRIED, FileFacts, StepFacts, TagFacts, read_file
+from fastckpt.doctor.interrupted import diagnose_interrupted
 from fastckpt.doctor.meta import diagnose_meta
-from fastckpt.doctor.moments import diagnose_numbers, diagnose_shapes, read_numbers
+from fastckpt.doctor.moments import diagnose_lone_numbers, diagnose_numbers, diagnose_shapes
 from fastckpt.doctor.not_found import missing_step, missing_tag, nothing_there
+from fastckpt.doctor.numbers import FIRST_BYTES
+from fastckpt.doctor.prefixes import diagnose_prefix
 from fastckpt.doctor.ranks import diagnose_ranks
 from fastckpt.doctor.resuming import resume_command
 from fastckpt.doctor.sizes import Sizes, diagnose_sizes, sizes_of_model
@@ -26,9 +28,12 @@ from fastckpt.doctor.tokenizer import diagnose_tokenizer
 from fastckpt.doctor.unreadable import diagnose_unreadable
 from fastckpt.doctor.versions import diagnose_version, model_shapes, version_range
 from fastckpt.errors import CheckpointIOError
-from fastckpt.io.os_errors import exists, is_directory
+from fastckpt.io.os_errors import exists
 from fastckpt.io.transfer import Progress
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.nanochat.checks import salvaged_note
 from fastckpt.nanochat.names import MODEL, Stem, parse_name
+from fastckpt.nanochat.places import BASE
 
 NEWEST: Final = 8
 """Steps of a tag whose files are read, unless all are wanted."""
@@ -39,6 +44,56 @@ _JUST_NOW: Final = 60
 _AS_IN_A_SAVE: Final = ("torn", "ranks-missing", "optimizer-missing", "model-missing", "meta-missing", "meta-torn")
 _GET_AROUND: Final = ("world-size", "size", "damaged-copy")
 """Findings about a step that do not speak against it: it is whole, and used in another way it works."""
+_NOT_WHY: Final = (*_GET_AROUND, "meta-made")
+"""Findings that do not tell why a step is not whole."""
+
+
+class ExaminedStep(TypedDict):
+    step: int
+    whole: bool | None
+    sound: bool
+    reasons: tuple[str, ...]
+    world_size: int | None
+    nbytes: int
+    suffix: str
+
+
+class TagSpace(TypedDict):
+    free: int | None
+    next_save: int | None
+    saves: int | None
+
+
+class TagSummary(TypedDict):
+    path: str
+    tag: str
+    steps: list[int]
+    examined: list[ExaminedStep]
+    newest_whole: int | None
+    newest_sound: int | None
+    sizes: str | None
+    nanochat: str | None
+    resume_step: int | None
+    resume: str | None
+    space: TagSpace
+
+
+class Looked(TypedDict):
+    files: int
+    unproven: int | None
+    tensors: int
+    sampled: int
+    first_bytes: int | None
+
+
+class DoctorDocument(TypedDict):
+    path: str
+    deep: bool
+    looked: Looked
+    tags: list[TagSummary]
+    findings: list[Diagnosis]
+    free: int | None
+    exit_code: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +125,7 @@ class Examination:
 
     Attributes:
         path: What was examined.
+        looked: What was looked at.
         tags: What each checkpoint directory holds.
         diagnoses: Worst first.
         space: Room on the file system, measured by the newest model's save.
@@ -77,7 +133,8 @@ class Examination:
     """
 
     path: str
-    tags: list[dict[str, Any]] = field(default_factory=list)
+    looked: Looked
+    tags: list[TagSummary] = field(default_factory=list)
     diagnoses: list[Diagnosis] = field(default_factory=list)
     space: Space | None = None
     exit_code: int = 0
@@ -91,14 +148,16 @@ def examine(
     Raises:
         CheckpointIOError: The system does not say what the path is.
     """
-    result = Examination(path)
+    result = Examination(path, _looked([], deep=question.deep))
     if not exists(path):
         result.diagnoses = [nothing_there(path)]
         return _conclude(result)
     if not _is_directory(path):
         parsed = parse_name(os.path.basename(path))
         if parsed is None or not os.path.exists(path):
-            result.diagnoses = list(_lone_file(path, question, threads, progress))
+            file = read_file(path, Stem(MODEL, 0), deep=question.deep, threads=threads, progress=progress)
+            result.diagnoses = list(_lone_file(file, Salvager.with_limits(threads, deep=question.deep)))
+            result.looked = _looked([file], deep=question.deep)
             return _conclude(result)
         question = replace(question, tag=None, step=parsed[0].step)
         path = os.path.dirname(path) or "."
@@ -120,14 +179,28 @@ def examine(
         found += _diagnose_tag(tag, asked, salvager)
     found += _diagnose_base(places, tags)
     result.diagnoses = worst_first(found)
+    files = [file for tag in tags for step in tag.examined for file in step.files]
+    result.looked = _looked(files, deep=question.deep)
     result.tags = [_summary(tag, result.diagnoses) for tag in tags]
     result.space = read_space(path, next((tag for tag in tags if tag.newest_whole is not None), None))
     return _conclude(result)
 
 
+def _looked(files: Sequence[FileFacts], *, deep: bool) -> Looked:
+    whole = [file for file in files if file.is_whole]
+    looks = [file.look for file in whole if file.look is not None]
+    return {
+        "files": len(whole),
+        "unproven": sum(not file.proven for file in whole) if deep else None,
+        "tensors": sum(look.tensors for look in looks),
+        "sampled": sum(len(look.numbers) for look in looks),
+        "first_bytes": None if deep else FIRST_BYTES,
+    }
+
+
 def _is_directory(path: str) -> bool:
     try:
-        return is_directory(path)
+        return is_directory_of_checkpoints(path)
     except CheckpointIOError as error:
         if error.errno == errno.ELOOP:
             return False  # A circle of symbolic links is one file that cannot be read.
@@ -136,7 +209,7 @@ def _is_directory(path: str) -> bool:
 
 def _conclude(result: Examination) -> Examination:
     found = result.diagnoses
-    if any(one.kind in _NOTHING for one in found):
+    if any(one.kind in _NOTHING or (one.kind == "not-a-checkpoint" and one.step is None) for one in found):
         result.exit_code = 4
     elif any(one.loss for one in found):
         result.exit_code = 2
@@ -162,12 +235,8 @@ def _diagnose_tag(tag: TagFacts, question: Question, salvager: Salvager) -> Iter
         tag.examine(number)
     asked = tag.examine(wanted) if wanted is not None else None
     target = asked or tag.newest_whole or tag.examine(max(tag.steps))
-    changes = find_interrupted(tag.path)
-    yield from diagnose_interrupted(tag, changes)
-    halfway = {change.step for change in changes if change.committed}
-    steps = [step for step in ([asked] if asked is not None else tag.examined) if step.number not in halfway]
-    for step in steps if question.deep else []:
-        read_numbers(step)
+    yield from diagnose_interrupted(tag, wanted)
+    steps = [asked] if asked is not None else tag.examined
     # Where files are damaged, it matters whether another step can be made whole without loss: those come first.
     for step in sorted(steps, key=lambda step: bool(step.broken)):
         found = list(_diagnose_step(tag, step, question, salvager, is_target=step is target))
@@ -203,7 +272,8 @@ def _diagnose_step(
     if step.is_unread:
         yield from diagnose_unreadable(step)
         return
-    others_whole = tag.fallback(step.number) is not None
+    fallback = tag.fallback(step.number)
+    others_whole = fallback is not None
     faults = [*diagnose_damage(tag, step, salvager)]
     faults += diagnose_ranks(tag, step, question.world_size if is_target else None)
     if step.model is None:
@@ -211,18 +281,21 @@ def _diagnose_step(
         cause = "the save was interrupted, or the model was deleted to save space"
         faults.append(_incomplete(step, "model-missing", what, cause, others_whole=others_whole))
     faults += diagnose_meta(tag, step)
+    faults += diagnose_prefix(step)
     yield from _perhaps_saving(step, faults) if step.number == max(tag.steps) else faults
-    told = any(one.severity != "note" and one.kind not in _GET_AROUND for one in faults)
-    if not told and not step.is_whole and step.state.reasons:
-        what = f"step {step.number} is not complete: {step.state.reasons[0]}"
-        yield _incomplete(step, "incomplete", what, "its files are of different saves", others_whole=others_whole)
-    yield from diagnose_sizes(step, question.sizes if is_target else None, question.sizes_as, resume_command(step))
+    told = any(one.severity != "note" and one.kind not in _NOT_WHY for one in faults)
+    if not told and step.reasons:
+        what = f"step {step.number} is not whole: {step.reasons[0]}"
+        yield _salvaged(step, others_whole=others_whole) or _incomplete(
+            step, "incomplete", what, "its files are of different saves", others_whole=others_whole
+        )
+    asked = question.sizes if is_target else None
+    yield from diagnose_sizes(step, asked, question.sizes_as, resume_command(step), fallback)
     if step.is_whole:
         yield from diagnose_shapes(step, others_whole=others_whole)
     if is_target:
         yield from diagnose_version(step, others_whole=others_whole)
-    if question.deep:
-        yield from diagnose_numbers(step, others_whole=others_whole)
+    yield from diagnose_numbers(step, others_whole=others_whole)
 
 
 def _perhaps_saving(step: StepFacts, faults: list[Diagnosis]) -> list[Diagnosis]:
@@ -247,17 +320,30 @@ def _incomplete(step: StepFacts, kind: str, what: str, cause: str, *, others_who
     return Diagnosis(kind, "bad", step.directory, step.number, what, cause, command, loss=not others_whole)
 
 
-def _summary(tag: TagFacts, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
+def _salvaged(step: StepFacts, *, others_whole: bool) -> Diagnosis | None:
+    """A step that lacks nothing but what salvage could not bring back; None for any other."""
+    files = [file for file in step.files if file.says is not None and file.says.holds_other]
+    if not files or set(step.reasons) - {salvaged_note(file.path) for file in files}:
+        return None
+    what = f"step {step.number}: {step.reasons[0]}"
+    cause = "it loads where its number is named, without what was lost"
+    command = commands.set_step_aside(step.directory, step.number) if others_whole else resume_command(step)
+    severity: Severity = "warn" if command is not None else "note"
+    return Diagnosis("salvaged", severity, files[0].path, step.number, what, cause, command, loss=not others_whole)
+
+
+def _summary(tag: TagFacts, diagnoses: Sequence[Diagnosis]) -> TagSummary:
     about = [one for one in diagnoses if _is_about(one, tag) and one.step is not None and one.kind not in _GET_AROUND]
     against = {one.step for one in about if one.severity == "bad"}
     mended = against - {one.step for one in about if one.severity == "bad" and not one.mends}
-    healthy = next((step for step in tag.examined if step.is_whole and step.number not in against), None)
-    goal = next((step for step in tag.examined if step is healthy or step.number in mended), None)
-    shown = healthy or tag.examined[0]
+    sound = next((step for step in tag.examined if step.is_whole and step.number not in against), None)
+    goal = next((step for step in tag.examined if step is sound or step.number in mended), None)
+    shown = sound or tag.examined[0]
     versions = version_range(shown)
     config = shown.meta.section("model_config") if shown.meta is not None else {}
     made = sizes_of_model(model_shapes(shown), config)
     resumes = tag.source in ("", BASE) and goal is not None
+    space = read_space(tag.path, tag)
     return {
         "path": tag.path,
         "tag": tag.label,
@@ -265,20 +351,22 @@ def _summary(tag: TagFacts, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         "examined": [
             {
                 "step": step.number,
-                "whole": None if step.is_unread else step.is_whole and step.number not in against,
-                "reasons": list(step.state.reasons),
+                "whole": None if step.is_unread else step.is_whole,
+                "sound": step.is_whole and step.number not in against,
+                "reasons": step.reasons,
                 "world_size": step.world_size,
                 "nbytes": step.nbytes,
                 "suffix": step.state.suffix,
             }
             for step in tag.examined
         ],
-        "newest_whole": healthy.number if healthy is not None else None,
+        "newest_whole": tag.newest_whole.number if tag.newest_whole is not None else None,
+        "newest_sound": sound.number if sound is not None else None,
         "sizes": str(made) if made is not None else None,
         "nanochat": str(versions) if versions is not None and not versions.conflict else None,
         "resume_step": goal.number if resumes and goal is not None else None,
-        "resume": resume_command(goal, like=healthy or _with_options(tag)) if resumes and goal is not None else None,
-        "space": _space_facts(read_space(tag.path, tag)),
+        "resume": resume_command(goal, like=sound or _with_options(tag)) if resumes and goal is not None else None,
+        "space": {"free": space.free, "next_save": space.save, "saves": space.saves},
     }
 
 
@@ -291,14 +379,11 @@ def _is_about(one: Diagnosis, tag: TagFacts) -> bool:
     return tag.path in (one.path, os.path.dirname(one.path))
 
 
-def _space_facts(space: Space) -> dict[str, Any]:
-    return {"free": space.free, "next_save": space.save, "saves": space.saves}
-
-
-def _lone_file(path: str, question: Question, threads: int | None, progress: Progress | None) -> Iterator[Diagnosis]:
+def _lone_file(file: FileFacts, salvager: Salvager) -> Iterator[Diagnosis]:
     """A file that is not named as nanochat names its own."""
-    file = read_file(path, Stem(MODEL, 0), deep=question.deep, threads=threads, progress=progress)
-    yield from diagnose_file(file, Salvager.with_limits(threads, deep=question.deep))
+    path = file.path
+    yield from diagnose_file(file, salvager)
+    yield from diagnose_lone_numbers(file)
     yield Diagnosis(
         "not-nanochat",
         "note",

@@ -6,30 +6,20 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, replace
 
 from fastckpt.doctor.meta_facts import MetaFacts, read_meta_facts
-from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.doctor.numbers import Look, look
+from fastckpt.errors import CheckpointIOError, FastckptError, UnsupportedStateError
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.transfer import Progress
 from fastckpt.nanochat.completeness import StepState, step_state
 from fastckpt.nanochat.facts import Facts, read_facts
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem
 from fastckpt.nanochat.steps import Step, read_steps
+from fastckpt.nanochat.wholeness import wholeness
 from fastckpt.stored.inspection import Inspection, inspect_file
-
-
-class Numbers(NamedTuple):
-    """What the numbers of a tensor are.
-
-    Attributes:
-        not_finite: How many are NaN or infinite.
-        zero: Whether all are zero, of those that stand for a parameter.
-    """
-
-    not_finite: int
-    zero: bool
+from fastckpt.verdicts import Verdict
 
 
 @dataclass(slots=True)
@@ -44,7 +34,8 @@ class FileFacts:
         says: What it says about where it belongs; None likewise.
         error: Why its structure cannot be read.
         findings: Damage found by reading every byte, if that was asked for.
-        numbers: What the numbers of its tensors are, by name, once `fastckpt.doctor.moments.read_numbers` has looked.
+        proven: Whether that showed that checksums prove all of them.
+        look: What its numbers are, of a file that is whole: the first of every tensor, or all if that was asked for.
     """
 
     path: str
@@ -54,7 +45,8 @@ class FileFacts:
     says: Facts | None = None
     error: FastckptError | None = None
     findings: list[Finding] = field(default_factory=list)
-    numbers: dict[str, Numbers] = field(default_factory=dict)
+    proven: bool = False
+    look: Look | None = None
 
     @property
     def name(self) -> str:
@@ -82,6 +74,8 @@ class StepFacts:
         files: Its model and optimizer files, in every format that is there.
         meta: Its meta file.
         state: Whether it is complete, by the rule that saving and loading go by.
+        reasons: Why it is not whole, as far as its files were looked at.
+        begins_anew: Whether a command that is told about it begins its moments anew.
     """
 
     directory: str
@@ -89,6 +83,8 @@ class StepFacts:
     files: list[FileFacts]
     meta: MetaFacts | None
     state: StepState
+    reasons: tuple[str, ...] = ()
+    begins_anew: bool = False
 
     @property
     def model(self) -> FileFacts | None:
@@ -116,7 +112,12 @@ class StepFacts:
     @property
     def is_whole(self) -> bool:
         """Whether it is known that all its bytes are there, and of one save."""
-        return self.state.complete and not self.broken and not self.is_unread
+        return not self.reasons and not self.broken and not self.is_unread
+
+    @property
+    def standing(self) -> str:
+        """In words, of one to go on from (`TagFacts.fallback`): whether it is whole already."""
+        return f"step {self.number} {'is' if self.is_whole else 'can be made'} whole"
 
     @property
     def is_unread(self) -> bool:
@@ -130,8 +131,9 @@ class StepFacts:
         return any(self._is_sick(file) for file in self.files)
 
     def _is_sick(self, file: FileFacts) -> bool:
-        never_moved = file.stem.role == OPTIM and bool(self.number) and all(n.zero for n in file.numbers.values())
-        return bool(file.numbers) and (never_moved or any(n.not_finite for n in file.numbers.values()))
+        found = file.look.numbers.values() if file.look is not None else ()
+        never_moved = file.stem.role == OPTIM and bool(self.number) and all(n.zero for n in found)
+        return bool(found) and (never_moved or any(n.not_finite for n in found))
 
     @property
     def paths(self) -> list[str]:
@@ -258,13 +260,23 @@ def read_tag(path: str, *, deep: bool, threads: int | None, progress: Progress |
 
 
 def _read_step(tag: TagFacts, step: Step) -> StepFacts:
+    state = step_state(step, verify=False, threads=tag.threads)
+    if state.before and step.before is not None:
+        step = step.before
     files = [
         read_file(path, stem, deep=tag.deep, threads=tag.threads, progress=tag.progress)
         for stem, by_suffix in step.states.items()
         for path in by_suffix.values()
     ]
     meta = read_meta_facts(step.meta) if step.meta is not None else None
-    return StepFacts(tag.path, step.number, files, meta, step_state(step, verify=False, threads=tag.threads))
+    whole: dict[Stem, list[Facts]] = {}
+    for file in files:
+        if file.is_whole and file.says is not None:
+            whole.setdefault(file.stem, []).append(file.says)
+    against = wholeness(step, state, whole, tag.steps.values())
+    if against.unread:
+        state = replace(state, unread=True, reasons=(*state.reasons, *against.unread))
+    return StepFacts(tag.path, step.number, files, meta, state, tuple(against.reasons))
 
 
 def read_file(path: str, stem: Stem, *, deep: bool, threads: int | None, progress: Progress | None) -> FileFacts:
@@ -273,14 +285,23 @@ def read_file(path: str, stem: Stem, *, deep: bool, threads: int | None, progres
     try:
         file.size = os.stat(path).st_size
         file.structure = inspect_file(path)
+        if file.structure.program:
+            raise UnsupportedStateError(
+                f"this is a {file.structure.program} archive: it holds a program, and nanochat loads only tensors",
+                path=path,
+                next_step="load it with torch.jit.load or torch.export.load, and save its state_dict",
+            )
         file.says = read_facts(path, stem)
         if deep:
             from fastckpt.stored.verify import verify
 
-            file.findings = verify(path, threads=threads, progress=progress).findings
+            report = verify(path, threads=threads, progress=progress)
+            file.findings, file.proven = report.findings, report.verdict is Verdict.INTACT
             unread = next((finding for finding in file.findings if finding.kind is Kind.UNREADABLE), None)
             if unread is not None:
                 raise CheckpointIOError(unread.message, path=path, offset=unread.offset)
+        if file.is_whole:
+            file.look = look(path, file.structure, (file.says.saved_as or stem).rank or 0, deep=deep)
     except FastckptError as error:
         file.error = error
     except OSError as error:

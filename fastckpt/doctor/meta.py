@@ -10,10 +10,12 @@ from typing import Any, Final
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts, TagFacts
+from fastckpt.doctor.meta_facts import MADE_ANEW
 from fastckpt.doctor.ranks import mark_of
-from fastckpt.doctor.sizes import Sizes, sizes_of_config, sizes_of_model
+from fastckpt.doctor.sizes import Sizes, sizes_of_model
 from fastckpt.doctor.versions import model_shapes
 from fastckpt.nanochat.names import META, Stem
+from fastckpt.text import some
 
 _SEQUENCE_LEN: Final = 2048
 """nanochat's --max-seq-len, unless told otherwise."""
@@ -27,7 +29,7 @@ _TO_RESUME: Final = {
 
 
 def diagnose_meta(tag: TagFacts, step: StepFacts) -> Iterator[Diagnosis]:
-    """Missing, cut, of another step, or with numbers that JSON does not have."""
+    """Missing, cut, of another step, made anew, or with numbers that JSON does not have."""
     meta = step.meta
     path = meta.path if meta is not None else os.path.join(step.directory, f"{Stem(META, step.number)}.json")
     name = os.path.basename(path)
@@ -39,27 +41,33 @@ def diagnose_meta(tag: TagFacts, step: StepFacts) -> Iterator[Diagnosis]:
         cause = "the save was interrupted; nanochat needs it to load the model"
         yield _repaired(tag, step, "meta-torn", path, f"{name}: {meta.fault}", cause)
     elif meta.step not in (None, step.number) and not _whole_set_renamed(step):
-        yield Diagnosis(
-            "meta-step",
-            "bad",
-            path,
-            step.number,
-            f"{name} is that of step {meta.step}",
-            "a file was renamed or copied: a resume would go on at the wrong place in the data and the schedule",
-            commands.set_step_aside(step.directory, step.number)
-            if _is_marked(step)
-            else commands.edit_meta(path, {"step": (meta.step or 0, step.number)}),
-            mends=not _is_marked(step),
-        )
+        cause = f"a file was renamed or copied: its place in the data and its loop state are those of step {meta.step}"
+        yield _set_aside(tag, step, "meta-step", path, f"{name} is that of step {meta.step}", cause)
+    elif meta.made_anew:
+        yield _made(tag, step, path, meta.made_anew)
     elif meta.not_json:
         yield Diagnosis(
             "meta-infinity",
             "note",
             path,
             step.number,
-            f"{name}: {', '.join(meta.not_json[:3])}, a word that JSON does not have",
+            f"{name}: {some(meta.not_json, 3)}, a word that JSON does not have",
             "nanochat writes this when evaluation is off, and reads it; strict JSON parsers (jq, JavaScript) do not",
         )
+
+
+def _made(tag: TagFacts, step: StepFacts, path: str, names: list[str]) -> Diagnosis:
+    """The diagnosis of a meta file that a command of ours made: it is used only where no step has its own."""
+    what = f"{os.path.basename(path)}: {some(names, 3)} made anew, not those of its save"
+    cause = "what its save held there is not known"
+    if step.optimizers:
+        cause += "; a resume would not go on at the right place in the data and the schedule"
+    wholes = (other for other in tag.examined if other.is_whole and not other.is_sick)
+    better = next((other for other in wholes if other.meta is not None and not other.meta.made_anew), None)
+    if better is None:
+        return Diagnosis("meta-made", "warn", path, step.number, what, cause, commands.find_copy(path))
+    aside = commands.set_step_aside(step.directory, step.number)
+    return Diagnosis("meta-made", "bad", path, step.number, what, f"{cause}; {better.standing}", aside)
 
 
 def _whole_set_renamed(step: StepFacts) -> bool:
@@ -75,38 +83,41 @@ def _is_marked(step: StepFacts) -> bool:
 
 def _repaired(tag: TagFacts, step: StepFacts, kind: str, path: str, what: str, cause: str) -> Diagnosis:
     """The diagnosis with the best way to get a meta file that nanochat can use."""
-    whole = next((other for other in tag.examined if other.is_whole), None)
-    marked = _is_marked(step)
-    how, command = None, commands.set_step_aside(step.directory, step.number)
-    if not marked or whole is None:
-        how, repair = _repair(tag, step, path)
-        command = repair or command
-    mends = how is not None and not marked
-    if how is None and whole is not None:
-        how = f"step {whole.number} is whole"
-    cause += f"; {how}" if how is not None else ""
-    return Diagnosis(kind, "bad", path, step.number, what, cause, command, whole is None and not mends, mends)
-
-
-def _repair(tag: TagFacts, step: StepFacts, path: str) -> tuple[str | None, str | None]:
-    """How to make a meta file for this model, in words and as a command."""
-    meta, made = step.meta, sizes_of_model(model_shapes(step), {})
-    there = meta is not None
-    for other in sorted(tag.examined, key=lambda other: (abs(other.number - step.number), other.number)):
-        config = other.meta.section("model_config") if other.meta is not None else {}
-        same = made is not None and sizes_of_model(model_shapes(step), config) == sizes_of_config(config)
-        if same and other.meta is not None and other.meta.step == other.number:
-            command = commands.meta_of_other_step(path, step.number, other.number, there=there)
-            return f"that of step {other.number} will do, with its place in the data", command
-    if meta is not None and "model_config" in meta.whole_values:
+    meta = step.meta
+    fallback = tag.fallback(step.number)
+    marked, loss = _is_marked(step), fallback is None and not tag.unread
+    # A cut file can be that of another step, too.
+    kept = meta is not None and meta.whole_values.get("step", step.number) == step.number
+    if meta is not None and kept and "model_config" in meta.whole_values and (fallback is None or not marked):
         rest = {key: value for key, value in _TO_RESUME.items() if step.optimizers and key not in meta.whole_values}
-        how = f"{', '.join(meta.whole_values)} can be kept" + (f", {' and '.join(rest)} anew" if rest else "")
-        return how, commands.close_meta(path, meta.whole_until, rest)
-    if made is None:
-        return None, None
+        if not rest:
+            how = f"{', '.join(meta.whole_values)} can be kept"
+            command = commands.close_meta(path, meta.whole_until, {})
+            return Diagnosis(
+                kind, "bad", path, step.number, what, f"{cause}; {how}", command, loss and marked, not marked
+            )
+        if fallback is None:
+            how = f"{', '.join(meta.whole_values)} can be kept; {' and '.join(rest)}: not known, begun anew"
+            command = commands.close_meta(path, meta.whole_until, rest | {MADE_ANEW: [*rest]})
+            return Diagnosis(kind, "bad", path, step.number, what, f"{cause}; {how}", command, loss)
+    made = sizes_of_model(model_shapes(step), {})
+    if fallback is not None or made is None:
+        return _set_aside(tag, step, kind, path, what, cause)
     how = "its sizes follow from the model; sequence_len, window_pattern and the vocab_size before padding are "
     how += "nanochat's defaults: correct them if yours differ"
-    return how, commands.write_meta(path, _rebuilt(step, made), there=there)
+    if step.optimizers:
+        how += f"; {' and '.join(_TO_RESUME)}: not known, begun anew"
+    command = commands.write_meta(path, _rebuilt(step, made), there=meta is not None)
+    return Diagnosis(kind, "bad", path, step.number, what, f"{cause}; {how}", command, loss)
+
+
+def _set_aside(tag: TagFacts, step: StepFacts, kind: str, path: str, what: str, cause: str) -> Diagnosis:
+    """The diagnosis of a step whose meta file nothing gives back: none may claim a position that nobody knows."""
+    fallback = tag.fallback(step.number)
+    if fallback is not None:
+        cause += f"; {fallback.standing}"
+    command = commands.set_step_aside(step.directory, step.number)
+    return Diagnosis(kind, "bad", path, step.number, what, cause, command, fallback is None and not tag.unread)
 
 
 def _rebuilt(step: StepFacts, made: Sizes) -> dict[str, Any]:
@@ -121,5 +132,6 @@ def _rebuilt(step: StepFacts, made: Sizes) -> dict[str, Any]:
     }
     if "resid_lambdas" in model_shapes(step):  # Since the same day as window_pattern.
         config["window_pattern"] = _WINDOW_PATTERN
-    values = {"step": step.number, "val_bpb": None, "model_config": config}
-    return values | _TO_RESUME if step.optimizers else values
+    values: dict[str, Any] = {"step": step.number, "val_bpb": None, "model_config": config}
+    values |= _TO_RESUME if step.optimizers else {}
+    return values | {MADE_ANEW: [key for key in values if key != "step"]}

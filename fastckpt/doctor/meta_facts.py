@@ -6,10 +6,13 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
+
+MADE_ANEW: Final = "made_anew"
+"""The key under which a meta file that a command of doctor made lists the entries that are not those of a save."""
 
 
 @dataclass(slots=True)
@@ -44,6 +47,12 @@ class MetaFacts:
         """The step it was written for; meta of reinforcement learning has none."""
         step = self.values.get("step")
         return step if type(step) is int else None
+
+    @property
+    def made_anew(self) -> list[str]:
+        """Which of its entries are not those of a save, if it says so."""
+        names = self.values.get(MADE_ANEW)
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
     def section(self, key: str) -> dict[str, Any]:
         """A dict inside it, or inside what is whole of it; empty if there is none."""
@@ -85,13 +94,17 @@ def _whole_part(raw: bytes) -> tuple[int, dict[str, Any]]:
     """The longest beginning of a cut file that ``}`` makes whole, and what it holds then.
 
     nanochat indents by two, so an entry of the outermost dict ends where ``,``
-    is followed by a line break, two spaces and a quotation mark.
+    is followed by a line break, two spaces and a quotation mark; the last one
+    where a dict in it ends.
     """
-    end = len(raw)
-    while (end := raw.rfind(b',\n  "', 0, end)) > 0:
+    end = len(raw.rstrip())
+    if not raw.endswith(b"\n  }", 0, end):
+        end = raw.rfind(b',\n  "')
+    while end > 0:
         try:
             values = json.loads(raw[:end].decode("utf-8") + "\n}")
         except (ValueError, RecursionError):
+            end = raw.rfind(b',\n  "', 0, end)
             continue
         return (end, values) if isinstance(values, dict) else (0, {})
     return 0, {}

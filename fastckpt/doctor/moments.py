@@ -1,37 +1,28 @@
 """Do the optimizer's moments fit the model, and are their numbers sound?
 
-Shapes are compared without reading a tensor. Numbers are read in pieces, so
-that a file of any size is looked through in the same memory.
+Shapes are compared without reading a tensor. `fastckpt.doctor.numbers` looks at the numbers.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
-from fastckpt.doctor.facts import FileFacts, Numbers, StepFacts
-from fastckpt.doctor.ranks import begin_anew, saved_as
+from fastckpt.doctor.facts import FileFacts, StepFacts
+from fastckpt.doctor.numbers import FIRST_BYTES, Look, Numbers
+from fastckpt.doctor.ranks import begin_anew
+from fastckpt.doctor.resuming import warming_up
 from fastckpt.doctor.versions import model_shapes
 from fastckpt.errors import FastckptError, MismatchError
-from fastckpt.layout.entries import Entry
-from fastckpt.layout.tree import TensorRef
-from fastckpt.layout.walk import find_optimizers
 from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.parameter_order import parameter_groups
 from fastckpt.nanochat.shard_pieces import Shard, Shards
 from fastckpt.nanochat.shard_rules import plan_shards
-from fastckpt.stored.open_file import open_file
-from fastckpt.stored.opened import Opened
-from fastckpt.text import collapse
+from fastckpt.text import collapse, size_text, some
 
-_PIECE: Final = 16 * 2**20
-"""Bytes of a tensor that are looked at together."""
-_FLOATS: Final = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-_NO_NUMBERS: Final = (".step", ".zero_buffer")
-"""Counters, and what is zero by design."""
 _SHOWN: Final = 3
 
 
@@ -67,29 +58,39 @@ def diagnose_shapes(step: StepFacts, *, others_whole: bool) -> Iterator[Diagnosi
         return  # A form of which the rules are not known, such as torch's own AdamW in the first release.
 
 
-def read_numbers(step: StepFacts) -> None:
-    """Look through the numbers of all files of a step that are whole, for `diagnose_numbers`."""
-    for file in step.files:
-        if file.is_whole and file.structure is not None:
-            try:
-                file.numbers = dict(_scan(file))
-            except FastckptError:
-                continue  # Damage that came since: not what this is about.
-
-
 def diagnose_numbers(step: StepFacts, *, others_whole: bool) -> Iterator[Diagnosis]:
     """NaN and infinity anywhere, and moments that are all zero where the optimizer was stepped."""
     for file in [*step.optimizers, *([step.model] if step.model is not None else [])]:
-        yield from _not_finite(step, file, file.numbers, others_whole=others_whole)
+        if file.look is None:
+            continue
+        yield from _not_finite(step, file, file.look, others_whole=others_whole)
         if file.stem.role != MODEL:
-            yield from _zero(step, file, file.numbers, others_whole=others_whole)
+            yield from _zero(step, file, file.look.numbers, others_whole=others_whole)
 
 
-def _not_finite(
-    step: StepFacts, file: FileFacts, found: dict[str, Numbers], *, others_whole: bool
-) -> Iterator[Diagnosis]:
-    bad = {name: numbers.not_finite for name, numbers in found.items() if numbers.not_finite}
+def diagnose_lone_numbers(file: FileFacts) -> Iterator[Diagnosis]:
+    """NaN and infinity in a file that belongs to no step."""
+    what = _not_finite_text(file, file.look) if file.look is not None else ""
+    if what:
+        cause = "training diverged before this was saved, or other bytes were written over it: take an earlier one"
+        command = shlex.join(["fastckpt", "plot", file.path])
+        yield Diagnosis("not-finite", "bad", file.path, None, what, cause, command)
+
+
+def _not_finite_text(file: FileFacts, look: Look) -> str:
+    bad = {name: numbers.not_finite for name, numbers in look.numbers.items() if numbers.not_finite}
     if not bad:
+        return ""
+    where = "" if look.in_full else f", of each of which the first {size_text(FIRST_BYTES)} were looked at"
+    return (
+        f"{file.name} has {sum(bad.values()):,} NaN or infinite numbers in {len(bad)} of {len(look.numbers)} "
+        f"tensors{where}: {_names(bad)}"
+    )
+
+
+def _not_finite(step: StepFacts, file: FileFacts, look: Look, *, others_whole: bool) -> Iterator[Diagnosis]:
+    what = _not_finite_text(file, look)
+    if not what:
         return
     is_model = file.stem.role == MODEL
     cause = "training diverged before this save: " + (
@@ -97,16 +98,16 @@ def _not_finite(
     )
     command, mends = commands.set_step_aside(step.directory, step.number), False
     if not is_model and not others_whole:
-        cause = "a gradient was not finite; the weights can still be used: begin the moments anew, and warm up again"
+        cause = "a gradient was not finite; the weights can still be used: begin the moments anew"
         anew = begin_anew(step, len(step.optimizers))
+        cause += f"; {warming_up(step)}" if anew is not None else ""
         command, mends = anew or command, anew is not None
     yield Diagnosis(
         "not-finite",
         "bad",
         file.path,
         step.number,
-        f"{file.name} has {sum(bad.values()):,} NaN or infinite numbers in {len(bad)} of {len(found)} tensors: "
-        f"{_names(bad)}",
+        what,
         cause,
         command,
         loss=is_model and not others_whole,
@@ -114,7 +115,7 @@ def _not_finite(
     )
 
 
-def _zero(step: StepFacts, file: FileFacts, found: dict[str, Numbers], *, others_whole: bool) -> Iterator[Diagnosis]:
+def _zero(step: StepFacts, file: FileFacts, found: Mapping[str, Numbers], *, others_whole: bool) -> Iterator[Diagnosis]:
     zero = [name for name, numbers in found.items() if numbers.zero]
     if not zero or not step.number:
         return
@@ -126,7 +127,8 @@ def _zero(step: StepFacts, file: FileFacts, found: dict[str, Numbers], *, others
         file.path,
         step.number,
         f"{file.name}: {'all' if everything else len(zero)} of {len(found)} moments are zero: {_names(zero)}",
-        "the optimizer counts steps, yet these never moved: they were made and not trained, or overwritten by zeros",
+        "the optimizer counts steps, but never changed these: they were not trained, or zeros were written over them"
+        + (f"; {warming_up(step)}" if anew is not None else ""),
         anew or commands.set_step_aside(step.directory, step.number),
         mends=anew is not None,
     )
@@ -134,55 +136,4 @@ def _zero(step: StepFacts, file: FileFacts, found: dict[str, Numbers], *, others
 
 def _names(names: Any) -> str:
     groups = collapse((name, 0) for name in names)
-    return ", ".join(group.name for group in groups[:_SHOWN]) + (", ..." if len(groups) > _SHOWN else "")
-
-
-def _scan(file: FileFacts) -> Iterator[tuple[str, Numbers]]:
-    """The numbers of every tensor that is made of floats."""
-    assert file.structure is not None
-    unowned = dict(_unowned_from(file))
-    with open_file(file.path) as stored:
-        for entry in stored.entries:
-            if entry.dtype in _FLOATS and entry.numel and not entry.name.endswith(_NO_NUMBERS):
-                yield entry.name, _numbers(stored, entry, unowned.get(entry.name))
-
-
-def _unowned_from(file: FileFacts) -> Iterator[tuple[str, int]]:
-    """Stacked momenta by name: how many of their bytes stand for parameters.
-
-    Rank r of W has rows ``r*c`` on of K parameters, ``c = ceil(K/W)``; what is beyond the last is zero by design.
-    """
-    # Of a file that was renamed, the rank it was saved under counts.
-    structure, rank = file.structure, (saved_as(file) or file.stem).rank or 0
-    assert structure is not None
-    for _, optimizer in find_optimizers(structure.tree):
-        for group in optimizer["param_groups"]:
-            ids = group.get("params")
-            if not isinstance(ids, list) or not ids:
-                continue
-            held = optimizer["state"].get(ids[0]) if isinstance(ids[0], int | str) else None
-            for key, value in held.items() if isinstance(held, dict) else ():
-                if type(value) is not TensorRef or key not in ("momentum_buffer", "second_momentum_buffer"):
-                    continue
-                entry = structure.entries[value.entry]
-                if len(entry.shape) == 3 and entry.shape[0]:
-                    share = entry.shape[0]
-                    owned = max(0, min(share, len(ids) - rank * share))
-                    yield entry.name, owned * math.prod(entry.shape[1:]) * entry.itemsize
-
-
-def _numbers(stored: Opened, entry: Entry, owned: int | None) -> Numbers:
-    """Look through a tensor. Of a stacked momentum only the ``owned`` first bytes say whether it is zero."""
-    import torch
-
-    first, end = entry.span
-    not_finite, zero = 0, owned != 0
-    for start in range(first, end, _PIECE):
-        raw = stored.read(entry.storage, start, min(start + _PIECE, end))
-        values = torch.frombuffer(raw, dtype=getattr(torch, entry.dtype))
-        if entry.itemsize == 1:
-            values = values.to(torch.float32)
-        not_finite += values.numel() - int(torch.isfinite(values).sum())
-        mine = values if owned is None else values[: max(0, owned - (start - first)) // entry.itemsize]
-        zero = zero and not bool(mine.any())
-    return Numbers(not_finite, zero)
+    return some([group.name for group in groups], _SHOWN)

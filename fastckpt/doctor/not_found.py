@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import shlex
 from collections.abc import Iterable
 
 from fastckpt.doctor.diagnosis import Diagnosis
-from fastckpt.doctor.directories import SOURCES, Places, find_places
+from fastckpt.doctor.directories import Places, find_places
 from fastckpt.doctor.facts import StepFacts, TagFacts
 from fastckpt.doctor.resuming import resume_command
 from fastckpt.nanochat.choosing import base_directory
+from fastckpt.nanochat.places import DEPTH, PARENTS
 from fastckpt.nanochat.steps import list_numbers
+from fastckpt.text import some
 
-_RANKED = re.compile(r"d(\d+)")
 _SHOWN = 8
 _ALIKE = 0.6
 """From which ratio of `difflib` on one name is taken for another that was mistyped."""
@@ -33,8 +33,7 @@ def nothing_there(path: str) -> Diagnosis:
         return Diagnosis("not-found", "bad", path, None, what, cause, search)
     wanted = os.path.basename(os.path.abspath(path))
     meant = next((tag for tag in near if tag.name == wanted), None) or _closest(wanted, near, cutoff=_ALIKE)
-    shown = ", ".join(tag.path for tag in near[:_SHOWN])
-    cause = f"there are checkpoints in {shown}{' and more' if len(near) > _SHOWN else ''}"
+    cause = f"there are checkpoints in {some([tag.path for tag in near], _SHOWN)}"
     # Of several that are not alike none was meant more than another: show them all.
     command = ["fastckpt", "doctor", meant.path if meant is not None else _above(near)]
     return Diagnosis("not-found", "bad", path, None, what, cause, shlex.join(command))
@@ -45,7 +44,7 @@ def _above(tags: list[TagFacts]) -> str:
     if len(tags) == 1:
         return tags[0].path
     common = os.path.commonpath([os.path.abspath(tag.path) for tag in tags])
-    return os.path.dirname(common) if os.path.basename(common) in SOURCES else common
+    return os.path.dirname(common) if os.path.basename(common) in PARENTS else common
 
 
 def _near(path: str) -> list[TagFacts]:
@@ -67,8 +66,7 @@ def missing_tag(places: Places, wanted: str) -> Diagnosis:
         places.root,
         None,
         f"{places.root}: there is no tag {wanted!r}",
-        f"there {'are' if len(labels) > 1 else 'is'} {', '.join(labels[:_SHOWN])}"
-        + (f" and {len(labels) - _SHOWN} more" if len(labels) > _SHOWN else ""),
+        f"there {'are' if len(labels) > 1 else 'is'} {some(labels, _SHOWN)}",
         shlex.join(["fastckpt", "doctor", meant.path]),
     )
 
@@ -76,8 +74,8 @@ def missing_tag(places: Places, wanted: str) -> Diagnosis:
 def _closest(wanted: str, tags: Iterable[TagFacts], *, cutoff: float = 0.0) -> TagFacts | None:
     """The tag whose depth is closest; without a depth, the one whose name is, if any is as alike as ``cutoff``."""
     tags = list(tags)
-    depth = _RANKED.fullmatch(wanted)
-    ranked = [(tag, match) for tag in tags if (match := _RANKED.match(tag.name))]
+    depth = DEPTH.fullmatch(wanted)
+    ranked = [(tag, match) for tag in tags if (match := DEPTH.match(tag.name))]
     if depth and ranked:
         return min(ranked, key=lambda item: abs(int(item[1][1]) - int(depth[1])))[0]
     names = difflib.get_close_matches(wanted, [tag.name for tag in tags], n=1, cutoff=cutoff)

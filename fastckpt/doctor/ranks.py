@@ -15,10 +15,13 @@ from collections.abc import Iterator
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import FileFacts, StepFacts, TagFacts
+from fastckpt.doctor.resuming import warming_up
 from fastckpt.doctor.versions import RANKED
+from fastckpt.nanochat.checks import missing_files
 from fastckpt.nanochat.names import OPTIM, Stem
 from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 from fastckpt.nanochat.steps import list_numbers
+from fastckpt.text import count_text, some
 
 
 def diagnose_ranks(tag: TagFacts, step: StepFacts, world_size: int | None) -> Iterator[Diagnosis]:
@@ -45,21 +48,15 @@ def diagnose_ranks(tag: TagFacts, step: StepFacts, world_size: int | None) -> It
 
 
 def _other_world_size(step: StepFacts, world_size: int) -> Iterator[Diagnosis]:
-    if not step.optimizers or step.world_size in (None, world_size):
+    before = step.world_size
+    if not step.optimizers or before is None or before == world_size:
         return
-    what = f"step {step.number} was saved by {_ranks(step.world_size)}, and there {_are(world_size)} now"
-    cause = "nanochat takes the files without a word and fails at the first step; divided anew, they give the same "
-    cause += "training"
+    now = f"{'is' if world_size == 1 else 'are'} {world_size}"
+    what = f"step {step.number} was saved by {count_text(before, 'rank')}, and there {now} now"
+    cause = "nanochat loads the files without an error and fails at the first step; dealt to the new number of ranks, "
+    cause += "they give the same training"
     command = commands.reshard(step.directory, step.number, world_size)
     yield Diagnosis("world-size", "bad", step.directory, step.number, what, cause, command)
-
-
-def _ranks(count: int | None) -> str:
-    return f"{count} rank" + ("" if count == 1 else "s")
-
-
-def _are(count: int) -> str:
-    return f"is {count}" if count == 1 else f"are {count}"
 
 
 def mark_of(file: FileFacts) -> SaveMark | None:
@@ -87,17 +84,16 @@ def _misplaced(step: StepFacts) -> Iterator[tuple[FileFacts, Stem]]:
 
 
 def _swapped_or_mixed(step: StepFacts, misplaced: list[tuple[FileFacts, Stem]]) -> Diagnosis:
-    shown = ", ".join(f"{file.name} was saved as {stem}" for file, stem in misplaced[:4])
-    more = f" and {len(misplaced) - 4} more" if len(misplaced) > 4 else ""
+    shown = some([f"{file.name} was saved as {stem}" for file, stem in misplaced], 4)
     swapped = all(stem.step == step.number for _, stem in misplaced)
     pairs = [(file.path, _path_as(file, stem)) for file, stem in misplaced]
     sources, targets = {old for old, _ in pairs}, Counter(new for _, new in pairs)
     free = all(count == 1 and (new in sources or not os.path.lexists(new)) for new, count in targets.items())
     if swapped:
-        what = f"the rank files of step {step.number} are swapped: {shown}{more}"
+        what = f"the rank files of step {step.number} are swapped: {shown}"
         cause = "nanochat would load each rank's moments on another rank and train wrongly without an error"
     else:
-        what = f"files of different steps in step {step.number}: {shown}{more}"
+        what = f"files of different steps in step {step.number}: {shown}"
         cause = "nanochat would go on with an optimizer or a model of another step without an error"
     aside = commands.set_aside([file.path for file, _ in misplaced])
     return Diagnosis(
@@ -106,7 +102,7 @@ def _swapped_or_mixed(step: StepFacts, misplaced: list[tuple[FileFacts, Stem]]) 
         step.directory,
         step.number,
         what,
-        cause if free else f"{cause}; the places they belong to are taken",
+        cause if free else f"{cause}; other files have the names that they should have",
         commands.rename_all(pairs) if free else aside,
         mends=swapped and free,
     )
@@ -138,8 +134,8 @@ def _other_save(step: StepFacts) -> Iterator[Diagnosis]:
             "bad",
             step.directory,
             step.number,
-            f"{', '.join(file.name for file in strangers[:4])} is of another run than the rest of step {step.number}",
-            "its parts or its options differ from those of the other ranks, where one save has the same on all",
+            f"{some([file.name for file in strangers], 4)} is of another run than the rest of step {step.number}",
+            "its parts or its options differ from those of the other ranks; in one save they are the same on all ranks",
             commands.set_aside([file.path for file in strangers]),
         )
 
@@ -199,15 +195,13 @@ def _missing(tag: TagFacts, step: StepFacts) -> Iterator[Diagnosis]:
         cause += f"; step {whole[0].number} is whole"
     else:
         fresh = begin_anew(step, total)
-        cause += "; no step here is whole, so go on without moments, and warm up again"
-    plural = "s" if len(missing) > 1 else ""
+        cause += f"; no step here is whole, so go on without moments; {warming_up(step)}"
     yield Diagnosis(
         "ranks-missing",
         "bad",
         step.directory,
         step.number,
-        f"step {step.number}: the optimizer file{plural} of rank {list_numbers(missing)} of {total} "
-        f"{'are' if plural else 'is'} missing",
+        f"step {step.number}: {missing_files(missing, total)}",
         cause,
         fresh or commands.set_step_aside(step.directory, step.number),
         loss=not whole,
@@ -223,6 +217,7 @@ def begin_anew(step: StepFacts, world_size: int) -> str | None:
     donor = next((file for file in step.optimizers if file.is_whole and file.structure is not None), None)
     if donor is None or donor.structure is None:
         return None
+    step.begins_anew = True
     suffix = os.path.splitext(donor.path)[1]
     stems = [Stem(OPTIM, step.number, None if donor.stem.rank is None else rank) for rank in range(world_size)]
     targets = [os.path.join(step.directory, f"{stem}{suffix}") for stem in stems]
@@ -254,19 +249,23 @@ def _counters(tag: TagFacts, step: StepFacts) -> Iterator[Diagnosis]:
             step.directory,
             step.number,
             f"AdamW has counted {count} steps at step {step.number}, on all ranks alike",
-            f"the moments were begun anew at step {usual - count}, or taken from another run: this is as it was saved",
+            f"the moments were begun anew at step {usual - count}, or taken from another run; it was saved like this",
         )
         return
     whole = any(other.is_whole for other in tag.examined if other.number != step.number)
     anew = None if whole else begin_anew(step, step.world_size or len(step.optimizers))
-    shown = ", ".join(f"{os.path.basename(path)} counts {list_numbers(by_file[path])}" for path in wrong[:4])
+    alike: dict[tuple[int, ...], list[str]] = {}
+    for path in wrong:
+        alike.setdefault(tuple(sorted(by_file[path])), []).append(os.path.basename(path))
+    shown = ", ".join(f"{some(paths, 2)} counts {list_numbers(found)}" for found, paths in list(alike.items())[:4])
     yield Diagnosis(
         "counters",
         "bad" if len(wrong) < len(by_file) or any(len(by_file[path]) > 1 for path in wrong) else "warn",
         step.directory,
         step.number,
         f"AdamW's step counters disagree with step {usual}: {shown}",
-        "the optimizer was stepped more or less often than the model: files of different steps or runs",
+        "the optimizer was stepped more or less often than the model: files of different steps or runs"
+        + (f"; {warming_up(step)}" if anew is not None else ""),
         anew or commands.set_step_aside(step.directory, step.number),
         mends=anew is not None,
     )

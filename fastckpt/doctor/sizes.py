@@ -111,7 +111,9 @@ def _heads(shapes: Shapes, name: str, head: int) -> int | None:
     return shape[0] // head if len(shape) == 2 and head and shape[0] % head == 0 else None
 
 
-def diagnose_sizes(step: StepFacts, asked: Sizes | None, asked_as: str, go_on: str | None) -> Iterator[Diagnosis]:
+def diagnose_sizes(
+    step: StepFacts, asked: Sizes | None, asked_as: str, go_on: str | None, fallback: StepFacts | None
+) -> Iterator[Diagnosis]:
     """Whether the model fits what it is to be loaded with, and what its own meta says.
 
     Args:
@@ -119,6 +121,7 @@ def diagnose_sizes(step: StepFacts, asked: Sizes | None, asked_as: str, go_on: s
         asked: The sizes that the user wants to load it with.
         asked_as: What the user calls them: ``--depth 12``.
         go_on: The command that resumes with the sizes of the file.
+        fallback: Another step that training can go on from.
     """
     shapes, model = model_shapes(step), step.model
     config = step.meta.section("model_config") if step.meta is not None else {}
@@ -146,9 +149,10 @@ def diagnose_sizes(step: StepFacts, asked: Sizes | None, asked_as: str, go_on: s
             step.meta.path,
             step.number,
             f"{step.meta.name} describes another model: {declared}, where {model.name} has {made}",
-            _differences(shapes, declared),
-            commands.edit_meta(step.meta.path, _config_changes(made, declared, config)),
-            mends=True,
+            f"{_differences(shapes, declared)}; its place in the data and its loop state are that model's, too"
+            + (f"; {fallback.standing}" if fallback is not None else ""),
+            commands.set_step_aside(step.directory, step.number),
+            loss=fallback is None,
         )
 
 
@@ -172,18 +176,6 @@ def _complete(wanted: Sizes, made: Sizes) -> Sizes:
         wanted.n_kv_head or made.n_kv_head,
         wanted.rows or made.rows,
     )
-
-
-def _config_changes(made: Sizes, declared: Sizes, config: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """What is wrong in a config by key: the old number and the right one."""
-    changes = {}
-    for key in ("n_layer", "n_embd", "n_head", "n_kv_head"):
-        value = getattr(made, key)
-        if value is not None and value != getattr(declared, key):
-            changes[key] = (config[key], value)
-    if made.rows is not None and made.rows != declared.rows:
-        changes["vocab_size"] = (config["vocab_size"], made.rows)
-    return changes
 
 
 def _differences(shapes: Shapes, wanted: Sizes) -> str:

@@ -43,7 +43,15 @@ def diagnose_tokenizer(base: str, newest: StepFacts | None) -> Iterator[Diagnosi
     try:
         entries = inspect_file(path).entries
     except FastckptError as error:
-        yield Diagnosis("tokenizer", "warn", path, None, f"tokenizer: token_bytes.pt: {error.message}", "torn", train)
+        yield Diagnosis(
+            "tokenizer",
+            "warn",
+            path,
+            None,
+            f"tokenizer: token_bytes.pt: {error.message}",
+            "its save or copy was cut short, or its bytes were changed",
+            train,
+        )
         return
     tokens = entries[0].numel if len(entries) == 1 else None
     if tokens != vocabulary:

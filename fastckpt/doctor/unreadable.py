@@ -37,6 +37,6 @@ def diagnose_unreadable(step: StepFacts) -> Iterator[Diagnosis]:
     yield from told
     if not told and step.state.unread:
         what = f"whether step {step.number} is complete cannot be told: {'; '.join(step.state.reasons)}"
-        cause = "the system refused once, and not again: look once more"
+        cause = "the system refused to read it once, and then read it: run this again"
         command = shlex.join(["fastckpt", "doctor", step.directory, "--step", str(step.number)])
         yield Diagnosis("unreadable", "bad", step.directory, step.number, what, cause, command)

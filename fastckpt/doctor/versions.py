@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts
+from fastckpt.layout.prefixes import bare_name
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import is_optimizer
 
@@ -105,9 +106,9 @@ def version_range(step: StepFacts) -> VersionRange | None:
 
 
 def model_shapes(step: StepFacts) -> dict[str, tuple[int, ...]]:
-    """The shapes of the model's tensors by name, as they would be without a compiler's prefix."""
+    """The shapes of the model's tensors by name, as they would be without the prefix of a wrapper."""
     structure = step.model.structure if step.model is not None else None
-    return {e.name.removeprefix("_orig_mod."): e.shape for e in structure.entries} if structure is not None else {}
+    return {bare_name(entry.name): entry.shape for entry in structure.entries} if structure is not None else {}
 
 
 def _of_model(step: StepFacts) -> Iterator[Trace]:

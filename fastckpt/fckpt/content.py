@@ -8,6 +8,7 @@ memory piece by piece while the writer writes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -17,21 +18,46 @@ from fastckpt.layout.plan import RecordPlan
 
 
 class Delivery(NamedTuple):
-    """A part of a record's raw bytes that lies in memory now.
+    """A part of a record's raw bytes, and where in memory it will lie.
 
     Attributes:
         record: Which of the records that were asked for.
         start: First byte in the record, a multiple of CHUNK_SIZE.
         size: Bytes; a multiple of CHUNK_SIZE unless the record ends with them.
-        address: Where they lie.
-        leaves: Their leaf digests, taken where they came from; None: hash them here.
+        address: Where they come to lie.
     """
 
     record: int
     start: int
     size: int
     address: int
-    leaves: bytes | None
+
+
+LeafDigests = list[bytes | None]
+"""The leaf digests of each piece, u64 little-endian each, taken where it came from; None: hash it here."""
+
+
+class Deliveries(Protocol):
+    """Raw bytes of records on their way to memory, turn after turn.
+
+    Attributes:
+        apart: So many turns have memory of their own: no more may be waited for before the first is released.
+    """
+
+    apart: int
+
+    @property
+    def turns(self) -> Sequence[Sequence[Delivery]]:
+        """The pieces that each turn brings, in the order of the records; all of them are known at once."""
+        ...
+
+    def wait(self) -> LeafDigests:
+        """Wait until the pieces of the next turn lie in memory."""
+        ...
+
+    def release(self) -> None:
+        """The memory of the oldest turn may be used for another one."""
+        ...
 
 
 class Supply(Protocol):
@@ -41,9 +67,16 @@ class Supply(Protocol):
         """Whether this record's raw bytes come from here, not from `Content.origins`."""
         ...
 
-    def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[list[Delivery]]:
-        """The raw bytes of these records, in order. A list is good until the next one is asked for."""
+    def deliver(self, plans: Sequence[RecordPlan]) -> AbstractContextManager[Deliveries]:
+        """Bring the raw bytes of these records, in order. Leaving the block stops it and gives the memory back."""
         ...
+
+
+def brought_pieces(deliveries: Deliveries) -> Iterator[tuple[Delivery, bytes | None]]:
+    """Piece after piece with its leaf digests, if there are; each lies in memory until the next one is asked for."""
+    for pieces in deliveries.turns:
+        yield from zip(pieces, deliveries.wait(), strict=True)
+        deliveries.release()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,3 +114,7 @@ class Content:
     def source_of(self, storage: int) -> int:
         """The file descriptor that the bytes of a storage come from, or MEMORY."""
         return self.sources[storage] if self.sources else self.source
+
+    def direct_of(self, source: int) -> int:
+        """The same file as ``source`` opened with O_DIRECT, if there is one, or -1."""
+        return self.source_direct if source == self.source != MEMORY else -1

@@ -7,9 +7,10 @@ another proves itself by the footer's digests, the other one is used.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import cached_property
-from types import TracebackType
+from typing import Any, Final
 
 from fastckpt.constants import (
     DIGEST_SIZE,
@@ -39,6 +40,10 @@ from fastckpt.layout.frame import (
 from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.records import NO_LINKS, Links, Record, decode_record_header
+from fastckpt.layout.tree import decode_tree
+
+_FEW: Final = 1 / 8
+"""Of all records. The index of more of them is read faster in one piece."""
 
 
 class CheckpointFile:
@@ -68,9 +73,7 @@ class CheckpointFile:
     def __enter__(self) -> CheckpointFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.source.close()
 
     def _located(self, error: FastckptError, offset: int) -> FastckptError:
@@ -232,30 +235,50 @@ class CheckpointFile:
     def record(self, number: int) -> Record:
         """One record. Of the headers only its own is read, where all others are not known yet.
 
+        Who asks for one after the other gets them from the index as soon as these were a few of them.
+
         Raises:
             DamagedError: As `records`.
         """
-        if "records" in self.__dict__ or self.footer.version == 1 or self._directory is None:
+        if "records" in self.__dict__ or self.footer.version == 1:
             return self.records[number]
         known = self._single.get(number)
         if known is not None:
             return known
+        if self._directory is None or len(self._single) >= max(_FEW * self.footer.record_count, 1):
+            return self.records[number]
         place = self._directory[number]
         try:
             record = self._decode_header(self.source.read(*place.header), place.header.offset)
             if record.digest != place.digest:
                 raise DamagedError(f"the header of record {number} is not the one the directory names")
-            digests = [bytes(DIGEST_SIZE)] * 2 + [place.digest for place in self._directory[:number]]
+            before = [place.digest for place in self._directory[max(number - 2, 0) : number]]
+            digests = [bytes(DIGEST_SIZE)] * 2 + before
             if record.links != (digests[-1], digests[-2]):
                 raise DamagedError(f"record {number} does not follow the one before it")
             places = self.manifest.storages
             _check_storages(places, record, number, self.manifest.digest)
-            if sum(place.record == number for place in places) != len(record.storages):
+            if self.storage_counts[number] != len(record.storages):
                 raise DamagedError(f"record {number} does not hold every storage that the manifest says")
         except (DamagedError, CheckpointIOError):
             return self.records[number]
         self._single[number] = record
         return record
+
+    def records_of(self, numbers: Collection[int]) -> list[Record]:
+        """Records by their numbers: few of many by their own headers, else all of them by the index.
+
+        Raises:
+            DamagedError: As `records`.
+        """
+        if len(numbers) > _FEW * self.footer.record_count:
+            return [self.records[number] for number in numbers]
+        return [self.record(number) for number in numbers]
+
+    @cached_property
+    def storage_counts(self) -> Counter[int]:
+        """How many storages each record holds, by the manifest."""
+        return Counter(place.record for place in self.manifest.storages)
 
     @cached_property
     def _single(self) -> dict[int, Record]:
@@ -303,16 +326,38 @@ class CheckpointFile:
         return self.manifest.entries.names()
 
     def checked_entries(self) -> list[Entry]:
-        """All entries, in tree order, once manifest and records were found to describe the same storages.
+        """As `entries`, once manifest and records were found to describe the same storages.
 
         Raises:
             DamagedError: They do not, or an entry does not lie inside its
                 storage; names the first difference.
         """
-        manifest = self.manifest
         _ = self.records  # They are compared with the manifest when they are read.
+        return self.entries()
+
+    def entries(self) -> list[Entry]:
+        """All entries, in tree order. Records are compared with the manifest when they are read.
+
+        Raises:
+            DamagedError: An entry does not lie inside its storage.
+        """
         try:
-            return manifest.checked_entries()
+            return self.manifest.checked_entries()
+        except FastckptError as error:
+            raise self._located(error, self.required_section(SECTION_MANIFEST).extent.offset) from None
+
+    def tree(self) -> Any:
+        """The nesting of the state. Raises DamagedError, UnsupportedVersionError: see `decode_tree`."""
+        return self._decoded(lambda: decode_tree(self.manifest.tree, len(self.manifest.entries)))
+
+    def metadata(self) -> dict[str, Any]:
+        """The user's metadata. Raises what `tree` raises."""
+        metadata: dict[str, Any] = self._decoded(lambda: self.manifest.metadata)
+        return metadata
+
+    def _decoded(self, decode: Callable[[], Any]) -> Any:
+        try:
+            return decode()
         except FastckptError as error:
             raise self._located(error, self.required_section(SECTION_MANIFEST).extent.offset) from None
 

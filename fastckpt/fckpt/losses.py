@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError
-from fastckpt.fckpt.payload import tensors_in
+from fastckpt.fckpt.bad_ranges import tensors_in
 from fastckpt.fckpt.remains import Remains
 from fastckpt.findings import Finding, Kind
 from fastckpt.layout.records import Record
+from fastckpt.text import some
 
 
 def whole_prefix(record: Record, file_size: int) -> int:
@@ -35,7 +34,7 @@ def _cut(record: Record, size: int) -> Finding:
     """The finding for a record whose payload ends beyond the file."""
     names = tuple(tensors_in(record, whole_prefix(record, size), record.raw_size))
     missing = record.payload.end - size
-    message = f"record {record.number}: its last {missing} bytes are missing, the file ends before them: {_few(names)}"
+    message = f"record {record.number}: its last {missing} bytes are missing, the file ends before them: {some(names)}"
     return Finding(Kind.MISSING, message, size, 0, record=record.number, tensors=names, loss=bool(names))
 
 
@@ -57,7 +56,7 @@ def find_lost(remains: Remains, size: int) -> list[Finding]:
     return [
         Finding(
             Kind.MISSING,
-            f"record {record} is not in the file: {_few(names)}",
+            f"record {record} is not in the file: {some(names)}",
             size,
             0,
             record=record,
@@ -65,7 +64,3 @@ def find_lost(remains: Remains, size: int) -> list[Finding]:
         )
         for record, names in sorted(lost.items())
     ]
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

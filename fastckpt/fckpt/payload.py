@@ -8,7 +8,6 @@ in the same comparison of leaf digests and the same list of bad ranges.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,8 +17,9 @@ import xxhash
 from fastckpt import _core
 from fastckpt.codec.registry import codec_for_reading
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, LEAF_SIZE, LEAVES_PER_CHUNK
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedVersionError, UsageError
-from fastckpt.findings import Finding, Kind
+from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedVersionError, UsageError
+from fastckpt.fckpt.bad_ranges import BadRange
+from fastckpt.findings import Kind
 from fastckpt.io.pool import map_in_order
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
@@ -58,21 +58,6 @@ def covering_targets(record: Record, places: Sequence[StoragePlace], address: in
     return targets
 
 
-class BadRange(NamedTuple):
-    """Leaves ``[leaf, leaf + leaves)`` of a record that are not as written.
-
-    ``errno`` is the system's error if they could not be read at all. ``whole``
-    says that the chunk is bad as a whole (it did not decode).
-    """
-
-    record: Record
-    leaf: int
-    leaves: int
-    kind: Kind
-    errno: int = 0
-    whole: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class Reading:
     """How to read.
@@ -80,7 +65,7 @@ class Reading:
     Attributes:
         threads: Worker threads.
         verify: Whether digests are compared.
-        progress: Told of the bytes done so far.
+        progress: Called with the bytes done so far.
         mapped_at: The address at which the whole file is mapped, if it is.
         release: Give back the pages of that map, a shared one, that were verified.
         sink: MEMORY, or the file descriptor that the raw bytes are written to.
@@ -320,71 +305,3 @@ def check_chunk_digests(record: Record) -> list[int]:
         for number, row in enumerate(record.chunks)
         if row.codec == CODEC_NONE and row.stored_digest != raw_chunk_digest(record.chunk_leaves(number))
     ]
-
-
-def tensors_in(record: Record, start: int, end: int) -> list[str]:
-    """Flat names of the tensors that have bytes in ``[start, end)`` of a record's raw bytes."""
-    hit = {s.storage: s.offset for s in record.storages if s.offset < end and start < s.offset + s.nbytes}
-    names: list[str] = []
-    try:
-        entries = list(record.entries)
-    except FastckptError:
-        return names  # A header whose entries contradict each other names nothing.
-    for entry in entries:
-        if entry.storage in hit:
-            first, last = entry.span
-            if first < last and first + hit[entry.storage] < end and start < last + hit[entry.storage]:
-                names.append(entry.name)
-    return names
-
-
-def finding_of(bad: BadRange) -> Finding:
-    """The finding a bad range amounts to: which tensors, which chunk, which bytes of the file."""
-    record = bad.record
-    chunk = bad.leaf // LEAVES_PER_CHUNK
-    start = bad.leaf * LEAF_SIZE
-    end = min((bad.leaf + bad.leaves) * LEAF_SIZE, record.raw_size)
-    if bad.whole or not record.is_raw:
-        offset, size = record.chunk_extent(chunk)
-    else:
-        offset, size = record.payload.offset + start, end - start
-    tensors = tuple(tensors_in(record, start, end))
-    shown = ", ".join(tensors[:3]) + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
-    what = {
-        Kind.TORN: "was never written (reads as zeros)",
-        Kind.ROTTED: "is not what was written",
-        Kind.MISSING: "is missing: the file ends before it",
-        Kind.UNREADABLE: f"cannot be read (error {bad.errno})",
-    }[bad.kind]
-    leaves = f"leaf {bad.leaf}" if bad.leaves == 1 else f"leaves {bad.leaf} to {bad.leaf + bad.leaves - 1}"
-    message = f"record {record.number}, chunk {chunk}, {leaves} {what}: {shown or 'padding between tensors'}"
-    return Finding(
-        bad.kind,
-        message,
-        offset,
-        size,
-        record=record.number,
-        chunk=chunk,
-        leaf=bad.leaf,
-        leaves=bad.leaves,
-        tensors=tensors,
-        loss=bool(tensors),
-    )
-
-
-def raise_damage(source: Source, bad: Sequence[BadRange]) -> None:
-    """Raise DamagedError that names the first bad tensor and how many there are; nothing if ``bad`` is empty."""
-    if not bad:
-        return
-    findings = [finding_of(item) for item in bad]
-    first = next((f for f in findings if f.tensors), findings[0])
-    names = list(dict.fromkeys(name for f in findings for name in f.tensors))
-    total = f"; {len(names)} tensors are damaged: {', '.join(names[:8])}" if len(names) > 1 else ""
-    raise DamagedError(
-        f"{first.message}{total}",
-        path=source.path,
-        offset=first.offset,
-        tensor=first.tensors[0] if first.tensors else None,
-        chunk=first.chunk,
-        next_step=f"fastckpt salvage {shlex.quote(source.path)}",
-    )

@@ -65,6 +65,7 @@ class Remains:
         footer: The footer, if it is whole and at the end.
         findings: What is not as written in the frame: blocks, headers. Nothing about payloads.
         named: Whether the footer proves which headers are those of the file; then there are no others in ``records``.
+        anchored: Whether any block stands where it belongs; copies of headers in the index do not count.
     """
 
     manifest: Manifest | None = None
@@ -73,6 +74,7 @@ class Remains:
     footer: Footer | None = None
     findings: list[Finding] = field(default_factory=list)
     named: bool = False
+    anchored: bool = False
 
 
 def read_block(source: Source, offset: int, magic: bytes, *, what: str) -> bytes:
@@ -117,7 +119,7 @@ class _Scan:
     def __init__(self, source: Source, threads: int, find: Find | None = None) -> None:
         self.source = source
         self.threads = threads
-        self.find_blocks = find or self.find_in_file
+        self.find = find or self.find_in_file
         self.remains = Remains()
         self.named: dict[int, bytes] | None = None
         # Reading what turns out to be no header takes time; a hostile file could ask for that again and again.
@@ -137,6 +139,7 @@ class _Scan:
             self.named = self.named_headers(footer)
             self.remains.named = self.named is not None
         found = self.manifest_at(SUPERBLOCK_SIZE, digest, report=True)
+        self.remains.anchored = not (superblock is None and footer is None and found is None)
         if found is not None:
             digest, start = found[0].digest, found[1].end
         digest = self.walk(start, digest)
@@ -149,9 +152,6 @@ class _Scan:
             raise DamagedError("the file has more blocks in one another than can be read", offset=offset)
         self.budget -= len(block)
         return block
-
-    def find(self, magic: bytes, start: int = 0) -> list[int]:
-        return self.find_blocks(magic, start)
 
     def find_in_file(self, magic: bytes, start: int) -> list[int]:
         return _core.find_blocks(self.source.fd, magic, start, self.source.size, threads=self.threads)
@@ -224,7 +224,7 @@ class _Scan:
                 return second[0]
         if at_start is not None:
             return at_start
-        for offset in self.find(MAGIC_MANIFEST):
+        for offset in self.find(MAGIC_MANIFEST, 0):
             found = self.manifest_at(offset, digest)
             if found is not None:
                 return found[0]
@@ -243,6 +243,7 @@ class _Scan:
             if record is not None and foreign:
                 self.report_foreign(record)
                 record = None
+            self.remains.anchored |= record is not None
             if record is None and not searched:
                 # Only now, since it takes reading the rest of the file. The index stands behind all records.
                 searched = True
@@ -288,15 +289,15 @@ class _Scan:
 
     def report_foreign(self, record: Record) -> None:
         """A whole header of this structure that is not the one which the footer proves: another save's."""
-        message = f"the header of record {record.number} is of another save than the end of the file"
-        self.remains.findings.append(
-            Finding(Kind.INCONSISTENT, message, *record.header, record=record.number, loss=False)
-        )
+        self.report_other_save(record, "is of another save than the end of the file")
 
     def report_difference(self, record: Record, others: list[Record]) -> None:
         """Two whole headers for one place are those of two saves of the same structure; the payload decides."""
         self.remains.alternates.setdefault(record.number, others)
-        message = f"the header of record {record.number} and its mirror in the index are of different saves"
+        self.report_other_save(record, "and its mirror in the index are of different saves")
+
+    def report_other_save(self, record: Record, what: str) -> None:
+        message = f"the header of record {record.number} {what}"
         self.remains.findings.append(
             Finding(Kind.INCONSISTENT, message, *record.header, record=record.number, loss=False)
         )

@@ -12,10 +12,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-from fastckpt.constants import ALIGNMENT, FOOTER_SIZE, MAGIC_RECORD, MAGIC_SUPERBLOCK, SUPERBLOCK_SIZE
-from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.constants import ALIGNMENT, FOOTER_SIZE, LEAF_SIZE, MAGIC_RECORD, MAGIC_SUPERBLOCK, SUPERBLOCK_SIZE
+from fastckpt.errors import FastckptError
+from fastckpt.fckpt.payload import Reading, Target, read_targets
 from fastckpt.fckpt.remains import Remains, read_block, scan
 from fastckpt.findings import Finding, Kind
+from fastckpt.io.part import Part
 from fastckpt.io.source import Source
 from fastckpt.io.unreadable import read_there
 from fastckpt.layout.blocks import Extent
@@ -28,49 +30,25 @@ _MAX_TRIED: Final = 1000
 """Places that look like the beginning of a block and are looked into."""
 
 
-class ShiftedSource(Source):
-    """An open file as it would be without a shift: what it says to be at 0 stands ``shift`` bytes further back."""
-
-    def __init__(self, base: Source, shift: int) -> None:
-        # It opens nothing, and closes nothing: the file is the base's.
-        self.path, self.fd, self.size = base.path, base.fd, base.size - shift
-        self._base, self.shift = base, shift
-
-    def close(self) -> None:
-        """Nothing is closed: the file belongs to the source that opened it."""
-
-    def __del__(self) -> None:
-        """Nothing is left open."""
-
-    def read(self, offset: int, size: int, *, what: str = "") -> bytes:
-        """As `Source.read`; bytes that were taken away cannot be read."""
-        if offset + self.shift < 0:
-            raise CheckpointIOError(f"the {what or 'wanted part'} is not there any more", path=self.path, offset=0)
-        return self._base.read(offset + self.shift, size, what=what)
-
-    def find_blocks(self, magic: bytes, start: int) -> list[int]:
-        """The multiples of 4 KiB at which a block of this kind seems to begin."""
-        found = (at - self.shift for at in _places(self._base, re.compile(re.escape(magic)), start + self.shift))
-        return [at for at in found if at % ALIGNMENT == 0]
-
-
 def scan_shifted(source: Source, *, threads: int) -> Remains:
     """What `scan` finds, also where everything has moved; offsets are those in the file as it is.
 
     Raises:
         UnsupportedVersionError: It needs a newer fastckpt.
     """
-    shift = _shift_of_the_end(source)
-    if not shift:
-        remains = scan(source, threads=threads)
-        # What else looks like a checkpoint can be one that a tensor holds, or a header's mirror in the index.
-        if remains.records or remains.manifest is not None:
-            return remains
-        shift = _shift_of_blocks(source)
-        if not shift:
-            return remains
-    straight = ShiftedSource(source, shift)
-    remains = scan(straight, threads=threads, find=straight.find_blocks)
+    remains = scan(source, threads=threads)
+    if remains.anchored or any(_stands(source, record) for record in remains.records.values()):
+        return remains
+    for shift in filter(None, (_shift_of_the_end(source), _shift_of_blocks(source))):
+        shifted = _scan_at(source, shift, threads)
+        if shifted.anchored:
+            return shifted
+    return remains
+
+
+def _scan_at(source: Source, shift: int, threads: int) -> Remains:
+    straight = Part(source, shift, source.size - shift)
+    remains = scan(straight, threads=threads, find=lambda magic, start: _find_blocks(straight, magic, start))
     # Of a record that begins before the file nothing is where a mirror of its header says.
     there = {number: record for number, record in remains.records.items() if record.header.offset + shift >= 0}
     remains.records = {number: _moved(record, shift) for number, record in there.items()}
@@ -85,14 +63,29 @@ def scan_shifted(source: Source, *, threads: int) -> Remains:
     return remains
 
 
+def _find_blocks(part: Part, magic: bytes, start: int) -> list[int]:
+    """The multiples of 4 KiB at which a block of this kind seems to begin."""
+    found = (at - part.begin for at in _places(part.base, re.compile(re.escape(magic)), start + part.begin))
+    return [at for at in found if at % ALIGNMENT == 0]
+
+
+def _stands(source: Source, record: Record, *, beginning: bool = False) -> bool:
+    """Whether the first leaf of a record, and its last one unless only the beginning counts, stand behind its header.
+
+    Of equal numbers, as in a tensor of ones, the first leaf stands also where all has moved a little.
+    """
+    last = (record.raw_size - 1) // LEAF_SIZE * LEAF_SIZE
+    starts = [0] if beginning else [0, last]
+    targets = [Target(record, start, min(LEAF_SIZE, record.raw_size - start), None) for start in starts]
+    return record.raw_size > 0 and not read_targets(source, targets, Reading(threads=1))
+
+
 def _moved(record: Record, shift: int) -> Record:
     return replace(record, header=Extent(record.header.offset + shift, record.header.size))
 
 
 def _shift_of_the_end(source: Source) -> int:
-    """By how many bytes the footer stands too far back; 0 if the beginning is in its place, or the end is not whole."""
-    if read_there(source, 0, len(MAGIC_SUPERBLOCK)) == MAGIC_SUPERBLOCK:
-        return 0
+    """By how many bytes the footer stands too far back; 0 if the end is not whole."""
     try:
         return source.size - stated_file_size(read_there(source, source.size - FOOTER_SIZE, FOOTER_SIZE))
     except FastckptError:
@@ -112,8 +105,10 @@ def _stated_offset(source: Source, at: int) -> int | None:
     """Where a block says that it stands, if there is a whole one at an offset."""
     try:
         if read_there(source, at, len(MAGIC_RECORD)) == MAGIC_RECORD:
-            block = read_block(source, at, MAGIC_RECORD, what="record header")
-            return decode_record_header(block, limit=2**63).header.offset
+            record = decode_record_header(read_block(source, at, MAGIC_RECORD, what="record header"), limit=2**63)
+            stated = record.header.offset
+            # The copy of a header in the index is whole as well, but not what stands behind it.
+            return stated if _stands(source, _moved(record, at - stated), beginning=True) else None
         decode_superblock(source.read(at, SUPERBLOCK_SIZE))
         return 0
     except FastckptError:

@@ -20,18 +20,49 @@ from fastckpt.io.source import Source
 from fastckpt.layout.blocks import require_zero, seal, unseal
 
 _HEAD: Final = struct.Struct("<IIQQQQ")
-_ROW: Final = struct.Struct("<QQQ")
+_ROW: Final = struct.Struct("<QIIQ")
 
 KIND_CODES: Final = {"torch-zip": 1, "torch-legacy": 2, "safetensors": 3}
+_PIECE: Final = 2**20
+_UNITS: Final = (1, 2, 4, 8)
 KIND_NAMES: Final = {code: kind for kind, code in KIND_CODES.items()}
 
 
 class Segment(NamedTuple):
-    """``size`` bytes of a storage (its whole length), at ``offset`` of the foreign file."""
+    """``size`` bytes of a storage (its whole length), at ``offset`` of the foreign file.
+
+    With a ``unit`` of 2, 4 or 8 the bytes of each number of that size stand there in reverse order.
+    """
 
     offset: int
     storage: int
     size: int
+    unit: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Literals:
+    """Bytes as they stand in a section. Few of them can be many when they are decoded: that is done piece by piece.
+
+    Attributes:
+        stored: What stands there.
+        codec: CODEC_NONE or CODEC_ZSTD.
+        nbytes: How many they are.
+    """
+
+    stored: bytes
+    codec: int
+    nbytes: int
+
+    def __iter__(self) -> Iterator[bytes]:
+        """All of them, in pieces. Raises DamagedError if they do not decode to ``nbytes``."""
+        if self.codec == CODEC_ZSTD:
+            return ZstdCodec().pieces(self.stored, self.nbytes, _PIECE)
+        return (self.stored[at : at + _PIECE] for at in range(0, len(self.stored), _PIECE))
+
+    def beginning(self) -> bytes:
+        """The first of them: a piece."""
+        return next(iter(self), b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +79,18 @@ class SourceFile:
     kind: str
     size: int
     segments: Sequence[Segment]
-    literals: bytes
+    literals: Literals
 
-    def literal_ranges(self) -> Iterator[tuple[int, bytes]]:
-        """``(offset in the foreign file, bytes)`` of each literal."""
-        taken = 0
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """``(offset in the foreign file, bytes)`` of the literals, in pieces."""
+        pieces = iter(self.literals)
+        piece = b""
         for start, end in _gaps(self.segments, self.size):
-            yield start, self.literals[taken : taken + end - start]
-            taken += end - start
+            while start < end:
+                piece = piece or next(pieces)
+                part = piece[: end - start]
+                yield start, part
+                start, piece = start + len(part), piece[len(part) :]
 
 
 def _gaps(segments: Sequence[Segment], size: int) -> Iterator[tuple[int, int]]:
@@ -85,15 +120,21 @@ def read_source_file(source: Source, kind: str, segments: Sequence[Segment]) -> 
             next_step="convert with --no-exact to keep the state without the container",
         )
     literals = b"".join(source.read(start, end - start) for start, end in _gaps(ordered, source.size))
-    return SourceFile(kind, source.size, ordered, literals)
+    return SourceFile(kind, source.size, ordered, Literals(literals, CODEC_NONE, len(literals)))
+
+
+_LEVEL: Final = 3
+"""Literals are pickles and tables, not floats: here it is smaller than level 1."""
 
 
 def encode_source_section(file: SourceFile) -> bytes:
     """The sealed source section."""
-    compressed = ZstdCodec().encode(file.literals)
-    codec, stored = (CODEC_NONE, file.literals) if compressed is None else (CODEC_ZSTD, compressed)
-    head = _HEAD.pack(KIND_CODES[file.kind], codec, file.size, len(file.segments), len(file.literals), len(stored))
-    return seal(MAGIC_SOURCE, head, b"".join(_ROW.pack(*segment) for segment in file.segments), stored)
+    raw = file.literals.stored
+    compressed = ZstdCodec(_LEVEL).encode(raw)
+    codec, stored = (CODEC_NONE, raw) if compressed is None else (CODEC_ZSTD, compressed)
+    head = _HEAD.pack(KIND_CODES[file.kind], codec, file.size, len(file.segments), len(raw), len(stored))
+    rows = [_ROW.pack(s.offset, s.storage, s.unit if s.unit > 1 else 0, s.size) for s in file.segments]
+    return seal(MAGIC_SOURCE, head, b"".join(rows), stored)
 
 
 def source_kind_and_size(block: bytes) -> tuple[str, int]:
@@ -121,20 +162,28 @@ def decode_source_section(block: bytes, storage_sizes: Sequence[int]) -> SourceF
         raise DamagedError(
             "the source section reaches beyond its end", expected=len(body), actual=rows_end + stored_size
         )
-    segments = [Segment(*row) for row in _ROW.iter_unpack(body[_HEAD.size : rows_end])]
+    rows = _ROW.iter_unpack(body[_HEAD.size : rows_end])
+    segments = [Segment(offset, storage, nbytes, unit or 1) for offset, storage, unit, nbytes in rows]
     at = 0
     for segment in segments:
         known = segment.storage < len(storage_sizes) and segment.size == storage_sizes[segment.storage]
+        if segment.unit not in _UNITS:
+            raise UnsupportedVersionError(
+                f"the source section has numbers of {segment.unit} bytes", next_step="pip install --upgrade fastckpt"
+            )
         if segment.offset < at or not known:
             raise DamagedError(f"the source section puts storage {segment.storage} where it cannot be")
         at = segment.offset + segment.size
+    if len({segment.storage for segment in segments}) != len(segments):
+        # A few bytes for each time would make a file as large as anyone likes.
+        raise DamagedError("the source section names a storage twice")
     if at > size or literal_size != size - sum(segment.size for segment in segments):
         raise DamagedError("the source section does not add up to the size of its file", expected=size)
     require_zero(body[rows_end + stored_size :], what="padding of the source section")
-    stored = bytes(body[rows_end : rows_end + stored_size])
-    literals = stored if codec == CODEC_NONE else ZstdCodec().decode(stored, literal_size)
-    if len(literals) != literal_size:
-        raise DamagedError("the literals have the wrong size", expected=literal_size, actual=len(literals))
+    literals = Literals(bytes(body[rows_end : rows_end + stored_size]), codec, literal_size)
+    decoded = sum(map(len, literals))
+    if decoded != literal_size:
+        raise DamagedError("the literals have the wrong size", expected=literal_size, actual=decoded)
     return SourceFile(KIND_NAMES[kind], size, segments, literals)
 
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
+from fastckpt.fckpt.bad_ranges import raise_damage
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import Reading, Target, covering_targets, raise_damage, read_targets
+from fastckpt.fckpt.payload import Reading, Target, covering_targets, read_targets
 from fastckpt.io.memory import allocate, allocate_regions
 from fastckpt.layout.blocks import Extent, align
 from fastckpt.layout.entries import StorageBytes
@@ -26,7 +27,7 @@ def read_storages(
     by_record: dict[int, list[int]] = {}
     for storage in sorted(set(storages)):
         by_record.setdefault(places[storage].record, []).append(storage)
-    records = [file.records[number] for number in sorted(by_record)]
+    records = file.records_of(sorted(by_record))
     regions: dict[int, memoryview] = {}
     targets: list[Target] = []
     if mapped:

@@ -10,11 +10,10 @@ that what a killed writer leaves behind says exactly what is whole.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from itertools import chain
-from typing import Final
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from typing import Final, NamedTuple
 
 from fastckpt import _core
 from fastckpt.codec.registry import Codec, codec_for_writing
@@ -29,12 +28,14 @@ from fastckpt.constants import (
     SUPERBLOCK_SIZE,
 )
 from fastckpt.errors import CheckpointIOError, FastckptError
-from fastckpt.fckpt.content import Content, Delivery, Supply
+from fastckpt.fckpt.content import Content, Delivery, Supply, brought_pieces
 from fastckpt.fckpt.encoding import encode_payload
+from fastckpt.fckpt.turns import RawTurns, RecordToWrite, SuppliedTurns, origin_of
 from fastckpt.io.commit import Commit, translate_os_error
 from fastckpt.io.memory import allocate
-from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, transfer
+from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, TurnMover, transfer
 from fastckpt.layout.blocks import Extent, align, block_digest
+from fastckpt.layout.columns import rows_of
 from fastckpt.layout.directory import directory_size, encode_directory
 from fastckpt.layout.entries import Entry, encode_entry_table
 from fastckpt.layout.frame import (
@@ -47,7 +48,8 @@ from fastckpt.layout.frame import (
     root_digest,
 )
 from fastckpt.layout.manifest import encode_manifest
-from fastckpt.layout.plan import RecordPlan, plan_records
+from fastckpt.layout.places import PackedStorage
+from fastckpt.layout.plan import plan_records
 from fastckpt.layout.records import (
     NO_LINKS,
     Chunk,
@@ -58,34 +60,8 @@ from fastckpt.layout.records import (
     raw_chunk_table,
 )
 
-BATCH: Final = 256 * 1024 * 1024
-"""Raw bytes after which the headers of finished records are written. A killed
-save loses at most the records of one batch to salvage."""
-
-
 CheckCrcs = Callable[[Sequence[int]], None]
 """Given the CRC-32 of every storage's bytes; raises if one is not as it should be."""
-
-
-@dataclass(slots=True)
-class _Record:
-    """A record on its way into the file."""
-
-    number: int
-    plan: RecordPlan
-    entry_table: bytes
-    header_size: int
-    offset: int = 0
-    pack: memoryview | None = None
-
-    @property
-    def payload_offset(self) -> int:
-        return self.offset + self.header_size
-
-    @property
-    def is_pack(self) -> bool:
-        """Whether its raw bytes must be brought together before they are written."""
-        return len(self.plan.storages) != 1
 
 
 class _Writer:
@@ -99,9 +75,10 @@ class _Writer:
         self.done = 0
         self.crcs = [0] * len(content.storage_sizes)
         self.headers: list[tuple[int, bytes]] = []
+        self.written = 0  # How many of them.
         self.links = NO_LINKS
         # Records whose payload is written before that of a record in front of them.
-        self.waiting: dict[int, tuple[_Record, list[Chunk], bytes | memoryview]] = {}
+        self.waiting: dict[int, tuple[RecordToWrite, list[Chunk], bytes | memoryview]] = {}
         plans, places = plan_records(content.storage_sizes)
         entries: list[list[Entry]] = [[] for _ in plans]
         for entry in content.entries:
@@ -110,7 +87,7 @@ class _Writer:
         for number, (plan, held) in enumerate(zip(plans, entries, strict=True)):
             table = encode_entry_table(held)
             size = header_size(plan.raw_size, plan.storages, len(table))
-            self.records.append(_Record(number, plan, table, size))
+            self.records.append(RecordToWrite(number, plan, table, size))
         self.manifest = encode_manifest(places, content.entries, content.tree, content.metadata_tree, len(plans))
         self.first_offset = self.end = SUPERBLOCK_SIZE + len(self.manifest)
 
@@ -132,133 +109,155 @@ class _Writer:
         if self.progress is not None:
             self.progress(self.done + count)
 
-    def move(self, moves: list[Move], *, source: int, sink: int, sink_direct: int = -1, digests: bool) -> Moved:
-        """A transfer that must succeed. CRCs are computed where the source is not yet proven."""
-        moved = transfer(
-            moves,
-            source=source,
-            source_direct=self.content.source_direct if source == self.content.source != MEMORY else -1,
-            sink=sink,
-            sink_direct=sink_direct,
-            threads=self.threads,
-            leaves=digests,
-            crcs=self.want_crcs and source == self.content.source,
-            progress=self.report if sink != MEMORY and self.progress is not None else None,
-        )
+    def require_read(self, moved: Moved, moves: Sequence[Move]) -> None:
+        """Raise CheckpointIOError if some of what was to be moved could not be read."""
         if moved.faults:
             fault = moved.faults[0]
             offset = moves[fault.move].source + fault.offset
             reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
             raise CheckpointIOError(f"cannot read the source: {reason}", errno=fault.errno or None, offset=offset)
-        return moved
 
-    def gather(self, record: _Record) -> memoryview:
-        """The raw bytes of a pack, its storages copied to their places; the gaps are zero."""
-        pack = allocate(record.plan.raw_size)
+    def gather(self, record: RecordToWrite, pack: memoryview) -> None:
+        """Copy the storages of a pack to their places in ``pack``; the gaps are zero."""
+        pack[:] = bytes(len(pack))
         base = _core.address(pack) if len(pack) else 0
-        storages = [packed for packed in record.plan.storages if packed.nbytes]
-        origins = self.content.origins
-        for source in dict.fromkeys(self.content.source_of(packed.storage) for packed in storages):
-            own = [packed for packed in storages if self.content.source_of(packed.storage) == source]
-            moves = [Move(origins[storage], base + offset, nbytes) for storage, offset, nbytes in own]
-            moved = self.move(moves, source=source, sink=MEMORY, digests=False)
+        by_source: dict[int, list[PackedStorage]] = defaultdict(list)
+        for packed in record.plan.storages:
+            if packed.nbytes:
+                by_source[self.content.source_of(packed.storage)].append(packed)
+        for source, own in by_source.items():
+            numbers, offsets, sizes = zip(*own, strict=True)
+            origins = map(self.content.origins.__getitem__, numbers)
+            moves = rows_of(Move, origins, [base + offset for offset in offsets], sizes)
+            moved = transfer(
+                moves,
+                source=source,
+                source_direct=self.content.direct_of(source),
+                sink=MEMORY,
+                threads=self.threads,
+                leaves=False,
+                # Where the source is not yet proven.
+                crcs=self.want_crcs and source == self.content.source,
+            )
+            self.require_read(moved, moves)
             for packed, crc in zip(own, moved.crcs, strict=False):
                 self.crcs[packed.storage] = crc
-        return pack
 
-    def write_raw(self, sink: Commit, batch: list[_Record]) -> None:
-        """Write the payloads of a batch as they are, then its headers."""
-        by_source: dict[int, list[tuple[_Record, Move]]] = {}
-        for record in batch:
-            if record.is_pack:
-                with collector_paused():
-                    record.pack = self.gather(record)
-            if not record.plan.raw_size:
-                self.write_header(sink, record, raw_chunk_table(0, b""), b"")
-                continue
-            first = record.plan.storages[0].storage
-            source = MEMORY if record.pack is not None else self.content.source_of(first)
-            origin = _core.address(record.pack) if record.pack is not None else self.content.origins[first]
-            by_source.setdefault(source, []).append((record, Move(origin, record.payload_offset, record.plan.raw_size)))
-        for source, jobs in by_source.items():
-            moved = self.move(
-                [move for _, move in jobs], source=source, sink=sink.fd, sink_direct=sink.direct_fd, digests=True
+    def write_raw(self, sink: Commit, records: Sequence[RecordToWrite]) -> None:
+        """Write payloads as they are, and each header once its payload and all records before it are written.
+
+        While the headers of one batch are written, the threads are at the next: the disk never waits.
+        """
+        plan = RawTurns(self.content, records)
+        for record in plan.empty:
+            self.add_header(record, raw_chunk_table(0, b""), b"")
+
+        def gather_for(turn: int) -> None:
+            with collector_paused():
+                for record in plan.to_gather(turn):
+                    assert record.pack is not None
+                    self.gather(record, record.pack)
+
+        for turn in range(TurnMover.OPEN):
+            gather_for(turn)
+        mover = TurnMover(
+            plan.turns,
+            sink=sink.fd,
+            sink_direct=sink.direct_fd,
+            threads=self.threads,
+            crcs=self.want_crcs,
+            progress=self.report if self.progress is not None else None,
+        )
+        with closing(mover):
+            for turn, own in enumerate(plan.written):
+                moved = mover.wait()
+                self.require_read(moved, plan.turns[turn].moves)
+                gather_for(turn + TurnMover.OPEN)
+                mover.release()
+                self.add_headers(own, moved)
+                self.write_headers(sink)
+        self.write_headers(sink)
+        self.done += sum(record.plan.raw_size for record in records)
+
+    def add_headers(self, records: list[RecordToWrite], moved: Moved) -> None:
+        """The headers of records whose payloads were moved may be written now."""
+        at = 0
+        for number, record in enumerate(records):
+            end = at + count_leaves(record.plan.raw_size) * 8
+            leaves = moved.leaves[at:end]
+            at = end
+            if moved.crcs and not record.is_pack:
+                self.crcs[record.plan.storages[0].storage] = moved.crcs[number]
+            with collector_paused():
+                self.add_header(record, raw_chunk_table(record.plan.raw_size, leaves), leaves)
+            record.pack = None
+
+    def write_supplied(self, sink: Commit, records: list[RecordToWrite], supply: Supply) -> None:
+        """Write the payloads that the supply brings as they are, each header once its payload is there.
+
+        While some turns are written, the supply brings the next one.
+        """
+        with supply.deliver([record.plan for record in records]) as brought:
+            plan = SuppliedTurns(brought, records)
+            mover = TurnMover(
+                plan.turns,
+                sink=sink.fd,
+                sink_direct=sink.direct_fd,
+                threads=self.threads,
+                crcs=False,
+                progress=self.report if self.progress is not None else None,
+                open_turns=plan.open_turns,
+                hashed=plan.hashed,
             )
-            at = 0
-            for number, (record, move) in enumerate(jobs):
-                end = at + count_leaves(move.size) * 8
-                leaves = moved.leaves[at:end]
-                at = end
-                if moved.crcs and not record.is_pack:
-                    self.crcs[record.plan.storages[0].storage] = moved.crcs[number]
-                with collector_paused():
-                    self.write_header(sink, record, raw_chunk_table(move.size, leaves), leaves)
-                record.pack = None
-            self.done += sum(move.size for _, move in jobs)
+            with closing(mover):
+                for turn in range(len(plan.turns)):
+                    moved = mover.wait()
+                    brought.release()
+                    plan.bring()
+                    mover.release()
+                    for record, leaves in plan.finished(turn, moved):
+                        self.add_header(record, raw_chunk_table(record.plan.raw_size, leaves), leaves)
+                    self.write_headers(sink)
+        self.done += sum(record.plan.raw_size for record in records)
 
-    def write_supplied(self, sink: Commit, records: list[_Record], supply: Supply) -> None:
-        """Write the payloads that the supply brings as they are, each header once its payload is there."""
-        leaves = bytearray()
-        with closing(_deliveries(supply, records)) as deliveries:
-            for pieces in deliveries:
-                moves = [Move(p.address, records[p.record].payload_offset + p.start, p.size) for p in pieces]
-                moved = self.move(
-                    moves,
-                    source=MEMORY,
-                    sink=sink.fd,
-                    sink_direct=sink.direct_fd,
-                    digests=any(p.leaves is None for p in pieces),
-                )
-                at = 0
-                for piece in pieces:
-                    record, end = records[piece.record], at + count_leaves(piece.size) * 8
-                    # Digests from the device, where there are: they also prove the way to memory.
-                    leaves += moved.leaves[at:end] if piece.leaves is None else piece.leaves
-                    at = end
-                    if piece.start + piece.size == record.plan.raw_size:
-                        self.write_header(
-                            sink, record, raw_chunk_table(record.plan.raw_size, bytes(leaves)), bytes(leaves)
-                        )
-                        leaves = bytearray()
-                self.done += sum(p.size for p in pieces)
-
-    def pieces_here(self, record: _Record) -> Iterator[tuple[int, Delivery]]:
-        """The raw bytes of a record that no supply brings, in one piece: ``(source, piece)``."""
+    def pieces_here(self, record: RecordToWrite) -> Iterator[_Piece]:
+        """The raw bytes of a record that no supply brings, in one piece."""
         first = record.plan.storages[0].storage
         source, origin = self.content.source_of(first), self.content.origins[first]
         if record.is_pack:
-            record.pack = self.gather(record)
-            source, origin = MEMORY, _core.address(record.pack) if len(record.pack) else 0
-        yield source, Delivery(0, 0, record.plan.raw_size, origin, None)
+            record.pack = allocate(record.plan.raw_size)
+            self.gather(record, record.pack)
+            source, origin = MEMORY, origin_of(self.content, record)
+        yield _Piece(source, origin, record.plan.raw_size, None)
 
     def write_encoded(self, sink: Commit, codec_id: int, codec: Codec) -> None:
         """Write all records with encoded chunks, one after the other; sizes are known only then."""
-        supply = self.content.supply
         covered = [record for record in self.records if self.content.covered(record.plan)]
-        with closing(_deliveries(supply, covered)) as deliveries:
-            brought = chain.from_iterable(deliveries)
+        with ExitStack() as held:
+            brought: Iterator[tuple[Delivery, bytes | None]] = iter(())
+            if self.content.supply is not None and covered:
+                plans = [record.plan for record in covered]
+                brought = brought_pieces(held.enter_context(self.content.supply.deliver(plans)))
             for record in self.records:
                 record.offset = self.end
-                pieces: Iterator[tuple[int, Delivery]]
-                if self.content.covered(record.plan):
-                    pieces = ((MEMORY, piece) for piece in _up_to(brought, record.plan.raw_size))
-                else:
-                    pieces = self.pieces_here(record)
-                self.write_header(sink, record, *self.encode_pieces(sink, record, pieces, codec_id, codec))
+                here = self.content.covered(record.plan)
+                pieces = _up_to(brought, record.plan.raw_size) if here else self.pieces_here(record)
+                self.add_header(record, *self.encode_pieces(sink, record, pieces, codec_id, codec))
+                self.write_headers(sink)
                 record.pack = None
 
     def encode_pieces(
-        self, sink: Commit, record: _Record, pieces: Iterator[tuple[int, Delivery]], codec_id: int, codec: Codec
+        self, sink: Commit, record: RecordToWrite, pieces: Iterator[_Piece], codec_id: int, codec: Codec
     ) -> tuple[list[Chunk], bytes]:
         """Encode and write the payload of a record; its chunk table and leaf digests."""
         chunks: list[Chunk] = []
         leaves = bytearray()
         at = 0
-        for source, piece in pieces:
+        for piece in pieces:
             base = record.payload_offset + at
             encoded = encode_payload(
-                source,
-                piece.address,
+                piece.source,
+                piece.origin,
                 piece.size,
                 codec_id=codec_id,
                 codec=codec,
@@ -275,13 +274,13 @@ class _Writer:
             self.done += piece.size
         return chunks, bytes(leaves)
 
-    def write_header(self, sink: Commit, record: _Record, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
-        """Write the header of a record whose payload is written, once those of all records before it are."""
+    def add_header(self, record: RecordToWrite, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
+        """The payload of a record is written: so may its header be, once those of all records before it are made."""
         self.waiting[record.number] = (record, chunks, leaves)
         while len(self.headers) in self.waiting:
-            self.write_next_header(sink, *self.waiting.pop(len(self.headers)))
+            self.add_next_header(*self.waiting.pop(len(self.headers)))
 
-    def write_next_header(self, sink: Commit, record: _Record, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
+    def add_next_header(self, record: RecordToWrite, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
         block = encode_record_header(
             number=record.number,
             offset=record.offset,
@@ -295,9 +294,13 @@ class _Writer:
             links=self.links,
         )
         self.links = Links(block_digest(block), self.links.previous)
-        sink.write(record.offset, block)
         self.headers.append((record.offset, block))
         self.end = max(self.end, align(record.payload_offset + sum(chunk.stored_size for chunk in chunks)))
+
+    def write_headers(self, sink: Commit) -> None:
+        """Write the headers that were added since the last time."""
+        sink.write_blocks(self.headers[self.written :], self.threads)
+        self.written = len(self.headers)
 
     def write_tail(self, sink: Commit) -> int:
         """Write further sections, index, manifest copy and footer; returns the size of the file."""
@@ -324,31 +327,21 @@ class _Writer:
 _REQUIRED: Final = SECTION_FLAG_MUST_UNDERSTAND
 
 
-def _deliveries(supply: Supply | None, records: Sequence[_Record]) -> Generator[list[Delivery], None, None]:
-    """What the supply brings of these records, as a generator that can be closed."""
-    if supply is not None and records:
-        yield from supply.deliver([record.plan for record in records])
+class _Piece(NamedTuple):
+    """``size`` raw bytes of a record that lie at ``origin`` in a source now; ``leaves`` are their digests, if known."""
+
+    source: int
+    origin: int
+    size: int
+    leaves: bytes | None
 
 
-def _up_to(pieces: Iterator[Delivery], size: int) -> Iterator[Delivery]:
+def _up_to(brought: Iterator[tuple[Delivery, bytes | None]], size: int) -> Iterator[_Piece]:
     """The next pieces, up to the one that ends a record of this size."""
-    for piece in pieces:
-        yield piece
+    for piece, leaves in brought:
+        yield _Piece(MEMORY, piece.address, piece.size, leaves)
         if piece.start + piece.size == size:
             return
-
-
-def _batches(records: Sequence[_Record]) -> Iterator[list[_Record]]:
-    batch: list[_Record] = []
-    size = 0
-    for record in records:
-        if batch and size + record.plan.raw_size > BATCH:
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += record.plan.raw_size
-    if batch:
-        yield batch
 
 
 def write_checkpoint(
@@ -386,13 +379,13 @@ def write_checkpoint(
     with Commit(path, durable=durable, reserve=reserve) as sink:
         if encoder is None:
             sink.preallocate(raw_size)
-        sink.write(0, encode_superblock(Extent(SUPERBLOCK_SIZE, len(writer.manifest)), block_digest(writer.manifest)))
+        extent = Extent(SUPERBLOCK_SIZE, len(writer.manifest))
+        sink.write(0, encode_superblock(extent, block_digest(writer.manifest)))
         sink.write(SUPERBLOCK_SIZE, writer.manifest)
         try:
             if encoder is None:
                 # What comes late is written last: then no header waits for long.
-                for batch in _batches([record for record in writer.records if not content.covered(record.plan)]):
-                    writer.write_raw(sink, batch)
+                writer.write_raw(sink, [record for record in writer.records if not content.covered(record.plan)])
                 supplied = [record for record in writer.records if content.covered(record.plan)]
                 if content.supply is not None and supplied:
                     writer.write_supplied(sink, supplied, content.supply)

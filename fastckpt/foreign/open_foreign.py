@@ -9,6 +9,7 @@ from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.safetensors_file import open_safetensors
 from fastckpt.foreign.sniff import HEAD_SIZE, kind_of, not_a_checkpoint
 from fastckpt.foreign.torch_legacy import open_torch_legacy
+from fastckpt.foreign.torch_tar import open_torch_tar
 from fastckpt.foreign.torch_zip import open_torch_zip
 from fastckpt.io.source import Source
 
@@ -41,6 +42,8 @@ def _open(source: Source) -> ForeignFile:
         return open_torch_zip(source)
     if kind == "torch-legacy":
         return open_torch_legacy(source)
+    if kind == "torch-tar":
+        return open_torch_tar(source)
     if kind == "safetensors":
         return open_safetensors(source)
     raise not_a_checkpoint(source.head(HEAD_SIZE), path=source.path, size=source.size)

@@ -92,7 +92,3 @@ class PickleInput:
             return int(line)
         except ValueError:
             raise self.bad("a number has other characters than digits") from None
-
-    def take_utf8(self, size: int) -> str:
-        """The next ``size`` bytes as text; like pickle itself, lone surrogates are let through."""
-        return self.take(size).decode("utf-8", "surrogatepass")

@@ -5,7 +5,7 @@ decided by the `Semantics` it is given; nothing is imported, and no method of
 an object that the pickle names is ever called. Time and memory are bounded by
 the pickle's size: lengths are checked against what is left before anything is
 allocated, and work that one opcode could repeat on shared objects is charged
-to a budget (see `Budget`).
+to a budget (see `Budget` in ``pickle_limits``).
 """
 
 from __future__ import annotations
@@ -14,36 +14,21 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from fastckpt.constants import MAX_INT_KEY_SIZE
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.foreign.model import Opaque
 from fastckpt.foreign.pickle_input import u32_at
+from fastckpt.foreign.pickle_limits import is_plain_key, slow_keys
 from fastckpt.foreign.pickle_values import PickleValues
+from fastckpt.layout.key_watch import KeyWatch
 from fastckpt.layout.tree import AttributedDict
 
-__all__ = ["Budget", "PickleReader", "Semantics", "is_plain_key"]
+__all__ = ["KEY", "PickleReader", "Semantics"]
 
+KEY: Final = "dict key"
+"""The name of the placeholder for a dict key that is neither text nor a number: its one argument."""
 
-def is_plain_key(key: object) -> bool:
-    """Whether ``key`` may be a dict key as it is: hashing a very long int takes time at every use."""
-    return type(key) is str or (type(key) is int and key.bit_length() < 8 * MAX_INT_KEY_SIZE)
-
-
-class Budget:
-    """How many items may still be copied on behalf of calls in the pickle.
-
-    A call takes two bytes in a pickle but can copy a container of any size
-    that was built once. Pickles of real objects copy each item at most once.
-    """
-
-    def __init__(self, items: int) -> None:
-        self.left = items
-
-    def spend(self, items: int) -> None:
-        """Raise UnsupportedStateError when more is copied than an honest pickle of this size needs."""
-        self.left -= items
-        if self.left < 0:
-            raise UnsupportedStateError("the pickle copies the same objects again and again, to exhaust memory")
+_UNSET: Final = object()
+"""Stands in the memo where nothing was put."""
 
 
 class Semantics(Protocol):
@@ -77,7 +62,8 @@ class PickleReader(PickleValues):
         super().__init__(data, at)
         self.semantics = semantics
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []
+        self.keys = KeyWatch()
 
     def read(self) -> Any:
         """The pickled object.
@@ -164,7 +150,7 @@ class PickleReader(PickleValues):
         self.stack.append(result)
 
     def frozenset_(self) -> None:
-        self.stack.append(Opaque("builtins.frozenset", self.pop_mark()))
+        self.stack.append(Opaque("builtins.frozenset", items=self.pop_mark()))
 
     def append(self) -> None:
         item = self.stack.pop()
@@ -178,7 +164,7 @@ class PickleReader(PickleValues):
         if type(target) is list:
             target += items
         elif type(target) is Opaque:
-            target.add(*items)
+            target.add_items(items)
         else:
             raise self.bad("items are appended to what is not a list")
 
@@ -193,7 +179,7 @@ class PickleReader(PickleValues):
 
     def set_items(self, target: Any, items: list[Any]) -> None:
         if type(target) is Opaque:
-            target.add(*items)
+            target.add_pairs(items)
             return
         if type(target) is not dict and type(target) is not AttributedDict:
             raise self.bad("keys are set in what is not a dict")
@@ -201,20 +187,24 @@ class PickleReader(PickleValues):
             raise self.bad("a dict has a key without a value")
         for index in range(0, len(items), 2):
             key = items[index]
-            target[key if type(key) is str else self.dict_key(key)] = items[index + 1]
+            if type(key) is not str:
+                key = self.dict_key(key)
+                if type(key) is int and not self.keys.admits(key, target):
+                    raise slow_keys()
+            target[key] = items[index + 1]
 
     def dict_key(self, key: object) -> object:
         """``key`` if it can stay one; else its placeholder, so that no foreign object is ever hashed."""
         if is_plain_key(key) or type(key) is Opaque:
             return key
-        return Opaque(type(key).__name__, [key])
+        return Opaque(KEY, (key,))
 
     def additems(self) -> None:
         items = self.pop_mark()
         target = self.stack[-1]
         if type(target) is not Opaque:
             raise self.bad("items are added to what is not a set")
-        target.add(*items)
+        target.add_items(items)
 
     # --- stack and memo ------------------------------------------------------
 
@@ -235,24 +225,42 @@ class PickleReader(PickleValues):
         self.stack.append(self.stack[-1])
 
     def recall(self, index: int) -> None:
-        if index not in self.memo:
+        value = self.memo[index] if 0 <= index < len(self.memo) else _UNSET
+        if value is _UNSET:
             raise self.bad(f"the memo has no object {index}")
-        self.stack.append(self.memo[index])
+        self.stack.append(value)
+
+    def put(self, index: int) -> None:
+        """Remember what is on top of the stack."""
+        memo = self.memo
+        if index == len(memo):
+            memo.append(self.stack[-1])
+        elif 0 <= index < len(memo):
+            memo[index] = self.stack[-1]
+        elif 0 <= index <= len(self.data):
+            memo.extend([_UNSET] * (index - len(memo)))
+            memo.append(self.stack[-1])
+        else:
+            # A list, since a dict would be slow with ints that a file chose.
+            raise self.bad("the number of an object in the memo is larger than the pickle")
 
     def memoize(self) -> None:
-        self.memo[len(self.memo)] = self.stack[-1]
+        self.memo.append(self.stack[-1])
 
     def binput(self) -> None:
-        self.memo[self.data[self.at]] = self.stack[-1]
-        self.at += 1
+        self.put(self.take_u8())
 
     def long_binput(self) -> None:
         # Two of five opcodes in a large pickle are this one.
-        self.memo[u32_at(self.data, self.at)[0]] = self.stack[-1]
+        index = u32_at(self.data, self.at)[0]
         self.at += 4
+        if index == len(self.memo):
+            self.memo.append(self.stack[-1])
+        else:
+            self.put(index)
 
     def put_line(self) -> None:
-        self.memo[self.take_number()] = self.stack[-1]
+        self.put(self.take_number())
 
     def binget(self) -> None:
         self.recall(self.take_u8())
@@ -299,7 +307,7 @@ class PickleReader(PickleValues):
             raise self.bad("a known function is called with keywords")
         self.push_call(function, args)
         if keywords:
-            self.stack[-1].add(keywords)
+            self.stack[-1].add_state(keywords)
 
     def inst(self) -> None:
         module = self.take_line().decode("utf-8")

@@ -10,6 +10,8 @@ from fastckpt.foreign.model import Opaque
 from fastckpt.foreign.pickle_input import PickleInput
 
 MAX_PROTOCOL: Final = 5
+HALF_TEXT: Final = "text that is not valid Unicode"
+"""The name of the placeholder for such a text: its one argument is what stands in the pickle."""
 
 
 class PickleValues(PickleInput):
@@ -99,16 +101,24 @@ class PickleValues(PickleInput):
         self.push_old_string(self.take(self.take_u8()))
 
     def unicode_line(self) -> None:
-        self.stack.append(self.take_line().decode("raw-unicode-escape"))
+        self.push_text(self.take_line().decode("raw-unicode-escape").encode("utf-8", "surrogatepass"))
 
     def short_binunicode(self) -> None:
-        self.stack.append(self.take_utf8(self.take_u8()))
+        self.push_text(self.take(self.take_u8()))
 
     def binunicode(self) -> None:
-        self.stack.append(self.take_utf8(self.take_u32()))
+        self.push_text(self.take(self.take_u32()))
 
     def binunicode8(self) -> None:
-        self.stack.append(self.take_utf8(self.take_u64()))
+        self.push_text(self.take(self.take_u64()))
+
+    def push_text(self, raw: bytes) -> None:
+        try:
+            self.stack.append(raw.decode("utf-8"))
+        except UnicodeDecodeError:
+            # Python has texts with half a surrogate, such as names of files that are not UTF-8. A tree has none.
+            raw.decode("utf-8", "surrogatepass")
+            self.stack.append(Opaque(HALF_TEXT, (raw,)))
 
     def short_binbytes(self) -> None:
         self.stack.append(self.take(self.take_u8()))
@@ -120,4 +130,4 @@ class PickleValues(PickleInput):
         self.stack.append(self.take(self.take_u64()))
 
     def bytearray8(self) -> None:
-        self.stack.append(Opaque("builtins.bytearray", [self.take(self.take_u64())]))
+        self.stack.append(Opaque("builtins.bytearray", (self.take(self.take_u64()),)))

@@ -9,7 +9,6 @@ says: who needs a whole one raises it.
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 from collections.abc import Iterable, Mapping
@@ -58,16 +57,23 @@ _DTYPES: Final = MappingProxyType(
 DTYPE_NAMES: Final = MappingProxyType({name: code for code, name in _DTYPES.items()})
 """What the format calls each of torch's element types that it can hold."""
 
-_BITS: Final[Mapping[str, int]] = MappingProxyType(
+BITS: Final[Mapping[str, int]] = MappingProxyType(
     {code: 8 * BY_NAME[dtype].itemsize for code, dtype in _DTYPES.items()} | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 )
 """Bits of one value of each dtype of safetensors 0.8."""
 
-# One entry of the table as the safetensors library and this package write it.
+# One entry of the table as the safetensors library and this package write it, from the quote behind its name on.
+# The name is looked for where there is an entry: it could begin at each of thousands of quotes.
 _ENTRY: Final = re.compile(
-    rb'"((?:[^"\\\x00-\x1f]|\\.){1,1000})"\s*:\s*\{\s*"dtype"\s*:\s*"([A-Z0-9_]{2,12})"\s*,'
+    rb'"\s*:\s*\{\s*"dtype"\s*:\s*"([A-Z0-9_]{2,12})"\s*,'
     rb'\s*"shape"\s*:\s*\[([0-9,\s]{0,1400})\]\s*,\s*"data_offsets"\s*:\s*\[\s*(\d{1,19})\s*,\s*(\d{1,19})\s*\]\s*\}'
 )
+
+
+_NAME: Final = re.compile(rb'(?:[^"\\\x00-\x1f]|\\.){1,1000}')
+_CONTROLS: Final = tuple(bytes((code,)) for code in range(32))
+_MAX_NAME: Final = 2000
+"""Bytes of a name, in which a character can be written with two."""
 
 
 class Row(NamedTuple):
@@ -98,6 +104,7 @@ class Table:
 
     Attributes:
         rows: The tensors, in the order of the table. Of a damaged table those that still stand; none overlap.
+        covered: Of a damaged table: other tensors that it names, each in a place where one of ``rows`` is.
         data_start: Where the data begins. Of a damaged table the likely place, or the end of the file.
         metadata: The text pairs that the format calls ``__metadata__``.
         problem: What is wrong with the table; None if it is whole.
@@ -107,6 +114,7 @@ class Table:
     data_start: int
     metadata: dict[str, str] = field(default_factory=dict)
     problem: FastckptError | None = None
+    covered: list[Row] = field(default_factory=list)
 
 
 def read_table(source: Source) -> Table:
@@ -179,6 +187,16 @@ def _is_sizes(value: object) -> bool:
     return type(value) is list and all(type(item) is int and item >= 0 for item in value)
 
 
+def _product(extents: Iterable[int]) -> int:
+    """The product, or any that is too large: a shape can have a million extents, and ints have no limit."""
+    product = 1
+    for extent in extents:
+        product *= extent
+        if product >> 63:
+            break
+    return product
+
+
 def _row(name: str, info: Any) -> Row:
     """One row of the table. Raises DamagedError if it contradicts itself; fields of other names are passed over."""
     if type(info) is not dict or not info.keys() >= {"dtype", "shape", "data_offsets"}:
@@ -187,15 +205,19 @@ def _row(name: str, info: Any) -> Row:
     if type(code) is not str or not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
         raise DamagedError("the header entry has a dtype, shape or data offsets of the wrong kind", tensor=name)
     start, end = offsets
-    bits = _BITS.get(code)
+    bits = BITS.get(code)
+    extents = _product(filter(None, shape))
+    numel = 0 if 0 in shape else extents
     # The size of a dtype that is not known is anyone's guess.
-    if start > end or (bits is not None and 8 * (end - start) != math.prod(shape) * bits):
+    if start > end or (bits is not None and 8 * (end - start) != numel * bits):
         raise DamagedError(
             "the data offsets do not fit dtype and shape",
             tensor=name,
-            expected=f"{math.prod(shape) * (bits or 0) / 8:g} bytes",
+            expected=f"{numel * (bits or 0) / 8:g} bytes",
             actual=end - start,
         )
+    if extents >> 63:
+        raise DamagedError("an extent or the number of elements does not fit 63 bits", tensor=name)
     dtype, refusal = _DTYPES.get(code), ""
     if len(shape) > MAX_NDIM:
         refusal = f"a tensor of {len(shape)} dimensions; torch has at most {MAX_NDIM}"
@@ -228,10 +250,13 @@ def _search(source: Source, size: int, problem: FastckptError) -> Table:
     rows: dict[str, Row] = {}
     last = 0
     for match in _ENTRY.finditer(raw):
+        name = _name_before(raw, last, match.start())
+        if name is None:
+            continue
         last = match.end()
-        name, code, shape, start, end = match.groups()
-        extents = [int(number) for number in shape.split(b",") if number.strip()]
+        code, shape, start, end = match.groups()
         try:
+            extents = [int(number) for number in shape.split(b",") if number.strip()]
             text = json.loads(b'"' + name + b'"')
             text.encode("utf-8")
             info = {"dtype": code.decode("ascii"), "shape": extents, "data_offsets": [int(start), int(end)]}
@@ -239,16 +264,38 @@ def _search(source: Source, size: int, problem: FastckptError) -> Table:
         except (ValueError, DamagedError):
             continue
         # A flipped bit makes a dtype unknown; then nothing says that the rest of the row is right.
-        if row.code in _BITS:
+        if row.code in BITS:
             rows.setdefault(row.name, row)
     kept: list[Row] = []
+    covered: list[Row] = []
     for row in sorted(rows.values(), key=lambda row: (row.start, row.end)):
-        if not kept or row.start >= kept[-1].end:
-            kept.append(row)
+        (kept if not kept or row.start >= kept[-1].end else covered).append(row)
     data_start = LENGTH.size + size
-    if not last < size <= source.size - LENGTH.size:
+    if _ends_in_header(raw, size, source.size):
+        data_start = source.size
+    elif not last < size <= source.size - LENGTH.size:
         data_start = _guess_start(raw, last, kept, source.size) if kept else 0
-    return Table(kept, data_start or source.size, problem=problem)
+    return Table(kept, data_start or source.size, problem=problem, covered=covered)
+
+
+def _ends_in_header(raw: bytes, size: int, file_size: int) -> bool:
+    """Whether the file was cut before the header ended: up to there it is text, and the object is not closed."""
+    there = file_size - LENGTH.size
+    return size > there == len(raw) and raw.isascii() and raw.decode().isprintable() and b"}}" not in raw
+
+
+def _name_before(raw: bytes, start: int, end: int) -> bytes | None:
+    """The name that ends with the quote at ``end``, and begins at ``start`` or behind it; None if there is none."""
+    first = max(end - _MAX_NAME, start)
+    first = max(first, *(raw.rfind(control, first, end) + 1 for control in _CONTROLS))
+    found, at = None, raw.rfind(b'"', first, end)
+    while at >= 0:
+        found = raw[at + 1 : end]
+        before = raw[max(at - _MAX_NAME, 0) : at]
+        if (len(before) - len(before.rstrip(b"\\"))) % 2 == 0:
+            break  # It is not part of a longer name.
+        at = raw.rfind(b'"', first, at)
+    return found if found is not None and _NAME.fullmatch(found) else None
 
 
 def _guess_start(raw: bytes, last: int, rows: list[Row], file_size: int) -> int:

@@ -6,10 +6,11 @@ but a file that has them right is, byte for byte, the one that torch would have 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 _WORD: Final = 2**64 - 1
+_GOLDEN: Final = 0x9E3779B9
 # std::hash of text in libstdc++ (MurmurHash64A): its multiplier and its seed.
 _MULTIPLIER: Final = 0xC6A4A7935BD1E995
 _SEED: Final = 0xC70F6907
@@ -24,17 +25,59 @@ def serialization_id(names: Iterable[str], crcs: Iterable[int]) -> bytes:
         names: Of all records before this one, without the top directory.
         crcs: The CRC-32s of those that are not empty.
     """
-    of_names = of_crcs = 0
+    return hash_of_names(names) + hash_of_crcs(crcs)
+
+
+def hash_of_names(names: Iterable[str]) -> bytes:
+    """The first 20 digits."""
+    found = 0
     for name in _table_order([_text_hash(name.encode()) for name in names]):
-        of_names = _combine(of_names, name)
+        found = combine(found, name)
+    return b"%020d" % found
+
+
+def hash_of_crcs(crcs: Iterable[int]) -> bytes:
+    """The last 20 digits."""
+    found = 0
     for crc in crcs:
-        of_crcs = _combine(of_crcs, crc)
-    return b"%020d%020d" % (of_names, of_crcs)
+        found = combine(found, crc)
+    return b"%020d" % found
 
 
-def _combine(seed: int, value: int) -> int:
+def combine(seed: int, value: int) -> int:
     """One hash of two, as torch's ``hash_combine`` makes it."""
-    return seed ^ ((value + 0x9E3779B9 + (seed << 6) + (seed >> 2)) & _WORD)
+    return seed ^ ((value + _GOLDEN + (seed << 6) + (seed >> 2)) & _WORD)
+
+
+def first_of(digits: bytes, others: Sequence[int], *, work: int) -> int | None:
+    """The CRC-32 that, in front of ``others``, gives the last 20 digits; None if none does.
+
+    Args:
+        digits: Those 20.
+        others: The CRC-32s of all records but the first.
+        work: Steps back that are tried, of 40 us each. N records take about N * N / 3, as a hash has often come about
+            in several ways.
+    """
+    ways = {int(digits)}
+    for crc in reversed(others):
+        work -= len(ways)
+        if work < 0:
+            return None
+        ways = {before for found in ways for before in _before(found, crc)}
+    return next((first for found in ways if 0 <= (first := found - _GOLDEN) <= 0xFFFFFFFF), None)
+
+
+def _before(found: int, value: int) -> Iterator[int]:
+    """What `combine` can have made ``found`` of, together with ``value``.
+
+    Each round makes two more bits certain, from the lowest one up; the two lowest are tried.
+    """
+    for lowest in range(4):
+        seed = lowest
+        for _ in range(32):
+            seed = (((seed ^ found) - value - _GOLDEN - (seed << 6)) << 2 | lowest) & _WORD
+        if combine(seed, value) == found:
+            yield seed
 
 
 def _table_order(hashes: list[int]) -> list[int]:

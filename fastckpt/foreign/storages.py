@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final
 
 from fastckpt import _core
+from fastckpt.foreign.byte_order import turn_round_at
 from fastckpt.foreign.checks import check_crcs
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.io.memory import allocate_regions
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, thread_count, transfer
+from fastckpt.layout.dtypes import WIDEST
 from fastckpt.layout.entries import StorageBytes
-
-_WIDEST: Final = 16
-"""Bytes of the widest element (complex128): what a mapped storage must be aligned to."""
 
 
 class StorageReader:
@@ -26,7 +24,7 @@ class StorageReader:
         source: The file it was read from.
         threads: Worker threads; None takes what the medium wants.
         verify: Whether CRCs are computed and compared.
-        progress: Told of the bytes done so far.
+        progress: Called with the bytes done so far.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class StorageReader:
         self._crcs = [storage.crc or 0 for storage in foreign.storages]
 
     def bring(self, storages: Iterable[int], *, mapped: bool) -> Callable[[int], StorageBytes]:
-        """Storages in fresh memory; with ``mapped``, those that lie aligned in the file stay where they are mapped.
+        """Storages in fresh memory; with ``mapped``, those stay mapped that lie in the file as they shall be.
 
         Returns:
             Where the bytes of each now are.
@@ -55,12 +53,12 @@ class StorageReader:
         places: dict[int, StorageBytes] = {}
         if mapped:
             whole = memoryview(self._source.map(private_writable=True))
-            aligned = [n for n in wanted if self._storages[n].offset % _WIDEST == 0]
+            aligned = [n for n in wanted if self._storages[n].offset % WIDEST == 0 and self._storages[n].unit == 1]
             places = {n: (whole, self._storages[n].offset, self._storages[n].nbytes) for n in aligned}
             if self._verify:
                 self._sum(aligned, _core.address(whole))
         rest = [n for n in wanted if n not in places]
-        regions = allocate_regions([self._storages[n].nbytes for n in rest])
+        regions = allocate_regions([self._storages[n].nbytes for n in rest], [self._storages[n].offset for n in rest])
         places |= {n: (region, 0, region.nbytes) for n, region in zip(rest, regions, strict=True)}
         self.fill({n: _core.address(region) for n, region in zip(rest, regions, strict=True) if region.nbytes})
         return places.__getitem__
@@ -75,6 +73,8 @@ class StorageReader:
         self._source.require_unchanged(next_step="load it again")
         if self._verify:
             check_crcs(self._foreign, self._crcs)
+        for n, address in places.items():
+            turn_round_at(address, self._storages[n].nbytes, self._storages[n].unit)
 
     def _sum(self, storages: Sequence[int], base: int) -> None:
         """The CRCs of what is mapped from the address ``base`` on."""

@@ -29,7 +29,7 @@ def open_torch_legacy(source: Source) -> ForeignFile:
 
     Raises:
         DamagedError: The file is cut or its pickles are damaged.
-        UnsupportedStateError: Big-endian data or an unknown protocol version.
+        UnsupportedStateError: Pickles of a protocol that is not known, or longer than is read.
     """
     state, keys, at = _read_pickles(source)
     ranges, end = _storage_ranges(source, state, keys, at)
@@ -45,7 +45,6 @@ def open_torch_legacy(source: Source) -> ForeignFile:
         entries=state.entries,
         storages=[ranges[storage.key] for storage in state.storages],
         opaque=state.opaque,
-        objects=state.objects,
         locations=state.locations,
         others=[storage for key, storage in ranges.items() if key not in used],
         end=end,
@@ -77,16 +76,16 @@ def _read_pickles(source: Source) -> tuple[TorchState, list[str], int]:
 def _parse_pickles(head: bytes) -> tuple[TorchState, list[str], int]:
     magic, at = read_state(head)
     protocol, at = read_state(head, at)
-    system, at = read_state(head, at)
+    # What it says of the machine does not matter: torch writes little-endian storages on any.
+    _, at = read_state(head, at)
     if magic.tree != LEGACY_MAGIC:
         raise DamagedError("the magic number of a legacy torch file is not there", offset=0)
     if protocol.tree != LEGACY_PROTOCOL:
-        raise UnsupportedStateError(f"a legacy torch file of another protocol version than {LEGACY_PROTOCOL}")
-    info: Any = system.tree
-    if type(info) is not dict or info.get("little_endian") is not True:
-        raise UnsupportedStateError(
-            "the file was written on a big-endian machine; fastckpt reads little-endian files",
-            next_step="load it with torch and save it again on a little-endian machine",
+        raise DamagedError(
+            "the protocol version of a legacy torch file is none that torch ever wrote",
+            offset=0,
+            expected=LEGACY_PROTOCOL,
+            actual=repr(protocol.tree)[:40],
         )
     state, at = read_state(head, at)
     key_state, at = read_state(head, at)

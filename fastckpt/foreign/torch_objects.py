@@ -21,10 +21,12 @@ from fastckpt.constants import (
 from fastckpt.errors import DamagedError
 from fastckpt.foreign.model import Opaque
 from fastckpt.layout.dtypes import BY_NAME
+from fastckpt.layout.entries import contiguous_stride
 from fastckpt.layout.tree import DeviceRef, DTypeRef, SizeRef
 
 MAX_EXTENT: Final = 2**63
 """Shapes, strides and offsets are below this; torch keeps them in signed 64-bit integers."""
+_MOST_LOST: Final = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +84,8 @@ class Tensor:
     Attributes:
         storage: What it lies in.
         offset: Its first element, counted from the storage's first byte.
-        lost: What cannot be kept of it, such as Python attributes.
+        attributes: Its Python attributes.
+        lost: What cannot be kept of it, such as hooks.
         rest: The things themselves.
     """
 
@@ -92,11 +95,14 @@ class Tensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     flags: int = 0
+    attributes: dict[str, object] | None = None
     lost: str | None = None
     rest: tuple[object, ...] = ()
 
     def lose(self, what: str, value: object) -> None:
-        """Note something that cannot be kept."""
+        """Note something that cannot be kept. Raises DamagedError if that is more than torch ever gives a tensor."""
+        if len(self.rest) == _MOST_LOST:
+            raise bad_call("a tensor", f"more than {_MOST_LOST} states")
         self.lost = what
         self.rest = (*self.rest, value)
 
@@ -122,6 +128,10 @@ _TYPED_STORAGES: Final = MappingProxyType(
 _QUANTIZED_STORAGES: Final = MappingProxyType(
     {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}
 )
+_INTEGERS: Final = MappingProxyType(
+    {"torch.QInt8Storage": "int8", "torch.QUInt8Storage": "uint8", "torch.QInt32Storage": "int32"}
+)
+_REBUILD_QTENSOR: Final = "torch._utils._rebuild_qtensor"
 _STORAGE_MODULES: Final = ("torch", "torch.cuda", "torch.storage")
 
 
@@ -229,9 +239,11 @@ def _parameter(data: object, requires_grad: object, hooks: object, state: object
 
 
 def with_state(tensor: Tensor, state: object) -> Tensor:
-    """``tensor``, with a note if it had attributes of its own."""
+    """``tensor``, with the attributes that it had of its own."""
     # Slots make the state a pair; either part can be empty.
-    if state and state != (None, None):
+    if type(state) is dict and all(type(name) is str for name in state):
+        tensor.attributes = state or None
+    elif state and state != (None, None):
         tensor.lose("Python attributes of a tensor", state)
     return tensor
 
@@ -240,14 +252,32 @@ def _from_type(function: object, kind: object, args: object, state: object) -> o
     if kind in (_TENSOR, _PARAMETER) and type(function) is Function and function.apply in _TENSOR_BUILDERS:
         tensor = apply(function, args)
         if type(tensor) is Opaque:
-            tensor.add(kind, state)
+            tensor.args = (*tensor.args, kind)
+            tensor.add_state(state)
         if type(tensor) is not Tensor:
             return tensor
         if kind is _PARAMETER:
             tensor.flags |= ENTRY_FLAG_PARAMETER
         return with_state(tensor, state)
     name = kind.global_name if type(kind) is Opaque else "torch._tensor._rebuild_from_type_v2"
-    return Opaque(name, [function, kind, args, state])
+    if type(function) is Function:
+        made: object = apply(function, args)
+    else:
+        made = Opaque(function.global_name if type(function) is Opaque else name, (function, args))
+    return Opaque(name, (made,), (state,) if state else ())
+
+
+def _qtensor(*args: Any) -> object:
+    """A quantized tensor: its integers, what they mean, and whether it requires a gradient; or what it is made of."""
+    storage, offset, shape, stride, parameters, requires_grad, hooks = args
+    dtype = _INTEGERS.get(storage.global_name) if type(storage) is Storage else None
+    if dtype is not None and not hooks:
+        whole = Storage(storage.key, StorageType(storage.global_name, storage.type.itemsize, dtype), storage.nbytes)
+        values = _tensor(replace(whole, start=storage.start), offset, shape, stride)
+        # Only these come back in the order that they have.
+        if type(values) is Tensor and values.stride == contiguous_stride(values.shape):
+            return Opaque(_REBUILD_QTENSOR, (values, parameters, requires_grad))
+    return Opaque(_REBUILD_QTENSOR, args)
 
 
 def _size(shape: Any = ()) -> object:
@@ -280,8 +310,8 @@ def apply(function: Function, args: object) -> object:
     return function.apply(*args)
 
 
-_TENSOR: Final = Opaque("torch.Tensor", ())
-_PARAMETER: Final = Opaque("torch.nn.parameter.Parameter", ())
+_TENSOR: Final = Opaque("torch.Tensor", is_class=True, fixed=True)
+_PARAMETER: Final = Opaque("torch.nn.parameter.Parameter", is_class=True, fixed=True)
 _TENSOR_BUILDERS: Final = (_tensor_v1, _tensor_v2, _tensor, _parameter)
 
 
@@ -293,6 +323,7 @@ def _known_globals() -> Mapping[str, object]:
         Function("torch._utils._rebuild_parameter", _parameter, 3, 3),
         Function("torch._utils._rebuild_parameter_with_state", _parameter, 4, 4),
         Function("torch._tensor._rebuild_from_type_v2", _from_type, 4, 4),
+        Function(_REBUILD_QTENSOR, _qtensor, 7, 7),
         Function("torch.Size", _size, 0, 1),
         Function("torch.device", _device, 1, 2),
         Function("builtins.complex", _complex, 2, 2),

@@ -1,14 +1,15 @@
 """A state as the pickle that ``torch.save`` writes for it, byte for byte, without torch.
 
-Protocol 2, as torch itself uses; only the globals that ``weights_only`` loads allow. Python's pickler numbers what it
-writes and names it by number when it stands again; so does this one. Which values of a program are one object is not
-known here: equal texts, bytes and tuples of numbers count as one, as constants of a program are; containers never.
+Protocol 2, as torch itself uses; for tensors and plain values only the globals that ``weights_only`` loads allow.
+Python's pickler numbers what it writes and names it by number when it stands again; so does this one. Which values of a
+program are one object is not known here: equal texts, bytes and tuples of numbers count as one, as constants of a
+program are; containers never.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
@@ -20,8 +21,11 @@ from fastckpt.constants import (
     ENTRY_FLAG_REQUIRES_GRAD,
 )
 from fastckpt.errors import UnsupportedStateError
+from fastckpt.foreign.pickle_made import Global, Made, StorageAs
+from fastckpt.foreign.pickle_named import ReadArray, made, unwritable
+from fastckpt.layout.encode_tree import all_refusals
 from fastckpt.layout.entries import Entry
-from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, SizeRef, TensorRef
+from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, NamedRef, SizeRef, TensorRef, path_text
 
 _STORAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -47,13 +51,30 @@ _SHORT_TUPLES: Final = (b")", b"\x85", b"\x86", b"\x87")
 """The opcodes of tuples of up to three items."""
 
 
-def pickle_state(tree: Any, entries: Sequence[Entry], storage_sizes: Sequence[int]) -> bytes:
+def pickle_state(
+    tree: Any, entries: Sequence[Entry], storage_sizes: Sequence[int], *, read_array: ReadArray | None = None
+) -> bytes:
     """The pickle of a state whose storage ``n`` is the record ``data/n``.
 
+    Args:
+        tree: The state.
+        entries: Its tensors.
+        storage_sizes: Bytes of the storages that they lie in.
+        read_array: Gives the bytes of an array's tensor, which go into the pickle: no storage of a ``.pt`` is an
+            array. None where there is none, or none shall be written.
+
     Raises:
-        UnsupportedStateError: A value that the format cannot hold.
+        UnsupportedStateError: Values that the format cannot hold: all of them are listed, by path.
     """
-    writer = _PickleWriter(entries, storage_sizes)
+    refused = [
+        UnsupportedStateError(f"{path_text(path)}: a .pt file cannot be written with this in it: {what}")
+        for path, what in unwritable(tree, arrays=read_array is not None)
+    ]
+    if refused:
+        error = all_refusals(refused)
+        error.next_step = "write a .fckpt file instead"
+        raise error
+    writer = _PickleWriter(entries, storage_sizes, read_array)
     writer.out += b"\x80\x02"
     writer.value(tree)
     writer.out += b"."
@@ -61,12 +82,14 @@ def pickle_state(tree: Any, entries: Sequence[Entry], storage_sizes: Sequence[in
 
 
 class _PickleWriter:
-    def __init__(self, entries: Sequence[Entry], storage_sizes: Sequence[int]) -> None:
+    def __init__(self, entries: Sequence[Entry], storage_sizes: Sequence[int], read_array: ReadArray | None) -> None:
         self.out = bytearray()
+        self.read_array = read_array
         self.entries = entries
         self.sizes = storage_sizes
         self.memo: dict[object, int] = {}
         self.written = 0
+        self.kinds: dict[int, str | None] = {}
         dtypes: dict[int, set[str]] = {}
         for entry in entries:
             dtypes.setdefault(entry.storage, set()).add(entry.dtype)
@@ -130,8 +153,33 @@ class _PickleWriter:
         elif kind is DeviceRef:
             name, _, index = value.name.partition(":")
             self.call("torch", "device", *((name, int(index)) if index.isdecimal() else (value.name,)))
+        elif kind is NamedRef and value.name == "tensor":
+            ref, attributes = value.payload
+            self.tensor(self.entries[ref.entry], attributes)
+        elif kind is NamedRef and value.name == "dict":
+            self.dict_of(value.payload)
+        elif kind is NamedRef:
+            self.value(made(value, self.entries, self.read_array))
+        elif kind is Global:
+            self.global_(value.module, value.name)
+        elif kind is Made:
+            self.made(value)
+        elif kind is StorageAs:
+            self.storage(value.number, value.kind, value.itemsize)
         else:
-            raise UnsupportedStateError(f"a .pt file cannot be written with a {kind.__name__} in it")
+            raise UnsupportedStateError(f"a .pt file cannot be written with this in it: {kind.__name__}")
+
+    def made(self, value: Made) -> None:
+        """What is made by a call, in the order in which Python's pickler writes it."""
+        self.value(value.by)
+        self.tuple_(value.args)
+        self.out += b"\x81" if value.bare else b"R"
+        self.number()
+        self.items(((item,) for item in value.items), b"a", b"e", alone=len(value.items) % _BATCH == 1)
+        self.items(value.pairs, b"s", b"u", alone=len(value.pairs) % _BATCH == 1)
+        if value.state is not None:
+            self.value(value.state)
+            self.out += b"b"
 
     def integer(self, value: int) -> None:
         if 0 <= value < 2**8:
@@ -185,9 +233,7 @@ class _PickleWriter:
 
     def dict_(self, value: dict[Any, Any]) -> None:
         if type(value) is dict:
-            self.out += b"}"
-            self.number()
-            self.items(value.items(), b"s", b"u", alone=len(value) == 1)
+            self.dict_of(value.items())
             return
         self.call("collections", "OrderedDict")
         self.items(value.items(), b"s", b"u", alone=len(value) % _BATCH == 1)
@@ -195,6 +241,11 @@ class _PickleWriter:
         if attributes:
             self.value(dict(attributes))
             self.out += b"b"
+
+    def dict_of(self, pairs: Collection[tuple[Any, Any]]) -> None:
+        self.out += b"}"
+        self.number()
+        self.items(pairs, b"s", b"u", alone=len(pairs) == 1)
 
     def items(self, items: Iterable[tuple[Any, ...]], one: bytes, many: bytes, *, alone: bool) -> None:
         """The items of a list or dict, in batches; if ``alone``, a batch of one is closed with its own opcode."""
@@ -221,29 +272,50 @@ class _PickleWriter:
 
     # --- tensors ---------------------------------------------------------------
 
-    def tensor(self, entry: Entry) -> None:
+    def tensor(self, entry: Entry, attributes: dict[str, Any] | None = None) -> None:
         if entry.flags & ENTRY_FLAG_PARAMETER:
-            self.global_("torch._utils", "_rebuild_parameter")
-            self.plain_tensor(entry._replace(flags=entry.flags & ~ENTRY_FLAG_REQUIRES_GRAD))
+            self.global_("torch._utils", "_rebuild_parameter_with_state" if attributes else "_rebuild_parameter")
+            self.out += b"(" if attributes else b""
+            self.tensor_function(entry)
+            self.tensor_arguments(entry._replace(flags=entry.flags & ~ENTRY_FLAG_REQUIRES_GRAD))
+            self.reduce()
             self.value(bool(entry.flags & ENTRY_FLAG_REQUIRES_GRAD))
             self.call("collections", "OrderedDict")
-            self.close_tuple(3)
-            self.out += b"R"
-            self.number()
+            if attributes:
+                self.value(attributes)
+            self.close_tuple(4 if attributes else 3)
+        elif attributes:
+            self.global_("torch._tensor", "_rebuild_from_type_v2")
+            self.out += b"("
+            self.tensor_function(entry)
+            self.global_("torch", "Tensor")
+            self.tensor_arguments(entry)
+            self.value(attributes)
+            self.close_tuple(4)
         else:
-            self.plain_tensor(entry)
+            self.tensor_function(entry)
+            self.tensor_arguments(entry)
+        self.reduce()
 
-    def plain_tensor(self, entry: Entry) -> None:
-        typed = self.is_typed(entry)
-        self.global_("torch._utils", "_rebuild_tensor_v2" if typed else "_rebuild_tensor_v3")
+    def reduce(self) -> None:
+        self.out += b"R"
+        self.number()
+
+    def tensor_function(self, entry: Entry) -> None:
+        self.global_("torch._utils", "_rebuild_tensor_v2" if self.is_typed(entry) else "_rebuild_tensor_v3")
+
+    def tensor_arguments(self, entry: Entry) -> None:
         self.out += b"("
-        self.storage(entry)
+        if self.is_typed(entry):
+            self.storage(entry.storage, _STORAGES[entry.dtype], entry.itemsize)
+        else:
+            self.storage(entry.storage, None, 1)
         self.value(entry.storage_offset)
         self.tuple_(entry.shape)
         self.tuple_(entry.stride)
         self.value(bool(entry.flags & ENTRY_FLAG_REQUIRES_GRAD))
         self.call("collections", "OrderedDict")
-        if not typed:
+        if not self.is_typed(entry):
             self.value(DTypeRef(entry.dtype))
         lazy = {"conj": ENTRY_FLAG_CONJ, "neg": ENTRY_FLAG_NEG}
         metadata = {name: True for name, flag in lazy.items() if entry.flags & flag}
@@ -251,27 +323,22 @@ class _PickleWriter:
             self.value(metadata)
         self.out += b"t"
         self.number()
-        self.out += b"R"
-        self.number()
 
     def is_typed(self, entry: Entry) -> bool:
         whole = self.sizes[entry.storage] % entry.itemsize == 0
         return entry.dtype in _STORAGES and whole and entry.storage not in self.mixed
 
-    def storage(self, entry: Entry) -> None:
-        """The persistent id by which torch finds a storage."""
-        size = self.sizes[entry.storage]
+    def storage(self, number: int, kind: str | None, itemsize: int) -> None:
+        """The persistent id by which torch finds a storage, seen as a class that torch has; None is untyped."""
+        # torch gives a storage that it has read the class by which that was first named.
+        if self.kinds.setdefault(number, kind) != kind:
+            raise UnsupportedStateError("a .pt cannot hold a quantized tensor and integers on the same memory")
         self.out += b"("
         self.text("storage")
-        if self.is_typed(entry):
-            self.global_("torch", _STORAGES[entry.dtype])
-            count = size // entry.itemsize
-        else:
-            self.global_("torch.storage", "UntypedStorage")
-            count = size
-        self.text(str(entry.storage), ("storage", entry.storage))
+        self.global_(*(("torch", kind) if kind is not None else ("torch.storage", "UntypedStorage")))
+        self.text(str(number), ("storage", number))
         self.text("cpu")
-        self.value(count)
+        self.value(self.sizes[number] // itemsize)
         self.out += b"t"
         self.number()
         self.out += b"Q"

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.foreign.model import Opaque
-from fastckpt.foreign.pickle_reader import Budget, is_plain_key
+from fastckpt.foreign.pickle_limits import Budget, is_plain_key, slow_keys
 from fastckpt.foreign.torch_objects import (
     KNOWN_GLOBALS,
     MAX_EXTENT,
@@ -20,6 +20,7 @@ from fastckpt.foreign.torch_objects import (
     bad_call,
     with_state,
 )
+from fastckpt.layout.key_watch import KeyWatch
 from fastckpt.layout.tree import AttributedDict
 
 MAX_GLOBALS: Final = 10_000
@@ -32,6 +33,11 @@ _RENAMED_MODULES: Final = MappingProxyType(
     {"__builtin__": "builtins", "copy_reg": "copyreg", "torch.tensor": "torch._tensor"}
 )
 
+# The classes of Python 2 by whose names protocols 0 to 2 call those of today.
+_RENAMED: Final = MappingProxyType(
+    {"builtins.xrange": "builtins.range", "builtins.long": "builtins.int", "builtins.unicode": "builtins.str"}
+)
+
 
 class TorchSemantics:
     """Gives meaning to the globals of one pickle; collects what it refers to.
@@ -40,7 +46,10 @@ class TorchSemantics:
         storages: Every storage that is referred to, by key, as first seen.
         locations: How many storages were on which device.
         unknown: The globals that are not understood, in order.
+        described: Bytes outside of the pickle that describe its tensors.
     """
+
+    described = 0
 
     def __init__(self, pickle_size: int) -> None:
         self.storages: dict[str, Storage] = {}
@@ -64,6 +73,7 @@ class TorchSemantics:
 
     def _resolve(self, module: str, name: str) -> object:
         global_name = f"{_RENAMED_MODULES.get(module, module)}.{name}"
+        global_name = _RENAMED.get(global_name, global_name)
         if len(global_name) > MAX_NAME or len(self._globals) >= MAX_GLOBALS:
             raise UnsupportedStateError(
                 f"the pickle names more than {MAX_GLOBALS} globals, or one with more than {MAX_NAME} characters"
@@ -71,19 +81,22 @@ class TorchSemantics:
         known = self._own.get(global_name) or KNOWN_GLOBALS.get(global_name)
         if known is None:
             self.unknown[global_name] = None
-            return Opaque(global_name)
+            return Opaque(global_name, is_class=True)
         return known
 
     def call(self, function: object, args: tuple[Any, ...]) -> object:
         """The description of what ``function(*args)`` makes; a call of something unknown is unknown."""
         if type(function) is Function:
             return apply(function, args)
-        if type(function) is Opaque or type(function) is StorageType:
-            return Opaque(function.global_name, [function, args])
+        if type(function) is Opaque:
+            # What is called is mostly a class; an object with something in it is worth keeping, too.
+            return Opaque(function.global_name, args if function.is_class else (function, args))
+        if type(function) is StorageType:
+            return Opaque(function.global_name, args)
         raise bad_call("a call", "something that cannot be called")
 
     def build(self, instance: object, state: object) -> None:
-        """Keep the attributes of an OrderedDict; note those of a tensor as lost."""
+        """Keep the attributes of an OrderedDict or a tensor."""
         if type(instance) is AttributedDict:
             if type(state) is not dict:
                 state = {"state": Opaque("state of an OrderedDict that is not a dict", [state])}
@@ -94,7 +107,7 @@ class TorchSemantics:
         elif type(instance) is Tensor:
             with_state(instance, state)
         elif type(instance) is Opaque:
-            instance.add(state)
+            instance.add_state(state)
         else:
             raise bad_call("a plain value", "a state")
 
@@ -140,9 +153,12 @@ class TorchSemantics:
         if type(items) is not list:
             return Opaque("collections.OrderedDict", [items])
         self.budget.spend(len(items))
+        keys = KeyWatch()
         for pair in items:
             if type(pair) not in (list, tuple) or len(pair) != 2 or not is_plain_key(pair[0]):
                 return Opaque("collections.OrderedDict", [items])
+            if type(pair[0]) is int and not keys.admits(pair[0], result):
+                raise slow_keys()
             result[pair[0]] = pair[1]
         return result
 

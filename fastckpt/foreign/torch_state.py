@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from fastckpt.constants import MAX_TREE_DEPTH
 from fastckpt.errors import DamagedError, UnsupportedStateError
+from fastckpt.foreign.mesh_text import is_spec, spec_as_text
 from fastckpt.foreign.model import Opaque
-from fastckpt.foreign.pickle_reader import PickleReader
-from fastckpt.foreign.torch_objects import Function, Storage, StorageType, Tensor
+from fastckpt.foreign.pickle_reader import KEY, PickleReader
+from fastckpt.foreign.plain_values import is_known, plain_global, plain_value, readable_name
+from fastckpt.foreign.torch_objects import Function, Storage, StorageType, Tensor, UnknownStorage
 from fastckpt.foreign.torch_semantics import TorchSemantics
 from fastckpt.layout.entries import Entry, check_entry
+from fastckpt.layout.named import ATTRIBUTES, fits, key_step
 from fastckpt.layout.names import flat_names
-from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, Path, SizeRef, TensorRef, path_text
+from fastckpt.layout.tree import (
+    AttributedDict,
+    DeviceRef,
+    DTypeRef,
+    NamedRef,
+    Path,
+    SizeRef,
+    TensorRef,
+    path_text,
+)
+from fastckpt.layout.walk import has_objects, tensors_in
+from fastckpt.text import some
 
-MIN_NODE_LIMIT: Final = 200_000
-NODES_PER_BYTE: Final = 4
-"""Objects that a pickle refers to twice stand twice in the tree, so a tree can be larger than
-its pickle; one that is larger than this many nodes per byte is a bomb."""
+LEAST_ROOM: Final = 2**23
+ROOM_PER_BYTE: Final = 160
+"""Bytes of memory that a tree may take, at least, and for each byte of its pickle. What a pickle refers to twice stands
+twice in the tree, so a tree can be larger than its pickle; one that takes more than this is a bomb."""
 
-MIN_TEXT_LIMIT: Final = 2**26
-TEXT_PER_BYTE: Final = 8
-"""The same for the characters of all names: a long key above many tensors is in each of their names."""
+# What things take, and more for those that commands go through several times. Python writes an empty container in
+# 2 bytes and an object in 5, torch a tensor in 45, and one that stands there once more in 8.
+_PLACE: Final = 16
+_LEVEL: Final = 4
+"""Of the keys on the way to a value, for each of them."""
+_CHARACTER: Final = 3
+"""Of text that can stand in many places, and is printed and stored in each of them."""
+_CONTAINER: Final = 144
+_PAIR: Final = 48
+_ORDERED: Final = 288
+_VALUE: Final = 256
+_OBJECT: Final = 640
+_TENSOR: Final = 3840
+_TENSOR_AGAIN: Final = 1280
+
+_NOT_SHOWN: Final[dict[str, object]] = {"not_shown": True}
+"""What stands in the place of what is in an object, if that is too much."""
 
 _PLAIN: Final = frozenset((bool, int, float, complex, str, bytes, DTypeRef, SizeRef, DeviceRef))
 
@@ -33,12 +62,11 @@ class TorchState:
     """A state read from a pickle.
 
     Attributes:
-        tree: Containers, plain values, references and `Opaque` leaves.
+        tree: Containers, plain values, references and named values.
         entries: One for each `TensorRef` in the tree, in order.
         storages: The storages of the entries, by first use: ``Entry.storage`` counts in it.
         all_storages: Those and the ones only opaque values refer to, by key.
         opaque: Path text and name of everything that is not understood.
-        objects: Path text and what stands there, for what of it has a place.
         locations: How many storages were on which device.
     """
 
@@ -47,120 +75,245 @@ class TorchState:
     storages: list[Storage]
     all_storages: dict[str, Storage]
     opaque: list[tuple[str, str]]
-    objects: list[tuple[str, object]]
     locations: dict[str, int]
 
-    def users(self, key: str) -> list[str]:
-        """Flat names of the tensors that lie in the storage with this key."""
-        return [entry.name for entry in self.entries if self.storages[entry.storage].key == key]
 
-
-def read_state(data: bytes, at: int = 0) -> tuple[TorchState, int]:
+def read_state(data: bytes, at: int = 0, *, semantics: TorchSemantics | None = None) -> tuple[TorchState, int]:
     """Read one pickle; also returns the position after it.
 
     Args:
         data: Bytes that hold the pickle.
         at: Where it begins in them.
+        semantics: What its globals and persistent ids mean; None is what they mean in a zip or legacy file.
 
     Raises:
         PickleCutError: The data ends before the pickle does.
         DamagedError: Not a valid pickle, or a tensor reaches beyond its storage.
-        UnsupportedStateError: The state contains itself, or is nested too deep.
+        UnsupportedStateError: A tensor contains itself, or the state is nested too deep.
     """
-    semantics = TorchSemantics(len(data))
+    semantics = semantics or TorchSemantics(len(data))
     reader = PickleReader(data, semantics, at)
     root = reader.read()
-    size = reader.at - at
-    builder = _TreeBuilder(
-        node_limit=max(MIN_NODE_LIMIT, NODES_PER_BYTE * size), text_limit=max(MIN_TEXT_LIMIT, TEXT_PER_BYTE * size)
-    )
-    tree = builder.node(root, ())
+    size = reader.at - at + semantics.described
+    room = max(LEAST_ROOM, ROOM_PER_BYTE * size)
+    builder = _TreeBuilder(room, reserve=room // 4)
+    tree = builder.node(root, (), 0)
+    # The way to a tensor in an object leads over its attributes, whatever the pickle has them in.
+    for path, ref in tensors_in(tree):
+        builder.paths[ref.entry] = path
     entries, storages = _number(builder.tensors, builder.paths)
-    # A global that was named but is no part of the state, e.g. inside another opaque value, is worth knowing too.
-    listed = {name for _, name in builder.opaque}
-    hidden = [("not in the state", name) for name in semantics.unknown if name not in listed]
+    # A global that was named but is no part of the state is worth knowing too.
+    hidden = [("not in the state", name) for name in semantics.unknown if name not in builder.names]
     opaque = builder.opaque + hidden
-    return TorchState(
-        tree, entries, storages, semantics.storages, opaque, builder.objects, semantics.locations
-    ), reader.at
+    return TorchState(tree, entries, storages, semantics.storages, opaque, semantics.locations), reader.at
 
 
 @dataclass(slots=True)
 class _TreeBuilder:
-    node_limit: int
-    text_limit: int
+    room: int
+    reserve: int
+    least: int = 0
     tensors: list[Tensor] = field(default_factory=list)
     paths: list[Path] = field(default_factory=list)
     opaque: list[tuple[str, str]] = field(default_factory=list)
-    objects: list[tuple[str, object]] = field(default_factory=list)
-    nodes: int = 0
-    open: set[int] = field(default_factory=set)
+    exhausted: bool = False
+    open: dict[int, Path] = field(default_factory=dict)
+    seen: dict[int, str] = field(default_factory=dict)
+    alive: list[object] = field(default_factory=list)
+    names: set[str] = field(default_factory=set)
+    tensors_seen: set[int] = field(default_factory=set)
+    meshes: dict[str, str] = field(default_factory=dict)
 
-    def node(self, value: Any, path: Path) -> object:
+    def node(self, value: Any, path: Path, depth: int) -> object:
         """The tree node for ``value``: a copy, since a tensor that stands twice becomes two entries."""
         kind = type(value)
-        self.nodes += 1
         if kind is Tensor:
-            self.count_text(path)
-            self.tensors.append(value)
-            self.paths.append(path)
-            if value.lost is not None:
-                self.note(path, value.lost, value.rest)
-            return TensorRef(len(self.tensors) - 1)
+            return self.tensor(value, path, depth)
+        if kind is str or kind is bytes:
+            self.spend(_CHARACTER * len(value))
+            return value
+        if kind is int:
+            self.spend(_CHARACTER * (value.bit_length() >> 3))
+            return value
         if value is None or kind in _PLAIN:
             return value
         if kind in (list, tuple, dict, AttributedDict):
-            return self.container(value, path)
-        if kind in (Function, StorageType, Storage):
-            value = Opaque(value.global_name, [value])
-        elif kind is not Opaque:
+            return self.itself(value, path, depth) if id(value) in self.open else self.container(value, path, depth)
+        if kind is Opaque:
+            return self.instance(value, path, depth)
+        if kind is UnknownStorage:
+            return NamedRef("object", ("storage of an unknown type", {"bytes": value.key}))
+        if kind not in (Function, StorageType, Storage):
             raise AssertionError(f"{path_text(path)}: the pickle reader made a {kind.__name__}")
-        self.note(path, value.global_name, value)
-        return value
+        whole = (_all_of(value),) if kind is Storage else ()
+        return self.instance(Opaque(value.global_name, whole, is_class=kind is not Storage), path, depth)
 
-    def note(self, path: Path, what: str, value: object) -> None:
+    def spend(self, nbytes: int) -> None:
+        """Take memory for a part of the tree. Raises UnsupportedStateError if no honest pickle needs as much."""
+        self.room -= nbytes
+        if self.room < self.least:
+            self.exhausted = True
+            raise UnsupportedStateError(
+                "the state is far larger than its pickle, which refers to the same again and again, to exhaust memory"
+            )
+
+    def tensor(self, value: Tensor, path: Path, depth: int) -> object:
+        if value.lost is not None:
+            states = [*([] if value.attributes is None else [value.attributes]), *value.rest]
+            return self.instance(Opaque(value.lost, (replace(value, lost=None, attributes=None),), states), path, depth)
+        self.spend((_TENSOR_AGAIN if id(value) in self.tensors_seen else _TENSOR) + _text_in(path))
+        self.tensors_seen.add(id(value))
+        self.tensors.append(value)
+        self.paths.append(path)
+        ref = TensorRef(len(self.tensors) - 1)
+        if not value.attributes:
+            return ref
+        return NamedRef("tensor", (ref, self.container(value.attributes, path, depth + 2)))
+
+    def instance(self, value: Opaque, path: Path, depth: int) -> NamedRef:
+        """A value of Python's that is known, or an object: what it is made of, under its name."""
+        if depth + 2 > MAX_TREE_DEPTH:
+            raise too_deep(path)
+        self.names.add(value.global_name)
+        place = path_text(path)
+        is_value = is_known(value.global_name)
+        self.spend((_VALUE if is_value else _OBJECT) + len(place))
+        name, before = readable_name(value), self.seen.get(id(value))
+        if before is not None:
+            self.note(path, name)
+            return NamedRef("object", (name, {"same": before}))
+        self.seen[id(value)] = place
+        self.alive.append(value)
+        notes, room = len(self.opaque), self.room
+        fields = _NOT_SHOWN if self.exhausted and not value.is_class else self.inside(value, path, depth)
+        if is_spec(name):
+            fields = self.with_text(fields, f"{place}['state']['mesh']")
+        if is_value:
+            # What is in a value of Python's is looked through again for each such value around it.
+            self.spend((room - self.room) // 4)
+        known = plain_global(value.global_name) if value.is_class else plain_value(value.global_name, fields)
+        if known is not None or value.is_class or value.global_name == "numpy.dtype":
+            # What is made of these needs them in full.
+            del self.seen[id(value)]
+        if known is None or not has_objects(known):
+            # Those inside of it go without saying.
+            del self.opaque[notes:]
+        if known is not None:
+            return known
+        self.note(path, name)
+        return NamedRef("object", (name, fields))
+
+    def inside(self, value: Opaque, path: Path, depth: int) -> dict[str, object]:
+        """What an object is made of, as nodes. It is carried as it is, also where that is too much to be shown."""
+        tensors, room, least = len(self.tensors), self.room, self.least
+        # What is left is for everything else, and to name other objects.
+        self.least = self.reserve
+        try:
+            return {key: self.node(part, (*path, key), depth + 3) for key, part in _fields(value)}
+        except UnsupportedStateError:
+            # A list in itself, a nesting that is too deep, or parts that are shared by too many objects.
+            del self.tensors[tensors:], self.paths[tensors:]
+            self.room = room
+            return _NOT_SHOWN
+        finally:
+            self.least = least
+
+    def with_text(self, fields: dict[str, object], mesh: str) -> dict[str, object]:
+        """What says how a distributed tensor lies on its devices, and the same as text; ``mesh``: its mesh's place."""
+        text = spec_as_text(fields, self.meshes, lambda ref: self.tensors[ref.entry].shape)
+        self.meshes[mesh] = str(text.get("mesh"))
+        return fields | {"text": text} if text else fields
+
+    def note(self, path: Path, what: str) -> None:
         """List something that is not understood."""
-        self.count_text(path)
         self.opaque.append((path_text(path), what))
-        self.objects.append((path_text(path), value))
 
-    def count_text(self, path: Path) -> None:
-        """Take the length of a name off what names may be long in all."""
-        self.text_limit -= sum([len(key) for key in path if type(key) is str])
-        if self.text_limit < 0:
-            raise UnsupportedStateError("the names of the tensors are far longer than their pickle, to exhaust memory")
+    def itself(self, value: Any, path: Path, depth: int) -> NamedRef:
+        """A list or dict around itself: an object that is the one at its first place."""
+        if depth + 2 > MAX_TREE_DEPTH:
+            raise too_deep(path)
+        place = path_text(self.open[id(value)])
+        self.spend(_OBJECT + len(place))
+        kind = "OrderedDict" if type(value) is AttributedDict else type(value).__name__
+        name = f"{kind} that contains itself"
+        self.note(path, name)
+        return NamedRef("object", (name, {"same": place}))
 
-    def container(self, value: Any, path: Path) -> object:
+    def container(self, value: Any, path: Path, depth: int) -> Any:
         if id(value) in self.open:
             raise UnsupportedStateError(f"{path_text(path)[:200]}: the state contains itself")
-        if len(path) >= MAX_TREE_DEPTH:
-            raise UnsupportedStateError(f"{path_text(path)[:200]}...: nested deeper than {MAX_TREE_DEPTH} levels")
-        if self.nodes + len(value) > self.node_limit:
-            raise UnsupportedStateError(
-                f"the state has more than {self.node_limit} values although its pickle is small, to exhaust memory"
-            )
-        self.open.add(id(value))
-        result: object
-        if isinstance(value, dict):
-            result = self.dict_(value, path)
-        else:
-            items = [self.node(item, (*path, index)) for index, item in enumerate(value)]
-            result = items if type(value) is list else tuple(items)
-        self.open.discard(id(value))
-        return result
+        if depth >= MAX_TREE_DEPTH:
+            raise too_deep(path)
+        self.spend(_CONTAINER + len(value) * (_PLACE + _LEVEL * depth))
+        self.open[id(value)] = path
+        try:
+            if isinstance(value, dict):
+                return self.dict_(value, path, depth)
+            items = [self.node(item, (*path, index), depth + 1) for index, item in enumerate(value)]
+            return items if type(value) is list else tuple(items)
+        finally:
+            del self.open[id(value)]
 
-    def dict_(self, value: dict[Any, Any], path: Path) -> object:
+    def dict_(self, value: dict[Any, Any], path: Path, depth: int) -> object:
+        ordered = type(value) is AttributedDict
+        self.spend(_ORDERED * ordered + len(value) * _PAIR * (1 + ordered) + _text_in(value))
+        attributes = vars(value).get("attributes") if ordered else None
+        if any(type(key) is Opaque for key in value):
+            return self.pairs(value, attributes, path, depth)
         items: dict[Any, Any] = {} if type(value) is dict else OrderedDict()
         for key, item in value.items():
-            if type(key) is Opaque:
-                self.note(path, f"dict key of type {key.global_name}", key)
-            items[key] = self.node(item, (*path, key))
-        attributes = vars(value).get("attributes") if type(value) is AttributedDict else None
+            items[key] = self.node(item, (*path, key), depth + 1)
         if attributes:
             result = AttributedDict(items)
-            result.attributes = self.container(attributes, (*path, "__dict__"))  # type: ignore[assignment]
+            result.attributes = self.container(attributes, (*path, ATTRIBUTES), depth + 1)
             return result
         return items
+
+    def pairs(self, value: dict[Any, Any], attributes: dict[str, Any] | None, path: Path, depth: int) -> object:
+        """A dict that has other keys than text and ints."""
+        pairs = []
+        for index, (key, item) in enumerate(value.items()):
+            plain = key.args[0] if type(key) is Opaque and key.global_name == KEY else key
+            made = self.node(plain, (*path, index), depth + 4)
+            pairs.append((made, self.node(item, (*path, key_step(made, index)), depth + 4)))
+        if type(value) is dict:
+            name, payload = "dict", pairs
+        else:
+            under = self.container(attributes or {}, (*path, ATTRIBUTES), depth + 2)
+            name, payload = "ordered_dict", (pairs, under)  # type: ignore[assignment]
+        if fits(name, payload):
+            return NamedRef(name, payload)
+        self.note(path, "dict with tensors as keys")
+        return NamedRef("object", ("dict", {"pairs": pairs}))
+
+
+def _text_in(keys: Iterable[object]) -> int:
+    return _CHARACTER * sum([len(key) for key in keys if type(key) is str])
+
+
+def too_deep(path: Path) -> UnsupportedStateError:
+    """The error for what is nested deeper than a tree can be."""
+    return UnsupportedStateError(f"{path_text(path)[:200]}...: nested deeper than {MAX_TREE_DEPTH} levels")
+
+
+def _fields(value: Opaque) -> Iterator[tuple[str, object]]:
+    """What an object is made of; SPEC.md, section 9.1, says under which keys."""
+    if value.is_class:
+        yield "class", True
+    if value.args:
+        yield "args", tuple(value.args)
+    if value.states:
+        yield "state", value.states[0] if len(value.states) == 1 else list(value.states)
+    if value.items:
+        yield "items", list(value.items)
+    if value.pairs:
+        yield "pairs", list(zip(value.pairs[::2], value.pairs[1::2], strict=False))
+
+
+def _all_of(storage: Storage) -> Tensor:
+    """A storage that stands in the state by itself: all of its elements."""
+    dtype, itemsize = (storage.type.dtype, storage.type.itemsize) if storage.type.dtype is not None else ("uint8", 1)
+    return Tensor(storage, dtype, 0, (storage.nbytes // itemsize,), (1,))
 
 
 def _number(tensors: list[Tensor], paths: list[Path]) -> tuple[list[Entry], list[Storage]]:
@@ -175,19 +328,16 @@ def _number(tensors: list[Tensor], paths: list[Path]) -> tuple[list[Entry], list
             storages.append(storage)
             sizes.append(storage.nbytes)
         entry = Entry(name, tensor.dtype, tensor.shape, tensor.stride, number, tensor.offset, tensor.flags)
-        # An empty view may begin anywhere, also beyond the storage: torch.zeros(3, 4)[3:, 2:].
-        if 0 not in entry.shape:
-            check_entry(entry, sizes)
+        check_entry(entry, sizes)
         entries.append(entry)
     return entries, storages
 
 
 def missing_storages(state: TorchState, keys: list[str], *, total: int, what: str) -> DamagedError:
     """The error for storages that are not there (``what``: "missing", "of the wrong size"), naming their tensors."""
-    names = [name for key in keys[:8] for name in state.users(key)]
-    shown = ", ".join(names[:5]) if names else "none that fastckpt understands"
-    if len(names) > 5 or len(keys) > 8:
-        shown += ", ..."
+    lost = set(keys)
+    names = [entry.name for entry in state.entries if state.storages[entry.storage].key in lost]
+    shown = some(names, 5) or "none that fastckpt understands"
     return DamagedError(
         f"{len(keys)} of {total} storages are {what}; tensors in them: {shown}", tensor=names[0] if names else None
     )

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Final
 
+from fastckpt.constants import SALVAGE_KEY
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
-from fastckpt.foreign.model import ForeignFile, ForeignStorage
+from fastckpt.foreign.byte_order import BIG, LITTLE, units_in
+from fastckpt.foreign.deflated import inflate_file
+from fastckpt.foreign.model import OUTSIDE, ForeignFile, ForeignStorage
+from fastckpt.foreign.torch_export import EXPORT_CONSTANTS, EXPORT_WEIGHTS, read_exported
+from fastckpt.foreign.torch_export_old import OLD_EXPORT_PROGRAM, open_old_export
 from fastckpt.foreign.torch_state import TorchState, missing_storages, read_state
-from fastckpt.foreign.zip_records import ZipArchive, ZipRecord, read_archives
+from fastckpt.foreign.zip_records import ZipArchive, ZipRecord, folders_of, read_archives
 from fastckpt.io.source import Source
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import map_tensors
+from fastckpt.layout.zip_layout import SALVAGE_RECORD
+from fastckpt.text import some
 
 MAX_PICKLE_SIZE: Final = 2**31
 """Bytes of a pickle that is still read; it is held in memory."""
 _MAX_TEXT_RECORD: Final = 4096
+_MAX_NOTE: Final = 2**24
 
 
 def open_torch_zip(source: Source) -> ForeignFile:
@@ -26,10 +35,12 @@ def open_torch_zip(source: Source) -> ForeignFile:
 
     Raises:
         DamagedError: The file is cut, its pickle is damaged, or storages are missing.
-        UnsupportedStateError: TorchScript, big-endian data, compressed records.
+        UnsupportedStateError: A zip bomb.
         NotACheckpointError: A zip archive without the records of torch.
     """
     archives = read_archives(source)
+    if inflate_file(source, archives):
+        archives = read_archives(source)
     files = [_open_archive(source, archive) for archive in archives]
     file = files[0] if len(files) == 1 else _join(source, files)
     file.archives = archives
@@ -37,21 +48,28 @@ def open_torch_zip(source: Source) -> ForeignFile:
 
 
 def _open_archive(source: Source, archive: ZipArchive) -> ForeignFile:
+    if OLD_EXPORT_PROGRAM in archive.records:
+        return open_old_export(source, archive, _open_folder)
+    return _open_folder(source, archive)
+
+
+def _open_folder(source: Source, archive: ZipArchive) -> ForeignFile:
     prefix = _prefix(archive.records)
-    records = {name.removeprefix(f"{prefix}/"): record for name, record in archive.records.items()}
-    if "constants.pkl" in records or any(name.startswith("code/") for name in records):
-        raise UnsupportedStateError(
-            "this is a TorchScript archive (torch.jit.save): it holds a program, not only tensors",
-            next_step="load it with torch.jit.load and save its state_dict",
-        )
+    # What stands outside of the folder has no name in it: such a record is never taken for one of the checkpoint.
+    inside = f"{prefix}/"
+    records = {
+        name[len(inside) :] if name.startswith(inside) else f"{OUTSIDE}{name}": record
+        for name, record in archive.records.items()
+    }
     if "version" in records:
         _read_record(source, records["version"], limit=_MAX_TEXT_RECORD)
-    order = _read_record(source, records["byteorder"], limit=_MAX_TEXT_RECORD) if "byteorder" in records else b"little"
-    if order != b"little":
-        raise UnsupportedStateError(
-            f"the tensors are stored in {order[:20]!r} byte order; fastckpt reads little-endian files",
-            next_step="load it with torch and save it again on a little-endian machine",
-        )
+    order = _read_record(source, records["byteorder"], limit=_MAX_TEXT_RECORD) if "byteorder" in records else LITTLE
+    if order not in (BIG, LITTLE):
+        raise UnsupportedStateError(f"the tensors are stored in {order[:20]!r} byte order, which is not known")
+    if EXPORT_WEIGHTS in records:
+        if order == BIG:
+            raise UnsupportedStateError("this is a .pt2 of a big-endian machine", next_step="read it with torch there")
+        return _open_export(source, records, prefix)
     pickle = _read_record(source, records["data.pkl"], limit=MAX_PICKLE_SIZE)
     state, end = read_state(pickle)
     if end != len(pickle):
@@ -59,6 +77,7 @@ def _open_archive(source: Source, archive: ZipArchive) -> ForeignFile:
         raise DamagedError(f"{len(pickle) - end} bytes follow the pickle in data.pkl", offset=offset)
     _check_storages(state, records)
     used = [f"data/{storage.key}" for storage in state.storages]
+    units = {f"data/{key}": unit for key, unit in units_in(state).items()} if order == BIG else {}
     others = records.keys() - set(used)
     return ForeignFile(
         path=source.path,
@@ -66,19 +85,56 @@ def _open_archive(source: Source, archive: ZipArchive) -> ForeignFile:
         size=source.size,
         tree=state.tree,
         entries=state.entries,
-        storages=[_storage(key, records[key]) for key in used],
+        storages=[_storage(key, records[key], units.get(key, 1)) for key in used],
         prefix=prefix,
         opaque=state.opaque,
-        objects=state.objects,
         locations=state.locations,
-        others=[_storage(key, record) for key, record in records.items() if key in others],
+        others=[_storage(key, record, units.get(key, 1)) for key, record in records.items() if key in others],
+        metadata={SALVAGE_KEY: _read_note(source, records[SALVAGE_RECORD])} if SALVAGE_RECORD in records else {},
+        program="TorchScript" if is_torchscript(records) else "",
     )
 
 
-def _storage(key: str, record: ZipRecord) -> ForeignStorage:
+def is_torchscript(names: Iterable[str]) -> bool:
+    """Whether these records, without the folder that all are in, are those of torch.jit.save."""
+    return any(name == "constants.pkl" or name.startswith("code/") for name in names)
+
+
+def _open_export(source: Source, records: dict[str, ZipRecord], prefix: str) -> ForeignFile:
+    """A program of torch.export: its weights and constants by name; the program itself is records like any other."""
+    texts = {
+        name: _read_record(source, records[name], limit=MAX_PICKLE_SIZE)
+        for name in (EXPORT_WEIGHTS, EXPORT_CONSTANTS)
+        if name in records
+    }
+    tensors = read_exported(texts, {name: record.size for name, record in records.items()})
+    used = set(tensors.used)
+    return ForeignFile(
+        path=source.path,
+        kind="torch-zip",
+        size=source.size,
+        tree=tensors.tree,
+        entries=tensors.entries,
+        storages=[_storage(key, records[key], 1) for key in tensors.used],
+        prefix=prefix,
+        opaque=tensors.opaque,
+        others=[_storage(key, record, 1) for key, record in records.items() if key not in used],
+        program="torch.export",
+    )
+
+
+def _read_note(source: Source, record: ZipRecord) -> str:
+    """What salvage wrote about the file; nothing if that is damaged, which costs no tensor."""
+    try:
+        return _read_record(source, record, limit=_MAX_NOTE).decode("utf-8", "replace")
+    except (DamagedError, UnsupportedStateError):
+        return ""
+
+
+def _storage(key: str, record: ZipRecord, unit: int) -> ForeignStorage:
     # A writer that does not compute the CRC leaves 0 in its place.
     crc = None if record.crc == 0 and record.size else record.crc
-    return ForeignStorage(key, record.offset, record.size, crc)
+    return ForeignStorage(key, record.offset, record.size, crc, unit, record.full)
 
 
 def _join(source: Source, files: list[ForeignFile]) -> ForeignFile:
@@ -90,25 +146,31 @@ def _join(source: Source, files: list[ForeignFile]) -> ForeignFile:
         trees.append(map_tensors(file.tree, lambda ref, first=first: TensorRef(first + ref.entry)))  # type: ignore[misc]
         alone = type(file.tree) is TensorRef
         joined.entries += [
-            entry._replace(name=f"{number}" if alone else f"{number}.{entry.name}", storage=storages + entry.storage)
+            entry._replace(name=name_in_row(number, entry.name, alone=alone), storage=storages + entry.storage)
             for entry in file.entries
         ]
         joined.storages += file.storages
         joined.others += file.others
-        joined.objects += [(f"{number}.{place}", value) for place, value in file.objects]
+        joined.metadata |= file.metadata
+        joined.program = joined.program or file.program
         joined.opaque += [(f"{number}.{place}", what) for place, what in file.opaque]
         for location, count in file.locations.items():
             joined.locations[location] = joined.locations.get(location, 0) + count
     return joined
 
 
+def name_in_row(number: int, name: str, *, alone: bool) -> str:
+    """The flat name of a tensor of the archive with this number, in the list of what several hold."""
+    return f"{number}" if alone else f"{number}.{name}"
+
+
 def _prefix(records: dict[str, ZipRecord]) -> str:
     """The directory that ``data.pkl`` is in: the stem of the name that the file was saved under."""
-    prefixes = [name[: -len("/data.pkl")] for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
+    prefixes = folders_of(records)
     if len(prefixes) == 1:
         return prefixes[0]
     if prefixes:
-        raise UnsupportedStateError(f"the archive holds {len(prefixes)} checkpoints: {', '.join(prefixes[:5])}")
+        raise UnsupportedStateError(f"the archive holds {len(prefixes)} checkpoints: {some(prefixes, 5)}")
     if any(name.endswith("/data/0") for name in records):
         raise DamagedError("the archive holds storages but no data.pkl, which names them")
     if any(name.endswith(".npy") for name in records):

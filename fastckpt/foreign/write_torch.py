@@ -3,34 +3,15 @@
 from __future__ import annotations
 
 import os
-import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
+from fastckpt.foreign.last_record import ID_RECORD, ID_SIZE
 from fastckpt.foreign.serialization_id import serialization_id
-from fastckpt.foreign.zip_layout import (
-    BIG,
-    CENTRAL_HEADER,
-    CENTRAL_MAGIC,
-    DESCRIPTOR_MAGIC,
-    END64_MAGIC,
-    END_MAGIC,
-    END_SIZE,
-    LOCAL_HEADER,
-    LOCAL_MAGIC,
-    Place,
-    end_of,
-    next_place,
-)
 from fastckpt.io.commit import Commit
-
-_FLAGS: Final = 0x0808
-"""A descriptor follows the data; names are UTF-8."""
-_ZIP64_KIND: Final = 1
-_ID_SIZE: Final = 40
-_PADDING_KIND: Final = 0x4246
-
+from fastckpt.layout.zip_bytes import descriptor, directory_row, end_records, local_header
+from fastckpt.layout.zip_layout import END_SIZE, SALVAGE_RECORD, Place, end_of, next_place
 
 Fill = Callable[[Commit, Sequence[tuple[int, int]]], Sequence[int]]
 """Writes the storages to their places (offset in the file, and size), and returns the CRC-32 of each."""
@@ -75,7 +56,7 @@ def write_torch(
     records = list(_plan(archive_name(path), pickle, list(zip(keys, storage_sizes, strict=True)), note))
     last = records[-1]
     directory_at = end_of(last.place, last.size)
-    size = directory_at + sum(len(_central(record, 0)) for record in records) + END_SIZE
+    size = directory_at + sum(len(directory_row(r.name, r.place, r.size, 0)) for r in records) + END_SIZE
     with Commit(path, durable=durable, reserve=size) as sink:
         sink.preallocate(size)
         stored = [record for record in records if record.storage >= 0]
@@ -89,17 +70,26 @@ def write_torch(
         )
         records[-1] = records[-1]._replace(data=identity)
         for record, crc in zip(records, [*crcs, zlib.crc32(identity)], strict=True):
-            _write_record(sink, record, crc)
-            directory += _central(record, crc)
-        sink.write(directory_at, bytes(directory) + _end(len(records), len(directory), directory_at))
+            sink.write(record.place.header, local_header(record.name, record.place, record.size) + (record.data or b""))
+            sink.write(record.place.data + record.size, descriptor(record.place, record.size, crc))
+            directory += directory_row(record.name, record.place, record.size, crc)
+        sink.write(directory_at, bytes(directory) + end_records(len(records), len(directory), directory_at))
         sink.finish(directory_at + len(directory) + END_SIZE)
 
 
+SALVAGED: Final = ".salvaged"
+"""What salvage puts behind the stem of a damaged file in the name of the new one, until that is in its place."""
+
+
 def archive_name(path: str | os.PathLike[str]) -> str:
-    """The top directory that torch.save gives an archive of this name: the file's stem, as far as it is ASCII."""
+    """The top directory that torch.save gives an archive of this name: the file's stem, as far as it is ASCII.
+
+    Of a file that is salvaged, the stem of the damaged one, which gives its name to this one in the end.
+    """
     path = os.fsdecode(path)
     stem, dot, _ = os.path.basename(path).rpartition(".")
-    return (stem if dot else os.path.basename(path)) or "archive" if path.isascii() else "archive"
+    stem = (stem if dot else os.path.basename(path)).removesuffix(SALVAGED)
+    return stem or "archive" if path.isascii() else "archive"
 
 
 def _plan(prefix: str, pickle: bytes, storages: Sequence[tuple[str, int]], note: bytes | None) -> Iterator[_Record]:
@@ -113,48 +103,10 @@ def _plan(prefix: str, pickle: bytes, storages: Sequence[tuple[str, int]], note:
     items += [(f"data/{key}", size, None, number) for number, (key, size) in enumerate(storages)]
     items += [("version", 2, b"3\n", -1)]
     if note is not None:
-        items.append((".data/salvage.json", len(note), note, -1))
-    items.append((".data/serialization_id", _ID_SIZE, None, -1))
+        items.append((SALVAGE_RECORD, len(note), note, -1))
+    items.append((ID_RECORD, ID_SIZE, None, -1))
     at = 0
     for name, size, data, storage in items:
         place = next_place(at, f"{prefix}/{name}", size)
         yield _Record(f"{prefix}/{name}", size, place, data, storage)
         at = end_of(place, size)
-
-
-def _write_record(sink: Commit, record: _Record, crc: int) -> None:
-    name = record.name.encode("ascii")
-    extra = _zip64(record)
-    rest = record.place.data - record.place.header - LOCAL_HEADER.size - len(name) - len(extra) - 4
-    extra += struct.pack("<HH", _PADDING_KIND, rest) + b"Z" * rest
-    assert rest >= 0
-    flags = _FLAGS if record.size else _FLAGS & ~8
-    header = LOCAL_HEADER.pack(LOCAL_MAGIC, 0, flags, 0, 0, 0, 0, 0, 0, len(name), len(extra))
-    sink.write(record.place.header, header + name + extra + (record.data or b""))
-    if record.size:
-        sizes = "<QQ" if record.place.descriptor == 24 else "<II"
-        descriptor = DESCRIPTOR_MAGIC + struct.pack("<I", crc) + struct.pack(sizes, record.size, record.size)
-        sink.write(record.place.data + record.size, descriptor)
-
-
-def _zip64(record: _Record) -> bytes:
-    wide = [record.size, record.size] if record.size >= BIG else []
-    wide += [record.place.header] if record.place.header >= BIG else []
-    return struct.pack(f"<HH{len(wide)}Q", _ZIP64_KIND, 8 * len(wide), *wide) if wide else b""
-
-
-def _central(record: _Record, crc: int) -> bytes:
-    name, extra = record.name.encode("ascii"), _zip64(record)
-    size, header = min(record.size, BIG), min(record.place.header, BIG)
-    flags = _FLAGS if record.size else _FLAGS & ~8
-    fields = (CENTRAL_MAGIC, 0, 0, flags, 0, 0, 0, crc, size, size, len(name), len(extra), 0, 0, 0, 0, header)
-    return CENTRAL_HEADER.pack(*fields) + name + extra
-
-
-def _end(count: int, size: int, at: int) -> bytes:
-    """The zip64 end record, its locator and the end record."""
-    end64 = END64_MAGIC + struct.pack("<QHHIIQQQQ", 44, 0x31E, 0x2D, 0, 0, count, count, size, at)
-    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, at + size, 1)
-    short = min(count, 0xFFFF)
-    end = END_MAGIC + struct.pack("<HHHHIIH", 0, 0, short, short, min(size, BIG), min(at, BIG), 0)
-    return end64 + locator + end

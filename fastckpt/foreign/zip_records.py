@@ -1,4 +1,4 @@
-"""The records of uncompressed zip archives and where their bytes begin.
+"""The records of zip archives and where their bytes begin.
 
 A file can hold several archives, one behind the other: that is what several
 calls of torch.save into one file object leave, and how a shard of
@@ -13,12 +13,16 @@ import io
 import os
 import struct
 import zipfile
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
-from fastckpt.foreign.zip_layout import END_MAGIC, LOCAL_HEADER, LOCAL_MAGIC
+from fastckpt.foreign.torch_export import EXPORT_WEIGHTS
 from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.read_parts import read_parts
 from fastckpt.io.source import Source
+from fastckpt.layout.blocks import Extent
+from fastckpt.layout.zip_layout import BIG, END_MAGIC, LOCAL_HEADER, LOCAL_MAGIC
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -30,6 +34,7 @@ _END_SIZE: Final = 22
 _MAX_COMMENT: Final = 0xFFFF
 MAX_ARCHIVES: Final = 100_000
 """Archives in one file; a shard of torch.distributed.checkpoint has one for each of its tensors."""
+PACK_AGAIN: Final = "unpack the archive and pack it without compression: zip -0 -r NAME.pt FOLDER"
 # What zipfile raises for a directory that makes no sense.
 _DIRECTORY_ERRORS: Final = (
     zipfile.BadZipFile,
@@ -48,9 +53,10 @@ class ZipRecord(NamedTuple):
         name: Its name, with the directory.
         header: Where its local header begins.
         offset: Where its bytes begin.
-        size: How many they are.
+        size: How many they are in the file.
         crc: The CRC-32 that the directory states.
         described: Whether CRC-32 and size stand behind the bytes too.
+        full: How many bytes it becomes when it is inflated; None where it is stored as it is.
     """
 
     name: str
@@ -59,6 +65,7 @@ class ZipRecord(NamedTuple):
     size: int
     crc: int
     described: bool
+    full: int | None = None
 
 
 class ZipArchive(NamedTuple):
@@ -77,6 +84,12 @@ class ZipArchive(NamedTuple):
     end: int
 
 
+def folders_of(names: Iterable[str]) -> list[str]:
+    """The folders in an archive that a checkpoint is in: of one that torch wrote, the stem of its file's name."""
+    found = (name.partition("/") for name in names)
+    return [top for top, _, inner in found if inner in ("data.pkl", EXPORT_WEIGHTS)]
+
+
 def read_archives(source: Source) -> list[ZipArchive]:
     """All archives of a file that ends with one, in file order.
 
@@ -84,16 +97,23 @@ def read_archives(source: Source) -> list[ZipArchive]:
     for the caller to account for.
 
     Raises:
-        DamagedError: A directory is missing (a cut file) or disagrees with
+        DamagedError: A directory is missing (a cut file, or one in front of another archive) or disagrees with
             the headers in front of the records; records overlap or share a name.
         UnsupportedStateError: A record is compressed or encrypted; more archives than any writer leaves.
         CheckpointIOError: The system could not read.
     """
-    archives = [_read_archive(source, source.size)]
+    archives = [read_archive(source, source.size)]
     while _ends_archive(source, archives[-1].begin):
         if len(archives) == MAX_ARCHIVES:
             raise UnsupportedStateError(f"more than {MAX_ARCHIVES} archives stand in this file one behind the other")
-        archives.append(_read_archive(source, archives[-1].begin))
+        archives.append(read_archive(source, archives[-1].begin))
+    begin = archives[-1].begin
+    if begin and source.read(0, len(LOCAL_MAGIC)) == LOCAL_MAGIC:
+        # A save that was cut before another one was appended; or a cut file of which a tensor holds an archive.
+        raise DamagedError(
+            f"the first {begin} bytes are of an archive whose directory is lost: what is whole behind it is not all",
+            offset=0,
+        )
     return archives[::-1]
 
 
@@ -102,29 +122,36 @@ def _ends_archive(source: Source, at: int) -> bool:
     return at >= _END_SIZE and source.read(at - _END_SIZE, len(END_MAGIC)) == END_MAGIC
 
 
-def _read_archive(source: Source, end: int) -> ZipArchive:
-    """The last archive in the first ``end`` bytes of a file."""
+def read_archive(source: Source, end: int) -> ZipArchive:
+    """The last archive in the first ``end`` bytes of a file. Raises what `read_archives` does."""
     infos, directory = _read_directory(source, end)
     records: dict[str, ZipRecord] = {}
-    for info in infos:
+    places = [Extent(info.header_offset, LOCAL_HEADER.size + len(_stored_name(info))) for info in infos]
+    for info, place, here in zip(infos, places, read_parts(source, places), strict=True):
         name = info.orig_filename
         if name in records:
             raise DamagedError(f"the archive has two records named {name[:200]!r}", offset=info.header_offset)
-        records[name] = _record(source, info)
+        header = here or source.read(*place, what=f"header of record {name[:200]}")
+        records[name] = _record(info, header)
     _check_disjoint(records, directory)
     begin = min((record.header for record in records.values()), default=directory)
     return ZipArchive(records, begin, directory, _end_of_archive(source, directory, end))
 
 
-def _record(source: Source, info: zipfile.ZipInfo) -> ZipRecord:
+def _record(info: zipfile.ZipInfo, header: bytes | memoryview) -> ZipRecord:
     name = info.orig_filename
+    # Compared first: a directory that alone says that a record is packed is damaged.
+    offset, flags = _check_header(info, header)
     if info.flag_bits & _FLAG_ENCRYPTED:
         raise UnsupportedStateError(f"the record {name[:200]} is encrypted", next_step="decrypt the archive first")
-    if info.compress_type != zipfile.ZIP_STORED:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UnsupportedStateError(
-            f"the record {name[:200]} is compressed, which torch never does",
-            next_step="save it again with torch, or unpack the archive and pack it without compression (zip -0)",
+            f"the record {name[:200]} is compressed in a way that no version of torch reads",
+            next_step=PACK_AGAIN,
         )
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        described = bool(flags & _FLAG_DESCRIPTOR)
+        return ZipRecord(name, info.header_offset, offset, info.compress_size, info.CRC, described, info.file_size)
     if info.compress_size != info.file_size:
         raise DamagedError(
             f"the record {name[:200]} has two sizes",
@@ -132,7 +159,6 @@ def _record(source: Source, info: zipfile.ZipInfo) -> ZipRecord:
             expected=info.file_size,
             actual=info.compress_size,
         )
-    offset, flags = _check_header(source, info)
     return ZipRecord(name, info.header_offset, offset, info.file_size, info.CRC, bool(flags & _FLAG_DESCRIPTOR))
 
 
@@ -199,18 +225,30 @@ def _end_of_archive(source: Source, directory: int, end: int) -> int:
     return min(start + at + _END_SIZE + int(comment), end)
 
 
-def _check_header(source: Source, info: zipfile.ZipInfo) -> tuple[int, int]:
+def _stored_name(info: zipfile.ZipInfo) -> bytes:
+    return info.orig_filename.encode("utf-8" if info.flag_bits & _FLAG_UTF8 else "cp437")
+
+
+def _check_header(info: zipfile.ZipInfo, raw: bytes | memoryview) -> tuple[int, int]:
     """Where the bytes of a record begin, and its flags, from the header in front of them."""
     what = f"header of record {info.orig_filename[:200]}"
-    name = info.orig_filename.encode("utf-8" if info.flag_bits & _FLAG_UTF8 else "cp437")
-    raw = source.read(info.header_offset, LOCAL_HEADER.size + len(name), what=what)
-    magic, _, flags, method, _, _, _, _, _, name_size, extra_size = LOCAL_HEADER.unpack_from(raw)
+    name = _stored_name(info)
+    magic, _, flags, method, _, _, _, stored, full, name_size, extra_size = LOCAL_HEADER.unpack_from(raw)
     if magic != LOCAL_MAGIC:
         raise DamagedError(f"the {what} is not there", offset=info.header_offset, expected=LOCAL_MAGIC, actual=magic)
     if name_size != len(name) or raw[LOCAL_HEADER.size :] != name:
         raise DamagedError(f"the {what} has another name than the directory", offset=info.header_offset)
-    if method != zipfile.ZIP_STORED or flags & _FLAG_ENCRYPTED:
+    if method != info.compress_type or (flags ^ info.flag_bits) & _FLAG_ENCRYPTED:
         raise DamagedError(f"the {what} disagrees with the directory about compression", offset=info.header_offset)
+    sizes = (info.compress_size, info.file_size)
+    # Before a size that is only a flipped bit is taken for a bomb.
+    if method == zipfile.ZIP_DEFLATED and (stored, full) not in (sizes, (BIG, BIG)) and not flags & _FLAG_DESCRIPTOR:
+        raise DamagedError(
+            f"the {what} and the directory state different sizes",
+            offset=info.header_offset,
+            expected=sizes,
+            actual=(stored, full),
+        )
     return info.header_offset + len(raw) + int(extra_size), flags
 
 

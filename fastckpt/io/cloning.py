@@ -44,7 +44,7 @@ def clone(
         share: Try a reflink, and a hard link if ``link`` says so, before copying.
         link: Whether the source is never written to in place.
         threads: Worker threads.
-        progress: Told of the bytes copied so far.
+        progress: Called with the bytes copied so far.
 
     Raises:
         DamagedError: What was read back is not what was copied, or the source changed meanwhile.

@@ -24,16 +24,18 @@ import contextlib
 import errno
 import os
 import stat
-from types import TracebackType
+from collections.abc import Sequence
 from typing import Final, TypeGuard
 
+from fastckpt import _core
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.io.direct import open_direct
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import exists, file_path, translate_os_error
 from fastckpt.io.space import check_space, reserve_space
 from fastckpt.io.temp_file import create_temp, keep_ownership, sweep
+from fastckpt.io.transfer import MEMORY, Move, transfer
 
-__all__ = ["Commit", "fsync_directory", "publish_bytes", "translate_os_error"]
+__all__ = ["Commit", "fsync_directory", "make_directory", "publish_bytes", "translate_os_error"]
 
 _DIRECTORY_SYNC_UNSUPPORTED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 """What fsync on a directory says where the file system has no such thing."""
@@ -59,7 +61,7 @@ class Commit:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, durable: bool = True, reserve: int | None = None) -> None:
-        self.path = os.fsdecode(path)
+        self.path = file_path(path)
         self.fd = -1
         self._durable = durable
         self._reserve = reserve
@@ -82,9 +84,7 @@ class Commit:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, value: BaseException | None, *_: object) -> None:
         if os.getpid() != self._owner:
             self._close()  # A forked child leaves the block: the file is the parent's.
             return
@@ -135,6 +135,22 @@ class Commit:
                 raise translate_os_error(error, self.path, offset, doing="write") from error
             offset += count
             rest = rest[count:]
+
+    def write_blocks(self, blocks: Sequence[tuple[int, bytes]], threads: int) -> None:
+        """Write blocks of whole 4 KiB, each at its offset, while other threads may be writing through `direct_fd`.
+
+        Where that is open they go the same way: the file system lets a write through the page cache wait for all
+        direct ones that are under way, and those that follow for it.
+
+        Raises:
+            OSError: The system refused.
+        """
+        if self.direct_fd < 0:
+            for offset, block in blocks:
+                self.write(offset, block)
+            return
+        moves = [Move(_core.address(block), offset, len(block)) for offset, block in blocks]
+        transfer(moves, source=MEMORY, sink=self.fd, sink_direct=self.direct_fd, threads=threads, leaves=False)
 
     def finish(self, size: int) -> None:
         """State the final length of the file in bytes; what was reserved beyond it is given back.
@@ -253,6 +269,25 @@ def publish_bytes(path: str | os.PathLike[str], data: bytes, *, durable: bool = 
     with Commit(path, durable=durable, reserve=len(data)) as sink:
         sink.write(0, data)
         sink.finish(len(data))
+
+
+def make_directory(path: str, *, durable: bool = True) -> None:
+    """Make a directory that is missing, and those above it, safe from a power cut.
+
+    Raises:
+        CheckpointIOError: The system refused.
+    """
+    missing = []
+    above = os.path.abspath(file_path(path))
+    while not exists(above):
+        missing.append(above)
+        above = os.path.dirname(above)
+    try:
+        os.makedirs(file_path(path), exist_ok=True)  # Other ranks make it, too.
+    except OSError as error:
+        raise translate_os_error(error, path, doing="make the directory") from error
+    for each in missing if durable else ():
+        fsync_directory(os.path.dirname(each))
 
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:

@@ -14,7 +14,7 @@ class How:
     Attributes:
         threads: Worker threads.
         durable: Return only when the file survives a power cut.
-        progress: Told of the bytes written so far.
+        progress: Called with the bytes written so far.
     """
 
     threads: int

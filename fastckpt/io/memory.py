@@ -44,19 +44,32 @@ def allocate(size: int) -> memoryview:
     return memoryview(region)[start : start + size]
 
 
-def allocate_regions(sizes: list[int]) -> list[memoryview]:
+def phase(origin: int) -> int:
+    """Where within 4 KiB memory should begin that bytes from this offset in a file are read to.
+
+    Where they begin in the file: then direct reads need no copy. Tensors are still aligned to 64 bytes.
+    """
+    return origin % ALIGNMENT if origin % PACK_ALIGNMENT == 0 else 0
+
+
+def allocate_regions(sizes: list[int], origins: list[int] | None = None) -> list[memoryview]:
     """A writable region of each size (in bytes), aligned to 4 KiB, small ones to 64 bytes.
 
     Neighbours share a mapping until it has ARENA_SIZE bytes, so that one
     tensor that stays alive holds at most that much more memory than its own.
+
+    Args:
+        sizes: Bytes of each.
+        origins: Where in a file the bytes of each begin; large regions have the `phase` of these.
     """
+    phases = list(map(phase, origins)) if origins else [0] * len(sizes)
     regions: list[memoryview] = []
     start = 0
     while start < len(sizes):
         offsets: list[int] = []
         total = 0
-        for size in sizes[start:]:
-            offset = align(total, PACK_ALIGNMENT if size < ALIGNMENT else ALIGNMENT)
+        for size, begin in zip(sizes[start:], phases[start:], strict=True):
+            offset = align(total, PACK_ALIGNMENT) if size < ALIGNMENT else align(total - begin) + begin
             if offsets and offset + size > ARENA_SIZE:
                 break
             offsets.append(offset)

@@ -7,7 +7,7 @@ import os
 import stat
 from typing import Final
 
-from fastckpt.errors import CheckpointIOError, OutOfSpaceError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, OutOfSpaceError, UsageError
 
 _OUT_OF_SPACE: Final[dict[int, tuple[str, str]]] = {
     errno.ENOSPC: ("the file system is full", "free some space there, or save to another file system"),
@@ -17,6 +17,9 @@ _OUT_OF_SPACE: Final[dict[int, tuple[str, str]]] = {
         "raise the limit (ulimit -f), or save to a file system that takes larger files",
     ),
 }
+
+_REASONS: Final[dict[int, str]] = {errno.ENOENT: "not found"}
+"""What is said in other words than the system's."""
 
 _NEXT_STEP: Final[dict[int, str]] = {
     errno.ENOENT: "check the path",
@@ -36,6 +39,18 @@ _NEXT_STEP: Final[dict[int, str]] = {
 }
 
 
+def file_path(path: str | os.PathLike[str]) -> str:
+    """A path as text.
+
+    Raises:
+        UsageError: It has a NUL character in it. The system knows no such name, and Python raises a bare ValueError.
+    """
+    text = os.fsdecode(path)
+    if "\0" in text:
+        raise UsageError("a path cannot have a NUL character in it", path=text)
+    return text
+
+
 def exists(path: str | os.PathLike[str]) -> bool:
     """Whether something has this name, be it a symbolic link that leads nowhere.
 
@@ -44,7 +59,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
             would be written over.
     """
     try:
-        os.lstat(path)
+        os.lstat(file_path(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -55,7 +70,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
 def status(path: str | os.PathLike[str] | int) -> os.stat_result:
     """`os.stat`. Raises CheckpointIOError."""
     try:
-        return os.stat(path)
+        return os.stat(path if isinstance(path, int) else file_path(path))
     except OSError as error:
         raise translate_os_error(error, None if isinstance(path, int) else path, doing="look at the file") from error
 
@@ -67,7 +82,7 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
         CheckpointIOError: The system does not say.
     """
     try:
-        return stat.S_ISDIR(os.stat(path).st_mode)
+        return stat.S_ISDIR(os.stat(file_path(path)).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -92,7 +107,8 @@ def translate_os_error(
         next_step: Takes the place of the usual advice for this errno.
 
     Returns:
-        OutOfSpaceError for ENOSPC, EDQUOT and EFBIG, else CheckpointIOError.
+        OutOfSpaceError for ENOSPC, EDQUOT and EFBIG, else CheckpointIOError; for ENOENT, without a
+        ``next_step``, CheckpointNotFoundError.
     """
     if isinstance(error, CheckpointIOError):
         return error
@@ -104,6 +120,7 @@ def translate_os_error(
         kind = OutOfSpaceError
         reason, advice = _OUT_OF_SPACE[code]
     else:
-        reason, advice = os.strerror(code), _NEXT_STEP.get(code)
+        reason, advice = _REASONS.get(code) or os.strerror(code), _NEXT_STEP.get(code)
+        kind = CheckpointNotFoundError if code == errno.ENOENT and next_step is None else kind
     message = f"cannot {doing}: {reason}" if doing else reason
     return kind(message, errno=code, path=path, offset=offset, next_step=next_step or advice)

@@ -11,20 +11,21 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Final, NoReturn, TypeAlias
 
-from fastckpt.errors import CheckpointIOError, DamagedError, NotACheckpointError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
 from fastckpt.io.direct import open_direct
+from fastckpt.io.file_object import Readables, name_of, spool
 from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.unpacked import Unpacked, pack, unpacked_folder
 
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 """Maps a file larger than memory writable: pages are only paid for when written.
 The mmap module names it from Python 3.11 on."""
 
 
-Openable: TypeAlias = "str | os.PathLike[str] | Source"
-"""A path, or the open file itself: whoever looks at a file twice opens it once."""
+Openable: TypeAlias = "Readables | Source"
+"""A path or binary file object, or the open file itself: whoever looks at a file twice opens it once."""
 
 
 Identity = tuple[int, int, int, int]
@@ -32,49 +33,61 @@ Identity = tuple[int, int, int, int]
 
 
 class Source:
-    """A regular file, open for reading; a context manager.
+    """A regular file, or what a binary file object gives, open for reading; a context manager.
+
+    The folder of an unpacked ``.pt`` is read as the archive that it was.
 
     Attributes:
-        path: The path as given.
+        path: The path as given; `FILE_OBJECT` of a file object.
         fd: The file descriptor, -1 once closed.
         size: Length in bytes when it was opened. Every read is bounded by it.
         warm: What `fastckpt.io.residency.is_warm` found when it was first asked.
         unread_head: Why the system did not let `head` be read, if so.
+        unpacked: What the folder is that is read as an archive; None of a file.
 
     Raises:
         NotACheckpointError: It is empty, a directory, a pipe or a device.
         CheckpointIOError: It is missing or may not be read; ``errno`` says which.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: Readables) -> None:
         self.fd = -1
-        self.path = os.fsdecode(path)
+        self.path = name_of(path)
         self.unread_head: CheckpointIOError | None = None
         self._direct_fd: int | None = None
+        self._file_fd = -1
         self.warm: bool | None = None
+        self.unpacked: Unpacked | None = None
         try:
             # Without O_NONBLOCK, opening a pipe waits for a writer.
-            self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+            self.fd = os.open(self.path, flags) if isinstance(path, str | bytes | os.PathLike) else spool(path)
             self._opened = os.fstat(self.fd)
         except OSError as error:
             self.close()
             if error.errno == errno.ENXIO:  # A socket.
                 raise NotACheckpointError("this is not a regular file", path=self.path) from None
-            raise translate_os_error(error, self.path, doing="open the file") from error
+            doing = None if error.errno == errno.ENOENT else "open the file"
+            raise translate_os_error(error, self.path, doing=doing) from error
         self.size = self._opened.st_size
         try:
             self._check_kind()
-        except NotACheckpointError:
+        except FastckptError:
             self.close()
             raise
 
     def _check_kind(self) -> None:
         if stat.S_ISDIR(self._opened.st_mode):
-            raise NotACheckpointError(
-                "this is a directory, not a checkpoint file",
-                path=self.path,
-                next_step=f"name a file in it; a nanochat directory is taken by fastckpt convert {self.path} DST",
-            )
+            folder = unpacked_folder(self.path)
+            if folder is None:
+                raise NotACheckpointError(
+                    "this is a directory, not a checkpoint file",
+                    path=self.path,
+                    next_step=f"name a file in it; a nanochat directory is taken by fastckpt convert {self.path} DST",
+                )
+            self.unpacked = pack(folder)
+            self.read_instead(self.unpacked.fd)
+            return
         if not stat.S_ISREG(self._opened.st_mode):
             raise NotACheckpointError("this is not a regular file", path=self.path)
         if self.size == 0:
@@ -97,9 +110,7 @@ class Source:
     def __enter__(self) -> Source:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
@@ -110,12 +121,31 @@ class Source:
 
     def close(self) -> None:
         """Close the descriptors; maps made from them stay valid. Closing twice does nothing."""
-        fds = (self.fd, self._direct_fd)
-        self.fd = self._direct_fd = -1
+        fds = (self.fd, self._direct_fd, self._file_fd)
+        self.fd = self._direct_fd = self._file_fd = -1
         for fd in fds:
             if fd is not None and fd >= 0:
                 with contextlib.suppress(OSError):  # It was only read: nothing is lost, and it is closed all the same.
                     os.close(fd)
+
+    def read_instead(self, fd: int) -> None:
+        """Read another form of the file from now on; ``fd`` is closed with it. What the file is called, and whether
+        somebody changes it, is still asked of the file itself.
+        """
+        if self._direct_fd is not None and self._direct_fd >= 0:
+            os.close(self._direct_fd)
+        self._file_fd, self.fd, self._direct_fd, self.warm = self.fd, fd, None, None
+        self.size = os.fstat(fd).st_size
+
+    @property
+    def has_other_form(self) -> bool:
+        """Whether another form of it is read in its place."""
+        return self._file_fd >= 0
+
+    @property
+    def file_size(self) -> int:
+        """Bytes of the file itself; of a folder, of all files in it."""
+        return self._opened.st_size if self.unpacked is None else self.unpacked.size
 
     @property
     def direct_fd(self) -> int:
@@ -152,22 +182,6 @@ class Source:
         except CheckpointIOError as error:
             self.unread_head = error
             return b""
-
-    def read_into(self, offset: int, destination: memoryview) -> None:
-        """Fill ``destination`` with the bytes from ``offset``. Raises what `read` raises."""
-        self._check_bounds(offset, destination.nbytes)
-        if destination.nbytes == 0:
-            return
-        rest = destination.cast("B")
-        while rest.nbytes:
-            try:
-                count = os.preadv(self.fd, [rest], offset)
-            except OSError as error:
-                raise translate_os_error(error, self.path, offset, doing="read") from error
-            if count == 0:
-                raise self._cut_short(offset)
-            offset += count
-            rest = rest[count:]
 
     def _read_some(self, offset: int, size: int) -> bytes:
         try:
@@ -264,7 +278,7 @@ class Source:
             CheckpointIOError: The system cannot say.
         """
         try:
-            now = os.fstat(self.fd)
+            now = os.fstat(self._file_fd if self.has_other_form else self.fd)
         except OSError as error:
             raise translate_os_error(error, self.path, doing="look at the file") from error
         return _identity(now) == self.identity

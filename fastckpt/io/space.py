@@ -25,22 +25,22 @@ def readable_size(size: int) -> str:
     return f"{size / 1024**power:.1f} {_UNITS[power - 1]}"
 
 
-def free_bytes(fd: int) -> int | None:
-    """Bytes this process may still use on the file system of ``fd``; None where it does not say."""
-    status = os.statvfs(fd)
+def free_bytes(place: int | str) -> int | None:
+    """Bytes this process may still use on the file system of a descriptor or path; None where it does not say."""
+    status = os.statvfs(place)
     if status.f_blocks == 0:
         return None  # Some network and user-space file systems leave the figures out.
     blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
     return blocks * status.f_frsize
 
 
-def check_space(fd: int, needed: int, path: str) -> None:
-    """Raise OutOfSpaceError if fewer than ``needed`` bytes are free on the file system of ``fd``.
+def check_space(place: int | str, needed: int, path: str) -> None:
+    """Raise OutOfSpaceError if fewer than ``needed`` bytes are free on the file system of a descriptor or path.
 
     Space can go while one writes, and quotas are not counted here, so passing
     promises nothing; it only spares the user a long wait for a sure failure.
     """
-    free = free_bytes(fd)
+    free = free_bytes(place)
     if free is not None and free < needed:
         raise OutOfSpaceError(
             f"not enough free space: {readable_size(needed)} needed, {readable_size(free)} free",

@@ -7,19 +7,13 @@ to plain reading, which alone decides what is missing and what is unreadable.
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Sequence
-from typing import Final
 
 from fastckpt import _core
 from fastckpt.errors import FastckptError
 from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Moved, Progress, transfer
-
-_POPULATE_READ: Final = 22
-"""MADV_POPULATE_READ of Linux. Where the system does not know it (before 5.14), nobody can ask whether a mapped page
-can be read, and touching one that cannot ends the process."""
 
 
 def sum_parts(source: Source, parts: Sequence[Move], *, threads: int, progress: Progress | None = None) -> Moved:
@@ -49,11 +43,10 @@ def sum_parts(source: Source, parts: Sequence[Move], *, threads: int, progress: 
 
 
 def _sum_mapped(source: Source, parts: Sequence[Move], threads: int, progress: Progress | None) -> Moved | None:
-    """The same in mapped memory; None where the file cannot be mapped (any more), or not safely."""
+    """The same in mapped memory; None where the file cannot be mapped (any more)."""
     try:
         mapping = source.map()
-        mapping.madvise(_POPULATE_READ, 0, mmap.PAGESIZE)
-    except (FastckptError, OSError):
+    except FastckptError:
         return None
     origin = _core.address(memoryview(mapping))
     return transfer(

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from fastckpt import _core
-from fastckpt.constants import LEAF_SIZE
+from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import UsageError
 
 Progress = Callable[[int], None]
@@ -108,7 +108,7 @@ def transfer(
         crcs: Compute a CRC-32 per move.
         source_direct: The source file opened with O_DIRECT, for what the page cache does not hold.
         sink_direct: The sink file opened with O_DIRECT; -1 writes through the page cache.
-        mapped: The source memory is a mapped file, whose pages may be unreadable.
+        mapped: The source memory is a mapped file: what of it is not there or unreadable is a fault, not SIGBUS.
         release: Of such a shared map, give back the pages that were moved: they no longer count as memory in use.
         progress: See `Progress`.
 
@@ -133,8 +133,109 @@ def transfer(
         threads=threads,
         source_direct_fd=source_direct,
         sink_direct_fd=sink_direct,
-        populate=mapped,
+        mapped=mapped,
         release=release,
         progress=progress,
     )
     return Moved(memoryview(digests), sums, [Fault(*fault) for fault in faults])
+
+
+class Turn(NamedTuple):
+    """Moves from one source: a file descriptor, and the same file opened with O_DIRECT or -1; or MEMORY and -1."""
+
+    source: int
+    source_direct: int
+    moves: Sequence[Move]
+
+
+class TurnMover:
+    """Moves to a file, turn after turn, on threads that stay from the first to the last.
+
+    Several turns are open at a time: while the caller sees to one that is done, the
+    threads are at the next. The memory that a turn moves must be as it shall be
+    when it is opened, and stay until it is done.
+
+    Args:
+        turns: What to move.
+        sink: File descriptor.
+        sink_direct: The same file opened with O_DIRECT, or -1.
+        threads: Worker threads.
+        crcs: Compute a CRC-32 per move.
+        progress: See `Progress`; of all turns together.
+        open_turns: How many are open at a time, at the start as later.
+        hashed: For each turn, whether its leaves are hashed. What is said of a turn may change until it is opened.
+
+    Zeros follow what each move writes, up to the next multiple of 4 KiB of the file: its last
+    bytes are part of a direct write that way. Through the page cache they would wait for all
+    direct ones under way, and those that follow for them.
+    """
+
+    OPEN: Final = 2
+
+    def __init__(
+        self,
+        turns: Sequence[Turn],
+        *,
+        sink: int,
+        sink_direct: int,
+        threads: int,
+        crcs: bool,
+        progress: Progress | None,
+        open_turns: int = OPEN,
+        hashed: bytearray | None = None,
+    ) -> None:
+        rows, ends, sources = array("Q"), array("Q"), array("i")
+        leaves = total = 0
+        self._leaf_ends: list[int] = []
+        for turn in turns:
+            for origin, target, size in turn.moves:
+                rows.extend((origin, target, size, leaves))
+                leaves += -(-size // LEAF_SIZE)
+                total += size
+            ends.append(len(rows) // 4)
+            sources.extend((turn.source, turn.source_direct))
+            self._leaf_ends.append(leaves)
+        self._ends = ends
+        self._leaves = bytearray(8 * leaves)
+        self._crcs = array("I", bytes(4 * (len(rows) // 4))) if crcs else array("I")
+        self._progress = progress
+        self._waited = 0
+        self._native = _core.SlotFiller(
+            MEMORY,
+            rows,
+            ends,
+            self._leaves,
+            self._crcs if crcs else None,
+            slots=open_turns,
+            threads=min(threads, total // CHUNK_SIZE + 1),
+            sink_fd=sink,
+            sink_direct_fd=sink_direct,
+            sources=sources,
+            hashed=hashed,
+            padded=True,
+        )
+
+    def wait(self) -> Moved:
+        """What became of the next turn, once all of it is in the file.
+
+        Raises:
+            OSError: Writing failed. Reading never raises: see `Moved.faults`.
+            KeyboardInterrupt: Within 0.2 s of Ctrl-C. The threads are still there then: `close`.
+        """
+        turn = self._waited
+        faults = self._native.wait(turn, self._progress)
+        self._waited += 1
+        first, first_leaf = (self._ends[turn - 1], self._leaf_ends[turn - 1]) if turn else (0, 0)
+        return Moved(
+            memoryview(self._leaves)[8 * first_leaf : 8 * self._leaf_ends[turn]],
+            self._crcs[first : self._ends[turn]],
+            [Fault(move - first, offset, size, errno) for move, offset, size, errno in faults],
+        )
+
+    def release(self) -> None:
+        """Let the threads go on with the turn after the one that is open already."""
+        self._native.release()
+
+    def close(self) -> None:
+        """Stop; no thread is left when this returns."""
+        self._native.close()

@@ -4,13 +4,22 @@ The Triton kernels run where Triton can be imported, can compile and launch,
 and has been seen to give the right digests on that very device: a compiler
 that is wrong must cause neither false alarms nor false trust. Everywhere else
 the answer is "host", with the reason, and never an exception.
+
+Compiling takes seconds, the first time on a machine, and importing Triton a
+third of one. So a thread does both, and whoever can begin without the answer
+asks again later. The thread launches nothing: a kernel is tried, on 100 KB, in
+the thread of whoever asks for it next.
 """
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import importlib.util
 import os
 import threading
+import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -20,7 +29,8 @@ from torch import Tensor
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.io.transfer import default_threads
-from fastckpt.kernels import launch, reference
+from fastckpt.kernels import launch
+from fastckpt.kernels.launch import Kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,131 +44,226 @@ class Engine:
 _OLDEST: Final = (8, 0)
 """Compute capability of Ampere, the oldest that Triton's README lists."""
 
-_found: Final[dict[torch.device, Engine]] = {}
+WORTH_COMPILING: Final = 256 * 1024 * 1024
+"""Bytes. The host proves less than this in a twentieth of a second; that is not worth a compiler at work."""
+
+_PATIENCE: Final = 120.0
+"""Seconds to wait for a compiler. One kernel took 1.3 to 4.2 s on a busy machine."""
+
+_AT_EXIT: Final = 10.0
+"""Seconds that the end of the process waits for compilers: a thread that comes back to an interpreter that is gone
+may end the process with a signal."""
+
+_Key = tuple[torch.device, Kernel]
+
+
+class _Compilation:
+    """A kernel that a thread compiles.
+
+    Attributes:
+        ended: Set when it is done.
+        failure: Then: why it cannot be had, if so.
+    """
+
+    def __init__(self, device: torch.device, kernel: Kernel) -> None:
+        self.ended = threading.Event()
+        self.failure: Engine | None = None
+        # A daemon: a compiler that never ends must not keep the process alive.
+        threading.Thread(target=self._run, args=(device, kernel), name=f"fastckpt {kernel}", daemon=True).start()
+
+    def _run(self, device: torch.device, kernel: Kernel) -> None:
+        try:
+            self.failure = _compiled(device, kernel)
+        except BaseException as error:
+            self.failure = _failed(device, error)
+        finally:
+            self.ended.set()
+
+
+_found: Final[dict[_Key, Engine]] = {}
+_compiling: Final[dict[_Key, _Compilation]] = {}
 _lock = threading.Lock()
 
 
-def _new_lock() -> None:
-    """In a forked child: the lock may be held, for as long as a compiler takes, by a thread that is not there."""
+def _after_fork() -> None:
+    """In a child: the lock may be held by a thread that is not there, and so may those of Triton and of its import."""
     global _lock
     _lock = threading.Lock()
+    for key, compilation in list(_compiling.items()):
+        if not compilation.ended.is_set():
+            del _compiling[key]
+            _found[key] = Engine("host", "the process was forked while the kernel was compiled")
 
 
-os.register_at_fork(after_in_child=_new_lock)
+def _await_compilers() -> None:
+    until = time.monotonic() + _AT_EXIT
+    for compilation in list(_compiling.values()):
+        compilation.ended.wait(max(0.0, until - time.monotonic()))
 
 
-def engine_for(device: torch.device | str) -> Engine:
-    """The engine that is live on this device.
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_await_compilers)
 
-    The first question about a device compiles the kernels (Triton keeps them on disk) and runs them once on 100 KB,
-    which waits for the device; after that it is a look-up. CPU tensors can have the kernels too, in Triton's
-    interpreter, if the environment says ``TRITON_INTERPRET=1`` before Triton is imported: that is for tests.
+
+def engine_for(device: torch.device | str, kernel: Kernel) -> Engine:
+    """The engine that is live on this device; waits until that is known.
+
+    CPU tensors can have the kernels too, in Triton's interpreter, if the
+    environment says ``TRITON_INTERPRET=1`` before Triton is imported: that is for tests.
     """
+    found = engine_now(device, kernel)
+    if found is None:
+        key = _key(device, kernel)
+        with _lock:
+            compilation = _compiling.get(key)
+        if compilation is not None:
+            compilation.ended.wait(_PATIENCE)
+        found = engine_now(device, kernel)
+    return found or Engine("host", f"the compiler of triton has not ended within {_PATIENCE:.0f} s")
+
+
+def engine_now(device: torch.device | str, kernel: Kernel, *, nbytes: int = WORTH_COMPILING) -> Engine | None:
+    """What `engine_for` says, if it is known without waiting; None: ask again later.
+
+    Args:
+        device: Where leaves lie.
+        kernel: What is to be done with them.
+        nbytes: How many bytes are. From WORTH_COMPILING on the first question has the kernel compiled.
+    """
+    key = _key(device, kernel)
+    with _lock:
+        if key not in _found:
+            found = _next_step(key, nbytes)
+            if found is None:
+                return None
+            _found[key] = found
+        return _found[key]
+
+
+def _key(device: torch.device | str, kernel: Kernel) -> _Key:
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device() if torch.cuda.is_available() else 0)
-    with _lock:
-        if device not in _found:
-            _found[device] = _find_engine(device)
-        return _found[device]
+    return device, kernel
 
 
-def leaf_digests(data: Tensor) -> Tensor:
-    """The digest of every leaf of some contiguous bytes, computed where they are by the engine that is live there.
-
-    Asynchronous with Triton on the current stream of the device. Without it a CPU tensor is hashed by the native core,
-    and any other by the reference in torch, which is right and slow.
-
-    Args:
-        data: uint8, one dimension, contiguous.
-
-    Returns:
-        int64 [ceil(len(data) / 16384)] on the same device, with the bits of the u64.
-
-    Raises:
-        ValueError: ``data`` is not uint8, one-dimensional and contiguous.
-    """
-    if data.dtype != torch.uint8 or data.dim() != 1 or not data.is_contiguous():
-        raise ValueError(f"leaves are hashed of contiguous bytes, not of {data.dtype} {tuple(data.shape)}")
-    if engine_for(data.device).name == "triton":
-        return _kernel_digests(data)
-    if data.device.type == "cpu":
-        return _host_digests(data)
-    return reference.leaf_digests(data)
+def _next_step(key: _Key, nbytes: int) -> Engine | None:
+    compilation = _compiling.get(key)
+    if compilation is None:
+        refused = _refused(key[0])
+        if refused is None and nbytes >= WORTH_COMPILING:
+            try:
+                _compiling[key] = _Compilation(*key)
+            except RuntimeError as error:  # No thread can be had.
+                return _failed(key[0], error)
+        return refused
+    if not compilation.ended.is_set():
+        return None
+    del _compiling[key]
+    if compilation.failure is not None:
+        return compilation.failure
+    try:
+        return _tried(*key)
+    except Exception as error:  # Whatever a driver or a launcher may raise: the host can always hash.
+        return _failed(key[0], error)
 
 
-def _find_engine(device: torch.device) -> Engine:
+def _refused(device: torch.device) -> Engine | None:
+    """Why there can be no kernel, as far as that is known at once."""
     if device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
         return Engine("host", "tensors in host memory are hashed by the native core")
     if device.type not in ("cpu", "cuda"):
         return Engine("host", f"the kernels are for CUDA devices, not for {device.type}")
-    try:
-        return _try_triton(device)
-    except ImportError as error:
-        missing = isinstance(error, ModuleNotFoundError) and error.name == "triton"
-        return Engine("host", "triton is not installed" if missing else f"triton cannot be imported: {_brief(error)}")
-    except Exception as error:  # whatever a compiler, a driver or a launcher may raise: the host can always hash
-        return Engine("host", f"the kernel does not run on {device}: {_brief(error)}")
-
-
-def _try_triton(device: torch.device) -> Engine:
-    import triton
-
-    from fastckpt.kernels import leaf_hash
-
-    # Asked of the kernel, not of the environment: what counts is how it was when Triton was imported.
-    interpreted = not isinstance(leaf_hash.hash_kernel, triton.JITFunction)
-    if interpreted != (device.type == "cpu"):
-        return Engine("host", f"triton was imported to {'interpret' if interpreted else 'compile'} kernels")
-    where = "the CPU, in its interpreter"
+    if importlib.util.find_spec("triton") is None:
+        return Engine("host", "triton is not installed")
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        where = f"{torch.cuda.get_device_name(device)} (sm_{capability[0]}{capability[1]})"
+        if not torch.cuda.is_available():
+            return Engine("host", "torch sees no CUDA device")
+        try:
+            capability = torch.cuda.get_device_capability(device)
+        except (AssertionError, RuntimeError) as error:
+            return _failed(device, error)
         if torch.version.hip is None and capability < _OLDEST:
             # Triton's compiler may end the process on these, instead of raising.
-            return Engine("host", f"{where} is older than what triton supports")
-    if not _agrees_with_host(device):
-        return Engine("host", f"the kernel of triton {triton.__version__} gives wrong digests on {where}")
-    return Engine("triton", f"triton {triton.__version__} on {where}")
+            return Engine("host", f"{_name(device)} is older than what triton supports")
+    return None
 
 
-def _agrees_with_host(device: torch.device) -> bool:
-    """Runs both kernels on leaves of every kind: whole and aligned, unaligned, short."""
+def _compiled(device: torch.device, kernel: Kernel) -> Engine | None:
+    """Compile it; why it cannot be had, if so."""
+    try:
+        import triton
+
+        from fastckpt.kernels import leaf_hash
+    except ImportError as error:
+        return Engine("host", f"triton cannot be imported: {_brief(error)}")
+    # Asked of the kernel, not of the environment: what counts is how it was when Triton was imported.
+    interpreted = not isinstance(getattr(leaf_hash, kernel), triton.JITFunction)
+    if interpreted != (device.type == "cpu"):
+        return Engine("host", f"triton was imported to {'interpret' if interpreted else 'compile'} kernels")
+    launch.compile_kernel(kernel, device)
+    return None
+
+
+def _tried(device: torch.device, kernel: Kernel) -> Engine:
+    """Run it, as loads and saves will, on leaves of which the digests are known."""
+    import triton
+
+    with _stream_of_its_own(device):
+        agrees = _agrees_with_host(device, kernel)
+    if not agrees:
+        return Engine("host", f"the kernel of triton {triton.__version__} gives wrong digests on {_name(device)}")
+    return Engine("triton", f"triton {triton.__version__} on {_name(device)}")
+
+
+def _stream_of_its_own(device: torch.device) -> AbstractContextManager[object]:
+    """On the caller's stream it would wait for all that is queued there."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+def _agrees_with_host(device: torch.device, kernel: Kernel) -> bool:
+    """Whether a kernel is right about leaves of every kind: whole and aligned, unaligned, short."""
     # Devices are named here, because torch.set_default_device() may say another.
     generator = torch.Generator("cpu").manual_seed(1)
     sample = torch.randint(0, 256, (6 * LEAF_SIZE + 1000,), dtype=torch.uint8, device="cpu", generator=generator)
-    whole, ragged = sample[: 5 * LEAF_SIZE], sample[5 * LEAF_SIZE + 7 :]
     on_device = sample.to(device)
-    for part in (whole, ragged):
+    for part in (sample[: 5 * LEAF_SIZE], sample[5 * LEAF_SIZE + 7 :]):
         start = part.storage_offset()
         there = on_device[start : start + len(part)]
         expected = _host_digests(part)
-        if not torch.equal(_kernel_digests(there).cpu(), expected):
-            return False
         addresses, sizes = launch.leaf_table(there.data_ptr(), len(there), device=device)
-        wrong = torch.zeros_like(expected, dtype=torch.uint8)
-        wrong[-1] = 1
-        bad = torch.full_like(wrong, 7).to(device)
-        launch.check_leaves(addresses, sizes, (expected ^ wrong).to(device), bad)
-        if not torch.equal(bad.cpu(), wrong):
+        if kernel == "hash_kernel":
+            out = torch.empty(len(addresses), dtype=torch.int64, device=device)
+            launch.hash_leaves(addresses, sizes, out)
+            right = expected
+        else:
+            right = torch.zeros(len(addresses), dtype=torch.int32, device="cpu")
+            right[-1] = 1
+            out = torch.full_like(right, 7).to(device)
+            launch.check_leaves(addresses, sizes, (expected ^ right).to(device), out)
+        if not torch.equal(out.cpu(), right):
             return False
     return True
 
 
-def _kernel_digests(data: Tensor) -> Tensor:
-    addresses, sizes = launch.leaf_table(data.data_ptr(), len(data), device=data.device)
-    out = torch.empty(len(addresses), dtype=torch.int64, device=data.device)
-    launch.hash_leaves(addresses, sizes, out)
-    return out
-
-
 def _host_digests(data: Tensor) -> Tensor:
-    if not len(data):
-        return torch.empty(0, dtype=torch.int64, device="cpu")
     memory = (ctypes.c_ubyte * len(data)).from_address(data.data_ptr())
     return torch.frombuffer(bytearray(_core.leaf_digests(memory, default_threads())), dtype=torch.int64)
 
 
+def _name(device: torch.device) -> str:
+    if device.type != "cuda":
+        return "the CPU, in its interpreter"
+    capability = torch.cuda.get_device_capability(device)
+    return f"{torch.cuda.get_device_name(device)} (sm_{capability[0]}{capability[1]})"
+
+
+def _failed(device: torch.device, error: BaseException) -> Engine:
+    """The first line of a message is enough: compilers write pages."""
+    return Engine("host", f"the kernel does not run on {device}: {_brief(error)}")
+
+
 def _brief(error: BaseException) -> str:
-    """The first line of a message: compilers write pages."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

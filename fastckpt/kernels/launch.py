@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +30,15 @@ def leaf_table(address: int, nbytes: int, *, device: torch.device | str = "cpu")
     return offsets + address, sizes
 
 
+Kernel = Literal["check_kernel", "hash_kernel"]
+
+_COLUMNS: Final[dict[Kernel, tuple[torch.dtype, ...]]] = {
+    "hash_kernel": (torch.int64, torch.int32, torch.int64),
+    "check_kernel": (torch.int64, torch.int32, torch.int64, torch.int32),
+}
+"""The dtypes of the columns that a kernel takes. Others would be another compilation, which nobody has tested."""
+
+
 def hash_leaves(addresses: Tensor, sizes: Tensor, out: Tensor) -> None:
     """Write the digest of every leaf to ``out``.
 
@@ -41,10 +51,7 @@ def hash_leaves(addresses: Tensor, sizes: Tensor, out: Tensor) -> None:
     Raises:
         ValueError: The tensors do not fit each other.
     """
-    _check_table(addresses, sizes, out, torch.int64)
-    from fastckpt.kernels.leaf_hash import hash_kernel
-
-    _launch(hash_kernel, addresses, sizes, out)
+    _launch("hash_kernel", addresses, sizes, out)
 
 
 def check_leaves(addresses: Tensor, sizes: Tensor, expected: Tensor, bad: Tensor) -> None:
@@ -54,37 +61,53 @@ def check_leaves(addresses: Tensor, sizes: Tensor, expected: Tensor, bad: Tensor
         addresses: As for ``hash_leaves``.
         sizes: As for ``hash_leaves``.
         expected: int64 [n], contiguous: digests with the bits of the u64.
-        bad: uint8 or int32 [n], contiguous; all of it is written.
+        bad: int32 [n], contiguous; all of it is written.
 
     Raises:
         ValueError: The tensors do not fit each other.
     """
-    _check_table(addresses, sizes, expected, torch.int64)
-    _check_table(addresses, sizes, bad, torch.uint8, torch.int32)
-    from fastckpt.kernels.leaf_hash import check_kernel
-
-    _launch(check_kernel, addresses, sizes, expected, bad)
+    _launch("check_kernel", addresses, sizes, expected, bad)
 
 
-def _check_table(addresses: Tensor, sizes: Tensor, column: Tensor, *dtypes: torch.dtype) -> None:
-    """A kernel believes what it is given: a wrong length or dtype would be a wild access."""
-    if addresses.dtype != torch.int64 or sizes.dtype != torch.int32 or column.dtype not in dtypes:
-        raise ValueError(f"dtypes of a leaf table: {addresses.dtype}, {sizes.dtype}, {column.dtype}")
-    for tensor in (addresses, sizes, column):
-        if tensor.shape != (len(addresses),) or not tensor.is_contiguous() or tensor.device != addresses.device:
-            raise ValueError(f"a leaf table of {len(addresses)} rows has a column {tuple(tensor.shape)}")
+def compile_kernel(kernel: Kernel, device: torch.device) -> None:
+    """Compile a kernel for a device and load it there, or take it from Triton's cache. Nothing is launched."""
+    from fastckpt.kernels import leaf_hash
+
+    addresses, sizes, *others = _COLUMNS[kernel]
+    with _current(device):
+        compiled = getattr(leaf_hash, kernel).warmup(
+            addresses, sizes, torch.uint64, *others, 1, grid=(1,), **leaf_hash.OPTIONS
+        )
+        getattr(compiled, "run", None)  # What loads it; there is nothing to load for the interpreter.
 
 
-def _launch(kernel: Any, addresses: Tensor, sizes: Tensor, *columns: Tensor) -> None:
-    from fastckpt.kernels.leaf_hash import LEAVES_PER_PROGRAM, OPTIONS
+def _launch(kernel: Kernel, *columns: Tensor) -> None:
+    from fastckpt.kernels import leaf_hash
 
-    count, device = len(addresses), addresses.device
+    count, device = _checked(kernel, columns)
     if not count:
         return
-    # Triton launches on the current device, whatever the tensors say.
-    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        grid = (-(-count // LEAVES_PER_PROGRAM),)
-        kernel[grid](addresses, sizes, _constants(device), *columns, count, **OPTIONS)
+    addresses, sizes, *others = columns
+    with _current(device):
+        grid = (-(-count // leaf_hash.LEAVES_PER_PROGRAM),)
+        getattr(leaf_hash, kernel)[grid](addresses, sizes, _constants(device), *others, count, **leaf_hash.OPTIONS)
+
+
+def _checked(kernel: Kernel, columns: tuple[Tensor, ...]) -> tuple[int, torch.device]:
+    """Rows and place of a table. A kernel believes what it is given; a wrong length would be a wild access."""
+    count, device = len(columns[0]), columns[0].device
+    dtypes = tuple(column.dtype for column in columns)
+    if dtypes != _COLUMNS[kernel]:
+        raise ValueError(f"dtypes of a leaf table: {dtypes}, not {_COLUMNS[kernel]}")
+    for column in columns:
+        if column.shape != (count,) or not column.is_contiguous() or column.device != device:
+            raise ValueError(f"a leaf table of {count} rows has a column {tuple(column.shape)}")
+    return count, device
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton compiles for the current device and launches on it, whatever the tensors say."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.cache

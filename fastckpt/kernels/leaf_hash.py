@@ -1,7 +1,6 @@
 """The Triton kernels: the digests of leaves, written down or compared with what is expected.
 
-``xxh3`` has the algorithm, ``reference`` the same in plain torch. What a block
-of 1 KiB adds to the lanes is an order-free sum: it is loaded as a tile and
+``xxh3`` has the algorithm. What a block of 1 KiB adds to the lanes is an order-free sum: it is loaded as a tile and
 reduced. Even and odd lanes are kept apart, because every word also goes to the
 neighbour of its own lane.
 
@@ -205,7 +204,7 @@ def hash_kernel(addresses, sizes, constants, out, count):
 
 @triton.jit(do_not_specialize=["addresses", "sizes", "constants", "expected", "bad", "count"])
 def check_kernel(addresses, sizes, constants, expected, bad, count):
-    """bad[i] = 1 where the digest of leaf i is not expected[i], else 0. expected: *i64 and bad: *u8 or *i32 [count]."""
+    """bad[i] = 1 where the digest of leaf i is not expected[i], else 0. expected: *i64 and bad: *i32 [count]."""
     digests = _digests(addresses, sizes, count, constants)
     rows = tl.program_id(0) * _LEAVES + tl.arange(0, _LEAVES)
     differs = digests.to(tl.int64, bitcast=True) != tl.load(expected + rows, mask=rows < count, other=0)

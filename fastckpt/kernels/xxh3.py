@@ -17,7 +17,7 @@ exactly 16 KiB it comes to this, all in u64 arithmetic modulo 2**64:
     digest = avalanche(digest)
 
 What one block adds to the lanes is a plain sum, in any order; only the
-scramble between blocks is serial. That is what both implementations use.
+scramble between blocks is serial. That is what the kernels use.
 """
 
 from __future__ import annotations

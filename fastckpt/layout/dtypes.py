@@ -40,5 +40,7 @@ _ALL: Final = (
     DType(40, "float4_e2m1fn_x2", 1),
 )
 
+WIDEST: Final = max(dtype.itemsize for dtype in _ALL)
+"""Bytes of the widest element."""
 BY_CODE: Final = MappingProxyType({d.code: d for d in _ALL})
 BY_NAME: Final = MappingProxyType({d.name: d for d in _ALL})

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import math
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import Final, NamedTuple
 
 from fastckpt.constants import ENTRY_FLAG_REQUIRES_GRAD, ENTRY_FLAGS_KNOWN, MAX_NDIM, MAX_SHARED_NAME
 from fastckpt.errors import DamagedError, UnsupportedVersionError
-from fastckpt.layout.columns import decode_column, encode_column
+from fastckpt.layout.columns import decode_column, encode_column, rows_of
 from fastckpt.layout.dtypes import BY_CODE, BY_NAME
 
 _HEAD: Final = struct.Struct("<QQQ")
@@ -168,17 +169,44 @@ class EntryTable(Sequence[Entry]):
             name = raw_name.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DamagedError(f"a tensor name is not UTF-8 ({error.reason})", actual=raw_name[:80]) from None
-        return self._entry(name, self._kind[index], self._storage[index], self._offset[index])
+        dtype, shape, stride, flags = self._known_kind(self._kind[index], name)
+        return Entry(name, dtype, shape, stride, self._storage[index], self._offset[index], flags)
 
     def __iter__(self) -> Iterator[Entry]:
-        return map(self._entry, self.names(), self._kind, self._storage, self._offset)
+        names = self.names()
+        for index, kind in enumerate(self._kind):
+            if kind not in self._known:
+                self._known_kind(kind, names[index])
+        dtypes, shapes, strides, flags = (
+            map({n: row[part] for n, row in self._known.items()}.__getitem__, self._kind) for part in range(4)
+        )
+        return iter(rows_of(Entry, names, dtypes, shapes, strides, self._storage, self._offset, flags))
 
-    def _entry(self, name: str, kind: int, storage: int, offset: int) -> Entry:
+    def checked(self, storage_sizes: Sequence[int]) -> list[Entry]:
+        """All entries. Raises DamagedError unless each passes `check_entry`."""
+        entries = list(self)
+        for index in self._suspects(storage_sizes):
+            check_entry(entries[index], storage_sizes)
+        return entries
+
+    def _suspects(self, storage_sizes: Sequence[int]) -> Iterator[int]:
+        """The entries that `check_entry` has to look at: one of each kind, and those not surely in their storage."""
+        storages = len(storage_sizes)
+        ends: dict[int, tuple[int, int]] = {}  # Of each kind: bytes of the whole span, and of one element.
+        for index, (kind, storage, offset) in enumerate(zip(self._kind, self._storage, self._offset, strict=True)):
+            size = ends.get(kind)
+            if size is None:
+                yield index
+                dtype, shape, stride, _ = self._known[kind]
+                size = ends[kind] = _geometry(shape, stride)[1] * BY_NAME[dtype].itemsize, BY_NAME[dtype].itemsize
+            if storage >= storages or offset * size[1] + size[0] > storage_sizes[storage] or offset >> 63:
+                yield index
+
+    def _known_kind(self, kind: int, name: str) -> tuple[str, tuple[int, ...], tuple[int, ...], int]:
         known = self._known.get(kind)
         if known is None:
             known = self._known[kind] = _known_kind(self._kinds[kind], name)
-        dtype, shape, stride, flags = known
-        return Entry(name, dtype, shape, stride, storage, offset, flags)
+        return known
 
     def storages(self) -> list[int]:
         """The storage number of every entry, in order."""
@@ -256,35 +284,38 @@ def _decode_kinds(raw: memoryview) -> list[Kind]:
 
 def encode_entry_table(entries: Iterable[Entry]) -> bytes:
     """The bytes of a table with these entries. Sizes are the caller's: see SPEC.md, limits."""
-    kinds: dict[tuple[str, int, tuple[int, ...], tuple[int, ...]], int] = {}
-    rows = []
-    text = []
-    previous = b""
-    for name, dtype, shape, stride, storage, offset, flags in entries:
-        raw = name.encode("utf-8")
-        common = _shared(previous, raw)
-        kind = kinds.setdefault((dtype, flags, shape, stride), len(kinds))
-        rows.append((kind, storage, offset, common, len(raw) - common))
-        text.append(raw[common:])
-        previous = raw
-    columns = map(encode_column, zip(*rows, strict=True) if rows else [()] * 5)
+    rows = list(entries)
+    names, dtypes, shapes, strides, storages, offsets, flags = zip(*rows, strict=True) if rows else [()] * 7
+    kinds: dict[tuple[str, int, tuple[int, ...], tuple[int, ...]], int] = defaultdict(count().__next__)
+    numbers = list(map(kinds.__getitem__, zip(dtypes, flags, shapes, strides, strict=True)))
+    raw_names = [name.encode("utf-8") for name in names]
+    shared = _shared(raw_names)
+    own = [raw[common:] for raw, common in zip(raw_names, shared, strict=True)]
+    columns = (numbers, storages, offsets, shared, list(map(len, own)))
     kinds_blob = b"".join(
         _KIND.pack(BY_NAME[dtype].code, len(shape), flags, 0) + struct.pack(f"<{2 * len(shape)}Q", *shape, *stride)
         for dtype, flags, shape, stride in kinds
     )
-    names_blob = b"".join(text)
-    return b"".join((_HEAD.pack(len(rows), len(kinds_blob), len(names_blob)), kinds_blob, *columns, names_blob))
+    names_blob = b"".join(own)
+    head = _HEAD.pack(len(own), len(kinds_blob), len(names_blob))
+    return b"".join((head, kinds_blob, *map(encode_column, columns), names_blob))
 
 
-def _shared(one: bytes, other: bytes) -> int:
-    """How many bytes two names begin with alike, MAX_SHARED_NAME at most."""
-    one, other = one[:MAX_SHARED_NAME], other[:MAX_SHARED_NAME]
-    if other.startswith(one):
-        return len(one)
-    # Compared as numbers: the highest bit that differs tells the place.
-    size = min(len(one), len(other))
-    differing = int.from_bytes(one[:size], "big") ^ int.from_bytes(other[:size], "big")
-    return size - (differing.bit_length() + 7) // 8
+def _shared(names: Iterable[bytes]) -> list[int]:
+    """How many bytes each name has in common with the beginning of the one before, MAX_SHARED_NAME at most."""
+    found = []
+    before = size_before = 0
+    for name in names:
+        # Compared as numbers: the highest bit that differs tells the place.
+        number = int.from_bytes(name[:MAX_SHARED_NAME].ljust(MAX_SHARED_NAME, b"\0"), "big")
+        common = MAX_SHARED_NAME - (((number ^ before).bit_length() + 7) >> 3)
+        size = len(name)
+        # Zeros fill up what is short, so two names of which one ends in zeros can seem to share them.
+        if common > size or common > size_before:
+            common = min(size, size_before)
+        found.append(common)
+        before, size_before = number, size
+    return found
 
 
 @lru_cache(maxsize=4096)

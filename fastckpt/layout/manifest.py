@@ -16,8 +16,8 @@ from fastckpt.constants import FORMAT_VERSION, MAGIC_MANIFEST, PACK_ALIGNMENT
 from fastckpt.errors import DamagedError
 from fastckpt.layout import version1
 from fastckpt.layout.blocks import align, block_digest, require_zero, seal, unseal
-from fastckpt.layout.columns import decode_column, encode_column
-from fastckpt.layout.entries import Entry, EntryTable, check_entry, decode_entry_table, encode_entry_table
+from fastckpt.layout.columns import decode_column, encode_column, rows_of
+from fastckpt.layout.entries import Entry, EntryTable, decode_entry_table, encode_entry_table
 from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.tree import decode_tree
 
@@ -56,11 +56,7 @@ class Manifest:
 
     def checked_entries(self) -> list[Entry]:
         """All entries. Raises DamagedError unless each lies inside its storage."""
-        sizes = [place.nbytes for place in self.storages]
-        entries = list(self.entries)
-        for entry in entries:
-            check_entry(entry, sizes)
-        return entries
+        return self.entries.checked([place.nbytes for place in self.storages])
 
 
 def encode_manifest(
@@ -125,11 +121,11 @@ def _decode_storage_places(table: memoryview, count: int) -> list[StoragePlace]:
     if at != len(table):
         raise DamagedError("the storage table has the wrong size", expected=at, actual=len(table))
     ends: dict[int, int] = {}
-    places = []
+    offsets = []
     for nbytes, record in zip(sizes, records, strict=True):
         offset = align(ends.get(record, 0), PACK_ALIGNMENT)
         ends[record] = offset + nbytes
-        places.append(StoragePlace(nbytes, offset, record))
+        offsets.append(offset)
     if max(ends.values(), default=0) >> 63:
         raise DamagedError("the storages of a record do not fit 63 bits")
-    return places
+    return rows_of(StoragePlace, sizes, offsets, records)

@@ -9,14 +9,14 @@ suffix has taken. An empty name becomes ``tensor``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 
 from fastckpt.layout.tree import Path
 
 
-def flat_names(paths: Sequence[Path]) -> list[str]:
+def flat_names(paths: Iterable[Path]) -> list[str]:
     """The flat name of every path, in the order given (tree order). All are distinct."""
-    plain = [".".join(map(str, path)) or "tensor" for path in paths]
+    plain = list(_plain_names(paths))
     if len(set(plain)) == len(plain):
         return plain
     plain_names = set(plain)
@@ -33,3 +33,13 @@ def flat_names(paths: Sequence[Path]) -> list[str]:
         taken.add(unique)
         names.append(unique)
     return names
+
+
+def _plain_names(paths: Iterable[Path]) -> Iterator[str]:
+    above: Path = ()
+    prefix = ""
+    for path in paths:
+        if path[:-1] != above:
+            above = path[:-1]
+            prefix = "".join([f"{key}." for key in above])
+        yield (f"{prefix}{path[-1]}" if path else "") or "tensor"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from fastckpt.constants import PACK_ALIGNMENT, PACK_LIMIT, PACK_MAX_STORAGES, PACK_THRESHOLD
 from fastckpt.layout.blocks import align
+from fastckpt.layout.columns import rows_of
 from fastckpt.layout.places import PackedStorage, StoragePlace
 
 
@@ -30,24 +31,22 @@ def plan_records(storage_sizes: Sequence[int]) -> tuple[list[RecordPlan], list[S
     Returns:
         The records in file order, and the place of every storage.
     """
-    records: list[RecordPlan] = []
-    pack = -1
-    places = []
-    for storage, nbytes in enumerate(storage_sizes):
-        number = pack
-        if nbytes >= PACK_THRESHOLD or pack < 0 or not _fits(records[pack], nbytes):
-            number = len(records)
-            records.append(RecordPlan())
-            if nbytes < PACK_THRESHOLD:
-                pack = number
-        record = records[number]
-        offset = align(record.raw_size, PACK_ALIGNMENT)
-        record.storages.append(PackedStorage(storage, offset, nbytes))
-        record.raw_size = offset + nbytes
-        places.append(StoragePlace(nbytes, offset, number))
-    return records, places
-
-
-def _fits(pack: RecordPlan, nbytes: int) -> bool:
-    size = align(pack.raw_size, PACK_ALIGNMENT) + nbytes
-    return size <= PACK_LIMIT and len(pack.storages) < PACK_MAX_STORAGES
+    sizes: list[int] = []  # Of every record, its raw bytes so far.
+    numbers, offsets = [], []
+    pack, packed = -1, 0
+    for nbytes in storage_sizes:
+        number, offset = pack, align(sizes[pack], PACK_ALIGNMENT) if pack >= 0 else 0
+        is_small = nbytes < PACK_THRESHOLD
+        if not is_small or pack < 0 or packed == PACK_MAX_STORAGES or offset + nbytes > PACK_LIMIT:
+            number, offset = len(sizes), 0
+            sizes.append(0)
+            if is_small:
+                pack, packed = number, 0
+        packed += is_small
+        sizes[number] = offset + nbytes
+        numbers.append(number)
+        offsets.append(offset)
+    records = [RecordPlan(size) for size in sizes]
+    for number, row in zip(numbers, rows_of(PackedStorage, range(len(numbers)), offsets, storage_sizes), strict=True):
+        records[number].storages.append(row)
+    return records, rows_of(StoragePlace, storage_sizes, offsets, numbers)

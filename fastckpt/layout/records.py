@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from typing import Final, NamedTuple
 
 import xxhash
@@ -29,7 +30,7 @@ from fastckpt.constants import (
 from fastckpt.errors import DamagedError, UnsupportedVersionError
 from fastckpt.layout import version1
 from fastckpt.layout.blocks import Extent, align, block_digest, require_zero, seal, sealed_size, unseal
-from fastckpt.layout.columns import decode_column, encode_column
+from fastckpt.layout.columns import decode_column, encode_column, rows_of
 from fastckpt.layout.entries import EntryTable, decode_entry_table
 from fastckpt.layout.places import PackedStorage
 
@@ -275,13 +276,8 @@ def _decode_storages(body: memoryview, at: int, count: int) -> tuple[list[Packed
     """Numbers and sizes are stored; the offsets follow."""
     numbers, at = decode_column(body, at, count, what="record header")
     sizes, at = decode_column(body, at, count, what="record header")
-    storages = []
-    end = 0
-    for storage, nbytes in zip(numbers, sizes, strict=True):
-        offset = align(end, PACK_ALIGNMENT)
-        end = offset + nbytes
-        storages.append(PackedStorage(storage, offset, nbytes))
-    return storages, at
+    ends = accumulate((align(nbytes, PACK_ALIGNMENT) for nbytes in sizes), initial=0)
+    return rows_of(PackedStorage, numbers, islice(ends, count), sizes), at
 
 
 def _check_storages(number: int, storages: Sequence[PackedStorage], raw_size: int) -> None:

@@ -3,38 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import chain
+from typing import Any, Final
 
-from fastckpt.layout.tree import AttributedDict, NamedRef, Path, TensorRef
+from fastckpt.layout.named import ATTRIBUTES, keys_of, parts
+from fastckpt.layout.tree import AttributedDict, NamedRef, Path, TensorRef, descend
+
+_PLAIN: Final = frozenset((type(None), bool, int, float, complex, str, bytes))
 
 
 def leaves(tree: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Yield ``(path, leaf)``: tensor references and plain values; a list or tuple of plain values is one of those."""
-    if isinstance(tree, dict):
-        for key, item in tree.items():
-            yield from leaves(item, (*path, key))
-    elif isinstance(tree, list | tuple) and not is_plain(tree):
-        for index, item in enumerate(tree):
-            yield from leaves(item, (*path, index))
-    elif type(tree) is NamedRef and not is_plain([tree.payload]):
-        yield from leaves(tree.payload, (*path, tree.name))
-    else:
-        yield path, tree
+    mixed = mixed_parts(tree)
+
+    def inside(path: Path, node: Any) -> Iterator[tuple[Path, Any]] | None:
+        if isinstance(node, dict):
+            return (((*path, key), item) for key, item in node.items())
+        if id(node) not in mixed:
+            return None
+        if type(node) is not NamedRef:
+            return (((*path, index), item) for index, item in enumerate(node))
+        # What has the place of the whole is what it is called, and no value in it.
+        return (
+            ((*path, *step), item)
+            for step, item in parts(node)
+            if step or node.name == "object" or type(item) is not str
+        )
+
+    return descend(path, tree, inside)
 
 
-def is_plain(items: list[Any] | tuple[Any, ...]) -> bool:
-    """Whether a list or tuple holds plain values only."""
-    return not any(
-        type(item) in (TensorRef, NamedRef)
-        or isinstance(item, dict)
-        or (isinstance(item, list | tuple) and not is_plain(item))
-        for item in items
-    )
+def mixed_parts(tree: Any) -> set[int]:
+    """The ``id`` of every list, tuple and named value in a tree that holds more than plain values."""
+    found: set[int] = set()
+
+    def is_plain(node: Any) -> bool:
+        if isinstance(node, list | tuple):
+            plain = True
+            for item in node:
+                if type(item) not in _PLAIN and not is_plain(item):
+                    plain = False
+            if not plain:
+                found.add(id(node))
+            return plain
+        if type(node) is NamedRef and not is_plain(node.payload):
+            found.add(id(node))
+        if isinstance(node, dict):
+            for item in node.values():
+                is_plain(item)
+            if type(node) is AttributedDict:
+                is_plain(node.attributes)
+        return type(node) not in (TensorRef, NamedRef) and not isinstance(node, dict)
+
+    is_plain(tree)
+    return found
+
+
+def tensors_in(tree: Any, path: Path = ()) -> Iterator[tuple[Path, TensorRef]]:
+    """Yield ``(path, reference)`` of every tensor, in tree order, by the steps that its flat name is made of."""
+    return (found for found in descend(path, tree, _inside) if type(found[1]) is TensorRef)
+
+
+def _inside(path: Path, node: Any) -> Iterator[tuple[Path, Any]] | None:
+    """The parts of a node, its attributes among them, with their paths."""
+    if type(node) is NamedRef:
+        return (((*path, *step), item) for step, item in parts(node))
+    if isinstance(node, dict):
+        items = (((*path, key), item) for key, item in node.items())
+        return chain(items, [((*path, ATTRIBUTES), node.attributes)]) if type(node) is AttributedDict else items
+    return (((*path, index), item) for index, item in enumerate(node)) if isinstance(node, list | tuple) else None
 
 
 def tensors_below(tree: Any) -> list[int]:
     """Numbers of the entries of all tensors in a part of a tree."""
-    return [leaf.entry for _, leaf in leaves(tree) if type(leaf) is TensorRef]
+    if type(tree) in _PLAIN:
+        return []
+    return [ref.entry for _, ref in tensors_in(tree)]
+
+
+def objects_in(tree: Any, path: Path = ()) -> Iterator[tuple[Path, NamedRef]]:
+    """Yield ``(path, node)`` of every object that is not understood; those inside of one go without saying."""
+
+    def inside(path: Path, node: Any) -> Iterator[tuple[Path, Any]] | None:
+        if type(node) is not NamedRef:
+            return _inside(path, node)
+        if node.name == "object":
+            return None
+        keys = (((*path, index), key) for index, key in enumerate(keys_of(node)))
+        return chain(keys, (((*path, *step), item) for step, item in parts(node)))
+
+    return (found for found in descend(path, tree, inside) if type(found[1]) is NamedRef)
+
+
+def has_objects(tree: Any) -> bool:
+    """Whether a part of a tree holds an object that is not understood."""
+    return any(True for _ in objects_in(tree))
 
 
 def map_tensors(tree: Any, change: Callable[[TensorRef], object]) -> Any:
@@ -48,6 +111,8 @@ def map_tensors(tree: Any, change: Callable[[TensorRef], object]) -> Any:
         return items
     if type(tree) in (list, tuple):
         return type(tree)(map_tensors(item, change) for item in tree)
+    if type(tree) is NamedRef:
+        return NamedRef(tree.name, map_tensors(tree.payload, change))
     return tree
 
 

@@ -80,7 +80,7 @@ def load_shared(
         FastckptError: What went wrong on any process, the same on all.
     """
     if share != "broadcast":
-        raise UsageError("share is None or 'broadcast'", path=path, actual=share)
+        raise UsageError("share must be None or 'broadcast'", path=path, actual=share)
     if not (dist.is_available() and dist.is_initialized()):
         raise UsageError(
             'share="broadcast" needs a process group', path=path, next_step="torch.distributed.init_process_group"

@@ -2,76 +2,189 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 
+from fastckpt.errors import MismatchError, TensorNotFoundError
+from fastckpt.io.file_object import Readables
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry, by_storage
-from fastckpt.layout.selection import require_match
+from fastckpt.layout.prefixes import Named, find_renaming, with_names, without_prefix
+from fastckpt.layout.subtree import part_of
+from fastckpt.loading.destination import Destination, Plan
 from fastckpt.loading.opening import opened
 from fastckpt.staging.device import device_of
 from fastckpt.staging.existing import ExistingTensors, copy_pairs, direct_places, without_repeats
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import bring, staging_for
 from fastckpt.stored.opened import Opened
-from fastckpt.tensor.flatten import flatten
 from fastckpt.tensor.rebuild import build_tensors
+from fastckpt.text import some
+
+
+class Unmatched(NamedTuple):
+    """What `load_into` left out, with ``strict=False``.
+
+    Attributes:
+        missing: Names that only the destination has: these are as they were.
+        unexpected: Names that only the checkpoint has.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
 
 
 def load_into(
     destination: object,
-    path: str | os.PathLike[str],
+    path: Readables,
     *,
+    prefix: str | None = None,
+    strip_prefix: str | None = None,
+    keys: str | Iterable[str] | None = None,
+    strict: bool = True,
     threads: int | None = None,
     ring: Ring | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Copy a checkpoint into the tensors of ``destination``, in place.
+) -> Unmatched:
+    """Copy a checkpoint into ``destination``, in place: into its tensors, modules, optimizers and plain values.
 
-    Names, shapes and dtypes must agree exactly. They are compared first, and
-    nothing is written if any differ. A contiguous tensor is filled straight
-    from the file (on a device: from the slots of the ring, and verified there);
-    only strided ones and small ones pass through a buffer.
+    Names, shapes and dtypes must agree. They are compared first, and nothing
+    is written if any differ. A contiguous tensor is filled straight from the
+    file (on a device: from the slots of the ring, and verified there); only
+    strided ones and small ones pass through a buffer.
+
+    An optimizer, or another object with ``load_state_dict``, gets its state by
+    that, with its own tensors in it as far as it has some. One without state
+    yet, before its first step, gets all of it; it must have as many parameters.
 
     Args:
-        destination: A module, or a state (any nesting with tensors in it). Its
-            tensors may be on several devices.
+        destination: A module, an optimizer, or a state: any nesting with these and with tensors in it. Its
+            tensors may be on several devices. Plain values in its dicts and lists are replaced by those that the
+            checkpoint has in the same place; all else stays as it is.
         path: What `fastckpt.load` takes.
+        prefix: Only the part of the checkpoint with this name, or whose names begin with it and a dot, without
+            that: ``prefix="model"`` for a model that was saved as ``{"model": model, ...}``.
+        strip_prefix: What a wrapper put before every name of a model, such as ``_orig_mod.``: names in the
+            checkpoint count without it or, if they have none, names in the destination.
+        keys: Names or globs, as they are in the destination: only these tensors are loaded, and no plain values.
+            An optimizer with a tensor among them is loaded whole.
+        strict: Refuse names that only one side has. With False they are returned; shapes and dtypes must agree all
+            the same.
         threads: Worker threads; None takes one per CPU.
         ring: To a device: the slots that the bytes pass through.
         progress: Called now and then with the bytes done so far (for each device from 0 on).
 
+    Returns:
+        ``missing`` and ``unexpected``: the names that only the destination has, and only the checkpoint.
+
     Raises:
-        MismatchError: All differences are listed; nothing was written.
+        MismatchError: All differences are listed; nothing was written. Or an object did not take its state; then
+            the destination must not be used.
         DamagedError: The file is damaged. The destination may be partly
             overwritten by then: load it again before use.
+        TensorNotFoundError: A key matches nothing, or nothing has the prefix.
+        UsageError: An array cannot be written, an object of a registered class holds tensors, or a name would
+            stand for two tensors without the prefix.
         NotACheckpointError, UnsupportedVersionError, CheckpointIOError
 
     Example:
-        >>> fastckpt.load_into({"w": torch.empty(4)}, "weights.fckpt")
+        >>> state = {"model": torch.nn.Linear(3, 2), "step": 0}
+        >>> fastckpt.save(state | {"step": 500}, "both.fckpt")
+        >>> fastckpt.load_into(state, "both.fckpt").missing, state["step"]
+        ([], 500)
     """
-    state = destination.state_dict(keep_vars=True) if isinstance(destination, torch.nn.Module) else destination
-    flat = flatten(state)
-    tensors = {entry.name: tensor.detach() for entry, tensor in zip(flat.entries, flat.tensors, strict=True)}
-    stagings = {
-        device: staging_for(device_of(device), ring=ring, threads=threads, progress=progress)
-        for device in dict.fromkeys(tensor.device for tensor in tensors.values())
-    }
+    here = Destination(destination)
     with opened(path, None) as wanted:
-        require_match(wanted.entries, flat.entries, wanted.file.path)
+        there = Named(wanted.entries, lambda: wanted.file.tree)
+        if prefix:
+            there = _part(there, prefix, wanted.file.path)
+        if strip_prefix:
+            there = _under_names_here(there, here.named, strip_prefix)
+        plan = _plan(here, there, wanted.file, keys=keys, strict=strict)
+        tensors = {name: tensor.detach() for name, tensor in plan.tensors.items()}
+        stagings = {
+            device: staging_for(device_of(device), ring=ring, threads=threads, progress=progress)
+            for device in dict.fromkeys(tensor.device for tensor in tensors.values())
+        }
         try:
             for device, how in stagings.items():
-                entries = [entry for entry in wanted.entries if tensors[entry.name].device == device]
+                entries = [entry for entry in plan.entries if tensors[entry.name].device == device]
                 if device.type == "cpu":
                     _fill_host_memory(wanted.file, entries, tensors, threads=threads, progress=progress)
                 else:
                     bring(wanted.origin_of(entries), ExistingTensors(how.device, entries, tensors), how)
+            here.hand_over(plan)
         except BaseException as error:
             if hasattr(error, "message"):
                 error.message += "; the destination is partly overwritten and must not be used"
             raise
+    return Unmatched(plan.match.missing, plan.match.unexpected)
+
+
+def _part(there: Named, prefix: str, path: str) -> Named:
+    part = part_of(there, prefix.removesuffix("."))
+    if part is None:
+        names = {entry.name.partition(".")[0]: None for entry in there.entries}
+        raise TensorNotFoundError(
+            f"no name is or begins with {prefix!r}",
+            path=path,
+            expected=f"one of {some(names)}" if names else "a name; there are no tensors",
+            next_step=f"fastckpt inspect {shlex.quote(path)}",
+        )
+    return part
+
+
+def _under_names_here(there: Named, here: Named, prefix: str) -> Named:
+    """The checkpoint under the names that its tensors have in the destination."""
+    tree = without_prefix(there.tree(), prefix)
+    stripped = with_names(there.entries, tree)
+    names = {entry.name for entry in here.entries}
+    if {entry.name for entry in stripped} != names:
+        own = {bare.name: entry.name for bare, entry in zip(_bare(here, prefix), here.entries, strict=True)}
+        under_own = [entry._replace(name=own.get(entry.name, entry.name)) for entry in there.entries]
+        if _common(under_own, names) > _common(stripped, names):
+            return Named(under_own, there.tree)
+    return Named(stripped, lambda: tree)
+
+
+def _bare(here: Named, prefix: str) -> list[Entry]:
+    return with_names(here.entries, without_prefix(here.tree(), prefix))
+
+
+def _common(entries: Sequence[Entry], names: set[str]) -> int:
+    return sum(entry.name in names for entry in entries)
+
+
+def _plan(here: Destination, there: Named, file: Opened, *, keys: str | Iterable[str] | None, strict: bool) -> Plan:
+    """`Destination.plan`; the error says which argument would make the names the same, if one would."""
+    try:
+        return here.plan(there, file, keys=keys, strict=strict)
+    except MismatchError as error:
+        renamed = find_renaming(there, here.named)
+        if renamed is not None:
+            sides = [(renamed.prefix_a, "the checkpoint has"), (renamed.prefix_b, "the destination has")]
+            said = [f"{side} the prefix {prefix!r}" for prefix, side in sides if prefix]
+            error.message = f"the names are the same, but {' and '.join(said)}: {error.message}"
+            if len(said) == 1:
+                error.next_step = f"load_into(..., strip_prefix={renamed.prefix_a or renamed.prefix_b!r})"
+        elif (prefix := _prefix_of_all(there, here.named)) is not None:
+            error.next_step = f"load_into(..., prefix={prefix!r})"
+        raise
+
+
+def _prefix_of_all(there: Named, here: Named) -> str | None:
+    """What the names of the destination have before them in the checkpoint; None if there is no such thing."""
+    names = {entry.name for entry in there.entries}
+    mine = [entry.name for entry in here.entries]
+    for name in names if mine else ():
+        if name.endswith(f".{mine[0]}"):
+            prefix = name[: -len(mine[0]) - 1]
+            if all(f"{prefix}.{other}" in names for other in mine):
+                return prefix
+    return None
 
 
 def _fill_host_memory(

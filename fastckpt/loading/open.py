@@ -1,14 +1,12 @@
-"""`fastckpt.open`: a checkpoint file as a lazy, read-only mapping from name to tensor."""
+"""`fastckpt.open`: a checkpoint file as a lazy, read-only mapping from name to tensor, and parts of it as such."""
 
 from __future__ import annotations
 
 import difflib
-import os
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -17,9 +15,12 @@ from fastckpt.collector import collector_paused
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.storages import read_span
+from fastckpt.io.file_object import Readables
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry, check_entry
+from fastckpt.layout.subtree import NOTHING, below
 from fastckpt.layout.tree import decode_tree
+from fastckpt.layout.walk import tensors_below
 from fastckpt.tensor.rebuild import build_tensors, resolve_tree
 
 
@@ -48,6 +49,8 @@ class TensorInfo:
 class Checkpoint(Mapping[str, torch.Tensor]):
     """An open checkpoint: ``ck[name]`` reads and verifies just that tensor.
 
+    What names begin with has its place too: ``ck["model"]`` is a `Part`, with
+    the names below ``model.``, and ``ck["step"]`` a value that is no tensor.
     Tensors are in file order. Each access reads again; nothing is cached. It is
     a context manager, and safe to use from several threads.
 
@@ -56,7 +59,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         ['bias', 'w']
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(self, path: Readables, *, threads: int | None = None) -> None:
         self._threads = thread_count(threads)
         self._file = CheckpointFile(path)
         try:
@@ -69,9 +72,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __enter__(self) -> Checkpoint:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -85,7 +86,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self._names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self._names or (isinstance(name, str) and self._below(name) is not NOTHING)
 
     def __repr__(self) -> str:
         return f"<fastckpt.Checkpoint {self._file.path!r}: {len(self)} tensors>"
@@ -124,8 +125,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """What a tensor is. Raises TensorNotFoundError if there is none of this name."""
         return TensorInfo.of(self._entry(name))
 
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._read(self._entry(name))
+    def __getitem__(self, name: str) -> Any:
+        """The tensor of this name, a `Part` of names that begin with it, or a value that is no tensor."""
+        part = NOTHING if name in self._names else self._below(name)
+        if part is NOTHING:
+            return self._read(self._entry(name))
+        return Part(self, name) if tensors_below(part) else self._resolved(part)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
         """``ck[name][start:stop]``, reading and verifying only the leaves (16 KiB) these rows touch.
@@ -158,12 +163,66 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def tree(self) -> Any:
         """The nesting of the state, with a `TensorInfo` in the place of every tensor."""
+        return self._resolved(self._tree)
+
+    @cached_property
+    def _tree(self) -> Any:
         manifest = self._file.manifest
-        tree = decode_tree(manifest.tree, len(manifest.entries))
-        return resolve_tree(tree, lambda ref: TensorInfo.of(manifest.entries[ref.entry]))
+        return decode_tree(manifest.tree, len(manifest.entries))
+
+    def _below(self, name: str) -> Any:
+        return below(self._tree, name)
+
+    def _resolved(self, tree: Any) -> Any:
+        entries = self._file.manifest.entries
+        return resolve_tree(tree, lambda ref: TensorInfo.of(entries[ref.entry]))
 
 
-def open(path: str | os.PathLike[str], *, threads: int | None = None) -> Checkpoint:
+class Part(Mapping[str, torch.Tensor]):
+    """A part of an open checkpoint, such as the model in it: a `Checkpoint` of the names that begin so, without that.
+
+    A module takes it for its state dict, and reads each tensor as it does.
+
+    Example:
+        >>> fastckpt.save({"model": {"w": torch.arange(3)}, "step": 500}, "run.fckpt")
+        >>> run = fastckpt.open("run.fckpt"); run["model"]["w"], run["step"]
+        (tensor([0, 1, 2]), 500)
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str) -> None:
+        self._checkpoint = checkpoint
+        self._name = name
+
+    def __iter__(self) -> Iterator[str]:
+        begin = f"{self._name}."
+        return (name[len(begin) :] for name in self._checkpoint if name.startswith(begin))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return f"{self._name}.{name}" in self._checkpoint
+
+    def __repr__(self) -> str:
+        return f"<{self._name!r} of {self._checkpoint!r}: {len(self)} tensors>"
+
+    def __getitem__(self, name: str) -> Any:
+        return self._checkpoint[f"{self._name}.{name}"]
+
+    def info(self, name: str) -> TensorInfo:
+        """As `Checkpoint.info`."""
+        return self._checkpoint.info(f"{self._name}.{name}")
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """As `Checkpoint.rows`."""
+        return self._checkpoint.rows(f"{self._name}.{name}", start, stop)
+
+    def tree(self) -> Any:
+        """As `Checkpoint.tree`."""
+        return self._checkpoint._resolved(self._checkpoint._below(self._name))
+
+
+def open(path: Readables, *, threads: int | None = None) -> Checkpoint:
     """Open a ``.fckpt`` file without reading any tensor.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -53,19 +53,21 @@ class Wanted(NamedTuple):
 
 
 @contextmanager
-def opened(path: Openable, keys: str | Iterable[str] | None) -> Iterator[Wanted]:
+def opened(
+    path: Openable, keys: str | Iterable[str] | None, *, opaque: Literal["error", "keep"] = "keep"
+) -> Iterator[Wanted]:
     """Open a file and find the entries that ``keys`` name (None: all); errors say which file.
 
     Raises:
         TensorNotFoundError: A key matches nothing.
-        UnsupportedStateError: Without ``keys``: the file holds objects that are not plain values.
-            Or the installed torch lacks a dtype.
+        UnsupportedStateError: With ``opaque="error"`` and without ``keys``: the file holds objects that are not
+            understood. Or the installed torch lacks a dtype.
         NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
     """
     with open_file(path) as file:
         try:
             with collector_paused():
-                if keys is None:
+                if keys is None and opaque == "error":
                     file.require_plain()
                 entries = file.entries if keys is None else select(file.entries, keys, file.path)
                 require_dtypes(entries, file.path)

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 import torch
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
+from fastckpt.layout.covered import Covered
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import Record
 from fastckpt.staging.fetching import bytes_of, laid_out
 from fastckpt.tensor.dtypes import torch_dtype
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-Intervals = list[tuple[int, int]]
-"""Ranges of bytes, ascending and apart."""
 
 
 @dataclass(slots=True)
@@ -36,22 +34,8 @@ class Image:
     """
 
     raw: torch.Tensor
-    known: Intervals = field(default_factory=list)
+    known: Covered = field(default_factory=Covered)
     shown: set[str] = field(default_factory=set)
-
-    def add(self, start: int, end: int) -> None:
-        """Note that these bytes are given."""
-        merged: Intervals = []
-        for a, b in sorted([*self.known, (start, end)]):
-            if merged and a <= merged[-1][1]:
-                merged[-1] = (merged[-1][0], max(b, merged[-1][1]))
-            else:
-                merged.append((a, b))
-        self.known = merged
-
-    def overlaps(self, start: int, end: int) -> bool:
-        """Whether any of these bytes is given already."""
-        return any(a < end and start < b for a, b in self.known)
 
 
 def storage_images(
@@ -81,7 +65,7 @@ def storage_images(
         storage = tensor.untyped_storage()
         if storage.nbytes() == nbytes and _same_layout(entry, tensor):
             if storage._cdata not in whole:
-                whole[storage._cdata] = Image(bytes_of(storage), [(0, nbytes)])
+                whole[storage._cdata] = Image(bytes_of(storage), Covered([(0, nbytes)]))
                 images.append(whole[storage._cdata])
             whole[storage._cdata].shown.add(entry.name)
         elif not entry.nbytes:
@@ -105,7 +89,7 @@ def _complete(image: Image, others: Sequence[Image], nbytes: int) -> None:
                 first, last = max(a, end), min(b, start)
                 if first < last:
                     image.raw[first:last] = other.raw[first:last].to(image.raw.device)
-                    image.add(first, last)
+                    image.known.add(first, last)
             end = stop
 
 
@@ -113,24 +97,20 @@ def record_images(record: Record, by_storage: Mapping[int, list[Image]], device:
     """Every way in which the tensors give the raw bytes of a record that holds several storages."""
     images = []
     for variant in range(max(map(len, by_storage.values()), default=0)):
-        known: Intervals = []
+        known = Covered()
         parts = []
         end = 0
         for packed in record.storages:
-            known.append((end, packed.offset))  # The gaps are zero.
+            known.add(end, packed.offset)  # The gaps are zero.
             ways = by_storage.get(packed.storage)
             image = ways[min(variant, len(ways) - 1)] if ways else None
             parts.append(
                 image.raw.to(device) if image else torch.zeros(packed.nbytes, dtype=torch.uint8, device=device)
             )
-            known += [(packed.offset + a, packed.offset + b) for a, b in (image.known if image else [])]
+            for start, stop in image.known if image else ():
+                known.add(packed.offset + start, packed.offset + stop)
             end = packed.offset + packed.nbytes
-        whole = Image(laid_out(record, parts))
-        for start, stop in known:
-            if whole.known and whole.known[-1][1] == start:
-                whole.known[-1] = (whole.known[-1][0], stop)
-            elif start < stop:
-                whole.known.append((start, stop))
+        whole = Image(laid_out(record, parts), known)
         whole.shown = {name for ways in by_storage.values() for image in ways for name in image.shown}
         images.append(whole)
     return images
@@ -163,10 +143,10 @@ def _lay_out(entry: Entry, tensor: torch.Tensor, nbytes: int, images: list[Image
     if plain and nbytes == entry.nbytes and tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
         raw = torch.empty(0, dtype=torch.uint8, device=tensor.device)
         raw.set_(tensor.untyped_storage(), tensor.storage_offset() * tensor.element_size(), (nbytes,), (1,))
-        images.append(Image(raw, [(0, nbytes)], {entry.name}))
+        images.append(Image(raw, Covered([(0, nbytes)]), {entry.name}))
         return
     for image in images:
-        if not image.overlaps(start, end) and image.raw.device == tensor.device:
+        if not image.known.overlaps(start, end) and image.raw.device == tensor.device:
             break
     else:
         image = Image(torch.zeros(nbytes, dtype=torch.uint8, device=tensor.device))
@@ -174,7 +154,7 @@ def _lay_out(entry: Entry, tensor: torch.Tensor, nbytes: int, images: list[Image
     target = torch.empty(0, dtype=torch_dtype(entry.dtype), device=tensor.device)
     target.set_(image.raw.untyped_storage(), entry.storage_offset, entry.shape, entry.stride)
     _copy_bits(target, tensor.detach(), entry.flags)
-    image.add(start, end)
+    image.known.add(start, end)
     image.shown.add(entry.name)
 
 

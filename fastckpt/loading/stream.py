@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from fastckpt.collector import collector_paused
+from fastckpt.io.file_object import Readables
 from fastckpt.layout.entries import by_storage
 from fastckpt.loading.opening import opened
 from fastckpt.staging.device import device_of, parse_device
+from fastckpt.staging.regions import Region
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import EngineName, FreshStorages, Staging, Verify, arrivals, bring, staging_for
 from fastckpt.tensor.rebuild import build_on
 
 
 def stream(
-    path: str | os.PathLike[str],
+    path: Readables,
     *,
     device: str | torch.device = "cpu",
     keys: str | Iterable[str] | None = None,
@@ -40,7 +41,7 @@ def stream(
         device: Where the tensors shall be.
         keys: Flat names or globs; only these tensors are read.
         verify: See `fastckpt.load`.
-        ring: The slots that the bytes pass through; None is ``Ring()``.
+        ring: The slots that the bytes pass through; None is ``Ring()``, to host memory as much in smaller slots.
         threads: Threads that read; None takes one per CPU, more for a cold file.
         engine: See `fastckpt.load`.
 
@@ -64,33 +65,50 @@ def stream(
 
 
 def stream_through(
-    path: str | os.PathLike[str], how: Staging, keys: str | Iterable[str] | None
+    path: Readables, how: Staging, keys: str | Iterable[str] | None
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """`stream`, with its arguments checked."""
     with opened(path, keys) as wanted:
         on_storage = by_storage(wanted.entries)
         origin = wanted.origin_of(wanted.entries)
-        with closing(arrivals(origin, FreshStorages(how.device), how)) as flow:
+        destination = FreshStorages(how.device)
+        with closing(arrivals(origin, destination, how)) as flow:
             for arrival in flow:
-                if arrival.suspects:
-                    origin.raise_damage(arrival.suspects, verify=how.proof is not None)
-                cargo = arrival.cargo
-                del arrival  # From here on the consumer alone keeps tensors alive.
-                for storage in list(cargo):
-                    memory = {storage: cargo.pop(storage)}
+                region, suspects = arrival.region, arrival.suspects
+                end = min((suspect.offset for suspect in suspects), default=region.nbytes)
+                storages = destination.storages(region, arrival.take())
+                for storage, offset, nbytes in region.placed:
+                    if offset + nbytes > end:
+                        break
+                    memory = {storage: storages.pop(storage)}
                     built = build_on(on_storage[storage], memory.__getitem__)
                     names = [entry.name for entry in on_storage[storage]]
                     group = list(zip(names, built, strict=True))
-                    del memory, built
+                    del memory, built  # From here on the consumer alone keeps tensors alive.
                     while group:
                         yield group.pop(0)
+                if suspects:
+                    origin.raise_damage(suspects, verify=how.proof is not None)
 
 
-def load_through(path: str | os.PathLike[str], how: Staging, keys: str | Iterable[str] | None) -> Any:
+def load_through(
+    path: Readables, how: Staging, keys: str | Iterable[str] | None, *, opaque: Literal["error", "keep"] = "error"
+) -> Any:
     """`fastckpt.load` to the device of ``how``."""
-    with opened(path, keys) as wanted:
-        memories: dict[int, torch.Tensor] = {}
-        for cargo in bring(wanted.origin_of(wanted.entries), FreshStorages(how.device), how):
-            memories |= cargo
-        with collector_paused():
-            return wanted.state(list(build_on(wanted.entries, memories.__getitem__)))
+    with opened(path, keys, opaque=opaque) as wanted:
+        numbers: dict[int, list[int]] = {}
+        for number, entry in enumerate(wanted.entries):
+            numbers.setdefault(entry.storage, []).append(number)
+        tensors: dict[int, torch.Tensor] = {}
+        destination = FreshStorages(how.device)
+
+        def use(region: Region, memory: torch.Tensor) -> None:
+            # The tensors are made while others are still on their way.
+            with collector_paused():
+                storages = destination.storages(region, memory)
+                here = [number for storage in storages for number in numbers[storage]]
+                built = build_on([wanted.entries[number] for number in here], storages.__getitem__)
+                tensors.update(zip(here, built, strict=True))
+
+        bring(wanted.origin_of(wanted.entries), destination, how, use)
+        return wanted.state([tensors[number] for number in range(len(wanted.entries))])

@@ -8,24 +8,27 @@ meant, or the wrong model is found at the speed of the device's memory.
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, fields
+from typing import NamedTuple, cast
 
 import torch
 
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
+from fastckpt.errors import for_file_object
+from fastckpt.fckpt.bad_ranges import BadRange, findings_of
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import BadRange, differing_runs, finding_of
-from fastckpt.findings import Finding, Kind, Report
+from fastckpt.fckpt.payload import differing_runs
+from fastckpt.findings import Finding, FindingFacts, Kind, Report
+from fastckpt.io.file_object import Readables
 from fastckpt.io.transfer import thread_count
-from fastckpt.layout.entries import Entry
+from fastckpt.layout.covered import Covered
+from fastckpt.layout.entries import Entry, by_storage
 from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.records import Record, count_leaves
 from fastckpt.layout.selection import require_match, select
-from fastckpt.loading.storage_images import Image, Intervals, is_dense, record_images, storage_images
+from fastckpt.loading.storage_images import Image, is_dense, record_images, storage_images
 from fastckpt.staging.fetching import digests_of
 from fastckpt.tensor.flatten import flatten
 
@@ -60,6 +63,11 @@ class TensorFinding(Finding):
 
     spans: tuple[TensorSpan, ...] = ()
 
+    def as_dict(self) -> FindingFacts:
+        """Plain values, for JSON."""
+        facts = Finding.as_dict(self)
+        return cast(FindingFacts, {**facts, "spans": [asdict(span) for span in self.spans]})
+
 
 class _Run(NamedTuple):
     """The raw bytes of a record, as they are here."""
@@ -70,7 +78,7 @@ class _Run(NamedTuple):
 
 def verify_tensors(
     destination: object,
-    path: str | os.PathLike[str],
+    path: Readables,
     *,
     keys: str | Iterable[str] | None = None,
     threads: int | None = None,
@@ -78,7 +86,7 @@ def verify_tensors(
     """Prove that tensors are bit for bit those of a checkpoint file, by its digests alone.
 
     Args:
-        destination: A module, or a state, on any device.
+        destination: A module, an optimizer, or a state that may hold some, on any device.
         path: A ``.fckpt`` file.
         keys: Flat names or globs; only these tensors are compared. Other
             tensors may be there too, and should be where they share a record:
@@ -102,11 +110,10 @@ def verify_tensors(
         True
     """
     count = thread_count(threads)
-    state = destination.state_dict(keep_vars=True) if isinstance(destination, torch.nn.Module) else destination
-    flat = flatten(state)
+    flat = flatten(destination)
     here = {entry.name: tensor.detach() for entry, tensor in zip(flat.entries, flat.tensors, strict=True)}
     with CheckpointFile(path) as file:
-        entries = file.checked_entries()
+        entries = file.entries()
         wanted = entries if keys is None else select(entries, keys, file.path)
         names = {entry.name for entry in wanted}
         require_match(wanted, [e for e in flat.entries if keys is None or e.name in names], file.path)
@@ -141,16 +148,13 @@ def _runs(
 ) -> Iterator[_Run]:
     """All that is to be hashed: of each record with a wanted tensor, every image of its bytes."""
     places = file.manifest.storages
-    by_storage: dict[int, list[Entry]] = {}
-    for entry in entries:
-        by_storage.setdefault(entry.storage, []).append(entry)
+    on_storage = by_storage(entries)
     touched = {places[entry.storage].record for entry in entries if entry.name in names and entry.nbytes}
-    for number in sorted(touched):
-        record = file.records[number]
+    for record in file.records_of(sorted(touched)):
         images: dict[int, list[Image]] = {}
         hidden: set[str] = set()
         for storage, _, nbytes in record.storages:
-            images[storage], not_shown = storage_images(nbytes, by_storage.get(storage, ()), tensors)
+            images[storage], not_shown = storage_images(nbytes, on_storage.get(storage, ()), tensors)
             hidden |= not_shown
         devices = {image.raw.device for ways in images.values() for image in ways}
         device = devices.pop() if len(devices) == 1 else torch.device("cpu")
@@ -187,17 +191,22 @@ def _compare(run: _Run, actual: bytes, names: set[str], places: Sequence[Storage
         BadRange(record, leaf, count, kind) for leaf, count, kind in differing_runs(memoryview(digests), record.leaves)
     ]
     shown = run.image.shown
-    findings: list[Finding] = [f for item in bad if _concerns(f := _finding(item, shown, places), item, names)]
+    findings: list[Finding] = [
+        finding
+        for finding, whole in _told(record, bad, shown, places)
+        # A difference is about a wanted tensor of this image, or about bytes that belong to no tensor.
+        if not names.isdisjoint(finding.tensors) or not whole.tensors
+    ]
     if unknown:
         touched = _leaves_of(record, names & shown, places)
-        ranges = _ranges(record, [leaf for leaf in unknown if leaf in touched])
-        findings += [_finding(item, names & shown, places, unproven=True) for item in ranges]
+        ranges = list(_ranges(record, [leaf for leaf in unknown if leaf in touched]))
+        findings += [finding for finding, _ in _told(record, ranges, names & shown, places, unproven=True)]
     not_proven = {*unknown, *(leaf for item in bad for leaf in range(item.leaf, item.leaf + item.leaves))}
     lost = sum(min(LEAF_SIZE, record.raw_size - leaf * LEAF_SIZE) for leaf in not_proven)
     return record.raw_size - lost, findings
 
 
-def _unknown_leaves(known: Intervals, size: int) -> list[int]:
+def _unknown_leaves(known: Covered, size: int) -> list[int]:
     """Leaves that have a byte outside of ``known``."""
     leaves: list[int] = []
     at = 0
@@ -232,24 +241,24 @@ def _ranges(record: Record, leaves: Sequence[int]) -> Iterator[BadRange]:
         yield BadRange(record, first, count, Kind.ROTTED)
 
 
-def _concerns(finding: Finding, bad: BadRange, names: set[str]) -> bool:
-    """Whether a difference is about a wanted tensor of this image, or about bytes that belong to no tensor."""
-    return not names.isdisjoint(finding.tensors) or not finding_of(bad).tensors
+def _told(
+    record: Record, bad: Sequence[BadRange], shown: set[str], places: Sequence[StoragePlace], *, unproven: bool = False
+) -> Iterator[tuple[TensorFinding, Finding]]:
+    """The findings about ranges of leaves of a record: as far as they concern these tensors, and in full."""
+    entries = {entry.name: entry for entry in record.entries if entry.name in shown} if bad else {}
+    for item, found in zip(bad, findings_of(bad), strict=True):
+        touched = [entries[name] for name in found.tensors if name in entries]
+        yield _finding(item, found, touched, places, unproven=unproven), found
 
 
 def _finding(
-    bad: BadRange, shown: set[str], places: Sequence[StoragePlace], *, unproven: bool = False
+    bad: BadRange, found: Finding, entries: Sequence[Entry], places: Sequence[StoragePlace], *, unproven: bool
 ) -> TensorFinding:
-    """The finding about a range of leaves, as far as it concerns these tensors."""
-    found = finding_of(bad)
     record = bad.record
     start = bad.leaf * LEAF_SIZE
     end = min(start + bad.leaves * LEAF_SIZE, record.raw_size)
-    touched = shown.intersection(found.tensors)
     spans = tuple(
-        _span(entry, start - places[entry.storage].offset, end - places[entry.storage].offset)
-        for entry in record.entries
-        if entry.name in touched
+        _span(entry, start - places[entry.storage].offset, end - places[entry.storage].offset) for entry in entries
     )
     leaves = f"leaf {bad.leaf}" if bad.leaves == 1 else f"leaves {bad.leaf} to {bad.leaf + bad.leaves - 1}"
     what = "differ from the file"
@@ -290,4 +299,6 @@ def _conclude(report: Report) -> None:
     """1: they differ from a file that is none the worse for it."""
     if not report.ok:
         report.exit_code = 1
-        report.next_step = f"fastckpt verify {shlex.quote(report.path)}; if it is intact, load it again"
+        report.next_step = for_file_object(
+            f"fastckpt verify {shlex.quote(report.path)}; if it is intact, load it again"
+        )

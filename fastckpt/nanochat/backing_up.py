@@ -15,16 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UsageError
+from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError
 from fastckpt.io.cloning import How, clone, same_bytes
-from fastckpt.io.commit import fsync_directory
-from fastckpt.io.os_errors import exists, is_directory, status, translate_os_error
+from fastckpt.io.commit import make_directory
+from fastckpt.io.os_errors import exists, status
+from fastckpt.io.refuse_overwriting import holds_something_else, refuse_overwriting
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.nanochat.completeness import step_state
 from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
 from fastckpt.nanochat.places import refuse_taken_for_model
-from fastckpt.nanochat.steps import choose_steps
+from fastckpt.nanochat.steps import choose_steps, read_steps
+from fastckpt.nanochat.wholeness import lacks_optimizer
 from fastckpt.stored.is_whole import is_whole
 
 
@@ -67,10 +69,17 @@ class _SavedAnew(MismatchError):
 
 @dataclass(slots=True)
 class Backup:
-    """What a backup did: the files by step, and the steps it left out."""
+    """What a backup did: the files by step, and the steps it left out.
+
+    Attributes:
+        steps: The files of each step that was copied.
+        left_out: The others.
+        no_optimizer: Those of ``steps`` that have no optimizer file while another step of the directory has one.
+    """
 
     steps: dict[int, list[CopiedFile]] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
+    no_optimizer: list[int] = field(default_factory=list)
 
 
 def backup(
@@ -108,20 +117,19 @@ def backup(
     source, destination = os.fsdecode(source), os.fsdecode(destination)
     count = thread_count(threads)
     steps = choose_steps(source, step, command=f"fastckpt backup {{}} {shlex.quote(destination)}")
-    _refuse_destination(source, destination)
-    if not is_directory(destination):
-        try:
-            os.makedirs(destination)
-        except OSError as error:
-            raise translate_os_error(error, destination, doing="make the directory") from error
-        fsync_directory(os.path.dirname(os.path.abspath(destination)))
-    result = Backup()
+    refuse_overwriting(destination, [source])
+    refuse_taken_for_model(source, destination, to="fckpt")
+    make_directory(destination)
+    result, others = Backup(), list(read_steps(source).values())
     for each in steps:
         before = {path: _identity(path) for path in each.paths}
         state = step_state(each, verify=True, threads=count)
-        if not state.complete:
-            damaged = not state.unread and not all(_is_whole(path, threads=count) for path in state.files)
-            result.left_out.append(LeftOut(each.number, damaged, state.reasons, state.unread))
+        if not state.complete or state.flaws:
+            damaged = bool(state.flaws) or (
+                not state.unread and not all(_is_whole(path, threads=count) for path in state.files)
+            )
+            reasons = (*state.reasons, *(f"{flaw}; fastckpt salvage brings all of them back" for flaw in state.flaws))
+            result.left_out.append(LeftOut(each.number, damaged, reasons, state.unread))
             continue
         try:
             with contextlib.ExitStack() as stack:
@@ -130,19 +138,11 @@ def backup(
                 _check_same(files, before)
                 copied = _back_up(files, destination, share=share, threads=count, progress=progress)
             result.steps[each.number] = copied
+            if lacks_optimizer(each, others):
+                result.no_optimizer.append(each.number)
         except (DamagedError, MismatchError) as error:
             result.left_out.append(LeftOut(each.number, not isinstance(error, _SavedAnew), (str(error),)))
     return result
-
-
-def _refuse_destination(source: str, destination: str) -> None:
-    if is_directory(destination) and os.path.samestat(status(source), status(destination)):
-        raise UsageError("the backup would be the directory itself", path=destination, next_step="name another one")
-    try:
-        refuse_taken_for_model(source, destination, to="fckpt")
-    except UsageError as error:
-        error.next_step = "choose a name that does not begin with d<number>, or a directory elsewhere"
-        raise
 
 
 def _identity(file: str | int) -> tuple[int, ...] | None:
@@ -188,11 +188,7 @@ def _is_there(file: Source, target: str, *, threads: int) -> bool:
         return False  # It is empty. What is no file at all, the commit refuses.
     if not _is_whole(target, threads=threads):
         return False
-    raise MismatchError(
-        "there is a file in the backup already, whole, that holds something else",
-        path=target,
-        next_step="move it away, or back up into another directory",
-    )
+    raise holds_something_else(target, file.path, next_step="move it away, or back up into another directory")
 
 
 def _is_whole(path: str, *, threads: int) -> bool:

@@ -5,7 +5,8 @@ differs: a file appears at its name only when all of it is on disk; an old one
 stays until then; every byte is verified when it is loaded; and the files say
 which save they belong to (`fastckpt.nanochat.save_mark`), so that parts of two
 saves, or the shards of two ranks, are never mixed. No rank waits for another:
-rank 0 writes the model last, and the marks tell whether all ranks were done.
+rank 0 writes the model last, and the marks tell whether all ranks were done. A step
+that is saved again stays what it was until they were (`fastckpt.nanochat.step_change`).
 
 Tensors for the CPU are mapped from the ``.fckpt`` file, private to the process:
 nanochat makes them its parameters (``assign=True``) and trains them in place,
@@ -24,16 +25,18 @@ import shlex
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError
-from fastckpt.io.commit import publish_bytes
-from fastckpt.io.os_errors import exists, translate_os_error
+from fastckpt.io.commit import make_directory, publish_bytes
+from fastckpt.io.os_errors import exists
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.choosing import find_largest_model, find_last_step, stage_directory
 from fastckpt.nanochat.completeness import choose_files, optimizer_stem
 from fastckpt.nanochat.facts import read_facts
 from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
-from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem
+from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, ask_doctor, place_of_step
 from fastckpt.nanochat.save_mark import SaveMark, is_first_rank, meta_digest, read_mark, save_digest, world_size
+from fastckpt.nanochat.step_change import drop_kept, keep_whole
 from fastckpt.nanochat.steps import Step, list_numbers, read_steps
+from fastckpt.needs import needs_torch
 
 if TYPE_CHECKING:
     import torch
@@ -92,17 +95,22 @@ def _save(
     ranks: int,
 ) -> None:
     directory = os.fsdecode(checkpoint_dir)
-    from fastckpt.saving.save import save
+    with needs_torch("save_checkpoint"):
+        from fastckpt.saving.save import save
 
     first = not rank
     # What can be refused is refused before the first file changes.
     meta = json.dumps(meta_data, indent=2).encode("utf-8") if first else b""
     digest = save_digest(model_data) if model_data is not None else None
     if first or optimizer_data is not None:
-        _make_directory(directory)
+        make_directory(directory)
+    if first:
+        keep_whole(directory, step)
     if optimizer_data is not None:
         mark = SaveMark(OPTIM, step, rank, ranks, digest)
         path = os.path.join(directory, f"{mark.stem}.fckpt")
+        if not first and exists(path):
+            keep_whole(directory, step)
         save(optimizer_data, path, metadata=mark.as_metadata())
         logger.info("Saved optimizer state to: %s", path)
     if first:
@@ -113,13 +121,7 @@ def _save(
         path = os.path.join(directory, f"{mark.stem}.fckpt")
         save(model_data, path, metadata=mark.as_metadata())
         logger.info("Saved model parameters to: %s", path)
-
-
-def _make_directory(path: str) -> None:
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise translate_os_error(error, path, doing="make the directory") from error
+    drop_kept(directory, step)
 
 
 def load_checkpoint(
@@ -147,8 +149,7 @@ def load_checkpoint(
         20
     """
     directory = os.fsdecode(checkpoint_dir)
-    here = _find_step(directory, step)
-    files = choose_files(here)
+    here, files = choose_files(_find_step(directory, step))
     model = _require(files, here.model, directory)
     stem = optimizer_stem(files, step, rank)
     optimizer = _require(files, stem, directory) if load_optimizer else None
@@ -192,8 +193,7 @@ def load_optimizer_state(
     directory = os.path.join(stage, tag)
     number = find_last_step(directory) if step is None else step
     steps = read_steps(directory) if exists(directory) else {}
-    here = steps.get(number, Step(number))
-    files = choose_files(here)
+    here, files = choose_files(steps.get(number, Step(number)))
     stem = optimizer_stem(files, number, rank)
     if stem not in files:
         _log0(f"Optimizer checkpoint not found: {os.path.join(directory, str(stem))}")
@@ -214,7 +214,7 @@ def _find_step(directory: str, number: int) -> Step:
         return steps[number]
     there = f"the steps here are {list_numbers(steps)}" if steps else "there is no checkpoint here"
     raise CheckpointNotFoundError(
-        f"there is no step {number}: {there}", path=directory, next_step=f"fastckpt doctor {shlex.quote(directory)}"
+        f"there is no step {number}: {there}", path=directory, next_step=ask_doctor(directory)
     )
 
 
@@ -225,9 +225,7 @@ def _require(files: Files, stem: Stem, directory: str) -> str:
 
 
 def _not_found(directory: str, name: str) -> CheckpointNotFoundError:
-    return CheckpointNotFoundError(
-        f"there is no {name}", path=directory, next_step=f"fastckpt doctor {shlex.quote(directory)}"
-    )
+    return CheckpointNotFoundError(f"there is no {name}", path=directory, next_step=ask_doctor(directory))
 
 
 def _read_mark(path: str) -> SaveMark | None:
@@ -242,7 +240,8 @@ def _warn_if_outdated(model: str, original: str) -> None:
 
 
 def _load(path: str, device: Device) -> Any:
-    from fastckpt.loading.load import load
+    with needs_torch("load_checkpoint"):
+        from fastckpt.loading.load import load
 
     on_cpu = str(device).partition(":")[0] == "cpu"
     return load(path, device=device, mmap=on_cpu and path.endswith(".fckpt"))
@@ -256,7 +255,7 @@ def _load_meta(path: str, model: SaveMark | None) -> Any:
     try:
         return parse_meta(data, path)
     except DamagedError as error:
-        error.next_step = f"fastckpt doctor {shlex.quote(os.path.dirname(path))}"
+        error.next_step = ask_doctor(place_of_step(path))
         raise
 
 
@@ -273,12 +272,12 @@ def _check_optimizer(step: Step, files: Files, stem: Stem, rank: int) -> None:
         paths = {stem: optimizer, **({step.model: model} if model is not None else {})}
         check_step(step.number, [read_facts(path, stem) for stem, path in paths.items()], step.meta)
     elif mark is None or other is None or not mark.agrees_with(other):
-        directory = os.path.dirname(optimizer)
+        directory = place_of_step(optimizer)
         raise MismatchError(
             f"{os.path.basename(optimizer)} was not written by the save that wrote {step.model}: "
             "training would go on wrongly without an error",
             path=directory,
-            next_step=f"fastckpt doctor {shlex.quote(directory)}",
+            next_step=ask_doctor(directory),
         )
     elif mark.rank is not None:
         _check_ranks(mark, optimizer, rank)
@@ -286,20 +285,16 @@ def _check_optimizer(step: Step, files: Files, stem: Stem, rank: int) -> None:
 
 def _check_role(mark: SaveMark | None, path: str, role: str) -> None:
     if mark is not None and mark.role != role:
-        raise MismatchError(
-            f"this was saved as {mark.stem}",
-            path=path,
-            next_step=f"fastckpt doctor {shlex.quote(os.path.dirname(path))}",
-        )
+        raise MismatchError(f"this was saved as {mark.stem}", path=path, next_step=ask_doctor(place_of_step(path)))
 
 
 def _check_ranks(mark: SaveMark, optimizer: str, rank: int) -> None:
-    directory = shlex.quote(os.path.dirname(optimizer))
+    directory = shlex.quote(place_of_step(optimizer))
     if mark.rank != rank:
         raise MismatchError(
             f"this was saved as {mark.stem}: training would go on wrongly without an error",
             path=optimizer,
-            next_step=f"fastckpt doctor {directory}",
+            next_step=ask_doctor(place_of_step(optimizer)),
         )
     ranks = world_size()
     # A single process that reads the shards of many ranks is a tool and no training run.

@@ -15,7 +15,7 @@ wrongly without a word.
 3. Rank files differ in the shape of their part of lm_head (two runs with
    different numbers of GPUs), in their ``param_groups``, or in AdamW's counters.
    All of these are the same on every rank of one save.
-4. Files that fastckpt saved have marks of different saves, or some have no mark.
+4. Files that fastckpt saved have marks of different saves, or some have no mark; or the meta file is another one.
 
 **Notes** (the step is converted): the user may know, and wants the rest.
 
@@ -25,6 +25,7 @@ wrongly without a word.
    not tell what they were saved as (``archive``).
 8. AdamW counts another number of steps than the file's, where that is not
    what fine-tuning from a base optimizer leaves.
+9. A file was salvaged, and not all of it is what was saved.
 
 A file that is cut, or whose bytes fail their checksum, is not a matter of these
 rules: reading it fails, and with it the step.
@@ -38,9 +39,10 @@ from typing import Any
 
 from fastckpt.errors import DamagedError, MismatchError
 from fastckpt.nanochat.facts import Facts
-from fastckpt.nanochat.meta import read_meta
+from fastckpt.nanochat.meta import read_meta, read_meta_bytes
 from fastckpt.nanochat.model_tensors import padded_vocabulary
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem
+from fastckpt.nanochat.save_mark import meta_digest
 from fastckpt.nanochat.steps import list_numbers
 
 _MEANT = "if this is meant, convert the files one by one"
@@ -66,6 +68,8 @@ def check_step(number: int, facts: Sequence[Facts], meta_path: str | None) -> li
     _check_ranks(facts)
     _check_marks(facts)
     notes += _check_steps(number, facts, meta, meta_path)
+    _check_meta(facts, meta_path)
+    notes += [salvaged_note(file.path) for file in facts if file.holds_other]
     # A damaged one is there, and has nothing to compare.
     readable = [file for file in optimizers if file.groups is not None]
     for other in readable[1:]:
@@ -120,7 +124,7 @@ def _check_marks(facts: Iterable[Facts]) -> None:
     if others:
         what = f"of another save than {_name(lead.path)}: {', '.join(others)}"
     elif unmarked:
-        what = f"not of the save of {_name(lead.path)}, as far as they say: {', '.join(unmarked)}"
+        what = f"not marked as of the save of {_name(lead.path)}: {', '.join(unmarked)}"
     else:
         return
     raise MismatchError(
@@ -128,6 +132,23 @@ def _check_marks(facts: Iterable[Facts]) -> None:
         path=os.path.dirname(lead.path),
         next_step=f"put the files of one save together; {_MEANT}",
     )
+
+
+def _check_meta(facts: Iterable[Facts], meta_path: str | None) -> None:
+    """Rule 4, of the meta file: the model's mark has its digest."""
+    mark = next((file.mark for file in facts if file.stem.role == MODEL and file.mark is not None), None)
+    if mark is None or mark.meta is None or meta_path is None or mark.meta == meta_digest(read_meta_bytes(meta_path)):
+        return
+    raise MismatchError(
+        f"{_name(meta_path)} is not the one that was saved with the model",
+        path=os.path.dirname(meta_path),
+        next_step=f"put the one that was saved with it back; {_MEANT}",
+    )
+
+
+def salvaged_note(path: str) -> str:
+    """What is said of a file in which salvage put something else in the place of what was lost."""
+    return f"{_name(path)} was salvaged, and not all of it is what was saved"
 
 
 def _check_steps(number: int, facts: Iterable[Facts], meta: dict[str, Any], meta_path: str | None) -> list[str]:
@@ -148,7 +169,7 @@ def _check_steps(number: int, facts: Iterable[Facts], meta: dict[str, Any], meta
     unknown = [file for file in facts if file.saved_as is None and file.prefix]
     if unknown:
         shown = ", ".join(f"{_name(file.path)} (saved as {file.prefix!r})" for file in unknown)
-        notes.append(f"not checked for the right step and rank, because these files do not tell: {shown}")
+        notes.append(f"not checked for the right step and rank, because these files do not say theirs: {shown}")
     return notes
 
 
@@ -187,29 +208,33 @@ def _vocabulary(model: Facts | None, meta: dict[str, Any]) -> int | None:
     return padded_vocabulary(size) if type(size) is int else None
 
 
+def world_size_by_shapes(vocabulary: int | None, moment: Sequence[int] | None) -> int | None:
+    """How many ranks share lm_head: its rows over those of its first moment in one file. None if these do not tell."""
+    return vocabulary // moment[0] if vocabulary and moment and moment[0] and not vocabulary % moment[0] else None
+
+
 def find_missing_ranks(facts: Sequence[Facts], meta: dict[str, Any]) -> tuple[list[int], int]:
     """Rule 5: the ranks without an optimizer file, and how many ranks there were (at least, if it cannot be told)."""
     optimizers = [file for file in facts if file.stem.role == OPTIM]
     present = {file.stem.rank or 0 for file in optimizers}
     vocabulary = _vocabulary(next((file for file in facts if file.stem.role == MODEL), None), meta)
     moment = next((file.first_moment for file in optimizers if file.first_moment), None)
-    if not vocabulary or not moment or not moment[0] or vocabulary % moment[0]:
-        world_size = max(present, default=-1) + 1
-    else:
-        world_size = vocabulary // moment[0]
+    world_size = world_size_by_shapes(vocabulary, moment) or max(present, default=-1) + 1
     return sorted(set(range(world_size)) - present), world_size
+
+
+def missing_files(missing: Sequence[int], world_size: int) -> str:
+    """``the optimizer files of rank 1, 2 of 4 are missing``."""
+    files, are = ("files", "are") if len(missing) > 1 else ("file", "is")
+    return f"the optimizer {files} of rank {list_numbers(missing)} of {world_size} {are} missing"
 
 
 def _missing_ranks_note(optimizers: Sequence[Facts], missing: Sequence[int], world_size: int) -> list[str]:
     if not missing:
         return []
     if [file.stem.rank for file in optimizers] == [None]:
-        why = ": nanochat saved only that of rank 0 until November 2025"
-    else:
-        why = ""
-    plural = "s" if len(missing) > 1 else ""
-    verb = "are" if len(missing) > 1 else "is"
-    return [f"the optimizer file{plural} of rank {list_numbers(missing)} of {world_size} {verb} missing{why}"]
+        return [f"{missing_files(missing, world_size)}: nanochat saved only that of rank 0 until November 2025"]
+    return [missing_files(missing, world_size)]
 
 
 def _check_counter(number: int, optimizer: Facts, meta: dict[str, Any]) -> list[str]:

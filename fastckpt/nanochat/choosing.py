@@ -11,26 +11,21 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shlex
 from typing import Final
 
 from fastckpt.errors import CheckpointNotFoundError, UsageError
 from fastckpt.io.os_errors import exists, translate_os_error
 from fastckpt.nanochat.completeness import StepState, newest_complete, unread_error
+from fastckpt.nanochat.names import ask_doctor
+from fastckpt.nanochat.places import BASE, DEPTH, MID, RL, SFT
 from fastckpt.nanochat.save_mark import is_first_rank
 from fastckpt.nanochat.steps import read_steps
 
 logger = logging.getLogger("fastckpt.nanochat")
 
-DIRECTORIES: Final = {
-    "base": "base_checkpoints",
-    "mid": "mid_checkpoints",
-    "sft": "chatsft_checkpoints",
-    "rl": "chatrl_checkpoints",
-}
-"""Where each stage of training saves, below the base directory; ``mid`` was dropped in January 2026."""
+DIRECTORIES: Final = {"base": BASE, "mid": MID, "sft": SFT, "rl": RL}
+"""Where each stage of training saves, below the base directory."""
 
-_DEPTH: Final = re.compile(r"d(\d+)")
 _COPY: Final = re.compile(r"d\d+.*[._-](?:fast)?(?:ckpt|fckpt|pt|safetensors|backup|bak|old|orig|copy)", re.IGNORECASE)
 """A directory that by its name is a copy of another one."""
 
@@ -72,7 +67,7 @@ def find_largest_model(checkpoints_dir: str | os.PathLike[str]) -> str:
         raise translate_os_error(error, parent, doing="list the directory") from error
 
     def rank(tag: str) -> tuple[bool, int, bool, float]:
-        depth = _DEPTH.match(tag)
+        depth = DEPTH.match(tag)
         number, exact = (int(depth[1]), depth[0] == tag) if depth else (-1, False)
         return not _COPY.fullmatch(tag), number, exact, directories[tag]
 
@@ -117,19 +112,19 @@ def find_last_step(checkpoint_dir: str | os.PathLike[str]) -> int:
     if is_first_rank():
         for state in passed:
             logger.warning("Step %d in %s passed over: %s", state.step, directory, "; ".join(state.reasons))
+        if newest.before:
+            logger.warning("Step %d in %s: what it was before a save that was cut short", newest.step, directory)
     return newest.step
 
 
 def _nothing_in(directory: str, passed: list[StepState] | None = None) -> CheckpointNotFoundError:
     if not passed:
         return CheckpointNotFoundError(
-            "there is no nanochat checkpoint here",
-            path=directory,
-            next_step=f"fastckpt doctor {shlex.quote(directory)}",
+            "there is no nanochat checkpoint here", path=directory, next_step=ask_doctor(directory)
         )
     newest = passed[0]
     return CheckpointNotFoundError(
         f"no step is complete; the newest, {newest.step}: {'; '.join(newest.reasons)}",
         path=directory,
-        next_step=f"fastckpt doctor {shlex.quote(directory)}, or name the step to load it as it is",
+        next_step=f"{ask_doctor(directory)}, or name the step to load it as it is",
     )

@@ -7,7 +7,8 @@ from such, are judged by `fastckpt.nanochat.checks`.
 
 A step can lie there in two formats. Its files are then taken from one of them,
 or from both if they belong together; `StepState.files` says which, and a load
-takes exactly these, so that all ranks choose alike.
+takes exactly these, so that all ranks choose alike. Where a save was cut short that
+replaced a complete step, they are what the step was before (`fastckpt.nanochat.step_change`).
 
 "Cannot be read" is not "not whole": where the system did not give what was
 asked of it (too many open files, no permission, a device that fails), nothing
@@ -19,26 +20,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from fastckpt.constants import SALVAGE_KEY
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.findings import Kind
-from fastckpt.nanochat.checks import check_step, find_missing_ranks, judge_meta
-from fastckpt.nanochat.facts import Facts, read_facts
+from fastckpt.nanochat.checks import check_step, find_missing_ranks, judge_meta, salvaged_note
+from fastckpt.nanochat.facts import Facts, holds_other, read_facts
 from fastckpt.nanochat.meta import read_meta_bytes
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.nanochat.save_mark import SaveMark, meta_digest, parse_mark
-from fastckpt.nanochat.steps import Step, list_numbers, read_steps
-from fastckpt.stored.verify import verify as verify_file
+from fastckpt.nanochat.steps import Step, list_numbers, read_steps, versions
 
 _DAMAGED: Final = 2
 """Exit code of a report from which on tensors are lost."""
-
-_REPLACED: Final = ("not_proven", "left_out", "backfilled", "filled_bytes")
-"""What salvage notes in a file that does not hold all that was saved."""
 
 Files = Mapping[Stem, str]
 """Model and optimizer files of a step: the path by what the file is."""
@@ -51,14 +47,16 @@ class StepState:
     Attributes:
         step: The step.
         complete: Whether it is known that a run can go on from it.
-        verified: Whether every byte was found to be as written. None if that was not asked for, or if the step
-            was found incomplete without reading its tensors.
+        verified: Whether every tensor was found to be intact. None if that was not asked for, or if the step was
+            found incomplete without reading its tensors.
         reasons: Why it is not complete, one sentence each.
         world_size: How many ranks saved it; None if that cannot be told.
         missing_ranks: Ranks whose optimizer file is not there.
         files: The files that make up the step, meta first, model last. Files of other saves are not among them.
         suffix: Of its model and optimizer files, with the dot; empty if they are of both formats.
         unread: Whether the system did not let a file be read, which is one of the reasons. It may be complete.
+        before: Whether this is what the step was before a save or a reshard that was cut short.
+        flaws: Where a verified step is damaged around its tensors, of which every one loads: one sentence each.
     """
 
     step: int
@@ -70,11 +68,11 @@ class StepState:
     files: tuple[str, ...]
     suffix: str
     unread: bool = False
+    before: bool = False
+    flaws: tuple[str, ...] = ()
 
 
-def newest_complete(
-    directory: str | os.PathLike[str], *, verify: bool, threads: int | None = None
-) -> tuple[StepState | None, list[StepState]]:
+def newest_complete(directory: str | os.PathLike[str], *, verify: bool) -> tuple[StepState | None, list[StepState]]:
     """The newest complete step of a directory, and the newer ones that were passed over, newest first.
 
     Of those, the ones that are `StepState.unread` may be complete all the same.
@@ -82,14 +80,13 @@ def newest_complete(
     Args:
         directory: With the ``model_*`` files.
         verify: Read every byte of a step before it counts as complete.
-        threads: Worker threads; None takes one per CPU.
 
     Raises:
         CheckpointIOError: The directory cannot be read.
     """
     passed: list[StepState] = []
     for _, step in sorted(read_steps(os.fsdecode(directory)).items(), reverse=True):
-        state = step_state(step, verify=verify, threads=threads)
+        state = step_state(step, verify=verify)
         if state.complete:
             return state, passed
         passed.append(state)
@@ -104,6 +101,20 @@ def step_state(step: Step, *, verify: bool, threads: int | None = None) -> StepS
         verify: Read every byte. Otherwise only the structure of the files is looked at.
         threads: Worker threads; None takes one per CPU.
     """
+    state = state_at_names(step, verify=verify, threads=threads)
+    if step.before is None or state.complete or state.unread:
+        return state
+    before = state_at_names(step.before, verify=verify, threads=threads)
+    return replace(before, before=True) if before.complete or before.unread else state
+
+
+def step_in_use(step: Step) -> Step:
+    """The step, or what it was before if that is what counts: as `step_state` without ``verify`` tells it."""
+    return step.before if step.before is not None and step_state(step, verify=False).before else step
+
+
+def state_at_names(step: Step, *, verify: bool, threads: int | None = None) -> StepState:
+    """The same of the files that have the names of the step, whatever is kept of it."""
     judged = []
     for files in _candidates(step):
         state = _judge(step, files, verify=verify, threads=threads)
@@ -114,24 +125,25 @@ def step_state(step: Step, *, verify: bool, threads: int | None = None) -> StepS
     return next((state for state in judged if state.unread), judged[0])
 
 
-def choose_files(step: Step) -> Files:
-    """The files that a load of this step takes, on every rank the same.
+def choose_files(step: Step) -> tuple[Step, Files]:
+    """The step, or what it was before, and the files of it that a load takes, on every rank the same.
 
-    Where a file is there in both formats, every byte of the step is read to
-    tell which of them make a complete step; ``.fckpt`` is preferred. If none
-    do, the files that could be loaded are given all the same.
+    Where there is a choice, every byte is read to tell which files make a complete step; what has
+    its names is preferred, and ``.fckpt``. If none do, the files that could be loaded are given all the same.
 
     Raises:
         CheckpointIOError: A file that the choice depends on cannot be read: another rank could choose otherwise.
     """
-    candidates = list(_candidates(step))
-    if len(candidates) == 1 or not any({"fckpt", "pt"} <= paths.keys() for paths in step.states.values()):
+    sources = [step] if step.before is None else [step, step.before]
+    candidates = [(source, files) for source in sources for files in _candidates(source)]
+    in_both = any({"fckpt", "pt"} <= paths.keys() for paths in step.states.values())
+    if len(candidates) == 1 or not (in_both or step.before is not None):
         return candidates[0]
-    for files in candidates:
-        state = _judge(step, files, verify=True, threads=None)
+    for source, files in candidates:
+        state = _judge(source, files, verify=True, threads=None)
         if state.complete:
             parsed = ((parse_name(os.path.basename(path)), path) for path in state.files)
-            return {found[0]: path for found, path in parsed if found is not None and found[0].role != META}
+            return source, {found[0]: path for found, path in parsed if found is not None and found[0].role != META}
         if state.unread:
             raise unread_error(state, os.path.dirname(next(iter(files.values()))))
     return candidates[0]
@@ -142,7 +154,7 @@ def unread_error(state: StepState, directory: str) -> CheckpointIOError:
     return CheckpointIOError(
         f"whether step {state.step} is complete cannot be told: {'; '.join(state.reasons)}",
         path=directory,
-        next_step="let it be read (open files, permissions, the disk), then run this again",
+        next_step="make it readable (open files, permissions, the disk), then run this again",
     )
 
 
@@ -190,12 +202,13 @@ def _judge(step: Step, files: Files, *, verify: bool, threads: int | None) -> St
             faults[stem] = _Reason.of(path, error)
         else:
             if salvaged:
-                faults[stem] = _Reason(f"{_name(path)} was salvaged, and not all of it is what was saved")
+                faults[stem] = _Reason(salvaged_note(path))
     judge = _judge_marked if any(marks.values()) else _judge_unmarked
     reasons, needed, world_size, missing_ranks = judge(step, files, marks, faults)
-    verified = None
+    verified: bool | None = None
+    flaws: list[str] = []
     if verify and not reasons:
-        reasons = _verify(needed.values(), threads)
+        reasons, flaws = _verify(needed.values(), threads)
         verified = not reasons
     suffixes = {os.path.splitext(path)[1] for path in needed.values()}
     return StepState(
@@ -208,6 +221,7 @@ def _judge(step: Step, files: Files, *, verify: bool, threads: int | None) -> St
         files=(*([step.meta] if step.meta else []), *needed.values()),
         suffix=suffixes.pop() if len(suffixes) == 1 else "",
         unread=any(reason.unread for reason in reasons),
+        flaws=tuple(flaws),
     )
 
 
@@ -218,13 +232,14 @@ def _read_metadata(path: str) -> tuple[SaveMark | None, bool]:
     with CheckpointFile(path) as file:
         file.checked_entries()  # With these, everything but the tensors is proven: the file is loadable.
         metadata = file.manifest.metadata
-    told = metadata.get(SALVAGE_KEY)
-    replaced = isinstance(told, dict) and any(told.get(key) for key in _REPLACED)
-    return parse_mark(metadata), replaced
+    return parse_mark(metadata), holds_other(metadata)
 
 
-def _verify(paths: Iterable[str], threads: int | None) -> list[_Reason]:
-    reasons = []
+def _verify(paths: Iterable[str], threads: int | None) -> tuple[list[_Reason], list[str]]:
+    """Why tensors of these files are not intact, and where else something is damaged."""
+    from fastckpt.stored.verify import verify as verify_file  # Most ask for the structure alone.
+
+    reasons, flaws = [], []
     for path in paths:
         try:
             report = verify_file(path, threads=threads)
@@ -237,7 +252,14 @@ def _verify(paths: Iterable[str], threads: int | None) -> list[_Reason]:
             # Bytes that were not read could have explained the others.
             shown, how = (unread, "cannot be read") if unread is not None else (lost[0], "is damaged")
             reasons.append(_Reason(f"{_name(path)} {how}: {shown.message}", unread is not None))
-    return reasons
+        elif not report.ok:
+            shown = next(finding for finding in report.findings if finding.kind is not Kind.UNPROVEN)
+            unread = next((finding for finding in report.findings if finding.kind is Kind.UNREADABLE), None)
+            if unread is not None:
+                reasons.append(_Reason(f"{_name(path)} cannot be read: {unread.message}", unread=True))
+            else:
+                flaws.append(f"{_name(path)} is damaged around its tensors: {shown.message}")
+    return reasons, flaws
 
 
 def _name(path: str) -> str:
@@ -310,6 +332,7 @@ def _judge_unmarked(
             facts.append(read_facts(needed[stem], stem))
         except FastckptError as error:
             reasons.append(_Reason.of(needed[stem], error))
+    reasons += [_Reason(salvaged_note(file.path)) for file in facts if file.holds_other]
     try:
         meta, notes = judge_meta(step.number, step.meta)
         if not reasons:
@@ -318,6 +341,8 @@ def _judge_unmarked(
         reason = _Reason(error.message, isinstance(error, CheckpointIOError))
         return _Judgement([*reasons, reason], needed, None)
     reasons += map(_Reason, notes)
+    if step.before is not None and _is_mixed(step, files, step.before):
+        reasons.append(_Reason(f"{Stem(META, step.number)}.json is of a save that was cut short"))
     if step.model not in files:
         reasons.append(_Reason(f"there is no {step.model}"))
     ranks = [stem.rank for stem in needed if stem.role == OPTIM]
@@ -326,3 +351,11 @@ def _judge_unmarked(
     if ranks != [None]:
         reasons += _missing_reason(missing, world_size)
     return _Judgement(reasons, needed, world_size if ranks else None, missing)
+
+
+def _is_mixed(step: Step, files: Files, before: Step) -> bool:
+    """Whether the meta file is newer than what is kept of the step, and the model is not. No mark tells it here."""
+    if step.model not in files or step.meta is None or before.meta is None:
+        return False
+    kept = versions(before.own_paths).items()
+    return versions([step.meta]).items() - kept != set() and versions([files[step.model]]).items() <= kept

@@ -8,16 +8,22 @@ had no rank. Only names that nanochat itself would write are taken: a backup
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from typing import Final, NamedTuple
 
 MODEL: Final = "model"
 OPTIM: Final = "optim"
 META: Final = "meta"
+BEFORE: Final = "before"
+"""What is kept of a step while it is saved again: see `fastckpt.nanochat.step_change`."""
 STATE_SUFFIXES: Final = ("pt", "fckpt", "safetensors")
 
 _STEP: Final = r"(?P<step>\d{6}|[1-9]\d{6,17})"
 _STEM: Final = re.compile(rf"(?P<role>{MODEL}|{META}|{OPTIM})_{_STEP}(?:_rank(?P<rank>0|[1-9]\d{{0,8}}))?", re.ASCII)
+
+_HIDDEN: Final = re.compile(r"\.fckpt-step-(\d{6,18})\.([a-z.]+)", re.ASCII)
 
 
 class Stem(NamedTuple):
@@ -56,3 +62,25 @@ def parse_name(name: str) -> tuple[Stem, str] | None:
     if stem is None or suffix not in (("json",) if stem.role == META else STATE_SUFFIXES):
         return None
     return stem, suffix
+
+
+def hidden_name(step: int, kind: str) -> str:
+    """A directory for a change to a step, inside the one that the step is in."""
+    return f".fckpt-step-{step:06d}.{kind}"
+
+
+def place_of_step(path: str) -> str:
+    """The directory that the step of a file belongs to, also if the file is what the step was before."""
+    directory = os.path.dirname(path)
+    return os.path.dirname(directory) if parse_hidden(os.path.basename(directory)) else directory
+
+
+def ask_doctor(directory: str) -> str:
+    """The command that says what is wrong in a directory."""
+    return f"fastckpt doctor {shlex.quote(directory or os.curdir)}"
+
+
+def parse_hidden(name: str) -> tuple[int, str] | None:
+    """Step and kind of such a directory; None for any other name."""
+    match = _HIDDEN.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from fastckpt.errors import MismatchError
+from fastckpt.layout.prefixes import bare_name
+from fastckpt.text import some
 
 Shape = tuple[int, ...]
 
@@ -54,13 +56,12 @@ def parameter_groups(shapes: Mapping[str, Shape]) -> ParameterGroups:
     """The groups that nanochat's optimizer has for a model.
 
     Args:
-        shapes: Every tensor of the model file, in its order. The prefix that
-            a compiled model leaves on its names does not matter.
+        shapes: Every tensor of the model file, in its order. The prefix of a wrapper does not matter.
 
     Raises:
         MismatchError: A parameter whose place in the optimizer is not known.
     """
-    parameters = [Parameter(name.removeprefix("_orig_mod."), shape) for name, shape in shapes.items()]
+    parameters = [Parameter(bare_name(name), shape) for name, shape in shapes.items()]
     adamw = [[found for pattern in group for found in _named(parameters, pattern)] for group in _ADAMW_GROUPS]
     adamw = [group for group in adamw if group]
     matrices = [parameter for parameter in parameters if _MATRIX.fullmatch(parameter.name)]
@@ -69,7 +70,7 @@ def parameter_groups(shapes: Mapping[str, Shape]) -> ParameterGroups:
     unknown = [parameter.name for parameter in parameters if parameter not in known]
     unknown += [parameter.name for parameter in matrices if len(parameter.shape) != 2]
     if unknown or not adamw:
-        shown = ", ".join(unknown[:4]) or "no parameter of nanochat at all"
+        shown = some(unknown, 4) or "no parameter of nanochat at all"
         raise MismatchError(
             f"this model has {shown}: the order of its optimizer's parameters is not known",
             next_step="resume on as many ranks as saved the step, or without the optimizer",

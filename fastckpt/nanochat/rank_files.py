@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from fastckpt.errors import DamagedError, MismatchError, UnsupportedStateError
 from fastckpt.nanochat.completeness import StepState, step_state, unread_error
-from fastckpt.nanochat.names import META, MODEL, OPTIM, parse_name
+from fastckpt.nanochat.names import META, MODEL, OPTIM, ask_doctor, parse_name
 from fastckpt.nanochat.save_mark import SaveMark, parse_mark
 from fastckpt.nanochat.scratch import BLOCK, piece_reader
 from fastckpt.nanochat.shard_pieces import Shard, ShardRange, Shards
@@ -34,6 +33,7 @@ class RankFiles:
         ranks: The optimizer of every rank, in order.
         model_mark: The save mark of the model, if it has one.
         suffix: Of all files, with the dot; ``.fckpt`` if they are of both formats.
+        before: Whether they are what the step was before a change that was cut short.
     """
 
     step: int
@@ -42,6 +42,7 @@ class RankFiles:
     ranks: list[Opened]
     model_mark: SaveMark | None
     suffix: str
+    before: bool
 
     def shards(self) -> Shards:
         """The optimizer files as the rules take them."""
@@ -76,7 +77,7 @@ def open_rank_files(step: Step, *, threads: int) -> Iterator[RankFiles]:
     with contextlib.ExitStack() as stack:
         model, *ranks = [stack.enter_context(open_file(path)) for path in (paths[MODEL], *optimizers)]
         mark = parse_mark(model.metadata)
-        yield RankFiles(step.number, model, paths[META], ranks, mark, state.suffix or ".fckpt")
+        yield RankFiles(step.number, model, paths[META], ranks, mark, state.suffix or ".fckpt", state.before)
 
 
 def _parsed(path: str) -> str:
@@ -87,7 +88,7 @@ def _parsed(path: str) -> str:
 
 def _check(state: StepState) -> None:
     directory = os.path.dirname(state.files[0]) if state.files else None
-    look = f"fastckpt doctor {shlex.quote(directory)}" if directory else None
+    look = ask_doctor(directory) if directory else None
     if state.unread:
         raise unread_error(state, directory or "")
     if not state.complete:

@@ -21,12 +21,16 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError, UsageError
+from fastckpt.constants import SAVED_AS_KEY
+from fastckpt.errors import FastckptError, UnsupportedStateError, UsageError
 from fastckpt.io.cloning import clone
+from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.source import Source
 from fastckpt.io.space import check_space
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.nanochat.completeness import step_state
 from fastckpt.nanochat.names import OPTIM, Stem
 from fastckpt.nanochat.parameter_order import parameter_groups
 from fastckpt.nanochat.places import refuse_taken_for_model
@@ -35,9 +39,10 @@ from fastckpt.nanochat.save_mark import SaveMark
 from fastckpt.nanochat.scratch import Options, write_again, write_state
 from fastckpt.nanochat.shard_pieces import joined_size
 from fastckpt.nanochat.shard_rules import Plan, plan_shards
-from fastckpt.nanochat.step_change import finish, in_order, stage
+from fastckpt.nanochat.step_change import clear, drop_kept, in_order, stage, was_cut_short
 from fastckpt.nanochat.steps import Step, choose_steps, read_steps
-from fastckpt.stored.verify import verify
+from fastckpt.stored.verify import require_verified
+from fastckpt.text import some
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ class Resharded:
         directory: Where the step is for its new ranks.
         step: The step.
         ranks: How many it is for now.
-        ranks_before: How many saved it; None where only the last renames of a killed run were left to do.
+        ranks_before: How many saved it; None where a killed run had done all.
         form: The optimizer's form: ``MuonAdamW``, ``AdamW + stacked Muon`` or ``AdamW + Muon``; None as above.
         files: The new files, model and meta among them if they were written.
         removed: The files whose place they took.
@@ -108,29 +113,29 @@ def reshard(
     in_place = destination is None
     target = directory if destination is None else _other_directory(directory, os.fsdecode(destination))
     options = Options(codec, thread_count(threads))
-    finished = finish(target, step)
-    there = read_steps(target).get(step) if not in_place and os.path.isdir(target) else None
-    if there is not None:
-        if finished and sum(stem.role == OPTIM for stem in there.states) == world_size:
-            return Resharded(target, step, world_size, notes=("a killed run had left only this to be finished",))
-        raise UsageError(f"there are files of step {step} already", path=target, next_step="name another directory")
+    if not in_place and os.path.isdir(target) and _is_done(target, step, world_size):
+        return Resharded(target, step, world_size, notes=("a run that was killed had finished this already",))
     (chosen,) = choose_steps(directory, step, command=f"fastckpt reshard {{}} --step {step} --world-size {world_size}")
     with open_rank_files(chosen, threads=options.threads) as files:
         done = Resharded(target, step, world_size, len(files.ranks))
         if len(files.ranks) == world_size:
             if in_place:
-                return dataclasses.replace(done, notes=("the step is for so many ranks already",))
+                drop_kept(target, step)
+                clear(target, step)
+                return dataclasses.replace(done, notes=("the step has this number of ranks already",))
             raise UsageError(
                 f"the step is for {world_size} ranks already",
                 path=directory,
                 next_step=f"fastckpt backup {shlex.quote(directory)} {shlex.quote(target)} --step {step}",
             )
         plan = _plan(files, world_size)
+        # What the step was before is all there is of it: whatever has its names is of a change that was cut short.
+        anew = files.before or not in_place
         removed = _replaced(chosen, files, world_size) if in_place else []
         _make_room(target, plan, files)
         with stage(target, step, removing=[os.path.basename(path) for path in removed]) as part:
             nbytes = _write_ranks(files, plan, part, options, progress)
-            _write_others(files, part, world_size, options, in_place=in_place)
+            _write_others(files, part, world_size, options, anew=anew)
             names = os.listdir(part)
             _verify(part, names, threads=options.threads)
             files.check_unchanged()
@@ -142,17 +147,10 @@ def reshard(
 
 def _other_directory(directory: str, target: str) -> str:
     """The destination, once it is clear that nanochat will not take it for the model of ``directory``."""
-    if os.path.isdir(target) and os.path.isdir(directory) and os.path.samefile(directory, target):
-        raise UsageError(
-            "the destination is the directory itself",
-            path=target,
-            next_step="name no destination: the new rank files then take the place of the old ones",
-        )
-    try:
-        refuse_taken_for_model(directory, target, to="fckpt")
-    except UsageError as error:
-        error.next_step = "choose a name that does not begin with d<number>, such as w2-d12 (then --model-tag=w2-d12)"
-        raise
+    refuse_overwriting(
+        target, [directory], next_step="name no destination: the new rank files then take the place of the old ones"
+    )
+    refuse_taken_for_model(directory, target, to="fckpt")
     return target
 
 
@@ -168,7 +166,7 @@ def _plan(files: RankFiles, world_size: int) -> Plan:
     # Without any moments, as after they were begun anew, there is nothing that could be dealt wrongly.
     if not plan.counts_ranks and files.model_mark is None and any(file.entries for file in files.ranks):
         raise UnsupportedStateError(
-            "no tensor of this optimizer proves how many ranks there were",
+            "no tensor of this optimizer shows how many ranks saved it",
             path=os.path.dirname(files.meta),
             next_step="resume without the optimizer",
         )
@@ -182,31 +180,50 @@ def _replaced(step: Step, files: RankFiles, world_size: int) -> list[str]:
     Raises:
         UsageError: The step has other rank files too, whose place the new ones would take as well.
     """
-    used = [file.path for file in files.ranks]
-    others = [path for stem, paths in step.states.items() if stem.role == OPTIM for path in paths.values()]
-    others = sorted(os.path.basename(path) for path in set(others) - set(used))
+    used = {file.path for file in files.ranks}
+    source = step.before if files.before and step.before is not None else step
+    others = sorted(os.path.basename(path) for path in set(_rank_paths(source)) - used)
     if others:
         raise UsageError(
-            f"the step has further rank files, as after a conversion: {', '.join(others[:4])}",
+            f"the step has further rank files, as after a conversion: {some(others, 4)}",
             path=os.path.dirname(files.meta),
             next_step="write into another directory (-o DST), or delete those that are not wanted",
         )
     new = {f"{Stem(OPTIM, files.step, rank)}{files.suffix}" for rank in range(world_size)}
-    return [path for path in used if os.path.basename(path) not in new]
+    return sorted(path for path in _rank_paths(step) if os.path.basename(path) not in new)
+
+
+def _rank_paths(step: Step) -> list[str]:
+    return [path for stem, paths in step.states.items() if stem.role == OPTIM for path in paths.values()]
+
+
+def _is_done(target: str, step: int, world_size: int) -> bool:
+    """Whether a run that was killed at its end has done all that is to be done.
+
+    Raises:
+        UsageError: There are files of the step that no such run has left.
+    """
+    there = read_steps(target).get(step)
+    if there is None:
+        return False
+    if was_cut_short(target, step):
+        state = step_state(there, verify=True)
+        if not state.complete:
+            return False  # Some of them were at their names: all are made again.
+        if state.world_size == world_size:
+            clear(target, step)
+            return True
+    raise UsageError(f"there are files of step {step} already", path=target, next_step="name another directory")
 
 
 def _make_room(target: str, plan: Plan, files: RankFiles) -> None:
     """Make the directory, and see that there is room for what comes into it and for one rank more."""
     sizes = [joined_size(tree) for tree in plan.trees]
+    make_directory(target)
     try:
-        os.makedirs(target, exist_ok=True)
-        fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            check_space(fd, files.model.size + sum(sizes) + max(sizes), target)
-        finally:
-            os.close(fd)
+        check_space(target, files.model.size + sum(sizes) + max(sizes), target)
     except OSError as error:
-        raise translate_os_error(error, target, doing="make the directory") from error
+        raise translate_os_error(error, target, doing="look up the free space") from error
 
 
 def _write_ranks(files: RankFiles, plan: Plan, part: str, options: Options, progress: Progress | None) -> int:
@@ -217,7 +234,8 @@ def _write_ranks(files: RankFiles, plan: Plan, part: str, options: Options, prog
     for rank, tree in enumerate(plan.trees):
         stem = Stem(OPTIM, files.step, rank)
         own = SaveMark(OPTIM, files.step, rank, world_size, mark.save) if mark is not None else None
-        metadata = own.as_metadata() if own is not None else {}
+        # Without a mark, the name alone would say which rank this is, and it can be changed.
+        metadata = own.as_metadata() if own is not None else {SAVED_AS_KEY: str(stem)}
         path = os.path.join(part, f"{stem}{files.suffix}")
         nbytes += write_state(tree, path, files.ranks, metadata=metadata, options=options)
         if progress is not None:
@@ -225,14 +243,17 @@ def _write_ranks(files: RankFiles, plan: Plan, part: str, options: Options, prog
     return nbytes
 
 
-def _write_others(files: RankFiles, part: str, world_size: int, options: Options, *, in_place: bool) -> None:
-    """Meta and model. A model with a save mark says in it how many ranks there are, so that one is written anew."""
+def _write_others(files: RankFiles, part: str, world_size: int, options: Options, *, anew: bool) -> None:
+    """Meta and model. A model with a save mark says in it how many ranks there are, so that one is written anew.
+
+    Without ``anew`` the others are there already.
+    """
     model, mark = files.model, files.model_mark
     if mark is not None:
         changed = dataclasses.replace(mark, world_size=world_size).as_metadata()
         path = os.path.join(part, os.path.basename(model.path))
         write_again(model.path, path, metadata={**model.metadata, **changed}, options=options)
-    if in_place:
+    if not anew:
         return
     for path in (files.meta, *([model.path] if mark is None else [])):
         with Source(path) as source:
@@ -243,13 +264,8 @@ def _write_others(files: RankFiles, part: str, world_size: int, options: Options
 def _verify(part: str, names: Sequence[str], *, threads: int) -> None:
     for name in names:
         if not name.endswith(".json"):
-            report = verify(os.path.join(part, name), threads=threads)
-            if not report.ok:
-                raise DamagedError(
-                    f"what was written does not verify: {report.findings[0].message}",
-                    path=os.path.join(part, name),
-                    next_step="check the disk; the step is as it was",
-                )
+            path = os.path.join(part, name)
+            require_verified(path, threads=threads, next_step="check the disk; the step is as it was")
 
 
 def _notes(plan: Plan, world_size: int) -> tuple[str, ...]:

@@ -2,8 +2,9 @@
 
 A step is kept if one of the rules wants it. Above the rules stand these:
 
-- The newest whole step is kept, every byte of it proven first. If no step is
-  whole, nothing is deleted at all.
+- The newest whole step is kept, every byte of it proven first, and so is the
+  newest one with an optimizer, where steps have one: training goes on from it.
+  If there is none, nothing is deleted at all.
 - What is newer than that is kept: other ranks may still be saving it. So is an
   older step that is not whole but was written to since, as it is when a run
   resumed from further back saves again what was there before.
@@ -19,6 +20,7 @@ which nanochat would load. What it leaves is no whole step, and goes next time.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import logging
@@ -34,10 +36,12 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, Usag
 from fastckpt.io.commit import fsync_directory, translate_os_error
 from fastckpt.io.os_errors import status
 from fastckpt.io.space import free_bytes
-from fastckpt.nanochat.completeness import newest_complete, step_state
+from fastckpt.nanochat.completeness import StepState, step_state
 from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import META, MODEL, parse_name
 from fastckpt.nanochat.steps import Step, choose_steps
+from fastckpt.nanochat.wholeness import lacks_optimizer
+from fastckpt.text import some
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -196,21 +200,32 @@ class Retention:
 
     def _judge(self, directory: str, steps: Sequence[Step], saved: int | None) -> tuple[dict[int, str], dict[int, str]]:
         """By step: why it is kept, for all that are; and why it is not whole, for all that are not."""
-        newest, passed_over = newest_complete(directory, verify=True)
+        newest, passed_over = _newest_whole(steps)
         if newest is None:
             return {step.number: "no step is whole, so nothing is deleted" for step in steps}, {}
-        older = [step for step in steps if step.number < newest.step]
+        until = [step for step in steps if step.number <= newest.step]
+        resumable = [step for step in until if not lacks_optimizer(step, steps)]
+        resumed = newest if resumable[-1:] == until[-1:] else _newest_whole(resumable)[0]
+        if resumed is None:
+            return {step.number: "no step with an optimizer is whole, so nothing is deleted" for step in steps}, {}
+        older = until[:-1]
         states = [*passed_over, *(step_state(step, verify=False) for step in older)]
         faults = {state.step: "; ".join(state.reasons) for state in states if not state.complete}
+        for state in passed_over:
+            faults.setdefault(state.step, "; ".join(state.flaws))
         kept: dict[int, str] = {} if saved is None else {saved: "just saved"}
         since = min(_changed(path) for step in steps if step.number == newest.step for path in step.paths)
         for step in older:
             if step.number in faults and max(map(_changed, step.paths)) >= since:
-                kept.setdefault(step.number, "not whole, but written to lately: perhaps it is being saved")
-        kept = self._rules(directory, [step for step in steps if step.number <= newest.step], faults) | kept
+                kept.setdefault(step.number, "not whole, but written to a short time ago: perhaps it is being saved")
+        kept = self._rules(directory, until, faults) | kept
         for state in states:
             if state.unread:
                 kept[state.step] = f"cannot be read, so nothing is known of it: {'; '.join(state.reasons)}"
+        for step in resumable:
+            if step.number > resumed.step:
+                kept[step.number] = "newer than the newest whole step with an optimizer"
+        kept[resumed.step] = "the newest whole step with an optimizer, verified"
         kept[newest.step] = "the newest whole step, verified"
         for step in steps:
             if step.number > newest.step:
@@ -245,7 +260,7 @@ class Retention:
             raise UsageError(
                 f"no meta file of a whole step has {key!r}",
                 path=directory,
-                expected=", ".join(names[:12]) or None,
+                expected=some(names, 12) or None,
                 next_step="name another number, or leave out keep_best; nothing was deleted",
             )
         values = [(_finite(content.get(key)), -number) for number, content in metas.items()]
@@ -254,6 +269,17 @@ class Retention:
             best, number = min(found)
             kept[-number] = f"the best {key}, {best:g}"
         return kept
+
+
+def _newest_whole(steps: Sequence[Step]) -> tuple[StepState | None, list[StepState]]:
+    """The newest whole one, every byte of it proven, and those after it."""
+    passed: list[StepState] = []
+    for step in reversed(steps):
+        state = step_state(step, verify=True)
+        if state.complete and not state.flaws:
+            return state, passed
+        passed.append(state)
+    return None, passed
 
 
 def _decide(step: Step, kept: str | None, fault: str | None) -> Decision:
@@ -313,11 +339,7 @@ def _amount(text: str | int, *, total: int) -> int:
 def _space(directory: str, min_free: str | int) -> tuple[int, int]:
     """Bytes that are free, and bytes that should be."""
     try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            status, free = os.fstatvfs(fd), free_bytes(fd)
-        finally:
-            os.close(fd)
+        status, free = os.statvfs(directory), free_bytes(directory)
     except OSError as error:
         raise translate_os_error(error, directory, doing="look up the free space") from error
     if free is None:
@@ -341,4 +363,9 @@ def _delete(directory: str, files: Sequence[str]) -> None:
                 continue  # Someone else deletes here too.
             except OSError as error:
                 raise translate_os_error(error, path, doing="delete the file") from error
-        fsync_directory(directory)
+        for place in {directory, *map(os.path.dirname, group)}:
+            with contextlib.suppress(FileNotFoundError):
+                fsync_directory(place)
+    for place in set(map(os.path.dirname, files)) - {directory}:
+        with contextlib.suppress(OSError):
+            os.rmdir(place)  # Where something was kept while the step was saved again.

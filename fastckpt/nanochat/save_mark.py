@@ -13,7 +13,6 @@ number would have to be sent to the other ranks first.
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
-from fastckpt.constants import SAVE_HEAD_SIZE, SAVE_MARK_KEY
+from fastckpt.constants import SALVAGE_KEY, SAVE_HEAD_SIZE, SAVE_MARK_KEY, SAVED_AS_KEY
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.nanochat.names import MODEL, OPTIM, Stem
+from fastckpt.nanochat.names import MODEL, OPTIM, Stem, parse_name
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +89,16 @@ def parse_mark(metadata: Mapping[str, Any]) -> SaveMark | None:
     return SaveMark(role, step, rank, world_size, save, optimizer, meta)
 
 
+def no_place_in_torch(metadata: Mapping[str, Any], path: str) -> list[str]:
+    """The keys of the metadata of the file ``path`` that neither a ``.pt`` made of it nor its name would tell."""
+    named, mark = parse_name(os.path.basename(path)), parse_mark(metadata)
+    # The format is what readers of a .safetensors look for, and says nothing of the state.
+    told = {SALVAGE_KEY} | ({"format"} if metadata.get("format") == "pt" else set())
+    told |= {SAVE_MARK_KEY} if named is not None and mark is not None and mark.stem == named[0] else set()
+    told |= {SAVED_AS_KEY} if named is not None and metadata.get(SAVED_AS_KEY) == str(named[0]) else set()
+    return [key for key in metadata if key not in told]
+
+
 def read_mark(path: str | os.PathLike[str]) -> SaveMark | None:
     """The mark of a ``.fckpt`` file; None if it has none, as after a conversion from ``.pt``.
 
@@ -129,6 +138,8 @@ def save_digest(model_data: object) -> str:
 
 def _heads(tensors: list[torch.Tensor]) -> list[bytes]:
     """The first elements of every tensor, brought together on each device before they are copied to the host."""
+    import ctypes  # Here, not above: it would slow the start of every command.
+
     import torch
 
     by_device: dict[torch.device, list[int]] = {}

@@ -27,7 +27,7 @@ import functools
 import os
 import signal
 import sys
-from types import FrameType, ModuleType, TracebackType
+from types import FrameType, ModuleType
 from typing import Any, Final
 
 from fastckpt.emergency import EmergencySave, ends_run, say
@@ -66,9 +66,7 @@ class ScriptSave:
     def __enter__(self) -> ScriptSave:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._detach()
 
     def attach(self, manager: ModuleType) -> None:

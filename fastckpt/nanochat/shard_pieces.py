@@ -95,7 +95,7 @@ class Shards:
         for file, value in zip(self.files, values, strict=True):
             if type(value) is not type(expected) or value != expected:
                 raise MismatchError(
-                    f"{where} is not what it has to be on every rank of this step",
+                    f"{where} has another value than every rank of this step must have",
                     path=file.path,
                     expected=expected,
                     actual=value,

@@ -261,16 +261,20 @@ def _check_groups(
     expected = [len(parameters) for _, parameters in rules]
     ids = [number for group in groups for number in group["params"]]
     kinds = [group.get("kind") for group in groups]
-    if (
-        sizes != expected
-        or ids != list(range(len(ids)))
-        or (with_kinds and kinds != [ADAMW if rule == ADAMW else "muon" for rule, _ in rules])
-    ):
+    expected_kinds = [ADAMW if rule == ADAMW else "muon" for rule, _ in rules]
+    wanted = found = ""
+    if sizes != expected:
+        wanted, found = f"groups of {expected} parameters", f"groups of {sizes}"
+    elif ids != list(range(len(ids))):
+        wanted, found = "parameters in the order of their numbers", "another order"
+    elif with_kinds and kinds != expected_kinds:
+        wanted, found = f"groups of kind {expected_kinds}", f"kind {kinds}"
+    if wanted:
         raise MismatchError(
             "the optimizer's groups are not those that nanochat makes for the model of this step",
             path=file.path,
-            expected=f"groups of {expected} parameters",
-            actual=f"groups of {sizes}",
+            expected=wanted,
+            actual=found,
             next_step="put the model that was saved with it into the directory",
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 from collections.abc import Iterable
@@ -9,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
-from fastckpt.io.os_errors import translate_os_error
-from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
+from fastckpt.io.os_errors import exists, file_path, status, translate_os_error
+from fastckpt.nanochat.names import BEFORE, META, MODEL, OPTIM, Stem, hidden_name, parse_hidden, parse_name
+from fastckpt.text import some
 
 _SHOWN = 8
 _PREFERRED: Final = ("fckpt", "pt", "safetensors")
@@ -26,11 +28,13 @@ class Step:
         states: For the model and each optimizer rank, the path by suffix (``pt``, ``fckpt``, ``safetensors``).
             Optimizer ranks come in order, the model last.
         meta: The path of its ``meta_*.json``, if there is one.
+        before: What it was before a save or a reshard that was cut short, or is going on.
     """
 
     number: int
     states: dict[Stem, dict[str, str]] = field(default_factory=dict)
     meta: str | None = None
+    before: Step | None = None
 
     @property
     def model(self) -> Stem:
@@ -38,15 +42,30 @@ class Step:
         return Stem(MODEL, self.number)
 
     @property
-    def paths(self) -> list[str]:
-        """All its files, in every format, the meta file last."""
+    def own_paths(self) -> list[str]:
+        """The files that have its names, in every format, the meta file last."""
         paths = [path for by_suffix in self.states.values() for path in by_suffix.values()]
         return paths if self.meta is None else [*paths, self.meta]
+
+    @property
+    def paths(self) -> list[str]:
+        """These, and those of what it was before."""
+        return self.own_paths + (self.before.own_paths if self.before is not None else [])
 
     def preferred(self, stem: Stem) -> str | None:
         """The file to read where one is there in several formats; None if there is none."""
         by_suffix = self.states.get(stem, {})
         return next((by_suffix[suffix] for suffix in _PREFERRED if suffix in by_suffix), None)
+
+
+def versions(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """By name, what tells a file from one that was saved anew under its name; a link or copy of it has the same.
+
+    Raises:
+        CheckpointIOError
+    """
+    found = {os.path.basename(path): status(path) for path in paths}
+    return {name: (each.st_size, each.st_mtime_ns) for name, each in found.items()}
 
 
 def read_steps(directory: str) -> dict[int, Step]:
@@ -55,20 +74,38 @@ def read_steps(directory: str) -> dict[int, Step]:
     Raises:
         CheckpointIOError: It cannot be read.
     """
+    steps, kept = _read(directory)
+    for number in kept:
+        path = os.path.join(directory, hidden_name(number, BEFORE))
+        before = _read(path)[0].get(number) if exists(path) else None  # Another process may have dropped it.
+        if before is not None:
+            steps.setdefault(number, Step(number)).before = before
+    return dict(sorted(steps.items()))
+
+
+def _read(directory: str) -> tuple[dict[int, Step], list[int]]:
+    """The steps whose files have their names here, and those of which something is kept."""
     steps: dict[int, Step] = {}
+    names, kept = [], []
     try:
-        with os.scandir(directory) as listing:
-            names = sorted(item.name for item in listing if item.is_file())
+        with os.scandir(file_path(directory)) as listing:
+            for item in listing:
+                hidden = parse_hidden(item.name)
+                if hidden is not None and hidden[1] == BEFORE:
+                    kept.append(hidden[0])
+                elif item.is_file():
+                    names.append(item.name)
     except OSError as error:
-        raise translate_os_error(error, directory, doing="list the directory") from error
-    for stem, suffix, name in sorted(_parsed(names), key=lambda item: (item[0].step, _order(item[0]), item[1])):
+        doing = None if error.errno == errno.ENOENT else "list the directory"
+        raise translate_os_error(error, directory, doing=doing) from error
+    for stem, suffix, name in sorted(_parsed(sorted(names)), key=lambda item: (item[0].step, _order(item[0]), item[1])):
         step = steps.setdefault(stem.step, Step(stem.step))
         path = os.path.join(directory, name)
         if stem.role == META:
             step.meta = path
         else:
             step.states.setdefault(stem, {})[suffix] = path
-    return steps
+    return steps, kept
 
 
 def _parsed(names: Iterable[str]) -> Iterable[tuple[Stem, str, str]]:
@@ -103,9 +140,7 @@ def choose_steps(directory: str, wanted: int | None, *, command: str) -> list[St
 
 def list_numbers(numbers: Iterable[int]) -> str:
     """``2, 4, 6``, and how many more after the first few."""
-    ordered = sorted(numbers)
-    more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
-    return ", ".join(map(str, ordered[:_SHOWN])) + more
+    return some([str(number) for number in sorted(numbers)], _SHOWN)
 
 
 def _no_steps(directory: str, command: str) -> FastckptError:
@@ -116,10 +151,9 @@ def _no_steps(directory: str, command: str) -> FastckptError:
             path=directory,
             next_step="name the directory that has the model_*.pt files, or convert other files one by one",
         )
-    shown = ", ".join(os.path.relpath(tag, directory) for tag in tags[:_SHOWN])
-    more = f" and {len(tags) - _SHOWN} more" if len(tags) > _SHOWN else ""
+    shown = some([os.path.relpath(tag, directory) for tag in tags], _SHOWN)
     return UsageError(
-        f"the checkpoints are in its subdirectories: {shown}{more}",
+        f"the checkpoints are in its subdirectories: {shown}",
         path=directory,
         next_step=f"name one of them: {command.format(shlex.quote(tags[0]))}",
     )

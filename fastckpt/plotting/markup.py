@@ -80,19 +80,6 @@ def quantity(value: float) -> str:
     return _exponent(f"{value:.2e}")
 
 
-def amount(nbytes: int) -> str:
-    """Bytes in decimal units, as in ``16.8 MB``."""
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
-        if nbytes >= 0.9995 * 1000**power:
-            return f"{nbytes / 1000**power:.3g} {unit}"
-    return f"{nbytes} B"
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 tensor``, ``1,234 tensors``."""
-    return f"{count:,} {noun}" + ("s" if count != 1 else "")
-
-
 def fits(words: str, width: float, size: float = 11) -> bool:
     """Whether words surely fit into a width."""
     columns = sum(2 if east_asian_width(character) in "WF" else 1 for character in printable(words))
@@ -107,11 +94,11 @@ def shortened(words: str, length: int, *, keep_end: bool = False) -> str:
     return "\u2026" + plain[-length + 1 :] if keep_end else plain[: length - 1] + "\u2026"
 
 
-def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about ``count`` of them."""
+def nice_ticks(low: float, high: float) -> list[float]:
+    """Round numbers from ``low`` to ``high``, about five of them."""
     if high <= low:
         return [low]
-    raw = (high - low) / count
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from fastckpt.errors import MismatchError
 from fastckpt.nanochat.parameter_order import Parameter, parameter_groups
+from fastckpt.plotting.numbers import PlottedFile
 
 
 class Name(NamedTuple):
@@ -79,14 +80,11 @@ def ranked_families(names: Sequence[str], nbytes: Sequence[int]) -> list[str]:
     return sorted(totals, key=lambda family: (-totals[family], family))
 
 
-Facts = dict[str, Any]
-
-
 _STATE: Final = re.compile(r"state\.(\d{1,6})\.\w+")
 
 
-def name_moments(model: Facts, optimizer: Facts) -> None:
-    """Set ``of`` of an optimizer's tensors to the parameters they belong to, as far as shapes bear that out.
+def name_moments(model: PlottedFile, optimizer: PlottedFile) -> None:
+    """Set ``of`` of an optimizer's tensors to the parameters they belong to, where the shapes fit.
 
     Args:
         model: Facts of the model file of the same step.

@@ -7,9 +7,10 @@ whatever might have found its way in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
-from fastckpt.plotting.markup import amount, counted, element, escaped, shortened, style_sheet
+from fastckpt.plotting.markup import element, escaped, shortened, style_sheet
+from fastckpt.plotting.numbers import PlottedDirectory, PlottedFile
 from fastckpt.plotting.sections import (
     damage_section,
     drift_section,
@@ -19,24 +20,24 @@ from fastckpt.plotting.sections import (
     treemap_section,
 )
 from fastckpt.plotting.summary import bad_numbers, total_norm, val_bpb_words, verdict
-
-Facts = dict[str, Any]
+from fastckpt.text import count_text, size_text, some
 
 _MAX_NAMED: Final = 4
 _POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def file_page(facts: Facts) -> str:
+def file_page(facts: PlottedFile) -> str:
     """The page of a file; see `fastckpt.plotting.survey.measure_file`."""
     body = [*_heading(facts["path"], [facts]), *_damage([facts])]
     body += _measurements([facts], group_names=False)
     return _document(facts["path"], body)
 
 
-def directory_page(facts: Facts) -> str:
+def directory_page(facts: PlottedDirectory) -> str:
     """The page of a directory; see `fastckpt.plotting.survey.measure_directory`."""
     files, newest = facts["newest"]["files"], facts["newest"]["step"]
-    body = _heading(facts["path"], files, of=f"Step {newest:,}, the newest of {counted(len(facts['steps']), 'step')}")
+    steps = count_text(len(facts["steps"]), "step")
+    body = _heading(facts["path"], files, of=f"Step {newest:,}, the newest of {steps}")
     body += _steps_table(facts)
     models = [step["model"] for step in facts["steps"] if step["model"] is not None]
     # The newest model is among both.
@@ -48,7 +49,7 @@ def directory_page(facts: Facts) -> str:
     return _document(facts["path"], body)
 
 
-def _measurements(files: Sequence[Facts], *, group_names: bool) -> Iterator[str]:
+def _measurements(files: Sequence[PlottedFile], *, group_names: bool) -> Iterator[str]:
     yield from treemap_section(files)
     for file in files:
         suffix = f" of {file['path'].rpartition('/')[2]}" if group_names else ""
@@ -71,12 +72,12 @@ def _document(path: str, body: Iterable[str]) -> str:
     return f"<!DOCTYPE html>\n{page}\n"
 
 
-def _heading(path: str, files: Sequence[Facts], of: str | None = None) -> list[str]:
+def _heading(path: str, files: Sequence[PlottedFile], of: str | None = None) -> list[str]:
     tensors = [tensor for file in files for tensor in file["tensors"]]
     own = [tensor for tensor in tensors if tensor["tied_to"] is None]
     bad = sum(map(bad_numbers, tensors))
     tiles = [
-        (amount(sum(file["size"] for file in files)), "in " + counted(len(files), "file"), None),
+        (size_text(sum(file["size"] for file in files)), "in " + count_text(len(files), "file"), None),
         (f"{len(tensors):,}", "tensors", None),
         (f"{sum(tensor['elements'] for tensor in own):,}", "elements", None),
         (f"{bad:,}", "NaN and infinities", "bad" if bad else None),
@@ -94,16 +95,16 @@ def _heading(path: str, files: Sequence[Facts], of: str | None = None) -> list[s
         parts.append(element("p", element("bdi", escaped(name)), element("b", escaped(words), class_=kind)))
     spoilt = [tensor for tensor in tensors if bad_numbers(tensor)]
     if spoilt:
-        names = ", ".join(f"{shortened(t['name'], 60)} ({bad_numbers(t):,})" for t in spoilt[:_MAX_NAMED])
-        more = f" and {counted(len(spoilt) - _MAX_NAMED, 'more tensor')}" if len(spoilt) > _MAX_NAMED else ""
-        parts.append(element("p", "NaN or infinities in ", element("bdi", escaped(names)), more, class_="bad"))
+        names = [element("bdi", escaped(f"{shortened(t['name'], 60)} ({bad_numbers(t):,})")) for t in spoilt]
+        parts.append(element("p", "NaN or infinities in ", some(names, _MAX_NAMED, "tensor"), class_="bad"))
     return parts
 
 
-def _steps_table(facts: Facts) -> Iterator[str]:
+def _steps_table(facts: PlottedDirectory) -> Iterator[str]:
     yield element("h2", "Steps")
     if facts["left_out"]:
-        yield element("p", escaped(f"{counted(facts['left_out'], 'step')} in between are not shown."), class_="quiet")
+        left_out = count_text(facts["left_out"], "step")
+        yield element("p", f"{left_out} in between are not shown.", class_="quiet")
     names = ("step", "model", "tensors", "val_bpb", "norm", "NaN, inf", "verified")
     head = element("tr", *(element("th", name, class_="left" if name == "verified" else None) for name in names))
     rows = []
@@ -111,13 +112,13 @@ def _steps_table(facts: Facts) -> Iterator[str]:
         model = step["model"]
         value = val_bpb_words(step["val_bpb"])
         if model is None:
-            cells = ["-", "-", value, "-", "-", step["error"]]
+            cells = ["-", "-", value, "-", "-", step["error"] or ""]
             kind = "bad"
         else:
             words, kind = verdict(model)
             bad = sum(map(bad_numbers, model["tensors"]))
             count, norm = f"{len(model['tensors']):,}", total_norm(model)
-            cells = [amount(model["size"]), count, value, norm, f"{bad:,}", words]
+            cells = [size_text(model["size"]), count, value, norm, f"{bad:,}", words]
         last = element("td", escaped(cells.pop()), class_=f"left {kind}")
         others = [element("td", escaped(cell)) for cell in (f"{step['step']:,}", *cells)]
         rows.append(element("tr", *others, last))
@@ -126,7 +127,7 @@ def _steps_table(facts: Facts) -> Iterator[str]:
         yield element("p", element("bdi", escaped(failed["path"])), escaped(f": {failed['error']}"), class_="bad")
 
 
-def _damage(files: Iterable[Facts]) -> Iterator[str]:
+def _damage(files: Iterable[PlottedFile]) -> Iterator[str]:
     for file in files:
         if file["chunks"] is not None:
-            yield from damage_section(file)
+            yield from damage_section(file, file["chunks"])

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 from fastckpt.plotting.charts import MAX_LINES, Line, heatmap, lines
 from fastckpt.plotting.chunk_states import DAMAGED, INTACT, LOST, STATES, UNPROVEN, chunk_map
 from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
-from fastckpt.plotting.markup import COLOURS, amount, counted, element, escaped, quantity, shortened
+from fastckpt.plotting.markup import COLOURS, element, escaped, quantity, shortened
 from fastckpt.plotting.naming import parse, ranked_families
-from fastckpt.plotting.summary import KindOfTensor, kinds_of
+from fastckpt.plotting.numbers import ChunkMap, PlottedFile, PlottedStep, PlottedTensor
+from fastckpt.plotting.summary import KindOfTensor, kinds_of, proven_words
 from fastckpt.plotting.treemap import Leaf, tree_of, treemap
-
-Facts = dict[str, Any]
+from fastckpt.text import count_text, size_text, some
 
 _MAX_ROWS: Final = 2000
 _MAX_NAME: Final = 100
@@ -35,7 +35,7 @@ def _quiet(words: str) -> str:
     return element("p", escaped(words), class_="quiet")
 
 
-def treemap_section(files: Sequence[Facts]) -> Iterator[str]:
+def treemap_section(files: Sequence[PlottedFile]) -> Iterator[str]:
     """Bytes by module, of several files in one figure."""
     own = [tensor for file in files for tensor in file["tensors"] if not tensor["tied_to"] and tensor["nbytes"]]
     if not own:
@@ -59,8 +59,8 @@ def treemap_section(files: Sequence[Facts]) -> Iterator[str]:
     yield element("h2", "Bytes by module")
     tied = sum(tensor["tied_to"] is not None for file in files for tensor in file["tensors"])
     marked = " What is damaged has a red frame." if any(file["not_whole"] for file in files) else ""
-    note = f" Left out: {counted(tied, 'tensor')} in the memory of another." if tied else ""
-    yield _quiet(f"Areas are in proportion to bytes; {amount(sum(t['nbytes'] for t in own))} in all.{marked}{note}")
+    note = f" Left out: {count_text(tied, 'tensor')} in the memory of another." if tied else ""
+    yield _quiet(f"Areas are in proportion to bytes; {size_text(sum(t['nbytes'] for t in own))} in all.{marked}{note}")
     keys = [_key(f"k{place}", family) for place, family in enumerate(shown)]
     if len(ranked) > len(shown):
         keys.append(_key(f"k{len(COLOURS)}", f"{len(ranked) - len(shown)} more"))
@@ -68,7 +68,7 @@ def treemap_section(files: Sequence[Facts]) -> Iterator[str]:
     yield treemap(tree_of(groups), {family: place for place, family in enumerate(shown)})
 
 
-def _about(tensor: Facts) -> str:
+def _about(tensor: PlottedTensor) -> str:
     reason = f"; {tensor['reason']}" if tensor["reason"] else ""
     of = f"; of {tensor['of']}" if tensor["of"] else ""
     return f"{tensor['dtype']} ({', '.join(map(str, tensor['shape']))}){of}{reason}"
@@ -79,7 +79,7 @@ def _key(class_: str, words: str) -> str:
     return element("span", element("i", "", class_=class_), element("bdi", escaped(words)))
 
 
-def norm_section(file: Facts, suffix: str) -> Iterator[str]:
+def norm_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """The norm of each kind of tensor, layer by layer."""
     # The numbers in an optimizer's state are those of parameters, not of layers.
     kinds = [kind for kind in kinds_of(file) if "state" not in kind.kind.partition(".*")[0].split(".")]
@@ -106,7 +106,7 @@ def _wide(series: Sequence[Line]) -> bool:
     return max(values) > _LOG_FROM * min(values)
 
 
-def histogram_section(file: Facts, suffix: str) -> Iterator[str]:
+def histogram_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """How large the numbers are, kind by kind."""
     kinds = [kind for kind in kinds_of(file) if any(kind.octaves)]
     if not kinds:
@@ -127,7 +127,7 @@ def _odd(kind: KindOfTensor) -> str:
     return ", ".join(f"{count:,} {word}" for count, word in counts if count)
 
 
-def tensor_section(file: Facts, suffix: str) -> Iterator[str]:
+def tensor_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """All tensors in a table, behind a fold if there are many."""
     tensors = file["tensors"]
     if not tensors:
@@ -140,16 +140,16 @@ def tensor_section(file: Facts, suffix: str) -> Iterator[str]:
     if len(tensors) > _MAX_ROWS:
         table = _quiet(f"The first {_MAX_ROWS:,} of {len(tensors):,}; fastckpt plot --json has all.") + table
     is_open = "open" if len(tensors) <= 60 else None
-    yield element("details", element("summary", counted(len(tensors), "tensor")), table, open=is_open)
+    yield element("details", element("summary", count_text(len(tensors), "tensor")), table, open=is_open)
 
 
-def _row(tensor: Facts) -> str:
+def _row(tensor: PlottedTensor) -> str:
     numbers = tensor["numbers"]
     cells = [
         element("td", element("bdi", escaped(shortened(tensor["name"], _MAX_NAME))), class_="left name"),
         element("td", escaped(tensor["dtype"]), class_="left"),
         element("td", escaped(" x ".join(map(str, tensor["shape"])) or "scalar")),
-        element("td", amount(tensor["nbytes"])),
+        element("td", size_text(tensor["nbytes"])),
     ]
     if numbers is None:
         cells.append(element("td", escaped(f"not measured: {tensor['reason']}"), colspan=7, class_="left bad why"))
@@ -158,17 +158,17 @@ def _row(tensor: Facts) -> str:
         cells += [element("td", words) for words in (quantity(numbers["norm"]), rms, quantity(numbers["max_abs"]))]
         share = 100 * numbers["zeros"] / numbers["count"] if numbers["count"] else 0.0
         cells.append(element("td", f"{share:.3g}%" if numbers["zeros"] else "0"))
-        for key in ("nan", "inf"):
-            cells.append(element("td", f"{numbers[key]:,}", class_="bad" if numbers[key] else None))
+        for count in (numbers["nan"], numbers["inf"]):
+            cells.append(element("td", f"{count:,}", class_="bad" if count else None))
         note = f"of {shortened(tensor['of'], _MAX_NAME)}" if tensor["of"] else ""
         note = f"is {shortened(tensor['tied_to'], _MAX_NAME)}" if tensor["tied_to"] else note
         cells.append(element("td", element("bdi", escaped(note)), class_="left why"))
     return element("tr", *cells)
 
 
-def damage_section(file: Facts) -> Iterator[str]:
+def damage_section(file: PlottedFile, chunks: ChunkMap) -> Iterator[str]:
     """What is wrong with a damaged file, and where."""
-    cells, per_cell = file["chunks"]["cells"], file["chunks"]["per_cell"]
+    cells, per_cell = chunks["cells"], chunks["per_cell"]
     yield element("h2", "Damage in ", element("bdi", escaped(file["path"].rpartition("/")[2])))
     findings = [element("li", element("bdi", escaped(finding["message"]))) for finding in file["findings"]]
     if len(findings) > _MAX_FINDINGS:
@@ -180,26 +180,29 @@ def damage_section(file: Facts) -> Iterator[str]:
     if not cells:
         yield _quiet("Nothing in the file says what it held, so there is no map of it.")
         return
-    counts = Counter(cell["state"] for cell in cells)
-    each = "a chunk" if per_cell == 1 else f"{per_cell} chunks, as bad as the worst of them"
-    yield _quiet(f"Each cell is {each} of at most 1 MiB, in file order. Point at one to see whose it is.")
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        counts[cell.state] += cell.nbytes
+    each = "a run" if per_cell == 1 else f"{per_cell} runs, as bad as the worst of them,"
+    yield _quiet(
+        f"{proven_words(chunks)}. Each cell is {each} of chunks in one state, as wide as it has bytes, in file order. "
+        "Point at one to see whose it is."
+    )
     present = [state for state in STATES if counts[state] or state != UNPROVEN]
-    keys = [_key(f"k-{state}", f"{state} ({_MEANING[state]}): {counts[state]:,}") for state in present]
+    keys = [_key(f"k-{state}", f"{state} ({_MEANING[state]}): {size_text(counts[state])}") for state in present]
     yield element("div", *keys, class_="keys")
     yield chunk_map(cells)
 
 
-def _not_whole(file: Facts) -> Iterator[str]:
+def _not_whole(file: PlottedFile) -> Iterator[str]:
     """Which tensors the damage is in, where none of the findings that are shown says so."""
     told = {name for finding in file["findings"][:_MAX_FINDINGS] for name in finding["tensors"]}
-    names = [shortened(name, _MAX_NAME) for name in file["not_whole"] if name not in told]
+    names = [element("bdi", escaped(shortened(name, _MAX_NAME))) for name in file["not_whole"] if name not in told]
     if names:
-        more = f" and {counted(len(names) - _MAX_FINDINGS, 'more tensor')}" if len(names) > _MAX_FINDINGS else ""
-        items = [element("bdi", escaped(name)) for name in names[:_MAX_FINDINGS]]
-        yield element("p", "Not whole: ", ", ".join(items), more)
+        yield element("p", "Not whole: ", some(names, _MAX_FINDINGS, "tensor"))
 
 
-def drift_section(steps: Sequence[Facts]) -> Iterator[str]:
+def drift_section(steps: Sequence[PlottedStep]) -> Iterator[str]:
     """How the norms of the models moved over the steps, and by how much the weights changed."""
     measured = [(step["step"], kinds_of(step["model"])) for step in steps if step["model"] is not None]
     series = _drift_lines(measured)

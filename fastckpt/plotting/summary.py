@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
-from fastckpt.plotting.markup import amount, counted, quantity
+from fastckpt.findings import UNSETTLED, ByteCounts
+from fastckpt.plotting.markup import quantity
 from fastckpt.plotting.naming import parse, short_labels
+from fastckpt.plotting.numbers import ChunkMap, PlottedFile, PlottedTensor
+from fastckpt.text import count_text, share_text, size_text
+from fastckpt.verdicts import Verdict
 
-Facts = dict[str, Any]
 
-
-def verdict(file: Facts) -> tuple[str, str]:
+def verdict(file: PlottedFile) -> tuple[str, str]:
     """Whether a file is intact, in words, and ``good``, ``warning`` or ``bad``."""
-    if file["proven"]:
-        return f"intact: every {'byte' if file['format'] == 'fckpt' else 'tensor'} verified", "good"
-    if file["ok"]:
-        return "whole, but it has no checksums that could prove it", "warning"
+    if file["verdict"] == Verdict.INTACT:
+        what = "every byte verified" if file["format"] == "fckpt" else "every record matches its CRC-32"
+        return f"{Verdict.INTACT}: {what}", "good"
+    if file["verdict"] == Verdict.PRESENT:
+        unproven = any(finding["size"] for finding in file["findings"]) or not file["findings"]
+        return f"{Verdict.PRESENT}: {'it has no checksum for all of it' if unproven else UNSETTLED}", "warning"
     if not any(finding["loss"] for finding in file["findings"]):
         return "damaged; no tensor is lost", "warning"
     count = len(file["not_whole"])
-    return "damaged" + (f": {counted(count, 'tensor')} not whole" if count else ""), "bad"
+    return "damaged" + (f": {count_text(count, 'tensor')} not whole" if count else ""), "bad"
 
 
-def bad_numbers(tensor: Facts) -> int:
+def proven_words(chunks: ChunkMap) -> str:
+    """How much of a damaged file is proven: ``8.86 of 15.7 MB proven, 6.84 MB damaged or missing``."""
+    counts = ByteCounts(**chunks["tensor_bytes"])
+    parts = [f"{share_text(counts.proven, counts.total)} proven"]
+    parts += [f"{size_text(counts.unproven)} without a proof"] if counts.unproven else []
+    parts += [f"{size_text(counts.gone)} damaged or missing"] if counts.gone else []
+    return ", ".join(parts)
+
+
+def bad_numbers(tensor: PlottedTensor) -> int:
     """How many of a tensor's numbers are NaN or infinite."""
     numbers = tensor["numbers"]
     return numbers["nan"] + numbers["inf"] if numbers is not None else 0
@@ -62,7 +74,7 @@ class KindOfTensor:
         return math.sqrt(self.squares)
 
 
-def kinds_of(file: Facts) -> list[KindOfTensor]:
+def kinds_of(file: PlottedFile) -> list[KindOfTensor]:
     """The kinds of tensors in a file, the one with the most bytes first; tied weights count once."""
     labels = short_labels(parse(tensor["name"]).kind for tensor in file["tensors"])
     kinds: dict[str, KindOfTensor] = {}
@@ -76,8 +88,10 @@ def kinds_of(file: Facts) -> list[KindOfTensor]:
             found.unmeasured += 1
             continue
         found.squares += numbers["norm"] ** 2
-        for key in ("nan", "inf", "zeros", "count"):
-            setattr(found, key, getattr(found, key) + numbers[key])
+        found.nan += numbers["nan"]
+        found.inf += numbers["inf"]
+        found.zeros += numbers["zeros"]
+        found.count += numbers["count"]
         before = found.octaves or [0] * len(numbers["octaves"])
         found.octaves = [a + b for a, b in zip(before, numbers["octaves"], strict=True)]
         if name.layer is not None:
@@ -85,7 +99,7 @@ def kinds_of(file: Facts) -> list[KindOfTensor]:
     return sorted(kinds.values(), key=lambda kind: (-kind.nbytes, kind.kind))
 
 
-def total_norm(file: Facts) -> str:
+def total_norm(file: PlottedFile) -> str:
     """The L2 norm of all tensors; a dash if one of them could not be read."""
     kinds = kinds_of(file)
     return "-" if any(kind.unmeasured for kind in kinds) else quantity(math.sqrt(sum(kind.squares for kind in kinds)))
@@ -96,6 +110,6 @@ def val_bpb_words(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def size_words(file: Facts) -> str:
+def size_words(file: PlottedFile) -> str:
     """Format, size and tensors of a file."""
-    return f"{file['format']}, {amount(file['size'])}, {counted(len(file['tensors']), 'tensor')}"
+    return f"{file['format']}, {size_text(file['size'])}, {count_text(len(file['tensors']), 'tensor')}"

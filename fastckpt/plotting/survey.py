@@ -9,35 +9,42 @@ from typing import Any, Final
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.findings import Kind
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
 from fastckpt.plotting.naming import name_moments, parse
+from fastckpt.plotting.numbers import (
+    ChunkMap,
+    FailedPlot,
+    PlottedDirectory,
+    PlottedFile,
+    PlottedStep,
+    PlottedTensor,
+)
 from fastckpt.salvaging.alike import survey_as_named
 from fastckpt.stored.comparison import compare
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
 from fastckpt.stored.verify import verify
-from fastckpt.surveying.fates import Status
-
-Facts = dict[str, Any]
+from fastckpt.surveying.fates import THERE
 
 MAX_STEPS: Final = 48
 """Steps of a directory that are drawn; of more, as many at even distances."""
-MAX_CELLS: Final = 20_000
-"""Cells of a damage map: some 2 MB of SVG."""
+MAX_CELLS: Final = 5_000
+"""Cells of a damage map: some 500 kB of SVG."""
 _STRUCTURE_LOST: Final = (DamagedError, UnsupportedStateError, CheckpointIOError)
 
 
-def measure_file(path: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
+def measure_file(path: str, *, threads: int | None = None, progress: Progress | None = None) -> PlottedFile:
     """Verify and measure a checkpoint file.
 
     Args:
         path: A ``.fckpt``, ``.pt`` or ``.safetensors`` file, damaged or not.
         threads: Worker threads; None takes one per CPU.
-        progress: Told of the bytes of tensors measured so far.
+        progress: Called with the bytes of tensors measured so far.
 
     Raises:
         NotACheckpointError, UnsupportedVersionError, UnsupportedStateError: It is none that can be read.
@@ -49,15 +56,13 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
     report = verify(path, threads=count)
     damaged = any(finding.kind is not Kind.UNPROVEN for finding in report.findings)
     wreck = survey_as_named(path, threads=count) if damaged else None
-    chunks: Facts | None = None
+    chunks: ChunkMap | None = None
     not_whole: list[str] = []
     if wreck is not None:
-        states, per_cell = merged(chunk_states(wreck), MAX_CELLS)
-        cells = [{"state": item.state, "place": item.place, "tensors": list(item.tensors)} for item in states]
-        chunks = {"per_cell": per_cell, "cells": cells}
-        there = (Status.INTACT, Status.UNVERIFIED)
-        not_whole = [name for name, fate in wreck.fates().items() if fate.status not in there]
-    file: Opened
+        cells, per_cell = merged(chunk_states(wreck), MAX_CELLS)
+        chunks = {"per_cell": per_cell, "cells": cells, "tensor_bytes": wreck.byte_counts().as_dict()}
+        not_whole = [name for name, fate in wreck.fates().items() if fate.status not in THERE]
+    file: Opened | WreckTensors
     try:
         file = open_file(path)
     except _STRUCTURE_LOST:
@@ -76,7 +81,7 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
         "format": wreck.format if wreck is not None else report.format,
         "size": report.size,
         "ok": report.ok,
-        "proven": not report.findings,
+        "verdict": report.as_dict()["verdict"],
         "findings": [finding.as_dict() for finding in report.findings],
         "next": report.next_step,
         "not_whole": not_whole,
@@ -86,9 +91,9 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
     }
 
 
-def _tensor(item: Measured) -> Facts:
+def _tensor(item: Measured) -> PlottedTensor:
     entry, found = item.entry, item.profile
-    facts: Facts = {
+    facts: PlottedTensor = {
         "name": entry.name,
         "dtype": entry.dtype,
         "shape": list(entry.shape),
@@ -98,6 +103,7 @@ def _tensor(item: Measured) -> Facts:
         "reason": item.reason or None,
         "of": None,
         "numbers": None,
+        "tied_to": None,
     }
     if found is not None:
         facts["numbers"] = {
@@ -113,35 +119,44 @@ def _tensor(item: Measured) -> Facts:
     return facts
 
 
-def measure_directory(directory: str, *, threads: int | None = None, progress: Progress | None = None) -> Facts:
+def measure_directory(
+    directory: str, *, threads: int | None = None, progress: Progress | None = None
+) -> PlottedDirectory:
     """Measure the models of a directory's steps, how each changed since the one before, and all of the newest step.
 
     Raises:
         UsageError, NotACheckpointError: It holds no steps.
         CheckpointIOError: It cannot be read.
     """
-    every = [step for step in choose_steps(directory, None, command="fastckpt plot {}") if step.states]
+    every = [step_in_use(step) for step in choose_steps(directory, None, command="fastckpt plot {}")]
+    every = [step for step in every if step.states]
     chosen = _evenly(every, MAX_STEPS)
-    steps: list[Facts] = []
-    previous: Facts | None = None
+    steps: list[PlottedStep] = []
+    previous: PlottedFile | None = None
     for step in chosen:
         path = step.preferred(step.model)
-        facts: Facts = {"step": step.number, "val_bpb": _val_bpb(step), "model": None, "error": None, "changes": None}
+        facts: PlottedStep = {
+            "step": step.number,
+            "val_bpb": _val_bpb(step),
+            "model": None,
+            "error": None,
+            "changes": None,
+        }
         if path is None:
             facts["error"] = f"there is no {step.model}"
         else:
             try:
-                facts["model"] = measure_file(path, threads=threads, progress=progress)
+                model = facts["model"] = measure_file(path, threads=threads, progress=progress)
                 if previous is not None:
                     facts["changes"] = _changes(previous, path, threads)
-                if facts["model"]["ok"]:
-                    previous = facts["model"]
+                if model["ok"]:
+                    previous = model
             except FastckptError as error:
                 facts["error"] = error.message
         steps.append(facts)
     newest = chosen[-1]
     files = [steps[-1]["model"]] if steps[-1]["model"] is not None else []
-    failed: list[Facts] = []
+    failed: list[FailedPlot] = []
     for stem in newest.states:
         path = newest.preferred(stem)
         if stem.role != MODEL and path is not None:
@@ -174,7 +189,7 @@ def _val_bpb(step: Step) -> float | None:
     return value if type(value) is float and math.isfinite(value) else None
 
 
-def _changes(before: Facts, after: str, threads: int | None) -> Facts:
+def _changes(before: PlottedFile, after: str, threads: int | None) -> dict[str, float | None]:
     """By how much each module changed from one file to the next: the L2 norm of the difference over that before.
 
     None where that is no finite number.
@@ -185,7 +200,7 @@ def _changes(before: Facts, after: str, threads: int | None) -> Facts:
             module = parse(tensor["name"]).module
             norms[module] = math.hypot(norms.get(module, 0.0), tensor["numbers"]["norm"])
     squares = dict.fromkeys(norms, 0.0)
-    for name, difference in compare(before["path"], after, threads=threads).tensors.items():
+    for name, difference in compare(before["path"], after, digests_only=True, threads=threads).tensors.items():
         module = parse(name).module
         if module in squares and difference.status != "identical":
             squares[module] += math.nan if difference.numbers is None else difference.numbers.squares

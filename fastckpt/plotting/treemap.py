@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
-from fastckpt.plotting.markup import amount, counted, element, figure, fits, shortened, text, title
+from fastckpt.plotting.markup import element, figure, fits, shortened, text, title
 from fastckpt.plotting.naming import is_number, parse
+from fastckpt.text import count_text, size_text
 
 WIDTH: Final = 960.0
 HEIGHT: Final = 520.0
@@ -129,7 +130,7 @@ def _draw(node: Module, box: Box, depth: int, colours: Mapping[str, int], parts:
         if not child.children or small:
             parts.append(_leaf(child, place, colours))
         elif depth < _MAX_HEADERS and inner.height > 12 and inner.width > 12 and fits(child.name, place.width):
-            label = f"{child.path}: {amount(child.nbytes)}, {counted(child.tensors, 'tensor')}"
+            label = f"{child.path}: {size_text(child.nbytes)}, {count_text(child.tensors, 'tensor')}"
             frame = element("rect", title(label), class_="module", **_shape(place))
             parts += [frame, text(place.x + 4, place.y + 12, _header(child, place.width), class_="small")]
             _draw(child, inner, depth + 1, colours, parts)
@@ -167,15 +168,15 @@ def _drawable(node: Module, box: Box) -> list[Module]:
 
 def _leaf(node: Module, box: Box, colours: Mapping[str, int]) -> str:
     colour = colours.get(parse(node.path).family, len(colours))
-    many = f", {counted(node.tensors, 'tensor')}" if node.tensors > 1 else ""
-    about = f"{node.path}: {amount(node.nbytes)}{many}{', ' if node.about else ''}{node.about}"
+    many = f", {count_text(node.tensors, 'tensor')}" if node.tensors > 1 else ""
+    about = f"{node.path}: {size_text(node.nbytes)}{many}{', ' if node.about else ''}{node.about}"
     class_ = f"leaf c{colour}" if node.whole else f"leaf c{colour} broken"
     drawn = element("rect", title(about), class_=class_, data_tensors=node.tensors, **_shape(box))
     label = node.name.removesuffix(".weight")
     if box.height < 15 or not fits(label, box.width):
         return drawn
     words = [text(box.x + 4, box.y + 13, label, class_="on small")]
-    size = amount(node.nbytes)
+    size = size_text(node.nbytes)
     if box.height >= 30 and fits(size, box.width):
         words.append(text(box.x + 4, box.y + 26, size, class_="on small faint"))
     return drawn + "".join(words)

@@ -16,6 +16,7 @@ from typing import IO, Any, Final, NamedTuple
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.fckpt.payload import Reading, Target, read_targets
+from fastckpt.foreign.byte_order import turn_round
 from fastckpt.io.copying import FilePlace
 from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.source import Source
@@ -24,7 +25,7 @@ from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.salvaging.selection import Part
-from fastckpt.surveying.wreck import Hole
+from fastckpt.surveying.holes import Hole
 
 _NAN: Final[Mapping[str, bytes]] = {
     "float16": b"\x00\x7e",
@@ -86,7 +87,7 @@ def gathered(
                 continue
             source = sources[piece.wreck.path]
             holes = [hole for hole in piece.state.holes if hole.located]
-            if piece.state.offset is not None and not holes:
+            if piece.state.offset is not None and not holes and piece.state.unit == 1:
                 origins.append(FilePlace(source.fd, piece.state.offset))
                 continue
             if spool is None:
@@ -116,6 +117,7 @@ class _Spool:
         try:
             encoded = piece.state.record is not None
             offset = self._decode(piece, source) if encoded else self._copy(piece, source, holes)
+            self._turn_round(offset, piece.state.nbytes, piece.state.unit)
             for hole in holes:
                 self._fill(offset, hole, piece.state.nbytes, pattern)
         except (CheckpointIOError, DamagedError):
@@ -125,11 +127,7 @@ class _Spool:
         return FilePlace(self._file.fileno(), offset)
 
     def _reserve(self, size: int) -> int:
-        directory = os.open(self._directory or os.curdir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            check_space(directory, size, self._directory)
-        finally:
-            os.close(directory)
+        check_space(self._directory or os.curdir, size, self._directory)
         offset = self._end
         self._end = align(offset + size)
         os.truncate(self._file.fileno(), self._end)
@@ -160,6 +158,14 @@ class _Spool:
         if moved.faults:
             raise DamagedError("the file became shorter or unreadable while it was salvaged", path=source.path)
         return offset
+
+    def _turn_round(self, offset: int, nbytes: int, unit: int) -> None:
+        """Make the numbers of a big-endian file little-endian."""
+        for at in range(0, nbytes if unit > 1 else 0, _FILL_STEP):
+            piece = bytearray(os.pread(self._file.fileno(), min(_FILL_STEP, nbytes - at), offset + at))
+            turn_round(memoryview(piece), unit)
+            if os.pwrite(self._file.fileno(), piece, offset + at) != len(piece):
+                raise CheckpointIOError("a temporary file could not be written", path=self._directory)
 
     def _fill(self, offset: int, hole: Hole, nbytes: int, pattern: bytes) -> None:
         width = len(pattern)

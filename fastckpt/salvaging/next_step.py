@@ -6,8 +6,9 @@ import os
 import shlex
 from collections.abc import Iterator
 
-from fastckpt.errors import FastckptError
+from fastckpt.errors import FILE_OBJECT, FastckptError
 from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.foreign.write_torch import SALVAGED
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.salvaging.alike import siblings, survey_as_named
 from fastckpt.salvaging.report import SalvageReport
@@ -21,12 +22,15 @@ def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
     if report.destination is not None:
         return _after_writing(report, request, threads)
     if report.exit_code == 0:
-        return f"nothing to salvage: every tensor is there. fastckpt verify {shlex.quote(report.path)}"
+        there = "every tensor is there" if report.tensors else "it has no tensors"
+        return f"nothing to salvage: {there}. fastckpt verify {shlex.quote(report.path)}"
     sibling = _sibling(report)
     unverified = Status.UNVERIFIED not in request.include and bool(report.counts["unverified"])
     if not report.tensors and report.structure == "whole":
         return request.command(report.path, suggested_name(report))
-    if not report.written and not unverified:
+    if not report.written and any(fate.rows_intact for fate in report.tensors.values()):
+        request = request._replace(include=request.include | {Status.PARTIAL})
+    elif not report.written and not unverified:
         if sibling is not None and _is_whole(sibling, threads):
             return f"nothing usable is left in this file; use {_shown(sibling)}, which is whole"
         if report.size and not report.tensors and request.like is None:
@@ -49,8 +53,10 @@ def _with_names(report: SalvageReport, request: Request, destination: str) -> st
 
 def suggested_name(report: SalvageReport) -> str:
     """A destination beside the file that no training script takes for a checkpoint of its own."""
+    if report.path == FILE_OBJECT:
+        return "rescued.fckpt"
     stem, suffix = os.path.splitext(report.path)
-    return f"{stem}.salvaged{suffix if suffix in FORMAT_OF else '.fckpt'}"
+    return f"{stem}{SALVAGED}{suffix if suffix in FORMAT_OF else '.fckpt'}"
 
 
 def _after_writing(report: SalvageReport, request: Request, threads: int) -> str:
@@ -73,7 +79,7 @@ def _complete_it(report: SalvageReport, request: Request, destination: str, thre
     """A model is loaded strictly, and an optimizer needs all of its param_groups: what to do about what is missing."""
     count = len(report.broken)
     if not count:
-        return f"fastckpt verify {shlex.quote(destination)}  # tensors that nothing names may be missing"
+        return f"fastckpt verify {shlex.quote(destination)}  # it is not certain to be whole: see the report"
     needing = "a model needs all of them" if not report.broken_groups else "the param_groups need theirs"
     text = f"{count} of {len(report.tensors)} tensors are missing or not whole, and {needing}: "
     sibling = _sibling(report)

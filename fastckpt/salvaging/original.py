@@ -11,10 +11,13 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from fastckpt.findings import Kind
-from fastckpt.layout.entries import Entry
+from fastckpt.layout.entries import Entry, by_storage
+from fastckpt.salvaging.plain import has_values
 from fastckpt.salvaging.selection import Part, Selection
-from fastckpt.surveying.fates import Status
-from fastckpt.surveying.wreck import Hole, StorageState, Wreck, storage_status
+from fastckpt.surveying.fates import THERE, Status
+from fastckpt.surveying.holes import Hole
+from fastckpt.surveying.wreck import StorageState, Wreck, storage_status
+from fastckpt.text import some
 
 
 def keep_original(selection: Selection, wreck: Wreck, include: Collection[Status], donor: Wreck | None) -> None:
@@ -26,13 +29,11 @@ def keep_original(selection: Selection, wreck: Wreck, include: Collection[Status
     original = wreck.original
     if original is None:
         return
-    understood = not wreck.opaque and not wreck.unnamed
+    understood = not wreck.opaque and not wreck.unnamed and not has_values(wreck.tree)
     if understood and (len(selection.entries) < len(wreck.entries) or selection.backfilled):
         return
     numbers = {key: number for number, key in enumerate(original.order)}
-    users: dict[int, list[Entry]] = {}
-    for entry in wreck.entries:
-        users.setdefault(entry.storage, []).append(entry)
+    users = by_storage(wreck.entries)
     parts: dict[str, Part] = {}
     filled: list[str] = []
     backfilled: dict[str, str] = {}
@@ -59,14 +60,15 @@ def keep_original(selection: Selection, wreck: Wreck, include: Collection[Status
     selection.original = original
     selection.notes = []
     if filled:
-        shown = ", ".join(filled[:5]) + (f" and {len(filled) - 5} more" if len(filled) > 5 else "")
-        selection.notes.append(f"the structure is kept as it was saved; what is lost in it is filled: {shown}")
+        selection.notes.append(
+            f"the structure is kept as it was saved; what is lost in it is filled: {some(filled, 5)}"
+        )
 
 
 def _is_wanted(state: StorageState, include: Collection[Status]) -> bool:
     """Whether a storage comes back as it stands. What nothing disproves does: to fill it would lose it."""
     status = storage_status(state)
-    return status in (Status.INTACT, Status.UNVERIFIED) or status in include
+    return status in THERE or status in include
 
 
 def _emptied(state: StorageState) -> StorageState:

@@ -3,10 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypedDict
 
-from fastckpt.findings import Finding
-from fastckpt.surveying.fates import Status, TensorFate
+from fastckpt.findings import ByteCountFacts, ByteCounts, Finding, FindingFacts
+from fastckpt.surveying.fates import THERE, FateFacts, Status, TensorFate
+
+
+class SalvagedFile(TypedDict):
+    path: str
+    format: str
+    size: int
+    structure: str
+    counts: dict[str, int]
+    tensors: dict[str, FateFacts]
+    tensor_bytes: ByteCountFacts
+    findings: list[FindingFacts]
+    destination: str | None
+    written: list[str]
+    backfilled: dict[str, str]
+    complete: bool
+    notes: list[str]
+    next: str
 
 
 @dataclass(slots=True)
@@ -18,6 +35,7 @@ class SalvageReport:
         format: ``fckpt``, ``torch-zip``, ``torch-legacy``, ``safetensors`` or ``unknown``.
         size: Bytes of the file.
         tensors: The fate of every tensor by flat name, in the order of the structure.
+        tensor_bytes: What is proven of the bytes of all tensors.
         findings: All damage, in file order.
         structure: Where names, shapes and dtypes come from: ``whole``, ``from index/header``, ``like``,
             ``sibling``, ``nanochat order``, ``damaged`` (a pickle or header that fails its checksum) or ``none``.
@@ -25,7 +43,8 @@ class SalvageReport:
         written: Names of the tensors in it; in a dry run, of those that would be.
         backfilled: Names of tensors taken from another checkpoint, and that checkpoint.
         complete: Whether every tensor of the structure is (or would be) in the destination, none with bytes that are
-            missing or known to be wrong.
+            missing or known to be wrong, and nothing may follow. Also whether all of it is known to be of one save; or,
+            where tensors were taken from another file as asked, nothing says that the rest is of two.
         notes: What else the user should know.
         next_step: The next command to run.
         exit_code: 0 nothing lost, 1 damage got around, 3 a part came back, 2 nothing usable, 4 not a checkpoint.
@@ -40,6 +59,7 @@ class SalvageReport:
     format: str
     size: int
     tensors: dict[str, TensorFate] = field(default_factory=dict)
+    tensor_bytes: ByteCounts = field(default_factory=ByteCounts)
     findings: list[Finding] = field(default_factory=list)
     structure: str = "none"
     destination: str | None = None
@@ -61,9 +81,8 @@ class SalvageReport:
     @property
     def broken(self) -> list[str]:
         """Names of the tensors that are not (or would not be) in the destination, or not whole."""
-        whole = (Status.INTACT, Status.UNVERIFIED)
         written = set(self.written)
-        good = {n for n in written if n in self.backfilled or self.tensors[n].status in whole}
+        good = {n for n in written if n in self.backfilled or self.tensors[n].status in THERE}
         return [name for name in self.tensors if name not in good]
 
     @property
@@ -71,7 +90,7 @@ class SalvageReport:
         """Those of the broken tensors that stand in the ``param_groups`` of an optimizer."""
         return [name for name in self.broken if "param_groups" in name.split(".")[:-1]]
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> SalvagedFile:
         """Plain values, for JSON."""
         return {
             "path": self.path,
@@ -80,6 +99,7 @@ class SalvageReport:
             "structure": self.structure,
             "counts": self.counts,
             "tensors": {name: fate.as_dict() for name, fate in self.tensors.items()},
+            "tensor_bytes": self.tensor_bytes.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
             "destination": self.destination,
             "written": self.written,

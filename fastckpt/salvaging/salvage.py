@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Final
 
-from fastckpt.errors import CheckpointIOError, UsageError
-from fastckpt.findings import Kind
+from fastckpt.errors import (
+    CheckpointNotFoundError,
+    NotACheckpointError,
+    UnsupportedStateError,
+    for_file_object,
+)
+from fastckpt.findings import UNSETTLED, Finding, Kind
+from fastckpt.io.file_object import Readables, is_path, name_of, require_path
 from fastckpt.io.how import How
+from fastckpt.io.refuse_overwriting import refuse_overwriting
+from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.layout.walk import has_optimizer
 from fastckpt.salvaging.alike import blueprint_finder, survey_as_named
 from fastckpt.salvaging.next_step import next_step
@@ -18,18 +27,20 @@ from fastckpt.salvaging.original import keep_original
 from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.request import Request, make_request
 from fastckpt.salvaging.selection import Selection, choose
+from fastckpt.salvaging.survey_set import around_pieces, set_in, survey_set
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
-from fastckpt.surveying.fates import Status, TensorFate
+from fastckpt.stored.verify import verify_source
+from fastckpt.surveying.fates import THERE, Status, TensorFate
 from fastckpt.surveying.survey import survey
 from fastckpt.surveying.wreck import Wreck, storage_status
+from fastckpt.text import some
 
 _SHOWN: Final = 20
 """Things that are not understood, named one by one."""
-_THERE: Final = (Status.INTACT, Status.UNVERIFIED)
 
 
 def salvage(
-    src: str | os.PathLike[str],
+    src: Readables,
     dst: str | os.PathLike[str] | None = None,
     *,
     like: str | os.PathLike[str] | None = None,
@@ -46,14 +57,17 @@ def salvage(
 
     Args:
         src: A ``.fckpt``, ``.pt`` or ``.safetensors`` file in any state. It is only read.
+            Or a binary file object, see `fastckpt.load`. Or a directory that one checkpoint of
+            torch.distributed.checkpoint is in, or a set of shards: its tensors are put together.
         dst: The file to write: ``.fckpt``, ``.pt`` or ``.safetensors`` by suffix. None only reports.
-        like: Another checkpoint of the same structure, for names, shapes and dtypes that are lost.
+        like: Another checkpoint of the same structure, for names, shapes and dtypes that are lost;
+            of a directory, another directory.
         include: What else comes back beside intact tensors: ``unverified``, ``partial``, ``damaged``.
         fill: ``nan`` or ``zeros``, for the missing bytes of those.
         backfill: Another checkpoint of which tensors are taken that did not come back.
         durable: Return only when ``dst`` survives a power cut.
         threads: Worker threads; None takes one per CPU.
-        progress: Told of the bytes done so far.
+        progress: Called with the bytes done so far.
 
     Returns:
         The report.
@@ -61,73 +75,91 @@ def salvage(
     Raises:
         NotACheckpointError, UnsupportedVersionError, UnsupportedStateError: Nothing that can be salvaged.
         CheckpointIOError, OutOfSpaceError: ``src`` cannot be opened or ``dst`` not written; ``dst`` is untouched.
-        UsageError: An argument is wrong.
+        UsageError: An argument is wrong, or a directory is not one checkpoint that can be put together.
+        DamagedError, CheckpointNotFoundError: Of a directory: there is no manifest that can be read, and no ``like``.
 
     Example:
         >>> fastckpt.salvage("damaged.fckpt", "rescued.fckpt").written
         ['bias']
     """
-    path = os.fspath(src)
-    destination = os.fspath(dst) if dst is not None else None
-    others = [os.fspath(other) for other in (like, backfill) if other is not None]
+    path = name_of(src)
+    destination = require_path(dst, "the destination") if dst is not None else None
     request = make_request(
-        like=os.fspath(like) if like is not None else None,
+        like=require_path(like, "the checkpoint of like=") if like is not None else None,
         include=include,
         fill=fill,
-        backfill=os.fspath(backfill) if backfill is not None else None,
+        backfill=require_path(backfill, "the checkpoint of backfill=") if backfill is not None else None,
     )
+    others = [other for other in (request.like, request.backfill) if other is not None]
     kind = None
     if destination is not None:
         kind = destination_format(destination)
-        _refuse_overwriting(destination, [path, *others])
+        refuse_overwriting(destination, [path, *others] if is_path(src) else others)
+    of_several = set_in(path) if is_path(src) and is_directory_of_checkpoints(path) else None
     for other in others:
-        if not os.path.isfile(other):
-            raise CheckpointIOError("there is no such file", path=other)
-    if os.path.isdir(path):
-        raise UsageError(
-            "this is a directory", path=path, next_step=f"fastckpt salvage {shlex.quote(path)} shows every step in it"
-        )
-    count = thread_count(threads)
-    find = blueprint_finder(path, request.like)
-    wreck = survey(path, like=request.like, find_blueprint=find, threads=count, progress=progress)
-    donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
-    fates = wreck.fates()
-    selection = choose(wreck, fates, request.include, donor)
-    if kind in (None, "pt"):
-        keep_original(selection, wreck, request.include, donor)
-    if kind is not None:
-        refuse_what_does_not_fit(selection, kind)
-    report = _report(wreck, fates, selection, donor, request)
-    if destination is not None and (selection.entries or selection.original is not None):
-        report.destination = destination
-        write_destination(
-            destination,
-            selection,
-            report,
-            [wreck, donor] if donor is not None else [wreck],
-            How(count, durable, progress),
-            fill=fill,
-        )
-    report.exit_code = _exit_code(report, wreck, written=destination is not None)
-    report.next_step = next_step(report, request, threads=count)
-    return report
-
-
-def _refuse_overwriting(destination: str, inputs: Iterable[str]) -> None:
-    for path in inputs:
-        if os.path.exists(destination) and os.path.exists(path) and os.path.samefile(destination, path):
-            raise UsageError("the destination is one of the files that are read", path=destination)
+        is_one_file = os.path.exists(other) and not is_directory_of_checkpoints(other)
+        if not is_one_file and (of_several is None or other != request.like):
+            raise CheckpointNotFoundError("not found, or not a file", path=other)
+    with ExitStack() as stack:
+        count = thread_count(threads)
+        if of_several is not None:
+            wreck, file = survey_set(
+                of_several, destination, stack, like=request.like, threads=count, progress=progress
+            )
+        else:
+            # An empty file cannot be opened as a checkpoint; what is left of it is said all the same.
+            has_bytes = not is_path(src) or os.path.isdir(path) or (os.path.isfile(path) and os.path.getsize(path) > 0)
+            file = stack.enter_context(Source(src)) if has_bytes else None
+            find = blueprint_finder(path, request.like)
+            wreck = survey(file or path, like=request.like, find_blueprint=find, threads=count, progress=progress)
+        donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
+        fates = wreck.fates()
+        selection = choose(wreck, fates, request.include, donor)
+        if kind in (None, "pt"):
+            keep_original(selection, wreck, request.include, donor)
+        if kind is not None:
+            refuse_what_does_not_fit(selection, wreck, kind)
+        report = _report(path, wreck, fates, selection, donor, request, kind)
+        has_no_tensors = not wreck.entries and not wreck.unnamed and wreck.structure != "none"
+        if destination is not None and (selection.entries or selection.original is not None or has_no_tensors):
+            report.destination = destination
+            write_destination(
+                destination,
+                selection,
+                report,
+                [wreck, donor] if donor is not None else [wreck],
+                How(count, durable, progress),
+                fill=fill,
+                held=file if of_several is not None or not is_path(src) else None,
+            )
+        report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
+        if report.exit_code == 0:
+            # All that was looked at is of tensors; what lies around them can be damaged as well.
+            around = (
+                around_pieces(of_several, threads=count) if of_several is not None else _around(file or path, count)
+            )
+            report.findings += around
+            report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
+        report.next_step = for_file_object(next_step(report, request, threads=count))
+        return report
 
 
 def _report(
-    wreck: Wreck, fates: dict[str, TensorFate], selection: Selection, donor: Wreck | None, request: Request
+    path: str,
+    wreck: Wreck,
+    fates: dict[str, TensorFate],
+    selection: Selection,
+    donor: Wreck | None,
+    request: Request,
+    kind: str | None,
 ) -> SalvageReport:
     written = selection.names
     report = SalvageReport(
-        wreck.path,
+        path,
         wreck.format,
         wreck.size,
         fates,
+        wreck.byte_counts(),
         wreck.findings,
         wreck.structure,
         written=written,
@@ -135,11 +167,19 @@ def _report(
         notes=[*wreck.notes, *selection.notes],
     )
     kept = selection.original is not None
-    report.notes += _what_is_not_understood(wreck, kept=kept)
-    nothing_left_out = kept or (not wreck.opaque and not wreck.unnamed)
-    unnamed_whole = all(storage_status(unnamed.state) in _THERE for unnamed in wreck.unnamed)
+    carried = 'is in the new file: load(opaque="keep") shows it' if kind == "fckpt" else "is left out"
+    report.notes += _what_is_not_understood(wreck, "comes back as it was saved" if kept else carried)
+    nothing_left_out = kept or not (selection.is_reduced or wreck.opaque or wreck.unnamed)
+    unnamed_whole = all(storage_status(unnamed.state) in THERE for unnamed in wreck.unnamed)
     report.complete = (
-        wreck.structure != "none" and not report.broken and not _is_open(wreck) and nothing_left_out and unnamed_whole
+        wreck.structure != "none"
+        and not report.broken
+        and not wreck.is_open
+        # What is completed from another file is of several saves by the user's wish, and the report names which.
+        and (not wreck.unsettled or (wreck.unsettled == UNSETTLED and bool(selection.backfilled)))
+        and nothing_left_out
+        and unnamed_whole
+        and not wreck.lost_values
     )
     if donor is not None:
         donor_fates = donor.fates()
@@ -154,10 +194,9 @@ def _report(
     return report
 
 
-def _what_is_not_understood(wreck: Wreck, *, kept: bool) -> Iterator[str]:
-    fate = "it was not imported or run, and " + ("comes back as it was saved" if kept else "is left out")
+def _what_is_not_understood(wreck: Wreck, fate: str) -> Iterator[str]:
     for path, name in wreck.opaque[:_SHOWN]:
-        yield f"{path} is a {name}: {fate}"
+        yield f"{path} is a {name}: it was not imported or run, and {fate}"
     if len(wreck.opaque) > _SHOWN:
         yield f"... and {len(wreck.opaque) - _SHOWN} more that are not understood"
     counts: dict[str, int] = {}
@@ -180,31 +219,38 @@ def _what_is_missing(report: SalvageReport, include: frozenset[Status], *, stric
     if missing and strict and report.structure != "none":
         yield f"incomplete: {len(missing)} of {len(report.tensors)} tensors are missing, and a strict load refuses that"
     if report.broken_groups:
-        shown = ", ".join(report.broken_groups[:3]) + (", ..." if len(report.broken_groups) > 3 else "")
-        yield f"param_groups are not whole, and an optimizer may refuse its first step without {shown}"
+        yield f"param_groups are not whole: an optimizer may refuse its first step without {some(report.broken_groups)}"
     holed = set(report.broken) & set(report.written)
     if holed:
         share = f"{len(holed)} of {len(report.written)} tensors"
         yield f"{share} that come back are not whole: wrong or filled bytes are in them"
 
 
-def _is_open(wreck: Wreck) -> bool:
-    """Whether tensors may be missing that nothing names."""
-    return wreck.structure == "from index/header" or (wreck.format == "safetensors" and wreck.structure == "damaged")
+def _around(file: Source | str, threads: int) -> list[Finding]:
+    """What is wrong with a file of which every tensor is there."""
+    try:
+        with Source.of(file) as source:
+            found = verify_source(source, threads=threads).findings
+    except (NotACheckpointError, UnsupportedStateError) as error:
+        return [Finding(Kind.INCONSISTENT, error.message, error.offset or 0, 0, loss=False)]
+    return [finding for finding in found if finding.kind is not Kind.UNPROVEN]
 
 
-def _exit_code(report: SalvageReport, wreck: Wreck, *, written: bool) -> int:
+def _exit_code(report: SalvageReport, wreck: Wreck, selection: Selection, *, written: bool) -> int:
     damaged = any(finding.kind is not Kind.UNPROVEN for finding in report.findings)
     names = set(report.written)
-    usable = names if written else names | {n for n, fate in report.tensors.items() if fate.status in _THERE}
-    unnamed = [storage_status(storage.state) in _THERE for storage in wreck.unnamed]
+    usable = names if written else names | {n for n, fate in report.tensors.items() if fate.status in THERE}
+    unnamed = [storage_status(storage.state) in THERE for storage in wreck.unnamed]
+    left_out = selection.as_safetensors is not None and bool(selection.as_safetensors.left_out)
     if not report.tensors and not unnamed:
-        return 2 if damaged else 0
+        if report.structure != "whole":
+            return 2 if damaged else 0
+        return 3 if left_out else 1 if damaged else 0
     if not usable and not any(unnamed):
         return 2
-    holed = any(fate.status not in _THERE and n not in report.backfilled for n, fate in report.tensors.items())
-    left_out = any(name not in usable for name in report.tensors) or (written and not report.complete and not names)
-    if report.structure == "none" or holed or left_out or not all(unnamed):
+    holed = any(fate.status not in THERE and n not in report.backfilled for n, fate in report.tensors.items())
+    left_out |= any(name not in usable for name in report.tensors) or (written and not report.complete and not names)
+    if report.structure == "none" or holed or left_out or not all(unnamed) or wreck.lost_values:
         return 3
     if written and wreck.unnamed and not report.complete:
         return 3

@@ -9,15 +9,16 @@ is initialised anew.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from fastckpt.foreign.model import Opaque
+from fastckpt.foreign.safetensors_content import SafetensorsContent
 from fastckpt.layout.entries import Entry
-from fastckpt.layout.tree import AttributedDict, Path, TensorRef, path_text, walk_tree
-from fastckpt.layout.walk import is_optimizer
-from fastckpt.surveying.fates import Status, TensorFate
+from fastckpt.layout.named import ATTRIBUTES, TENSOR_KINDS, fits, is_registered
+from fastckpt.layout.tree import AttributedDict, NamedRef, Path, TensorRef, path_text
+from fastckpt.layout.walk import is_optimizer, map_tensors, tensors_below
+from fastckpt.surveying.fates import THERE, Status, TensorFate
 from fastckpt.surveying.wreck import Original, StorageState, Wreck
 
 _DROPPED: Final = object()
@@ -50,6 +51,9 @@ class Selection:
         backfilled: Names of tensors taken from another file, and that file.
         notes: What was left out and what that means.
         original: The pickle that stands for ``tree``, if it is kept as it was saved.
+        is_reduced: Whether the new file cannot hold all of it, or not as it is: plain values stand for objects, or are
+            left out.
+        as_safetensors: What a ``.safetensors`` has of it, if one is written.
     """
 
     tree: Any = None
@@ -58,6 +62,8 @@ class Selection:
     backfilled: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     original: Original | None = None
+    is_reduced: bool = False
+    as_safetensors: SafetensorsContent | None = None
 
     @property
     def names(self) -> list[str]:
@@ -89,7 +95,7 @@ class _Selector:
         self.other = other
         self.others: dict[str, Entry] = {}
         if other is not None:
-            good = {name for name, fate in other.fates().items() if fate.status in (Status.INTACT, Status.UNVERIFIED)}
+            good = {name for name, fate in other.fates().items() if fate.status in THERE}
             self.others = {entry.name: entry for entry in other.entries if entry.name in good}
 
     def run(self) -> Selection:
@@ -103,7 +109,7 @@ class _Selector:
     def keep(self, name: str) -> bool:
         """Whether this file's own tensor is good enough, and nothing better is at hand."""
         fate = self.fates[name]
-        if fate.status in (Status.INTACT, Status.UNVERIFIED):
+        if fate.status in THERE:
             return fate.status in self.include
         return fate.status in self.include and not _is_mostly_fill(fate) and self.substitute(name) is None
 
@@ -128,8 +134,6 @@ class _Selector:
     def node(self, value: Any, other: Any, path: Path) -> Any:
         if type(value) is TensorRef:
             return self.tensor(self.wreck.entries[value.entry])
-        if type(value) is Opaque:
-            return _DROPPED
         if isinstance(value, dict):
             if is_optimizer(value):
                 return self.optimizer(value, other, path)
@@ -144,7 +148,21 @@ class _Selector:
                     kept = None
                 items.append(kept)
             return items if type(value) is list else tuple(items)
+        if type(value) is NamedRef:
+            return self.named(value, other, path)
         return value
+
+    def named(self, value: NamedRef, other: Any, path: Path) -> Any:
+        """A named value: without the items and fields that are lost, unless it takes all of them to make it."""
+        if value.name in TENSOR_KINDS or is_registered(value.name):
+            names = [self.wreck.entries[number].name for number in tensors_below(value)]
+            if not all(self.keep(name) or self.substitute(name) is not None for name in names):
+                return _DROPPED
+        below = other.payload if type(other) is NamedRef and other.name == value.name else None
+        payload = self.node(value.payload, below, path)
+        if value.name == "namedtuple":
+            payload = (payload[0], {field: payload[1].get(field) for field in value.payload[1]})
+        return NamedRef(value.name, payload) if fits(value.name, payload) else _DROPPED
 
     def tensor(self, entry: Entry) -> Any:
         if self.keep(entry.name):
@@ -158,14 +176,12 @@ class _Selector:
         result: dict[Any, Any] = AttributedDict() if type(value) is AttributedDict else type(value)()
         below = other if isinstance(other, dict) else {}
         for key, item in value.items():
-            if type(key) is Opaque:
-                continue
             kept = self.node(item, below.get(key), (*path, key))
             if kept is not _DROPPED:
                 result[key] = kept
         if type(value) is AttributedDict:
             attributes = getattr(value, "attributes", {})
-            kept = self.dict_(attributes, None, (*path, "__dict__")) if attributes else {}
+            kept = self.dict_(attributes, None, (*path, ATTRIBUTES)) if attributes else {}
             if not kept:
                 return OrderedDict(result)
             result.attributes = kept  # type: ignore[attr-defined]
@@ -184,8 +200,6 @@ class _Selector:
                 continue
             states = {}
             for parameter, state in item.items():
-                if type(parameter) is Opaque:
-                    continue
                 kept = self.parameter_state(state, other_state.get(parameter))
                 if kept is not _DROPPED:
                     states[parameter] = kept
@@ -196,13 +210,13 @@ class _Selector:
 
     def parameter_state(self, state: Any, other: Any) -> Any:
         """One parameter's state: all of it from here, or else all of it from the other file, or nothing."""
-        names = [self.wreck.entries[ref.entry].name for ref in _tensors_in(state)]
+        names = [self.wreck.entries[number].name for number in tensors_below(state)]
         if all(self.keep(name) for name in names):
             return self.node(state, None, ())
         if self.other is not None and all(self.substitute(name) is not None for name in names):
-            theirs = {self.other.entries[ref.entry].name for ref in _tensors_in(other)}
+            theirs = {self.other.entries[number].name for number in tensors_below(other)}
             if theirs == set(names):
-                return _map_tensors(other, self.take_other)
+                return map_tensors(other, self.take_other)
         return _DROPPED
 
     def take_other(self, ref: TensorRef) -> TensorRef:
@@ -219,7 +233,7 @@ class _Selector:
 
     def describe(self, state: Any, optimizer: dict[Any, Any], parameter: Any) -> str:
         """Which parameter it is, as far as the file tells."""
-        entries = [self.wreck.entries[ref.entry] for ref in _tensors_in(state)]
+        entries = [self.wreck.entries[number] for number in tensors_below(state)]
         parts = [" x ".join(map(str, max(entries, key=lambda e: e.numel).shape))] if entries else []
         for group in optimizer["param_groups"]:
             ids = group.get("params") if isinstance(group, dict) else None
@@ -241,17 +255,3 @@ class _Selector:
 def _is_mostly_fill(fate: TensorFate) -> bool:
     """Whether next to nothing of a large tensor is there."""
     return fate.nbytes > _SMALL and fate.present * _MOSTLY_FILL < fate.nbytes
-
-
-def _tensors_in(value: Any) -> Iterator[TensorRef]:
-    return (leaf for _, leaf in walk_tree(value) if type(leaf) is TensorRef)
-
-
-def _map_tensors(value: Any, change: Any) -> Any:
-    if type(value) is TensorRef:
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map_tensors(item, change) for key, item in value.items() if type(key) is not Opaque}
-    if type(value) in (list, tuple):
-        return type(value)(_map_tensors(item, change) for item in value)
-    return None if type(value) is Opaque else value

@@ -13,25 +13,34 @@ from fastckpt.constants import SALVAGE_KEY
 from fastckpt.errors import DamagedError, UnsupportedStateError, UsageError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.writer import write_checkpoint
-from fastckpt.foreign.safetensors_header import can_hold, write_safetensors
+from fastckpt.foreign.pickle_named import note_of_classes
+from fastckpt.foreign.safetensors_content import content_of
+from fastckpt.foreign.safetensors_table import DTYPE_NAMES
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.foreign.torch_pickle import pickle_state
+from fastckpt.foreign.write_safetensors import write_safetensors
 from fastckpt.foreign.write_torch import write_torch
 from fastckpt.io.copying import copy_storages
 from fastckpt.io.how import How
+from fastckpt.io.os_errors import file_path
 from fastckpt.io.source import Source
 from fastckpt.layout.tree import Path as TreePath
-from fastckpt.layout.tree import TensorRef, encode_tree, path_text, walk_tree
+from fastckpt.layout.tree import TensorRef, encode_tree, path_text
+from fastckpt.layout.walk import map_tensors, tensors_below
+from fastckpt.nanochat.save_mark import no_place_in_torch
 from fastckpt.salvaging.gather import Gathered, gathered
+from fastckpt.salvaging.plain import as_plain, lost_names
 from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.selection import Selection
 from fastckpt.surveying.fates import Status
+from fastckpt.surveying.torch_zip.repacked import inflate_what_stands
 from fastckpt.surveying.wreck import Wreck
+from fastckpt.text import some
 
 
 def destination_format(path: str) -> str:
     """``fckpt``, ``pt`` or ``safetensors``. Raises UsageError if the suffix is none of theirs."""
-    suffix = Path(path).suffix
+    suffix = Path(file_path(path)).suffix
     if suffix not in FORMAT_OF:
         raise UsageError(
             f"the suffix {suffix!r} does not tell the format", path=path, expected="one of .fckpt, .pt, .safetensors"
@@ -39,20 +48,47 @@ def destination_format(path: str) -> str:
     return FORMAT_OF[suffix]
 
 
-def refuse_what_does_not_fit(selection: Selection, kind: str) -> None:
-    """Take out of a selection what a ``.safetensors`` file cannot hold, with a note."""
-    if kind != "safetensors":
-        return
-    left_out = [entry.name for entry in selection.entries if not can_hold(entry)]
-    if left_out:
-        shown = ", ".join(left_out[:5]) + (", ..." if len(left_out) > 5 else "")
-        selection.notes.append(f"a .safetensors file cannot hold {len(left_out)} of the tensors: {shown}")
-        selection.entries = [entry for entry in selection.entries if can_hold(entry)]
-    plain = [path for path, leaf in walk_tree(selection.tree) if type(leaf) is not TensorRef]
-    if plain:
+def refuse_what_does_not_fit(selection: Selection, wreck: Wreck, kind: str) -> None:
+    """Take out of a selection, with a note, what a ``.safetensors`` or a ``.pt`` that is written anew cannot hold.
+
+    Raises:
+        UnsupportedStateError: Without sharing bytes, its tensors would take many times as much.
+    """
+    if kind == "pt" and selection.original is None:
+        names = lost_names(selection.tree)
+        if names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            selection.tree = as_plain(selection.tree)
+            selection.notes.append(
+                f"only the pickle that was saved can hold these, and they come back as plain values: {shown}"
+            )
+            selection.is_reduced = True
+            _drop_unnamed(selection)
+        selection.notes += note_of_classes(selection.tree)
+    lost = no_place_in_torch(wreck.metadata, wreck.path) if kind == "pt" else []
+    if lost:
+        selection.notes.append(f"its metadata ({some(lost)}) is not in the .pt, which has no place for it")
+        selection.is_reduced = True
+    if kind == "safetensors":
+        sizes = [piece.state.nbytes for piece in selection.pieces]
+        content = content_of(selection.tree, selection.entries, sizes, wreck.metadata)
+        selection.notes += content.notes
+        selection.entries = [entry for entry in selection.entries if entry.dtype in DTYPE_NAMES]
+        selection.is_reduced = not content.is_all
+        selection.as_safetensors = content
+
+
+def _drop_unnamed(selection: Selection) -> None:
+    """Take out the tensors that the tree does not name any more: nobody could find them in the new file."""
+    named = sorted(set(tensors_below(selection.tree)))
+    gone = {entry.name for entry in selection.entries} - {selection.entries[number].name for number in named}
+    if gone:
         selection.notes.append(
-            f"a .safetensors file holds tensors only: {len(plain)} plain values are left out, as {path_text(plain[0])}"
+            f"plain values cannot hold these tensors beside others of the same object: {some(gone, 5)}"
         )
+        numbers = {old: new for new, old in enumerate(named)}
+        selection.tree = map_tensors(selection.tree, lambda ref: TensorRef(numbers[ref.entry]))
+        selection.entries = [selection.entries[number] for number in named]
 
 
 def write_destination(
@@ -63,8 +99,9 @@ def write_destination(
     how: How,
     *,
     fill: str,
+    held: Source | None = None,
 ) -> None:
-    """Write the new file.
+    """Write the new file; of the first wreck from ``held``, if that is what it was read from and has no path.
 
     Raises:
         OutOfSpaceError, CheckpointIOError: The old file at ``path``, if any, is untouched.
@@ -74,10 +111,16 @@ def write_destination(
     kind = destination_format(path)
     directory = os.path.dirname(os.path.realpath(path))
     with contextlib.ExitStack() as stack:
-        sources = {wreck.path: stack.enter_context(Source(wreck.path)) for wreck in wrecks if wreck.size}
+        named = wrecks if held is None else wrecks[1:]
+        sources = {wreck.path: stack.enter_context(Source(wreck.path)) for wreck in named if wreck.size}
+        sources |= {} if held is None else {held.path: held}
         for wreck in wrecks:
+            if wreck.size and wreck.format == "torch-zip":
+                inflate_what_stands(sources[wreck.path])
             if wreck.size and wreck.identity != sources[wreck.path].identity:
-                raise DamagedError("it is another file by now", path=wreck.path, next_step="salvage it again")
+                raise DamagedError(
+                    "another file has taken its place since it was read", path=wreck.path, next_step="salvage it again"
+                )
         found: Gathered = stack.enter_context(
             gathered(selection.pieces, selection.entries, sources, directory, fill=fill, threads=how.threads)
         )
@@ -97,9 +140,9 @@ def write_destination(
                 note=note,
             )
         elif kind == "safetensors":
-            texts = {SALVAGE_KEY: json.dumps(metadata[SALVAGE_KEY])}
-            own = {key: value for key, value in wrecks[0].metadata.items() if isinstance(value, str)}
-            write_safetensors(path, selection.entries, found.origins, {**own, **texts}, how)
+            assert selection.as_safetensors is not None
+            texts = selection.as_safetensors.texts | {SALVAGE_KEY: json.dumps(metadata[SALVAGE_KEY])}
+            write_safetensors(path, selection.as_safetensors._replace(texts=texts), found.origins, sizes, how)
         else:
             content = Content(
                 tree=encode_tree(selection.tree, _refuse),
@@ -112,6 +155,8 @@ def write_destination(
             write_checkpoint(
                 content, path, codec="none", durable=how.durable, threads=how.threads, progress=how.progress
             )
+        for source in sources.values():
+            source.require_unchanged(next_step="salvage it again; what was written is not to be used")
 
 
 def _refuse(value: object, path: TreePath) -> object:

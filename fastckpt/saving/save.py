@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
 
 import torch
 
+from fastckpt.codec.registry import codec_for_writing
 from fastckpt.collector import collector_paused
-from fastckpt.errors import UnsupportedStateError
+from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.fckpt.content import Content, Supply
 from fastckpt.fckpt.writer import write_checkpoint
+from fastckpt.io.commit import make_directory
+from fastckpt.io.file_object import Writables, write_whole
+from fastckpt.io.os_errors import exists, file_path
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
+from fastckpt.layout.encode_tree import all_refusals
 from fastckpt.layout.tree import Path, encode_tree, path_text
 from fastckpt.saving.background import wait_for
 from fastckpt.tensor.flatten import FlatState, flatten, on_device
@@ -20,9 +25,10 @@ from fastckpt.tensor.flatten import FlatState, flatten, on_device
 
 def save(
     state: object,
-    path: str | os.PathLike[str],
+    path: Writables,
     *,
     codec: str = "none",
+    format: Literal["fckpt"] | None = None,
     metadata: Mapping[str, Any] | None = None,
     durable: bool = True,
     threads: int | None = None,
@@ -36,39 +42,58 @@ def save(
     file is the same, byte for byte, wherever the tensors were. A save of the
     same path that still goes on in the background is waited for.
 
-    A tensor that another thread changes meanwhile is saved torn: some bytes
-    from before, some from after. The file is whole all the same, and loads.
-    `save_async` takes a snapshot before it returns.
+    A tensor that is changed while it is saved, by another thread or stream, is
+    saved torn: some bytes from before, some from after. The file is whole all
+    the same, verifies and loads; nothing in it tells that a value is a mixture.
 
     Args:
-        state: Any nesting of dict (str and int keys), OrderedDict, list, tuple,
-            tensors, int, float, complex, bool, None, str, bytes, torch.dtype,
-            torch.Size and torch.device. Tensors that share a storage, views and
-            strides come back as they were.
-        path: The file; a symbolic link is followed. An existing file is
-            replaced in one step at the very end.
+        state: Any nesting of dict (keys of str, int, bool, None, float, bytes
+            and tuples of these), OrderedDict, list, tuple and tensors; int,
+            float, complex, bool, None, str, bytes; set, frozenset, Counter,
+            defaultdict over a type of Python, deque, bytearray, namespaces,
+            paths, dates and times, range, slice, Fraction, Decimal; NumPy
+            arrays and scalars; enums, namedtuples, dataclasses and classes
+            given to `fastckpt.register`; torch's dtype, Size, device, layout,
+            memory_format and Generator; sparse, quantized, nested and meta
+            tensors, and subclasses with ``__tensor_flatten__``. Tensors that share a storage, views,
+            strides and the Python attributes of tensors come back as they were. Of modules, optimizers and all else
+            with ``state_dict()`` and ``load_state_dict()`` the state dict is saved; `load_into` gives it back to them.
+        path: The file; a symbolic link is followed, directories that are missing are made. An existing file is
+            replaced in one step at the very end. Or a binary file object: the file is made in a temporary directory,
+            then written into it.
         codec: ``"none"`` (mappable), ``"zstd"`` or ``"zstd:LEVEL"`` with LEVEL 1 to 22.
+        format: ``"fckpt"`` writes what this function writes under a name that says something else
+            (``.pt``, ``.pth``, ``.bin``, ``.safetensors``) as well, which other programs would take for damaged.
         metadata: Plain values to keep beside the state, without tensors.
         durable: Return only when the file would survive a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far.
 
     Raises:
-        UnsupportedStateError: The state holds something that cannot be stored;
-            nothing was written.
-        UsageError: Unknown codec or bad thread count.
+        UnsupportedStateError: The state holds something that cannot be stored:
+            all of it is listed, with what to do about each; nothing was written.
+        UsageError: Unknown codec, bad thread count, or a name of another format.
         OutOfSpaceError, CheckpointIOError: The old file is untouched.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C; the old file is untouched.
 
     Example:
-        >>> fastckpt.save({"w": torch.ones(2, 3), "step": 500}, "step_500.fckpt")
+        >>> model = torch.nn.Linear(3, 2)
+        >>> fastckpt.save({"model": model, "step": 500}, "run/step_500.fckpt")
     """
+    require_name(path, format)
     with collector_paused():
-        flat = flatten(state)
+        flat, metadata_tree = taken_apart(state, metadata)
     supply, origins = _sources(flat.storages)
-    content = content_of(flat, metadata, origins, supply)
-    wait_for(path)
-    write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress)
+    content = content_of(flat, metadata_tree, origins, supply)
+
+    def write(target: str | os.PathLike[str], *, durable: bool) -> None:
+        write_content(content, target, codec=codec, durable=durable, threads=threads, progress=progress)
+
+    if isinstance(path, str | bytes | os.PathLike):
+        wait_for(path)
+        write(path, durable=durable)
+    else:
+        write_whole(path, lambda target: write(target, durable=False))
 
 
 def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, list[int]]:
@@ -81,18 +106,48 @@ def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, l
     return DeviceSupply([bytes_of(storage) for storage in storages]), origins
 
 
-def content_of(
-    flat: FlatState, metadata: Mapping[str, Any] | None, origins: Sequence[int], supply: Supply | None
-) -> Content:
-    """What the writer shall write of a state taken apart. Raises UnsupportedStateError for the metadata."""
+def taken_apart(state: object, metadata: Mapping[str, Any] | None) -> tuple[FlatState, bytes]:
+    """A state and the tree of its metadata. Raises UnsupportedStateError with all that cannot be stored in either."""
+    refusals: list[UnsupportedStateError] = []
+    flat = flatten(state, refusals=refusals)
+    plain = dict(metadata or {})
+    metadata_tree = encode_tree(plain, _refuse_metadata, refusals=refusals)
+    if not refusals:  # Metadata that contains itself was refused by then.
+        refusals += _other_keys(plain, ())
+    if refusals:
+        raise all_refusals(refusals)
+    return flat, metadata_tree
+
+
+def content_of(flat: FlatState, metadata_tree: bytes, origins: Sequence[int], supply: Supply | None) -> Content:
+    """What the writer shall write of a state taken apart."""
     return Content(
         tree=flat.tree,
-        metadata_tree=encode_tree(dict(metadata or {}), _refuse_metadata),
+        metadata_tree=metadata_tree,
         entries=flat.entries,
         storage_sizes=[storage.nbytes() for storage in flat.storages],
         origins=origins,
         supply=supply,
     )
+
+
+_OTHER_NAMES: Final = (".pt", ".pth", ".bin", ".safetensors")
+"""Names that other programs open as what they say. Any program's checkpoint can be called .ckpt."""
+
+
+def require_name(path: Writables, format: str | None) -> None:
+    """Raise UsageError if a path has the name of another format, unless ``format`` says that it is meant."""
+    if format not in (None, "fckpt"):
+        raise UsageError("unknown format", expected="'fckpt' or None", actual=format, next_step="fastckpt.convert")
+    if format is None and isinstance(path, str | bytes | os.PathLike):
+        stem, suffix = os.path.splitext(os.fsdecode(path))
+        if suffix in _OTHER_NAMES:
+            raise UsageError(
+                f"the name says {suffix}, and what is saved here is a .fckpt",
+                path=os.fsdecode(path),
+                next_step=f"call it {os.path.basename(stem)}.fckpt (fastckpt.convert makes a {suffix} of that), "
+                'or say format="fckpt"',
+            )
 
 
 def write_content(
@@ -104,9 +159,25 @@ def write_content(
     threads: int | None,
     progress: Progress | None,
 ) -> None:
-    """`writer.write_checkpoint` with as many threads as the medium wants."""
+    """`writer.write_checkpoint` with as many threads as the medium wants, in a directory that is made if need be."""
     count = direct_threads(threads) if durable and codec == "none" else thread_count(threads)
+    codec_for_writing(codec)
+    directory = os.path.dirname(os.path.realpath(file_path(path)))
+    if not exists(directory):
+        make_directory(directory, durable=durable)
     write_checkpoint(content, path, codec=codec, durable=durable, threads=count, progress=progress)
+
+
+def _other_keys(value: object, path: Path) -> Iterator[UnsupportedStateError]:
+    """Refusals of the keys that a state can have and metadata cannot."""
+    if isinstance(value, dict):
+        others = [key for key in value if type(key) is not str and type(key) is not int]
+        if others:
+            what = f"cannot store a dict key of type {type(others[0]).__qualname__}: {others[0]!r:.80}"
+            yield UnsupportedStateError(f"metadata: {path_text(path)}: {what}", next_step="use str or int keys")
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        yield from _other_keys(item, (*path, key))
 
 
 def _refuse_metadata(value: Any, path: Path) -> object:

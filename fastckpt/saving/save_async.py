@@ -17,12 +17,12 @@ from typing import Any, Literal
 
 from fastckpt.codec.registry import codec_for_writing
 from fastckpt.collector import collector_paused
-from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.errors import FILE_OBJECT, CheckpointIOError, UsageError
+from fastckpt.io.file_object import Writables, is_path, require_writable, write_whole
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.saving import snapshots
 from fastckpt.saving.background import BackgroundSave
-from fastckpt.saving.save import content_of, write_content
-from fastckpt.tensor.flatten import flatten
+from fastckpt.saving.save import content_of, require_name, taken_apart, write_content
 
 _turn = threading.Lock()
 """Held from the start of a snapshot to the end of its save: there is one snapshot's memory."""
@@ -83,9 +83,10 @@ class Pending:
 
 def save_async(
     state: object,
-    path: str | os.PathLike[str],
+    path: Writables,
     *,
     codec: str = "none",
+    format: Literal["fckpt"] | None = None,
     metadata: Mapping[str, Any] | None = None,
     durable: bool = True,
     snapshot: Literal["host", "device"] = "host",
@@ -95,8 +96,12 @@ def save_async(
 ) -> Pending:
     """Save ``state`` as it is now; return as soon as it may change again.
 
+    What is changed before this returns, by another thread or stream, is saved
+    torn, as `fastckpt.save` says; what is changed afterwards is not in the file.
+
     Args:
-        state, path, codec, metadata, durable: See `fastckpt.save`; the file is the same, byte for byte.
+        state, path, codec, format, metadata, durable: See `fastckpt.save`; the file is the same, byte for byte.
+            A file object is written by the thread in the background: leave it alone until `Pending.result` returned.
         snapshot: Where the copy is taken. ``"host"``: in host memory, pinned
             where a device is to copy into it; the first call allocates it, later ones
             reuse it. ``"device"``: tensors on a device are copied there, which
@@ -118,19 +123,25 @@ def save_async(
         >>> fastckpt.save_async({"w": torch.ones(2, 3)}, "next.fckpt").result()
     """
     if snapshot not in ("host", "device"):
-        raise UsageError("snapshot is 'host' or 'device'", actual=snapshot)
+        raise UsageError("snapshot must be 'host' or 'device'", actual=snapshot)
     if when_busy not in ("wait", "refuse"):
-        raise UsageError("when_busy is 'wait' or 'refuse'", actual=when_busy)
+        raise UsageError("when_busy must be 'wait' or 'refuse'", actual=when_busy)
+    require_name(path, format)
+    if not is_path(path):
+        require_writable(path)
     codec_for_writing(codec)
     count = thread_count(threads)
     with collector_paused():
-        flat = flatten(state)
-        content = content_of(flat, metadata, (), None)  # What cannot be stored is refused before anything is copied.
+        flat, metadata_tree = taken_apart(state, metadata)  # Refusals come before anything is copied.
+        content = content_of(flat, metadata_tree, (), None)
     # Where the process is by the time it is written does not matter.
-    target = os.path.join(os.getcwd(), os.fsdecode(path))
+    target = os.path.join(os.getcwd(), os.fsdecode(path)) if is_path(path) else path
     if not _turn.acquire(blocking=when_busy == "wait"):
         raise CheckpointIOError(
-            "an earlier save_async still goes on", errno=errno.EBUSY, path=path, next_step="ask for its result() first"
+            "an earlier save_async still goes on",
+            errno=errno.EBUSY,
+            path=path if is_path(path) else None,
+            next_step="ask for its result() first",
         )
     try:
         taken = snapshots.take(flat.storages, on_devices=snapshot == "device", threads=count)
@@ -142,12 +153,18 @@ def save_async(
                 if progress is not None:
                     progress(done)
 
+            def write(place: str | os.PathLike[str], *, durable: bool) -> None:
+                write_content(content, place, codec=codec, durable=durable, threads=threads, progress=report)
+
             try:
-                write_content(content, target, codec=codec, durable=durable, threads=threads, progress=report)
+                if isinstance(target, str | bytes | os.PathLike):
+                    write(target, durable=durable)
+                else:
+                    write_whole(target, lambda place: write(place, durable=False))
             finally:
                 _turn.release()
 
-        task = BackgroundSave(path, work)
+        task = BackgroundSave(path if is_path(path) else FILE_OBJECT, work)
     except BaseException:
         _turn.release()
         raise

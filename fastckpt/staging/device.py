@@ -1,6 +1,6 @@
 """What staging needs of a device: memory, copies that need no waiting for, and a way to wait for them.
 
-`CudaDevice` is the only place in the package that speaks to ``torch.cuda``.
+`CudaDevice`, and `page_lock` for it, speak to ``torch.cuda``.
 `HostDevice` does the same on CPU memory, each step at once.
 """
 
@@ -11,49 +11,65 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack  # type: ignore[attr-defined]
 
 from fastckpt.errors import UsageError
 from fastckpt.io.memory import allocate, allocate_regions
+from fastckpt.staging.page_lock import lock_pages
 
 Range = tuple[int, int]
 """First byte and number of bytes."""
+Copy = tuple[torch.Tensor, torch.Tensor]
+"""Where to, and from where: contiguous, of one size and dtype."""
+Work = Callable[[], object]
+"""Operations on device tensors."""
 
 
 class Device(Protocol):
     """Where tensors are, and how bytes get there and back.
 
-    Copies and work are queued: they happen in the order given, but when a call
-    returns they may not have begun. Memory that takes part must stay until a
-    mark set afterwards has been waited for.
+    What is sent is queued: it happens in the order given, but when a call
+    returns it may not have begun. Memory that takes part must stay until the
+    mark behind it has been waited for.
 
     Attributes:
         target: The torch device.
-        pinned: Whether host memory must be page-locked for fast copies.
+        pinned: Whether it copies faster from and to host memory that is locked into place.
     """
 
     target: torch.device
     pinned: bool
 
     def host_memory(self, nbytes: int) -> torch.Tensor:
-        """Host memory (uint8) that this device copies from and to at full speed."""
+        """A little host memory (uint8) that this device copies from and to at full speed."""
+
+    def lock(self, memory: memoryview) -> bool:
+        """Lock memory of `fastckpt.io.memory.allocate` into place, where this device copies faster then.
+
+        Returns:
+            Whether `page_lock.unlock_pages` has to be called for it.
+        """
 
     def allocate(self, sizes: Sequence[int]) -> list[torch.Tensor]:
         """Memory on the device (uint8, contents undefined), a storage of its own for each size."""
 
     def take_over(self) -> None:
-        """Queue what follows behind everything the caller has queued on the device so far."""
+        """Queue what is sent from now on behind everything the caller has queued on the device by then."""
 
-    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        """Queue a copy, between host and device or on the device."""
+    def send(self, copies: Sequence[Copy], works: Sequence[Work] = ()) -> Any:
+        """Queue copies, between host and device or on the device, and ``works`` behind them and all sent before.
 
-    def then(self, work: Callable[[], object]) -> None:
-        """Queue ``work`` (operations on device tensors) behind the copies so far; later copies do not wait for it."""
+        Later copies do not wait for work.
+
+        Returns:
+            A mark: the point in the queue behind all of it.
+        """
 
     def separate(self, memory: torch.Tensor, ranges: Sequence[Range]) -> list[torch.Tensor]:
-        """Queue that each range of ``memory`` gets a storage of its own; returns these."""
+        """Each range of ``memory`` as a storage of its own, which shares its memory where the device can do that."""
 
-    def mark(self) -> Any:
-        """A point in the queue, behind all copies and work so far."""
+    def has_passed(self, mark: Any) -> bool:
+        """Whether everything before a mark has happened; does not wait for it."""
 
     def wait(self, mark: Any) -> None:
         """Wait until everything before a mark has happened."""
@@ -73,6 +89,9 @@ class HostDevice:
     def host_memory(self, nbytes: int) -> torch.Tensor:
         return torch.frombuffer(allocate(nbytes), dtype=torch.uint8)
 
+    def lock(self, memory: memoryview) -> bool:
+        return False
+
     def allocate(self, sizes: Sequence[int]) -> list[torch.Tensor]:
         if self.target.type != "cpu":
             return [torch.empty(size, dtype=torch.uint8, device=self.target) for size in sizes]
@@ -85,26 +104,23 @@ class HostDevice:
     def take_over(self) -> None:
         pass
 
-    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        if self.target.type != "cpu":
-            destination.copy_(source)
-        else:
-            # One thread: the others are busy filling slots.
-            ctypes.memmove(destination.data_ptr(), source.data_ptr(), source.numel())
-
-    def then(self, work: Callable[[], object]) -> None:
-        work()
+    def send(self, copies: Sequence[Copy], works: Sequence[Work] = ()) -> None:
+        for to, origin in copies:
+            if self.target.type != "cpu":
+                to.copy_(origin)
+            else:
+                # One thread: the others are busy filling slots.
+                ctypes.memmove(to.data_ptr(), origin.data_ptr(), origin.nbytes)
+        for work in works:
+            work()
 
     def separate(self, memory: torch.Tensor, ranges: Sequence[Range]) -> list[torch.Tensor]:
         if self.target.type != "cpu":
             return [memory[start : start + nbytes].clone() for start, nbytes in ranges]
-        # On the CPU a storage can begin anywhere: they share the memory, as after `fastckpt.load`.
-        shared = (ctypes.c_ubyte * memory.numel()).from_address(memory.data_ptr())
-        shared.owner = memory  # type: ignore[attr-defined]  # Whoever holds the buffer holds the memory.
-        return [_bytes_at(shared, start, nbytes) for start, nbytes in ranges]
+        return [storage_at(memory, start, nbytes) for start, nbytes in ranges]
 
-    def mark(self) -> None:
-        return None
+    def has_passed(self, mark: None) -> bool:
+        return True
 
     def wait(self, mark: None) -> None:
         pass
@@ -113,19 +129,21 @@ class HostDevice:
         pass
 
 
-def _bytes_at(memory: Any, start: int, nbytes: int) -> torch.Tensor:
-    """A storage over ``nbytes`` bytes of a buffer, which stays alive with it."""
+def storage_at(memory: torch.Tensor, start: int, nbytes: int) -> torch.Tensor:
+    """A storage of its own over ``nbytes`` bytes of memory (uint8), which stays alive with it.
+
+    A torch storage can begin in the middle of an allocation only where memory comes from outside: by DLPack it does.
+    """
     if not nbytes:
-        return torch.empty(0, dtype=torch.uint8, device="cpu")
-    return torch.frombuffer(memory, dtype=torch.uint8, offset=start, count=nbytes)
+        return memory.new_empty(0)
+    return from_dlpack(to_dlpack(memory[start : start + nbytes]))
 
 
 class CudaDevice:
     """A CUDA device (or a ROCm one, which torch calls the same).
 
-    Two streams beside the caller's own: copies run on one; checks and copies
-    from one place on the device to another on the other, so that the next copy
-    from the host does not wait for them. Memory comes from the caller's
+    Two streams beside the caller's own: copies run on one, work on the other,
+    so that the next copy does not wait for it. Memory comes from the caller's
     stream. It is handed out only after a mark behind its last use has been
     waited for, and held until then, so it needs no `record_stream`.
     """
@@ -137,40 +155,44 @@ class CudaDevice:
         self.target = torch.device("cuda", index)
         self._copies = torch.cuda.Stream(self.target)  # type: ignore[no-untyped-call]
         self._checks = torch.cuda.Stream(self.target)  # type: ignore[no-untyped-call]
+        self._behind_caller = False
 
     def host_memory(self, nbytes: int) -> torch.Tensor:
         # The device is named because torch.set_default_device() may say another, which cannot be pinned.
         return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
 
+    def lock(self, memory: memoryview) -> bool:
+        return lock_pages(memory, self.target)
+
     def allocate(self, sizes: Sequence[int]) -> list[torch.Tensor]:
-        memories = [torch.empty(size, dtype=torch.uint8, device=self.target) for size in sizes]
         # A block that was freed before may still be in use by what the caller has queued.
         self.take_over()
-        return memories
+        return [torch.empty(size, dtype=torch.uint8, device=self.target) for size in sizes]
 
     def take_over(self) -> None:
-        self._copies.wait_stream(torch.cuda.current_stream(self.target))
+        self._behind_caller = False
 
-    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+    def send(self, copies: Sequence[Copy], works: Sequence[Work] = ()) -> Any:
+        if not self._behind_caller:
+            self._copies.wait_stream(torch.cuda.current_stream(self.target))
+            self._behind_caller = True
         with torch.cuda.stream(self._copies):
-            destination.copy_(source, non_blocking=True)
-
-    def then(self, work: Callable[[], object]) -> None:
-        self._checks.wait_stream(self._copies)
-        with torch.cuda.stream(self._checks):
-            work()
+            for to, origin in copies:
+                to.copy_(origin, non_blocking=True)
+            mark = self._copies.record_event()
+        if works:
+            with torch.cuda.stream(self._checks):
+                self._checks.wait_event(mark)
+                for work in works:
+                    work()
+                mark = self._checks.record_event()
+        return mark
 
     def separate(self, memory: torch.Tensor, ranges: Sequence[Range]) -> list[torch.Tensor]:
-        own = self.allocate([nbytes for _, nbytes in ranges])
-        filled = [(to, memory[start : start + n]) for to, (start, n) in zip(own, ranges, strict=True) if n]
-        if filled:
-            # One launch for thousands of tensors.
-            self.then(lambda: torch._foreach_copy_([to for to, _ in filled], [part for _, part in filled]))
-        return own
+        return [storage_at(memory, start, nbytes) for start, nbytes in ranges]
 
-    def mark(self) -> Any:
-        self._checks.wait_stream(self._copies)
-        return self._checks.record_event()
+    def has_passed(self, mark: Any) -> bool:
+        return bool(mark.query())
 
     def wait(self, mark: Any) -> None:
         mark.synchronize()

@@ -9,7 +9,7 @@ import torch
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
 from fastckpt.layout.entries import Entry, by_storage
-from fastckpt.staging.device import Device
+from fastckpt.staging.device import Device, Work
 from fastckpt.staging.regions import Region
 from fastckpt.tensor.rebuild import build_on
 
@@ -33,16 +33,20 @@ class ExistingTensors:
         self._on_storage = by_storage(entries)
         self._direct = direct_places(self._on_storage, tensors)
 
+    def alone(self, region: Region) -> bool:
+        """See `Destination`."""
+        direct = self._direct.get(region.placed[0].storage)
+        return region.is_one_storage and direct is not None and direct.numel() == region.nbytes
+
     def place(self, region: Region) -> torch.Tensor:
         """See `Destination`."""
-        number = region.placed[0].storage
-        if region.is_one_storage and number in self._direct and self._direct[number].numel() == region.nbytes:
-            return self._direct[number]
+        if self.alone(region):
+            return self._direct[region.placed[0].storage]
         return self._device.allocate([region.nbytes])[0]
 
-    def complete(self, region: Region, memory: torch.Tensor) -> list[Pair]:
+    def complete(self, region: Region, memory: torch.Tensor, then: Callable[[Work], None]) -> list[Pair]:
         """See `Destination`."""
-        if self._direct.get(region.placed[0].storage) is memory:
+        if self.alone(region):
             return []
         pairs = []
         for number, offset, _ in region.placed:
@@ -50,7 +54,7 @@ class ExistingTensors:
                 moved = entry._replace(storage_offset=entry.storage_offset + offset // entry.itemsize)
                 (arrived,) = build_on([moved], lambda _: memory)
                 pairs.append(without_repeats(self._tensors[entry.name], arrived.detach()))
-        self._device.then(lambda: copy_pairs(pairs))
+        then(lambda: copy_pairs(pairs))
         return pairs
 
 

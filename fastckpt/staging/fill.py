@@ -15,20 +15,14 @@ import torch
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.fckpt.payload import BadRange, Reading, Target, encoded_pieces, read_piece
+from fastckpt.fckpt.bad_ranges import BadRange
+from fastckpt.fckpt.payload import Reading, Target, encoded_pieces, read_piece
 from fastckpt.io.pool import Pool, Task
 from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Fault
-from fastckpt.staging.regions import Piece, Region
-
-
-class Suspect(NamedTuple):
-    """Leaves of a record (or, without leaf digests, a whole region) that must not be used."""
-
-    region: Region
-    leaf: int
-    leaves: int
+from fastckpt.staging.leaves import Leaves
+from fastckpt.staging.regions import Part, Piece, Suspect
 
 
 class Filler(Protocol):
@@ -39,6 +33,9 @@ class Filler(Protocol):
 
     def release(self) -> None:
         """The slot of the oldest turn may be filled again."""
+
+    def stop_proving(self) -> int:
+        """Leave the proof of leaves to others from now on; the first turn that is not proven here any more."""
 
     def close(self) -> None:
         """Stop; no thread is left when this returns."""
@@ -57,6 +54,7 @@ class RowFiller:
 
     Attributes:
         rows: The rows of every turn.
+        hashed: For each turn, whether its leaves are hashed.
         leaves: Leaf digests of all rows, one after the other; empty if not asked for.
         crcs: CRC-32 of each row; empty if not asked for.
     """
@@ -78,7 +76,7 @@ class RowFiller:
             base = slots[turn % len(slots)].data_ptr()
             rows = []
             for piece in pieces:
-                for origin, offset, size in piece.parts():
+                for origin, offset, size, _, _ in piece.parts():
                     extents.extend((origin, base + piece.slot_offset + offset, size, leaf_count))
                     leaf_count += -(-size // LEAF_SIZE) if leaves else 0
                     rows.append(Row(piece, piece.offset + offset, size))
@@ -87,6 +85,8 @@ class RowFiller:
             ends.append(row_count)
         self.leaves = bytearray(leaf_count * 8)
         self.crcs = array("I", bytes(4 * row_count)) if crcs else array("I")
+        self.hashed = bytearray([leaves]) * len(turns)
+        self._open = min(len(slots), len(turns))
         self._slots = slots  # The threads know only their addresses.
         self._native = _core.SlotFiller(
             source.fd,
@@ -99,6 +99,7 @@ class RowFiller:
             # For direct I/O the threads take large blocks, of which a slot has only a few. From the
             # page cache small ones are as fast, and all threads can work on the slot that is waited for.
             source_direct_fd=-1 if is_warm(source) else source.direct_fd,
+            hashed=self.hashed,
         )
         self._ends = ends
 
@@ -113,7 +114,13 @@ class RowFiller:
         return [(self.rows[turn][fault.move - first], fault) for fault in faults]
 
     def release(self) -> None:
+        self._open = min(self._open + 1, len(self.hashed))
         self._native.release()
+
+    def stop_hashing(self) -> int:
+        """Hash no leaves any more; the first turn of which none is hashed: threads may be at those before it."""
+        self.hashed[self._open :] = bytes(len(self.hashed) - self._open)
+        return self._open
 
     def close(self) -> None:
         self._native.close()
@@ -132,27 +139,27 @@ class RawFiller:
         verify: bool,
     ) -> None:
         self._filler = RowFiller(source, turns, slots, threads=threads, leaves=verify)
-        self._leaves = memoryview(self._filler.leaves)
-        self._compared = 0
+        self._leaves = Leaves(turns) if verify else None
+        self._passed = 0
 
     def wait(self, turn: int) -> list[Suspect]:
-        suspects = []
-        for row, fault in self._filler.wait(turn):
-            first = (row.piece.region.start + row.offset + fault.offset) // LEAF_SIZE
-            end = -(-(row.piece.region.start + row.offset + fault.offset + fault.size) // LEAF_SIZE)
-            suspects.append(Suspect(row.piece.region, first, end - first))
-        if self._leaves:
-            for row in self._filler.rows[turn]:
-                expected = row.piece.digests
-                actual = self._leaves[self._compared : self._compared + len(expected)]
-                self._compared += len(expected)
-                if actual != expected:
-                    bad = [at // 8 for at in range(0, len(actual), 8) if actual[at : at + 8] != expected[at : at + 8]]
-                    suspects += [Suspect(row.piece.region, row.piece.leaves[leaf], 1) for leaf in bad]
+        suspects = [
+            Suspect(row.piece.region, row.offset + fault.offset, fault.size) for row, fault in self._filler.wait(turn)
+        ]
+        if self._leaves is not None and self._filler.hashed[turn]:
+            here = slice(self._passed, self._passed + 8 * self._leaves.counts[turn])
+            self._passed = here.stop
+            actual, expected = self._filler.leaves[here], self._leaves.digests[here]
+            if actual != expected:
+                bad = [at // 8 for at in range(0, len(actual), 8) if actual[at : at + 8] != expected[at : at + 8]]
+                suspects += self._leaves.suspects(turn, bad)
         return suspects
 
     def release(self) -> None:
         self._filler.release()
+
+    def stop_proving(self) -> int:
+        return self._filler.stop_hashing()
 
     def close(self) -> None:
         self._filler.close()
@@ -173,9 +180,9 @@ class DecodingFiller:
         self._source = source
         self._turns = turns
         self._slots = slots
-        self._reading = Reading(1, verify=verify)
+        self._verify = verify
         self._pool = Pool(threads)
-        self._pending: dict[int, list[tuple[Piece, Task[list[BadRange]]]]] = {}
+        self._pending: dict[int, list[tuple[Piece, Part, Task[list[BadRange]]]]] = {}
         self._started = 0
         self._released = 0
         self._start()
@@ -184,27 +191,34 @@ class DecodingFiller:
         while self._started < min(self._released + len(self._slots), len(self._turns)):
             turn, self._started = self._started, self._started + 1
             base = self._slots[turn % len(self._slots)].data_ptr()
+            reading = Reading(1, verify=self._verify)
             self._pending[turn] = [
-                (piece, self._pool.submit(functools.partial(read_piece, self._source, part, self._reading)))
+                (piece, part, self._pool.submit(functools.partial(read_piece, self._source, chunk, reading)))
                 for piece in self._turns[turn]
-                if piece.size and piece.region.record is not None
-                for part in encoded_pieces(
-                    Target(
-                        piece.region.record,
-                        piece.region.start + piece.offset,
-                        piece.size,
-                        base + piece.slot_offset,
-                    )
+                for part in piece.parts()
+                if part.record is not None
+                for chunk in encoded_pieces(
+                    Target(part.record, part.start, part.size, base + piece.slot_offset + part.offset)
                 )
             ]
 
     def wait(self, turn: int) -> list[Suspect]:
-        pending = self._pending.pop(turn)
-        return [Suspect(piece.region, bad.leaf, bad.leaves) for piece, task in pending for bad in task.result()]
+        return [_suspect(piece, part, bad) for piece, part, task in self._pending.pop(turn) for bad in task.result()]
 
     def release(self) -> None:
         self._released += 1
         self._start()
 
+    def stop_proving(self) -> int:
+        self._verify = False
+        return self._started
+
     def close(self) -> None:
         self._pool.close()
+
+
+def _suspect(piece: Piece, part: Part, bad: BadRange) -> Suspect:
+    """Bad leaves of a record as bytes of a region; of a chunk that did not decode, those that the part has of it."""
+    start = max(bad.leaf * LEAF_SIZE, part.start)
+    end = min((bad.leaf + bad.leaves) * LEAF_SIZE, part.start + part.size)
+    return Suspect(piece.region, piece.offset + part.offset + start - part.start, end - start)

@@ -10,13 +10,14 @@ import torch
 
 from fastckpt import _core
 from fastckpt.constants import PACK_ALIGNMENT, PACK_LIMIT, PACK_MAX_STORAGES, PACK_THRESHOLD
+from fastckpt.foreign.byte_order import turn_round_at
 from fastckpt.foreign.checks import check_crcs
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
-from fastckpt.staging.fill import Filler, Row, RowFiller, Suspect
-from fastckpt.staging.regions import Part, Piece, Placed, Region
+from fastckpt.staging.fill import Filler, Row, RowFiller
+from fastckpt.staging.regions import Part, Piece, Placed, Region, Suspect
 
 
 class ForeignOrigin:
@@ -26,6 +27,7 @@ class ForeignOrigin:
         source: The file.
         witness: CRCs, or nothing where it has none.
         crcs: CRC-32 by storage: as stated until it has been computed.
+        on_host: Whether any of the storages is big-endian.
     """
 
     witness: Literal["leaves", "crcs", "nothing"]
@@ -37,6 +39,7 @@ class ForeignOrigin:
         self._wanted = sorted({entry.storage for entry in entries}, key=lambda n: (foreign.storages[n].offset, n))
         stated = any(foreign.storages[n].crc is not None and foreign.storages[n].nbytes for n in self._wanted)
         self.witness = "crcs" if stated else "nothing"
+        self.on_host = any(foreign.storages[n].unit > 1 for n in self._wanted)
 
     def regions(self) -> list[Region]:
         """A region for each large storage; small ones that follow one another share one."""
@@ -87,6 +90,7 @@ class _CrcFiller:
     ) -> None:
         self._origin = origin
         self._verify = verify
+        self._slots = slots
         self._filler = RowFiller(origin.source, turns, slots, threads=threads, crcs=verify)
         self._running: dict[int, int] = {}
 
@@ -95,8 +99,12 @@ class _CrcFiller:
             number, begin = self._storage_of(row)
             place = self._origin.foreign.storages[number].offset + row.offset - begin + fault.offset
             self._origin.source.raise_fault(place, fault.errno)
-        if not self._verify:
-            return []
+        suspects = self._compare(turn) if self._verify else []
+        self._turn_round(turn)
+        return suspects
+
+    def _compare(self, turn: int) -> list[Suspect]:
+        """What has by now another CRC-32 than the file states."""
         suspects = []
         rows, first = self._filler.rows[turn], self._filler.first_row(turn)
         for row, crc in zip(rows, self._filler.crcs[first : first + len(rows)], strict=True):
@@ -110,8 +118,17 @@ class _CrcFiller:
             if storage.crc is not None:
                 self._origin.crcs[number] = crc
                 if crc != storage.crc:
-                    suspects.append(Suspect(row.piece.region, 0, 0))
+                    suspects.append(Suspect(row.piece.region, begin, storage.nbytes))
         return suspects
+
+    def _turn_round(self, turn: int) -> None:
+        """Make the numbers of big-endian files in a full slot little-endian. No slot ends inside a number."""
+        if not self._origin.on_host:
+            return
+        base = self._slots[turn % len(self._slots)].data_ptr()
+        for row in self._filler.rows[turn]:
+            unit = self._origin.foreign.storages[self._storage_of(row)[0]].unit
+            turn_round_at(base + row.piece.slot_offset + row.offset - row.piece.offset, row.size, unit)
 
     @staticmethod
     def _storage_of(row: Row) -> tuple[int, int]:
@@ -123,6 +140,10 @@ class _CrcFiller:
 
     def release(self) -> None:
         self._filler.release()
+
+    def stop_proving(self) -> int:
+        """See `Filler`: a file without leaf digests has nothing that others could prove."""
+        return len(self._filler.rows)
 
     def close(self) -> None:
         self._filler.close()

@@ -17,10 +17,9 @@ import torch
 from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.io.source import Source
 from fastckpt.staging.check import LeafCheck
-from fastckpt.staging.device import Device
-from fastckpt.staging.fill import Suspect
+from fastckpt.staging.device import Copy, Device, Work
 from fastckpt.staging.pipeline import Arrival, Destination
-from fastckpt.staging.regions import Piece, Region, cut
+from fastckpt.staging.regions import Piece, Region, Suspect, cut
 
 _WINDOW: Final = 256 * 1024 * 1024
 """Bytes that are asked for at a time; kvikio cuts them into tasks of its own."""
@@ -53,11 +52,14 @@ def arrivals(
         CheckpointIOError: A read came back short or failed.
     """
     kvikio = require()
-    if any(region.record is not None and not region.record.is_raw for region in regions):
-        raise UsageError('encoded records are decoded on the host: engine="ring"', path=source.path)
-    if proof == "host" or (proof is not None and any(region.record is None for region in regions)):
+    records = [part.record for region in regions for part in region.parts]
+    if any(record is not None and not record.is_raw for record in records):
+        raise UsageError('engine="kvikio" cannot read compressed records; use engine="ring"', path=source.path)
+    if proof == "host" or (proof is not None and None in records):
         reason = "its CRCs are checked on the host" if proof == "device" else "bytes are to be verified on the host"
-        raise UsageError(f'{reason}, which they would not pass: engine="ring", or verify=False', path=source.path)
+        raise UsageError(
+            f'{reason}, and engine="kvikio" goes past it; use engine="ring", or verify=False', path=source.path
+        )
     windows = cut(regions, _WINDOW)
     check = LeafCheck(device, windows, 1) if proof == "device" else None
     memories: dict[Region, torch.Tensor] = {}
@@ -74,11 +76,13 @@ def arrivals(
                 # kvikio's reads belong to no stream: the memory must be free by now.
                 device.synchronize()
                 _read(file, source, arrived)
+                copies: list[Copy] = []
+                works: list[Work] = []
                 if check is not None:
-                    check.start(number, arrived)
+                    check.queue(number, [memory for _, memory in arrived], copies, works)
                 ended = [piece.region for piece in window if piece.ends_region]
-                cargo = [destination.complete(region, memories[region]) for region in ended]
-                device.synchronize()
+                cargo = [destination.complete(region, memories[region], works.append) for region in ended]
+                device.wait(device.send(copies, works))
                 for suspect in check.bad(number) if check is not None else []:
                     suspects.setdefault(suspect.region, []).append(suspect)
                 for region in ended:
@@ -103,7 +107,7 @@ def _read(file: Any, source: Source, arrived: Sequence[tuple[Piece, torch.Tensor
     reads = []
     try:
         for piece, memory in arrived:
-            for origin, offset, size in piece.parts():
+            for origin, offset, size, _, _ in piece.parts():
                 start = piece.offset + offset
                 reads.append((origin, size, file.pread(memory[start : start + size], size, origin)))
     finally:

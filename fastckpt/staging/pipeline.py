@@ -10,17 +10,16 @@ in it come out, with every leaf of it that is bad.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import torch
 
-from fastckpt.io.transfer import Progress
-from fastckpt.staging.check import LeafCheck
-from fastckpt.staging.device import Device
-from fastckpt.staging.fill import Filler, Suspect
-from fastckpt.staging.regions import Piece, Region
+from fastckpt.staging.device import Copy, Device, Work
+from fastckpt.staging.fill import Filler
+from fastckpt.staging.regions import Piece, Region, Suspect
+from fastckpt.staging.ring import Slots
 
 FLIGHTS: Final = 2
 """Turns on their way to the device at a time."""
@@ -32,14 +31,31 @@ Cargo_co = TypeVar("Cargo_co", covariant=True)
 class Destination(Protocol[Cargo_co]):
     """Where regions go."""
 
+    def alone(self, region: Region) -> bool:
+        """Whether a region must not share its memory with its neighbours."""
+
     def place(self, region: Region) -> torch.Tensor:
         """``region.nbytes`` bytes (uint8) on the device, asked for when its first piece comes."""
 
-    def complete(self, region: Region, memory: torch.Tensor) -> Cargo_co:
-        """All copies into ``memory`` are queued: queue what is to follow. The result comes out with the region.
+    def complete(self, region: Region, memory: torch.Tensor, then: Callable[[Work], None]) -> Cargo_co:
+        """The last copy into ``memory`` comes next. The result comes out with the region, when it has arrived.
 
-        Memory that queued work uses must be kept alive by the result.
+        Args:
+            region: What is complete.
+            memory: Its place.
+            then: Takes work that is to follow the copies on the device. The memory it uses must be kept alive by
+                the result.
         """
+
+
+class Check(Protocol):
+    """Proves leaves on the device: `check.LeafCheck` all of them, `handover.Handover` those of later turns."""
+
+    def queue(self, turn: int, memories: Sequence[torch.Tensor], copies: list[Copy], works: list[Work]) -> None:
+        """Add what checks a turn to what is sent with it; ``memories`` are those of the regions of its pieces."""
+
+    def bad(self, turn: int) -> list[Suspect]:
+        """The leaves of a turn that has landed that are not as written."""
 
 
 @dataclass(slots=True)
@@ -50,14 +66,31 @@ class Arrival(Generic[Cargo]):
     cargo: Cargo
     suspects: list[Suspect]
 
+    def take(self) -> Cargo:
+        """The cargo; from here on the caller alone keeps it alive."""
+        cargo = self.cargo
+        del self.cargo
+        return cargo
+
 
 @dataclass(slots=True)
 class _Flight(Generic[Cargo]):
-    """A turn on its way: the regions that end in it, what the filler found, and when it has landed."""
+    """A turn on its way.
+
+    Attributes:
+        turn: Its number.
+        nbytes: Its bytes.
+        arrivals: The regions that end in it.
+        suspects: What the filler found.
+        memories: Where its copies go.
+        mark: Behind which it has landed.
+    """
 
     turn: int
-    ended: deque[tuple[Region, torch.Tensor, Cargo]]
+    nbytes: int
+    arrivals: deque[Arrival[Cargo]]
     suspects: list[Suspect]
+    memories: list[torch.Tensor]
     mark: Any
 
 
@@ -67,22 +100,22 @@ class Pipeline(Generic[Cargo]):
     Args:
         turns: What passes through the slots (`regions.cut`).
         slots: The slots that ``filler`` fills.
-        filler: Closed when the run ends, however it does.
+        filler: What fills them; whoever made it closes it, after the run.
         device: Where the bytes go. When the run ends nothing is under way there.
         destination: Gives the regions their places.
         check: Checks leaves on the device, if that is wanted.
-        progress: Told of the bytes that have landed.
+        landed: Called with the bytes that have landed, before anything of them comes out. May raise.
     """
 
     def __init__(
         self,
         turns: Sequence[Sequence[Piece]],
-        slots: Sequence[torch.Tensor],
+        slots: Slots,
         filler: Filler,
         device: Device,
         destination: Destination[Cargo],
-        check: LeafCheck | None = None,
-        progress: Progress | None = None,
+        check: Check | None,
+        landed: Callable[[int], None],
     ) -> None:
         self._turns = turns
         self._slots = slots
@@ -90,7 +123,7 @@ class Pipeline(Generic[Cargo]):
         self._device = device
         self._destination = destination
         self._check = check
-        self._progress = progress
+        self._tell = landed
         self._landed = 0
         self._memories: dict[Region, torch.Tensor] = {}
         self._suspects: dict[Region, list[Suspect]] = {}
@@ -100,8 +133,12 @@ class Pipeline(Generic[Cargo]):
         try:
             self._device.take_over()
             for turn in range(len(self._turns)):
-                # The slot of this turn must have been released before it can be waited for.
-                while len(flying) > min(FLIGHTS, len(self._slots) - 1):
+                self._slots.lock(turn % len(self._slots), self._device)
+                # The slot of this turn must have been released before it can be waited for. Others are as soon as they
+                # can be: the filler reads ahead into them.
+                while flying and (
+                    len(flying) > min(FLIGHTS, len(self._slots) - 1) or self._device.has_passed(flying[0].mark)
+                ):
                     yield from self._land(flying.popleft())
                 found = self._filler.wait(turn)
                 while len(flying) >= FLIGHTS:
@@ -110,31 +147,32 @@ class Pipeline(Generic[Cargo]):
             while flying:
                 yield from self._land(flying.popleft())
         finally:
-            try:
-                # Copies may still read the slots and write to memory that nobody will hold any more.
-                self._device.synchronize()
-            finally:
-                self._filler.close()
+            # Copies may still read the slots and write to memory that nobody will hold any more.
+            self._device.synchronize()
 
     def _launch(self, turn: int, found: list[Suspect]) -> _Flight[Cargo]:
-        slot = self._slots[turn % len(self._slots)]
-        arrived = []
-        for piece in self._turns[turn]:
-            region, offset, size, slot_offset = piece
-            memory = self._memories.get(region)
+        slot, memories_of = self._slots[turn % len(self._slots)], self._memories
+        copies: list[Copy] = []
+        works: list[Work] = []
+        memories: list[torch.Tensor] = []
+        arrivals: deque[Arrival[Cargo]] = deque()
+        nbytes = 0
+        for region, offset, size, slot_offset in self._turns[turn]:
+            memory = memories_of.pop(region, None)
             if memory is None:
-                memory = self._memories[region] = self._destination.place(region)
+                memory = self._destination.place(region)
+            memories.append(memory)
             if size:
-                self._device.copy(memory[offset : offset + size], slot[slot_offset : slot_offset + size])
-            arrived.append((piece, memory))
+                place = memory if size == region.nbytes else memory[offset : offset + size]
+                copies.append((place, slot[slot_offset : slot_offset + size]))
+                nbytes += size
+            if offset + size == region.nbytes:
+                arrivals.append(Arrival(region, self._destination.complete(region, memory, works.append), []))
+            else:
+                memories_of[region] = memory
         if self._check is not None:
-            self._check.start(turn, arrived)
-        ended: deque[tuple[Region, torch.Tensor, Cargo]] = deque()
-        for piece, memory in arrived:
-            if piece.ends_region:
-                del self._memories[piece.region]
-                ended.append((piece.region, memory, self._destination.complete(piece.region, memory)))
-        return _Flight(turn, ended, found, self._device.mark())
+            self._check.queue(turn, memories, copies, works)
+        return _Flight(turn, nbytes, arrivals, found, memories, self._device.send(copies, works))
 
     def _land(self, flight: _Flight[Cargo]) -> Iterator[Arrival[Cargo]]:
         self._device.wait(flight.mark)
@@ -143,12 +181,14 @@ class Pipeline(Generic[Cargo]):
         self._filler.release()
         for suspect in flight.suspects:
             self._suspects.setdefault(suspect.region, []).append(suspect)
-        self._landed += sum(piece.size for piece in self._turns[flight.turn])
-        if self._progress is not None:
-            self._progress(self._landed)
-        while flight.ended:
-            # No local name keeps what came out before: the consumer decides how long tensors live.
-            yield self._arrival(*flight.ended.popleft())
+        self._landed += flight.nbytes
+        self._tell(self._landed)
+        # No name here keeps what came out before: the consumer decides how long tensors live.
+        flight.memories.clear()
+        while flight.arrivals:
+            yield self._with_suspects(flight.arrivals.popleft())
 
-    def _arrival(self, region: Region, memory: torch.Tensor, cargo: Cargo) -> Arrival[Cargo]:
-        return Arrival(region, cargo, self._suspects.pop(region, []))
+    def _with_suspects(self, arrival: Arrival[Cargo]) -> Arrival[Cargo]:
+        if self._suspects:
+            arrival.suspects = self._suspects.pop(arrival.region, [])
+        return arrival

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
@@ -13,17 +13,20 @@ from fastckpt.errors import UsageError
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
-from fastckpt.kernels.dispatch import engine_for
+from fastckpt.kernels.dispatch import Engine, engine_for, engine_now
 from fastckpt.staging import kvikio_engine
 from fastckpt.staging.check import LeafCheck
-from fastckpt.staging.device import Device
-from fastckpt.staging.fill import Filler, Suspect
-from fastckpt.staging.pipeline import FLIGHTS, Arrival, Destination, Pipeline
-from fastckpt.staging.regions import Piece, Region, cut
-from fastckpt.staging.ring import Ring, borrowed_slots
+from fastckpt.staging.device import Device, Work
+from fastckpt.staging.fill import Filler
+from fastckpt.staging.handover import Handover
+from fastckpt.staging.pipeline import FLIGHTS, Arrival, Check, Destination, Pipeline
+from fastckpt.staging.regions import Piece, Region, Suspect, cut, joined
+from fastckpt.staging.ring import ON_HOST, Ring, borrowed_slots
 
 Verify = bool | Literal["host", "device"]
 """True: where the bytes arrive if that device can do it, else in the slots. False: nowhere."""
+Proof = Literal["host", "device", "best"]
+"""Where bytes are proven; see `Staging`."""
 EngineName = Literal["auto", "ring", "kvikio"]
 """How bytes get to the device: through the ring (``auto`` takes it too), or past the host (GPUDirect Storage)."""
 
@@ -37,10 +40,12 @@ class Origin(Protocol):
         source: The file.
         witness: What its bytes are proven by: leaf digests, which a device can
             check too; CRCs, which only the host can; or nothing.
+        on_host: Whether the bytes have to be changed on the host, as those of big-endian files.
     """
 
     source: Source
     witness: Literal["leaves", "crcs", "nothing"]
+    on_host: bool
 
     def regions(self) -> list[Region]:
         """What is wanted, in file order."""
@@ -60,15 +65,16 @@ class Staging:
 
     Attributes:
         device: Where to.
-        proof: Where they are verified; None: nowhere.
+        proof: Where they are verified; ``best``: where they arrive as soon as that is possible, in the slots until
+            then; None: nowhere.
         ring: The slots they pass through.
         engine: ``ring`` or ``kvikio``.
         threads: Threads that read; None takes what the medium wants.
-        progress: Told of the bytes that have arrived.
+        progress: Called with the bytes that have arrived.
     """
 
     device: Device
-    proof: Literal["host", "device"] | None
+    proof: Proof | None
     ring: Ring
     engine: Literal["ring", "kvikio"] = "ring"
     threads: int | None = None
@@ -98,23 +104,30 @@ def staging_for(
     if engine == "kvikio":
         kvikio_engine.require()
     proof = _proof(device, verify)
-    return Staging(device, proof, ring or Ring(), "kvikio" if engine == "kvikio" else "ring", threads, progress)
+    ring = ring or (Ring() if device.pinned else ON_HOST)
+    return Staging(device, proof, ring, "kvikio" if engine == "kvikio" else "ring", threads, progress)
 
 
-def _proof(device: Device, verify: Verify) -> Literal["host", "device"] | None:
+def _proof(device: Device, verify: Verify) -> Proof | None:
     if type(verify) is not bool and verify not in ("host", "device"):
         raise UsageError("unknown way to verify", expected='True, False, "host" or "device"', actual=verify)
-    if verify is False or verify == "host":
-        return "host" if verify else None
-    live = engine_for(device.target)
-    if live.name == "triton":
-        return "device"
+    if type(verify) is bool:
+        return "best" if verify else None
     if verify == "device":
-        raise UsageError(
-            f"{device.target} cannot verify what arrives on it: {live.why}",
-            next_step='verify="host" checks the same digests before the bytes leave the host',
-        )
-    return "host"
+        live = engine_for(device.target, "check_kernel")
+        if live.name != "triton":
+            raise UsageError(
+                f"{device.target} cannot verify what arrives on it: {live.why}",
+                next_step='verify="host" checks the same digests before the bytes leave the host',
+            )
+    return verify
+
+
+def _proof_past_the_host(device: Device, proof: Proof | None) -> Literal["host", "device"] | None:
+    """Where bytes are proven that never are in a slot: there is no other place to begin with."""
+    if proof != "best":
+        return proof
+    return "device" if engine_for(device.target, "check_kernel").name == "triton" else "host"
 
 
 def arrivals(origin: Origin, destination: Destination[Cargo], how: Staging) -> Generator[Arrival[Cargo], None, None]:
@@ -123,61 +136,93 @@ def arrivals(origin: Origin, destination: Destination[Cargo], how: Staging) -> G
     Raises:
         DamagedError: The file changed meanwhile. Other damage is in the arrivals.
     """
-    regions = origin.regions()
+    regions = joined(origin.regions(), how.ring.slot_size, destination.alone)
     if how.engine == "kvikio":
-        found = kvikio_engine.arrivals(
-            origin.source, regions, destination, how.device, None if origin.witness == "nothing" else how.proof
-        )
+        if origin.on_host:
+            raise UsageError('it is big-endian, and its bytes are turned round on the host: engine="ring"')
+        there = None if origin.witness == "nothing" else _proof_past_the_host(how.device, how.proof)
+        found = kvikio_engine.arrivals(origin.source, regions, destination, how.device, there)
         with closing(found):
-            yield from _unchanged(origin.source, found)
+            for arrival in found:
+                origin.source.require_unchanged(next_step="load it again")
+                yield arrival
         return
     turns = cut(regions, how.ring.slot_size)
+    nbytes = sum(region.nbytes for region in regions)
+
+    def ask() -> Engine | None:
+        return engine_now(how.device.target, "check_kernel", nbytes=nbytes)
+
+    def landed(count: int) -> None:
+        origin.source.require_unchanged(next_step="load it again")
+        if how.progress is not None:
+            how.progress(count)
+
+    proof = how.proof
+    if proof is not None and origin.witness != "leaves":
+        proof = "host"
+    if proof == "best" and (live := ask()) is not None:
+        proof = "device" if live.name == "triton" else "host"
     with borrowed_slots(how.ring, how.device) as slots:
-        on_device = how.proof == "device" and origin.witness == "leaves"
-        check = LeafCheck(how.device, turns, FLIGHTS) if on_device else None
         threads = reading_threads(origin.source, how.threads)
-        filler = origin.filler(turns, slots, threads=threads, verify=how.proof is not None and not on_device)
-        flow = iter(Pipeline(turns, slots, filler, how.device, destination, check, how.progress))
-        # Closed before the slots go back: until then they are read and written.
-        with closing(flow):
-            yield from _unchanged(origin.source, flow)
+        # It begins at once, and is closed before the slots go back: until then it writes to them.
+        with closing(origin.filler(turns, slots, threads=threads, verify=proof in ("host", "best"))) as filler:
+            check: Check | None = None
+            if proof == "device":
+                check = LeafCheck(how.device, turns, FLIGHTS)
+            elif proof == "best":
+                check = Handover(how.device, turns, FLIGHTS, filler, ask)
+            with closing(iter(Pipeline(turns, slots, filler, how.device, destination, check, landed))) as flow:
+                yield from flow
 
 
-def _unchanged(source: Source, flow: Iterator[Arrival[Cargo]]) -> Iterator[Arrival[Cargo]]:
-    for arrival in flow:
-        source.require_unchanged(next_step="load it again")
-        yield arrival
+def bring(
+    origin: Origin,
+    destination: Destination[Cargo],
+    how: Staging,
+    use: Callable[[Region, Cargo], object] | None = None,
+) -> None:
+    """Bring everything a file has; returns when all of it has arrived and is proven.
 
-
-def bring(origin: Origin, destination: Destination[Cargo], how: Staging) -> list[Cargo]:
-    """Everything a file has, once all of it has arrived and is proven.
+    Args:
+        origin: The file.
+        destination: Where to.
+        how: See `Staging`.
+        use: Called with each region and its cargo as it arrives. Nothing may be handed out before the end.
 
     Raises:
         DamagedError: A byte is missing or wrong; all damage is named.
     """
-    cargo: list[Cargo] = []
     suspects: list[Suspect] = []
     with closing(arrivals(origin, destination, how)) as flow:
         for arrival in flow:
-            cargo.append(arrival.cargo)
             suspects += arrival.suspects
+            if use is not None:
+                use(arrival.region, arrival.take())
     if suspects:
         origin.raise_damage(suspects, verify=how.proof is not None)
-    return cargo
 
 
 class FreshStorages:
-    """A destination: memory of its own for each storage. Its cargo: the bytes of each, by number."""
+    """A destination: new memory, shared by small neighbours. Its cargo: that of a region."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
+
+    def alone(self, region: Region) -> bool:
+        """See `Destination`."""
+        return False
 
     def place(self, region: Region) -> torch.Tensor:
         """See `Destination`."""
         return self._device.allocate([region.nbytes])[0]
 
-    def complete(self, region: Region, memory: torch.Tensor) -> dict[int, torch.Tensor]:
+    def complete(self, region: Region, memory: torch.Tensor, then: Callable[[Work], None]) -> torch.Tensor:
         """See `Destination`."""
+        return memory
+
+    def storages(self, region: Region, memory: torch.Tensor) -> dict[int, torch.Tensor]:
+        """The bytes of each storage of a region that has arrived in this memory, by number."""
         if region.is_one_storage:
             return {region.placed[0].storage: memory}
         own = self._device.separate(memory, [(placed.offset, placed.nbytes) for placed in region.placed])

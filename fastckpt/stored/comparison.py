@@ -1,10 +1,11 @@
 """What is different between two checkpoint files, of any format and without loading either.
 
-First the structure, then the bytes of the tensors that both have. Between two
-``.fckpt`` files equal root digests settle everything, and of a tensor only the
-leaves whose digests differ are compared; where they do, the rest of it is read
-from A alone, since the norm needs it. Equal bytes need no torch: it is
-imported for the first tensor that differs.
+First the structure, then the bytes of the tensors that both have: what is
+called identical was read on both sides. Between two ``.fckpt`` files the
+digests say which leaves of a tensor differ; where some do, the rest of it is
+read from A alone, since the norm needs it. On demand digests are all that is
+looked at. Equal bytes need no torch: it is imported for the first tensor that
+differs.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, LEAF_SIZE
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, MissingPackageError, UnsupportedStateError
 from fastckpt.io.pool import R, T, map_in_order
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
+from fastckpt.layout.covered import Covered
 from fastckpt.layout.entries import Entry
+from fastckpt.needs import needs_torch
 from fastckpt.stored.element_pairs import PIECE_SIZE, ElementPairs, Tile, reach_a, reach_b
 from fastckpt.stored.object_comparison import ObjectDifference, compare_objects
 from fastckpt.stored.open_file import open_file
@@ -30,6 +34,10 @@ from fastckpt.stored.structure_difference import StructureDifference, compare_st
 
 if TYPE_CHECKING:
     from fastckpt.tensor.difference import Elements, Tally
+
+_MAX_OVERLAP: Final = 8
+_LEAST_OVERLAP: Final = 2**26
+"""How often the bytes of all storages are gone through for tensors that overlap, and so many bytes more."""
 
 Range = tuple[int, int]
 """First byte and first byte after, counted from the first byte of a tensor."""
@@ -55,7 +63,8 @@ class TensorDifference:
     error: FastckptError | None = None
 
 
-class Side(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Side:
     """One of the two files, as a report has it."""
 
     path: str
@@ -73,9 +82,9 @@ class Comparison:
     Attributes:
         a, b: The files.
         structure: Everything but the bytes of tensors.
-        tensors: The common tensors by name, in the order of A.
+        tensors: The common tensors by their names in A, in its order.
         objects: What is neither a tensor nor a plain value, by place; empty where only some names were wanted.
-        roots_equal: Whether equal root digests made any comparison needless.
+        roots_equal: Whether equal root digests made any comparison needless, since no more was wanted.
     """
 
     a: Side
@@ -89,9 +98,9 @@ class Comparison:
     def same(self) -> bool | None:
         """Whether no difference was found; None if none was, but not everything could be compared."""
         found = self._statuses
-        if not self.structure.same or not found <= {"identical", "unread", "unknown"}:
+        if self.structure.same is False or not found <= {"identical", "unread", "unknown"}:
             return False
-        return None if "unknown" in found else True
+        return None if self.structure.same is None or "unknown" in found else True
 
     @property
     def damaged(self) -> bool:
@@ -109,6 +118,7 @@ def compare(
     *,
     keys: str | None = None,
     structure_only: bool = False,
+    digests_only: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
@@ -123,6 +133,7 @@ def compare(
         path_b: The other one.
         keys: A glob: compare only tensors whose name matches.
         structure_only: Do not read the bytes of tensors.
+        digests_only: Do not read those of which both files have digests that are the same.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes of A's tensors done so far.
 
@@ -133,12 +144,12 @@ def compare(
     count = thread_count(threads)
     with open_file(path_a) as a, open_file(path_b) as b:
         structure = compare_structure(a, b, keys=keys)
-        roots_equal = a.root is not None and a.root == b.root
+        roots_equal = digests_only and a.root is not None and a.root == b.root
         tensors: dict[str, TensorDifference] = {}
         known: dict[tuple[Entry, Entry], TensorDifference] = {}
+        overlaps = _Overlaps(sum(a.storage_sizes) + sum(b.storage_sizes))
         done = 0
-        for name in structure.common:
-            ours, theirs = a.by_name[name], b.by_name[name]
+        for name, (ours, theirs) in structure.pairs.items():
             if roots_equal:
                 tensors[name] = TensorDifference(ours, theirs, "identical", "digests")
             elif structure_only:
@@ -147,14 +158,16 @@ def compare(
                 # Tied weights are one tensor under two names.
                 key = (ours._replace(name=""), theirs._replace(name=""))
                 if key not in known:
-                    known[key] = _compare_tensor(_Pair(a, ours, b, theirs, count))
+                    known[key] = _compare_tensor(_Pair(a, ours, b, theirs, count, overlaps), digests_only=digests_only)
                 tensors[name] = known[key]
                 done += ours.nbytes
                 if progress is not None:
                     progress(done)
+        if find_spec("torch") is None and any(one.status == "differs" for one in tensors.values()):
+            structure.notes.append("by how much tensors differ is said only with torch: pip install 'fastckpt[torch]'")
         objects = {}
         if keys is None and not roots_equal:
-            objects = compare_objects(a, b, structure_only=structure_only, threads=count)
+            objects = compare_objects(a, b)
         for file in (a, b):
             file.source.require_unchanged(next_step="compare it again")
         return Comparison(_side(a), _side(b), structure, tensors, objects, roots_equal)
@@ -164,16 +177,30 @@ def _side(file: Opened) -> Side:
     return Side(file.path, file.format, file.size, file.root, len(file.entries), file.bytes_read)
 
 
+class _Overlaps:
+    """What was read already for other tensors: thousands of them can lie in the same bytes.
+
+    Attributes:
+        equal: The bytes of a storage of A that are those of a storage of B, by both and how far from each other.
+        room: Bytes that may yet be gone through to tell by how much tensors differ.
+    """
+
+    def __init__(self, storage_bytes: int) -> None:
+        self.equal: dict[tuple[int, int, int], Covered] = {}
+        self.room = _LEAST_OVERLAP + _MAX_OVERLAP * storage_bytes
+
+
 class _Pair(NamedTuple):
     file_a: Opened
     a: Entry
     file_b: Opened
     b: Entry
     threads: int
+    overlaps: _Overlaps
 
 
-def _compare_tensor(pair: _Pair) -> TensorDifference:
-    file_a, a, file_b, b, threads = pair
+def _compare_tensor(pair: _Pair, *, digests_only: bool) -> TensorDifference:
+    file_a, a, file_b, b, threads, _ = pair
     if a.shape != b.shape:
         return TensorDifference(a, b, "differs")
     if not a.numel:
@@ -184,15 +211,19 @@ def _compare_tensor(pair: _Pair) -> TensorDifference:
     try:
         if _mean_alike(a, b) and pairs.alike:
             ranges = _differing_leaves(pair)
-            if ranges == []:
+            if ranges == [] and digests_only:
                 return TensorDifference(a, b, "identical", "digests")
         file_a.prove(a.storage, threads=threads)
         file_b.prove(b.storage, threads=threads)
         # With gaps between the elements, bytes that differ may belong to none of them.
         whole = [(0, a.span[1] - a.span[0])]
-        if _mean_alike(a, b) and pairs.alike and _equal_bytes(pair, whole if ranges is None else ranges):
+        if _mean_alike(a, b) and pairs.alike and _equal_bytes(pair, ranges or whole):
             return TensorDifference(a, b, "identical", "data")
-        numbers = _measure(pair, pairs, ranges)
+        numbers = _measure(pair, pairs, ranges or None)
+    except MissingPackageError:
+        if not (_mean_alike(a, b) and pairs.alike and a.is_contiguous):
+            raise  # Whether they differ at all, only the elements tell.
+        return TensorDifference(a, b, "differs", "data")
     except (DamagedError, CheckpointIOError) as error:
         return TensorDifference(a, b, "damaged", error=error)
     identical = numbers is not None and numbers.differing_bits == 0
@@ -226,6 +257,8 @@ def _differing_leaves(pair: _Pair) -> list[Range] | None:
 
 def _equal_bytes(pair: _Pair, ranges: Iterable[Range]) -> bool:
     start_a, start_b = pair.a.span[0], pair.b.span[0]
+    key = pair.a.storage, pair.b.storage, start_b - start_a
+    seen = pair.overlaps.equal.setdefault(key, Covered())
 
     def equal(part: Range) -> bool:
         ours = pair.file_a.read(pair.a.storage, start_a + part[0], start_a + part[1])
@@ -233,7 +266,16 @@ def _equal_bytes(pair: _Pair, ranges: Iterable[Range]) -> bool:
         # Comparing views goes byte by byte; bytes are compared at once.
         return bytes(ours) == bytes(theirs)
 
-    return all(_map(equal, _cut(ranges, start_a), pair.threads))
+    new = [
+        (begin - start_a, end - start_a)
+        for part in ranges
+        for begin, end in seen.missing(start_a + part[0], start_a + part[1])
+    ]
+    if not all(_map(equal, _cut(new, start_a), pair.threads)):
+        return False
+    for begin, end in new:
+        seen.add(start_a + begin, start_a + end)
+    return True
 
 
 def _cut(ranges: Iterable[Range], start: int) -> Iterator[Range]:
@@ -265,10 +307,12 @@ def _measure(pair: _Pair, pairs: ElementPairs, ranges: list[Range] | None) -> Ta
 
     ``ranges`` are the only parts that can differ: the others are taken from A for both.
     """
-    from fastckpt.tensor.difference import Tally, comparable, one_thread, tally
+    with needs_torch("to compare tensors by their elements"):
+        from fastckpt.tensor.difference import Tally, comparable, one_thread, tally
 
-    file_a, a, file_b, b, threads = pair
-    if not comparable(a.dtype, b.dtype) or pairs.endless:
+    file_a, a, file_b, b, threads, _ = pair
+    pair.overlaps.room -= pairs.count * (a.itemsize + b.itemsize)
+    if not comparable(a.dtype, b.dtype) or pairs.endless or pair.overlaps.room < 0:
         return None
     start_a, start_b = a.span[0], b.span[0]
     whole_b = None if pairs.alike else file_b.read(b.storage, *b.span)

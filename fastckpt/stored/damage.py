@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Set
 from dataclasses import replace
+from itertools import accumulate
 
-from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
+from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedStateError
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.io.source import Source
-from fastckpt.surveying.fates import Status
+from fastckpt.surveying.fates import THERE, Status
 from fastckpt.surveying.survey import survey
 from fastckpt.surveying.wreck import Wreck
-
-_THERE = (Status.INTACT, Status.UNVERIFIED)
 
 
 def report_damage(source: Source, strict: Report | None, failure: FastckptError | None, *, threads: int) -> Report:
@@ -33,6 +33,17 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
         wreck = survey(source if source.unchanged() else source.path, threads=threads)
     except NotACheckpointError:
         raise failure or NotACheckpointError("nothing in it is of a checkpoint", path=source.path) from None
+    except UnsupportedStateError as error:
+        if strict is None:
+            if not isinstance(failure, DamagedError):
+                raise
+            strict = Report(source.path, "torch-zip", source.file_size)
+            at = failure.offset or 0
+            strict.findings.append(Finding(Kind.ROTTED, failure.message, at, source.file_size - at))
+            conclude(strict)
+        # Nothing but what is known of it as a whole file.
+        strict.next_step, strict.tensor_bytes = error.next_step, None
+        return strict
     if isinstance(failure, NotACheckpointError) and not wreck.entries:
         raise failure  # Its name alone made it look like a checkpoint.
     found = [*wreck.findings, *_unnamed(wreck)]
@@ -41,33 +52,40 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
         report = Report(source.path, wreck.format, wreck.size, verified=_proven(wreck))
         report.findings = found
         report.findings += _unproven(wreck)
-        if isinstance(failure, DamagedError) and all(finding.kind is Kind.UNPROVEN for finding in found):
+        unexplained = all(finding.kind is Kind.UNPROVEN for finding in found)
+        if unexplained and isinstance(failure, DamagedError | NotACheckpointError):
             # All tensors can be found, but no reader of whole files would take it.
             at = failure.offset or 0
             report.findings.append(Finding(Kind.INCONSISTENT, failure.message, at, 0, loss=False))
     else:
-        report.findings = _joined(found, report.findings)
-    report.tensors_total = len(wreck.entries) if wreck.structure != "none" else None
+        intact = {name for name, fate in wreck.fates().items() if fate.status is Status.INTACT}
+        report.findings = _joined(found, report.findings, intact)
+    if wreck.structure != "none":
+        report.tensors_total = len(wreck.entries)
+        report.tensor_bytes = wreck.byte_counts()
     report.findings.sort(key=lambda finding: (finding.offset, finding.size))
     conclude(report)
     return report
 
 
-def _joined(first: Iterable[Finding], second: Iterable[Finding]) -> list[Finding]:
+def _joined(first: Iterable[Finding], second: Iterable[Finding], intact: Set[str]) -> list[Finding]:
     """The findings of two readings; of the second one those about bytes of which the first says nothing.
 
-    What one of them calls a loss is one.
+    What one of them calls a loss is one, unless it is of tensors that the first could prove.
     """
-    kept = list(first)
-    said = [(finding.offset, finding.offset + max(finding.size, 1)) for finding in kept]
+    kept = sorted(first, key=lambda finding: finding.offset)
+    begins = [finding.offset for finding in kept]
+    # How far each of them and those before it reach: the first to reach beyond a byte is where to look for it.
+    ends = list(accumulate((finding.offset + max(finding.size, 1) for finding in kept), max))
+    more = []
     for finding in second:
-        begin, end = finding.offset, finding.offset + max(finding.size, 1)
-        same = [number for number, (start, stop) in enumerate(said) if start < end and begin < stop]
-        if finding.kind is Kind.UNPROVEN or not same:
-            kept.append(finding)
-        elif finding.loss:
-            kept[same[0]] = replace(kept[same[0]], loss=True)
-    return kept
+        same = bisect_right(ends, finding.offset)
+        is_new = same == len(kept) or begins[same] >= finding.offset + max(finding.size, 1)
+        if finding.kind is Kind.UNPROVEN or is_new:
+            more.append(finding)
+        elif finding.loss and not (finding.tensors and set(finding.tensors) <= intact):
+            kept[same] = replace(kept[same], loss=True)
+    return kept + more
 
 
 def _unnamed(wreck: Wreck) -> list[Finding]:
@@ -75,7 +93,7 @@ def _unnamed(wreck: Wreck) -> list[Finding]:
     named = {name for finding in wreck.findings if finding.loss for name in finding.tensors}
     found = []
     for name, fate in wreck.fates().items():
-        if fate.status in _THERE or name in named:
+        if fate.status in THERE or name in named:
             continue
         offset = min(fate.offset if fate.offset is not None else wreck.size, wreck.size)
         kind = Kind.ROTTED if fate.status is Status.DAMAGED else Kind.MISSING

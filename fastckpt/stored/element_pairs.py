@@ -71,10 +71,14 @@ class ElementPairs:
         return all(dim.step_a == dim.step_b for dim in self.dims)
 
     @property
+    def count(self) -> int:
+        """How many pairs are gone through; those that repeat count once."""
+        return math.prod(dim.extent for dim in self.dims)
+
+    @property
     def endless(self) -> bool:
         """Whether the elements overlap so often that going through them has no end in proportion to the files."""
-        pairs = math.prod(dim.extent for dim in self.dims)
-        return pairs > _MAX_OVERLAP * max(reach_a(self.dims), reach_b(self.dims))
+        return self.count > _MAX_OVERLAP * max(reach_a(self.dims), reach_b(self.dims))
 
     def pieces(self, itemsize: int) -> Iterator[Tile]:
         """All pieces; ``itemsize`` is that of the first tensor."""

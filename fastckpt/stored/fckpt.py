@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from fastckpt.constants import LEAF_SIZE
+from fastckpt.fckpt.bad_ranges import raise_damage
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import Reading, Target, raise_damage, read_targets
+from fastckpt.fckpt.payload import Reading, Target, read_targets
 from fastckpt.fckpt.storages import leaves_around, read_leaves, read_storages
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import Extent
 from fastckpt.layout.entries import StorageBytes
 from fastckpt.layout.records import Record
-from fastckpt.layout.tree import decode_tree
 from fastckpt.stored.opened import LeafRun, Opened, Witness
 
 _KEPT_SIZE = 64 * 1024
@@ -29,16 +29,19 @@ class OpenedFckpt(Opened):
     """
 
     def __init__(self, file: CheckpointFile) -> None:
-        entries = file.checked_entries()
+        entries = file.entries()
         sizes = [place.nbytes for place in file.manifest.storages]
-        super().__init__(file.source, "fckpt", lambda: decode_tree(file.manifest.tree, len(entries)), entries, sizes)
+        super().__init__(file.source, "fckpt", file.tree, entries, sizes)
         self.file = file
         self.root = file.footer.root.hex()
         self._kept: tuple[Record, Extent, memoryview] | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        return self.file.manifest.metadata
+        return self.file.metadata()
+
+    def prove(self, storage: int, *, threads: int) -> None:
+        """See `Opened`: every part is proven when it is read."""
 
     def place(self, storage: int) -> int | None:
         place = self.file.manifest.storages[storage]
@@ -56,14 +59,15 @@ class OpenedFckpt(Opened):
 
     def fill(self, places: Mapping[int, int], *, threads: int | None, progress: Progress | None) -> None:
         records = {self.file.manifest.storages[storage].record: at for storage, at in places.items()}
-        targets = [Target(self.file.records[n], 0, self.file.records[n].raw_size, at) for n, at in records.items()]
+        found = self.file.records_of(records)
+        targets = [Target(record, 0, record.raw_size, at) for record, at in zip(found, records.values(), strict=True)]
         reading = Reading(reading_threads(self.source, threads), progress=progress)
         raise_damage(self.source, read_targets(self.source, targets, reading))
         self.source.require_unchanged(next_step="load it again")
 
     def stands_alone(self, storage: int) -> bool:
-        place = self.file.manifest.storages[storage]
-        return place.nbytes == self.file.records[place.record].raw_size
+        # The storages of a record fill it: the only one is all of it.
+        return self.file.storage_counts[self.file.manifest.storages[storage].record] == 1
 
     def batches(self, storages: Iterable[int]) -> Iterator[list[int]]:
         by_record: dict[int, list[int]] = {}
@@ -75,7 +79,7 @@ class OpenedFckpt(Opened):
         if start == end:
             return memoryview(bytearray())
         place = self.file.manifest.storages[storage]
-        record = self.file.records[place.record]
+        record = self.file.record(place.record)
         leaves = leaves_around(record, place.offset + start, place.offset + end)
         kept = self._kept
         if kept is not None and kept[:2] == (record, leaves):
@@ -92,4 +96,4 @@ class OpenedFckpt(Opened):
         place = self.file.manifest.storages[storage]
         first, skip = divmod(place.offset + start, LEAF_SIZE)
         last = -(-(place.offset + end) // LEAF_SIZE)
-        return LeafRun(skip, self.file.records[place.record].leaves[first * 8 : last * 8].cast("Q"))
+        return LeafRun(skip, self.file.record(place.record).leaves[first * 8 : last * 8].cast("Q"))

@@ -7,10 +7,12 @@ once before any part of it is read; a ``.safetensors`` proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from fastckpt.errors import CheckpointIOError, DamagedError
-from fastckpt.foreign.checks import check_records, refuse_unsupported
+from fastckpt.foreign.byte_order import read_numbers
+from fastckpt.foreign.checks import check_records
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.storages import StorageReader
 from fastckpt.io.memory import ARENA_SIZE
@@ -33,15 +35,15 @@ class OpenedForeign(Opened):
             check_entry(entry, sizes)
         super().__init__(source, foreign.kind, lambda: foreign.tree, foreign.entries, sizes)
         self.foreign = foreign
-        self.opaque = foreign.opaque
         self._proven: dict[ForeignStorage, DamagedError | CheckpointIOError | None] = {}
 
     @property
     def metadata(self) -> dict[str, Any]:
         return dict(self.foreign.metadata)
 
-    def require_plain(self) -> None:
-        refuse_unsupported(self.foreign)
+    @cached_property
+    def opaque(self) -> list[tuple[str, str]]:
+        return self.foreign.opaque
 
     def place(self, storage: int) -> int | None:
         return self.foreign.storages[storage].offset
@@ -91,5 +93,6 @@ class OpenedForeign(Opened):
             raise error_or_none
 
     def read(self, storage: int, start: int, end: int) -> bytearray | memoryview:
+        stored = self.foreign.storages[storage]
         self.count(end - start)
-        return bytearray(self.source.read(self.foreign.storages[storage].offset + start, end - start))
+        return read_numbers(self.source, stored.offset, stored.nbytes, stored.unit, start, end)

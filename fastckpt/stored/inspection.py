@@ -6,6 +6,7 @@ foreign file, so it takes the same short time whatever the size of the file.
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -16,8 +17,10 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.remains import read_block
 from fastckpt.fckpt.source_section import source_kind_and_size
+from fastckpt.foreign.accounting import is_formality
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.file_object import is_path
 from fastckpt.io.source import Openable, Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import decode_manifest
@@ -59,6 +62,8 @@ class Inspection:
             if what is needed for that is damaged.
         saved_as: The name, without suffix, that a torch zip was saved under.
         locations: How many storages were on which device when a ``.pt`` was saved.
+        how_to_pack: Of the folder of an unpacked .pt, the command that packs it.
+        program: ``TorchScript`` or ``torch.export``, if a program stands beside the tensors.
         opaque: ``(place, what)`` of everything that is not a tensor or plain value.
         counters: The steps that optimizers have made, by the name of the tensor that says so.
     """
@@ -77,11 +82,13 @@ class Inspection:
     original: tuple[str, int] | None = None
     saved_as: str | None = None
     locations: dict[str, int] = field(default_factory=dict)
+    how_to_pack: str | None = None
+    program: str | None = None
     opaque: list[tuple[str, str]] = field(default_factory=list)
     counters: dict[str, int | float] = field(default_factory=dict)
 
     def scalar(self, entry: Entry) -> int | float | None:
-        """The value of a tensor that counts the steps of an optimizer; None if it is none, or cannot be told."""
+        """The value of a tensor that counts the steps of an optimizer; None if it is none, or not known."""
         return self.counters.get(entry.name)
 
 
@@ -115,17 +122,21 @@ def inspect_file(path: Openable) -> Inspection:
         elif isinstance(opened, OpenedForeign):
             found.saved_as = opened.foreign.prefix or None
             found.locations = opened.foreign.locations
+            found.program = opened.foreign.program or None
+            found.how_to_pack = source.unpacked.how_to_pack if source.unpacked is not None else None
     return found
 
 
 def _checksums(opened: Opened) -> str:
-    if opened.format == "fckpt":
+    if not isinstance(opened, OpenedForeign):
         return "xxh3"
-    filled = [number for number, nbytes in enumerate(opened.storage_sizes) if nbytes]
-    proven = sum(opened.witness(number) == "crcs" for number in filled)
-    if proven == len(filled) and opened.format == "torch-zip":
-        return "crc32"
-    return "crc32 (partly)" if proven else "none"
+    # The records besides storages hold the rest of the state: of a file without tensors, all.
+    others = [record for record in opened.foreign.others if not is_formality(record)]
+    filled = [record for record in (*opened.foreign.storages, *others) if record.nbytes]
+    proven = sum(record.crc is not None for record in filled)
+    if not proven:
+        return "none"
+    return "crc32" if proven == len(filled) else "crc32 (partly)"
 
 
 def _original(file: CheckpointFile) -> tuple[str, int] | None:
@@ -171,7 +182,9 @@ class Outline(NamedTuple):
 
 
 def outline(path: Openable) -> Outline | None:
-    """The outline of a file, also of a damaged one; None if it cannot be told."""
+    """The outline of a file, also of a damaged one; None of a folder, and if its structure cannot be read."""
+    if is_path(path) and os.path.isdir(path):
+        return None  # Only to say how much there is to do, it would be packed once more.
     try:
         with Source.of(path) as source:
             if kind_of(source) not in (None, "fckpt"):

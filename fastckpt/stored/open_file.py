@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import os
-
 from fastckpt.collector import collector_paused
 from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
-from fastckpt.io.source import Source
+from fastckpt.io.source import Openable, Source
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.opened import Opened
 
 
-def open_file(file: str | os.PathLike[str] | Source) -> Opened:
+def open_file(file: Openable) -> Opened:
     """Open a checkpoint of any format; only its structure is read.
 
     Args:

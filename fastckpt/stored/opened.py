@@ -7,16 +7,20 @@ kind has to promise stands in docs/architecture.md, section "The door". Without 
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from fastckpt.errors import FastckptError
+from fastckpt.errors import FastckptError, UnsupportedStateError
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry, StorageBytes
+from fastckpt.layout.tree import path_text
+from fastckpt.layout.walk import objects_in
 
+_SHOWN: Final = 200
+"""Objects that are not understood, named one by one: a message of that many lines can still be read."""
 Witness = Literal["leaves", "crcs", "nothing"]
 """What proves the bytes of a storage: a digest for each leaf of 16 KiB, a CRC-32 for the whole of it, or nothing."""
 
@@ -28,7 +32,7 @@ class LeafRun(NamedTuple):
     digests: memoryview
 
 
-class Opened:
+class Opened(ABC):
     """What every kind has in common; a context manager that closes the file.
 
     Attributes:
@@ -38,7 +42,6 @@ class Opened:
         size: Bytes of the file.
         entries: The tensors in tree order, each inside its storage; ``TensorRef(i)`` is ``entries[i]``.
         root: Root digest in hex, where the format has one.
-        opaque: ``(place, what)`` of everything that is neither a tensor nor a plain value.
         storage_sizes: Bytes of each storage.
         bytes_read: Bytes of tensors that `read` has read so far.
     """
@@ -49,21 +52,18 @@ class Opened:
         self.path = source.path
         self.source = source
         self.format = kind
-        self.size = source.size
+        self.size = source.file_size
         self._tree = tree
         self.entries = entries
         self.storage_sizes = sizes
         self.root: str | None = None
-        self.opaque: list[tuple[str, str]] = []
         self.bytes_read = 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> Opened:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.source.close()
 
     @cached_property
@@ -82,31 +82,46 @@ class Opened:
             raise
 
     @cached_property
+    def opaque(self) -> list[tuple[str, str]]:
+        """``(place, what)`` of every object that is not understood. Raises what `tree` does."""
+        return [(path_text(path), node.payload[0]) for path, node in objects_in(self.tree)]
+
+    @cached_property
     def by_name(self) -> dict[str, Entry]:
         """The tensors by flat name, in tree order."""
         return {entry.name: entry for entry in self.entries}
 
     @property
+    @abstractmethod
     def metadata(self) -> dict[str, Any]:
         """The user's metadata. Raises DamagedError if it cannot be decoded."""
-        raise NotImplementedError
 
     def require_plain(self) -> None:
-        """Raise UnsupportedStateError if the file holds objects that a state cannot be built of."""
+        """Raise UnsupportedStateError, which names all of them, if the file holds objects that are not understood."""
+        if self.opaque:
+            listed = [f"{place} is a {name}" for place, name in self.opaque[:_SHOWN]]
+            listed += [f"and {len(self.opaque) - _SHOWN} more"] if len(self.opaque) > _SHOWN else []
+            raise UnsupportedStateError(
+                f"{'; '.join(listed)}: neither tensors nor plain values. Nothing in the file was imported or run",
+                path=self.path,
+                next_step='load with opaque="keep" for everything else and a placeholder for each of these; '
+                "keys=, load_into and stream give the tensors, also those inside of them",
+            )
 
     def count(self, nbytes: int) -> None:
         """Add to `bytes_read`, from any thread."""
         with self._lock:
             self.bytes_read += nbytes
 
+    @abstractmethod
     def place(self, storage: int) -> int | None:
         """Where in the file the bytes of a storage begin; None where they are encoded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def witness(self, storage: int) -> Witness:
         """What proves the bytes of a storage."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bring(
         self, storages: Iterable[int], *, threads: int | None, verify: bool, progress: Progress | None, mapped: bool
     ) -> Callable[[int], StorageBytes]:
@@ -119,26 +134,27 @@ class Opened:
             DamagedError: With ``verify``, a byte is not what the witness says; names the tensors.
             CheckpointIOError: The system could not read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(self, places: Mapping[int, int], *, threads: int | None, progress: Progress | None) -> None:
         """Read storages, each of which `stands_alone`, straight to the addresses given for them, verified.
 
         Raises what `bring` does.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def stands_alone(self, storage: int) -> bool:
         """Whether the bytes of a storage can be read and proven without those of others."""
-        raise NotImplementedError
 
+    @abstractmethod
     def batches(self, storages: Iterable[int]) -> Iterator[list[int]]:
         """The storages in groups that are best brought together, none with more bytes than need be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def prove(self, storage: int, *, threads: int) -> None:
         """Check what can only be checked for a storage as a whole. Raises DamagedError."""
 
+    @abstractmethod
     def read(self, storage: int, start: int, end: int) -> bytearray | memoryview:
         """The bytes ``[start, end)`` of a storage, in memory that may be written to.
 
@@ -146,7 +162,6 @@ class Opened:
             DamagedError: They are not what was written.
             CheckpointIOError: They cannot be read.
         """
-        raise NotImplementedError
 
     def leaf_run(self, storage: int, start: int, end: int) -> LeafRun | None:
         """The digests of the bytes ``[start, end)`` of a storage; None where there are none."""

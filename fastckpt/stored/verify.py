@@ -8,14 +8,15 @@ of the file is accounted for: block, payload or zero padding.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 from fastckpt import _core
 from fastckpt.constants import (
     FOOTER_SIZE,
+    LEAF_SIZE,
     MAGIC_DIRECTORY,
     MAGIC_INDEX,
     MAGIC_MANIFEST,
+    MAGIC_RECORD,
     MAGIC_SUPERBLOCK,
     SECTION_DIRECTORY,
     SECTION_INDEX,
@@ -31,21 +32,25 @@ from fastckpt.errors import (
     UnsupportedStateError,
     UnsupportedVersionError,
 )
+from fastckpt.fckpt.bad_ranges import findings_of
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, finding_of, read_targets
-from fastckpt.findings import Finding, Kind, Report, conclude
+from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, read_targets
+from fastckpt.findings import ByteCounts, Finding, Kind, Report, conclude
 from fastckpt.foreign.accounting import verify_foreign
 from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.file_object import Readables
+from fastckpt.io.read_parts import read_parts
 from fastckpt.io.residency import is_warm, reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.blocks import Extent, block_digest, unseal
 from fastckpt.layout.directory import decode_directory
-from fastckpt.layout.entries import Entry, encode_entry_table
+from fastckpt.layout.entries import Entry
 from fastckpt.layout.frame import Section, decode_index, decode_superblock
 from fastckpt.layout.records import Record, decode_record_header
 from fastckpt.layout.tree import decode_tree
 from fastckpt.stored.damage import report_damage
+from fastckpt.surveying.holes import Hole, Holes, merge_holes
 
 _BAD = (DamagedError, CheckpointIOError)
 """What reading a damaged part of a file raises: its bytes are wrong, or the system cannot read them."""
@@ -64,11 +69,12 @@ _SECTION_MAGICS = {
 }
 
 
-def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress: Progress | None = None) -> Report:
+def verify(path: Readables, *, threads: int | None = None, progress: Progress | None = None) -> Report:
     """Check every byte of a checkpoint file. Damage is reported, never raised.
 
     Args:
         path: A ``.fckpt`` file; also a ``.pt`` (CRCs) or ``.safetensors`` (which has no checksum).
+            Or a binary file object, see `fastckpt.load`.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far.
 
@@ -87,6 +93,20 @@ def verify(path: str | os.PathLike[str], *, threads: int | None = None, progress
         return verify_source(source, threads=reading_threads(source, threads), progress=progress)
 
 
+def require_verified(path: str | os.PathLike[str], *, threads: int, next_step: str) -> None:
+    """Read a file that was just written, from the disk and not from the page cache.
+
+    Raises:
+        DamagedError: It does not verify; advises ``next_step``.
+    """
+    with Source(path) as written:
+        written.drop_cache()
+        report = verify_source(written, threads=threads)
+    if not report.ok:
+        message = f"what was written does not verify: {report.findings[0].message}"
+        raise DamagedError(message, path=path, next_step=next_step)
+
+
 def verify_source(source: Source, *, threads: int, progress: Progress | None = None) -> Report:
     """`verify` for an open file, which stays open."""
     failure: FastckptError | None = None
@@ -100,9 +120,11 @@ def verify_source(source: Source, *, threads: int, progress: Progress | None = N
             raise  # With an offset, it is a part of it that could not be read.
         failure = error
     except UnsupportedStateError as error:
-        if kind_of(source) != "safetensors":
+        if kind_of(source) not in ("safetensors", "torch-legacy"):
             raise
-        failure = error  # An element type that torch lacks: its bytes can be looked at all the same.
+        # An element type that torch lacks: its bytes can be looked at all the same. And where no checksum tells that
+        # a pickle is as it was written, what makes no sense in it is damage.
+        failure = error
     # A .fckpt that opens has been checked record by record, with the digests of the index that its footer names.
     if report is not None and (report.ok or report.format == "fckpt"):
         return report
@@ -238,18 +260,20 @@ class _Verification:
         for entry in entries:
             by_record[places[entry.storage].record].append(entry)
         for record, expected in zip(records, by_record, strict=True):
-            # Equal bytes mean equal entries; other bytes can mean the same.
-            if encode_entry_table(expected) != record.entry_table and not _same_entries(record, expected):
+            if not _same_entries(record, expected):
                 message = f"record {record.number} and the manifest name different tensors"
                 self.contradiction(message, record.header, loss=False, record=record.number)
 
     def check_headers(self, records: list[Record]) -> None:
         """The header in place must be the one in the index; and its digests must agree with each other."""
-        for record in records:
+        source = self.file.source
+        found = read_parts(source, [record.header for record in records], threads=self.threads)
+        for record, here in zip(records, found, strict=True):
             try:
-                block = self.file.source.read(*record.header)
-                in_place = decode_record_header(block, limit=self.file.source.size)
-                if in_place.digest != record.digest:
+                block = here or source.read(*record.header)
+                unseal(block, MAGIC_RECORD, what="record header")
+                if block_digest(block) != record.digest:
+                    decode_record_header(block, limit=self.file.source.size)
                     raise DamagedError(f"the header of record {record.number} differs from its mirror in the index")
             except _BAD as error:
                 self.add(error, record.header.offset, record.header.size, loss=False, record=record.number)
@@ -278,17 +302,37 @@ class _Verification:
                 begin, end = sorted((at, extent.offset))
                 self.report.findings.append(Finding(Kind.INCONSISTENT, message, begin, end - begin, loss=False))
             at = max(at, extent.end)
-        for record in records:
-            padding = Extent(record.payload.end, record.end - record.payload.end)
+        gaps = {r.number: Extent(r.payload.end, r.end - r.payload.end) for r in records if r.end != r.payload.end}
+        found = read_parts(self.file.source, list(gaps.values()), threads=self.threads)
+        for (number, padding), here in zip(gaps.items(), found, strict=True):
             try:
-                if padding.size and any(self.file.source.read(*padding)):
-                    raise DamagedError(f"the padding after record {record.number} is not zero")
+                if any(here or self.file.source.read(*padding)):
+                    raise DamagedError(f"the padding after record {number} is not zero")
             except _BAD as error:
-                self.add(error, *padding, loss=False, record=record.number)
+                self.add(error, *padding, loss=False, record=number)
 
     def check_payloads(self, records: list[Record]) -> None:
         targets = [Target(record, 0, record.raw_size, None) for record in records]
-        self.report.findings += verify_payloads(self.file, targets, threads=self.threads, progress=self.progress)
+        found = verify_payloads(self.file, targets, threads=self.threads, progress=self.progress)
+        self.report.findings += found
+        self.report.tensor_bytes = self.count_bytes(found)
+
+    def count_bytes(self, bad: list[Finding]) -> ByteCounts:
+        """What the leaves that are not bad prove of the storages."""
+        found: dict[int | None, list[Hole]] = {}
+        for finding in bad:
+            if finding.leaf is not None:
+                begin = finding.leaf * LEAF_SIZE
+                end = begin + finding.leaves * LEAF_SIZE
+                found.setdefault(finding.record, []).append(Hole(begin, end, finding.kind))
+        holes = {record: Holes(merge_holes(bad)) for record, bad in found.items()}
+        places = self.file.manifest.storages
+        gone = sum(
+            place.nbytes - holes[place.record].judge(place.offset, place.offset + place.nbytes, proven=True)[1]
+            for place in places
+            if place.record in holes
+        )
+        return ByteCounts(sum(place.nbytes for place in places) - gone, 0, gone)
 
 
 def _same_entries(record: Record, expected: list[Entry]) -> bool:
@@ -300,7 +344,7 @@ def _same_entries(record: Record, expected: list[Entry]) -> bool:
 
 def verify_payloads(
     file: CheckpointFile, targets: list[Target], *, threads: int, progress: Progress | None
-) -> Iterator[Finding]:
+) -> list[Finding]:
     """Findings for every bad leaf in the payloads of ``targets``.
 
     A file in the page cache is hashed where it is mapped; a cold one is read
@@ -310,4 +354,4 @@ def verify_payloads(
     address = _core.address(mapped) if mapped is not None else None
     bad = read_targets(file.source, targets, Reading(threads, progress=progress, mapped_at=address, release=True))
     del mapped
-    return (finding_of(item) for item in bad)
+    return findings_of(bad)

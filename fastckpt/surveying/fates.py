@@ -4,22 +4,49 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Final, TypedDict
+
+from fastckpt.verdicts import Verdict
+
+
+class FateDetails(TypedDict, total=False):
+    rows_intact: list[list[int]]
+    rows_present: list[list[int]]
+    bad_chunks: list[int]
+    bad_leaves: list[int]
+    reason: str
+
+
+class FateFacts(FateDetails):
+    status: str
+    dtype: str
+    shape: list[int]
+    nbytes: int
+    present: int
+    offset: int | None
 
 
 class Status(str, Enum):
     """What became of one tensor."""
 
-    INTACT = "intact"
-    """Its bytes are those that were written: its CRC-32 or its leaf digests match."""
+    INTACT = Verdict.INTACT.value
+    """Its bytes have the CRC-32, or leaf digests, that the file keeps for it in its place.
+
+    By itself: whether all tensors are of one save is another question, see `Wreck.unsettled`. Where a ``.pt`` was cut
+    and has no directory, the CRC-32 is that of the bytes behind the tensor's own header, whichever they are.
+    """
     UNVERIFIED = "unverified"
-    """All its bytes are there; nothing in the file proves them."""
+    """All its bytes are there; nothing in the file proves that they are its own."""
     DAMAGED = "damaged"
     """A checksum says that some of its bytes are not those that were written."""
     PARTIAL = "partial"
     """Its beginning is there, the rest is missing."""
     LOST = "lost"
     """None of its bytes are there."""
+
+
+THERE: Final = (Status.INTACT, Status.UNVERIFIED)
+"""What has all of its bytes, and none that is known to be wrong; the best first."""
 
 
 @dataclass(slots=True)
@@ -57,9 +84,9 @@ class TensorFate:
     source: str = ""
     reason: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self) -> FateFacts:
         """Plain values, for JSON; what does not apply is left out."""
-        facts: dict[str, Any] = {
+        facts: FateFacts = {
             "status": self.status.value,
             "dtype": self.dtype,
             "shape": list(self.shape),
@@ -67,10 +94,10 @@ class TensorFate:
             "present": self.present,
             "offset": self.offset,
         }
-        for key in ("rows_intact", "rows_present"):
-            rows = getattr(self, key)
-            if rows is not None:
-                facts[key] = [list(run) for run in rows]
+        if self.rows_intact is not None:
+            facts["rows_intact"] = [list(run) for run in self.rows_intact]
+        if self.rows_present is not None:
+            facts["rows_present"] = [list(run) for run in self.rows_present]
         if self.chunks:
             facts["bad_chunks"] = self.chunks
             facts["bad_leaves"] = self.leaves

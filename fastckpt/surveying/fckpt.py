@@ -5,19 +5,21 @@ from __future__ import annotations
 from fastckpt.codec.registry import codec_for_reading
 from fastckpt.constants import CODEC_NONE, LEAF_SIZE
 from fastckpt.errors import FastckptError, UnsupportedVersionError
+from fastckpt.fckpt.bad_ranges import BadRange, findings_of
 from fastckpt.fckpt.losses import find_cuts, find_lost, whole_prefix
-from fastckpt.fckpt.payload import BadRange, Reading, Target, finding_of, read_targets
+from fastckpt.fckpt.payload import Reading, Target, read_targets
 from fastckpt.fckpt.remains import Remains, find_alternates
 from fastckpt.fckpt.saves import belongs, records_of_one_save
 from fastckpt.fckpt.shifted import scan_shifted
-from fastckpt.findings import Finding, Kind
+from fastckpt.findings import UNSETTLED, Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.layout.entries import Entry, check_entry
+from fastckpt.layout.entries import Entry, by_storage, check_entry
 from fastckpt.layout.manifest import Manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef, decode_tree
-from fastckpt.surveying.wreck import Hole, StorageState, Wreck, merge_holes
+from fastckpt.surveying.holes import Hole, Holes, merge_holes
+from fastckpt.surveying.wreck import StorageState, Wreck
 
 
 def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> Wreck:
@@ -38,7 +40,7 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     for bad in damage:
         holes[bad.record.number].append(_hole_of(bad))
         leaves.setdefault(bad.record.number, []).extend(range(bad.leaf, bad.leaf + bad.leaves))
-        wreck.findings.append(finding_of(bad))
+    wreck.findings += findings_of(damage)
     wreck.findings += remains.findings
     wreck.findings += find_cuts(remains, source.size)
     wreck.findings += find_lost(remains, source.size)
@@ -49,6 +51,10 @@ def survey_fckpt(source: Source, *, threads: int, progress: Progress | None) -> 
     if remains.footer is None and any(bad.kind is Kind.ROTTED for bad in damage):
         find_alternates(source, remains, threads=threads)
     one_save = set(remains.records) if remains.named else records_of_one_save(remains.records)
+    if not remains.named and any(record.links is None for record in records):
+        # Those of version 1 do not say what they were written behind.
+        wreck.unsettled = UNSETTLED
+        wreck.findings.append(Finding(Kind.UNPROVEN, UNSETTLED, source.size, 0, loss=False))
     _name_strangers(wreck, remains, one_save)
     _settle(source, wreck, remains, one_save, threads=threads)
     return wreck
@@ -59,12 +65,14 @@ NOT_SHOWN = "it is not shown to be of the same save as most of the file"
 
 def _name_strangers(wreck: Wreck, remains: Remains, one_save: set[int]) -> None:
     """Records of two saves in one file: each may be whole, but they are not one state."""
-    for number in sorted(remains.records.keys() - one_save):
+    strangers = sorted(remains.records.keys() - one_save)
+    on_storage = by_storage(wreck.entries) if strangers else {}
+    for number in strangers:
         record = remains.records[number]
         for packed in record.storages:
             _doubt(wreck.storages[packed.storage])
-        held = {packed.storage for packed in record.storages}
-        names = tuple(entry.name for entry in wreck.entries if entry.storage in held)
+        held = sorted({packed.storage for packed in record.storages})
+        names = tuple(entry.name for storage in held for entry in on_storage.get(storage, ()))
         message = f"record {number} is not shown to be of the same save as most of the file"
         wreck.findings.append(Finding(Kind.INCONSISTENT, message, *record.header, record=number, tensors=names))
     wreck.findings.sort(key=lambda finding: (finding.offset, finding.size))
@@ -174,6 +182,7 @@ def _take_structure(wreck: Wreck, remains: Remains) -> None:
     wreck.storages = states
     wreck.tree = {entry.name: TensorRef(index) for index, entry in enumerate(wreck.entries)}
     wreck.structure = "from index/header" if remains.records else "none"
+    wreck.is_open = bool(remains.records)
     for record in [*remains.records.values(), *(other for others in remains.alternates.values() for other in others)]:
         record.storages = [p._replace(storage=numbers.get(p.storage, -1)) for p in record.storages]
     if remains.records:
@@ -206,6 +215,7 @@ def _refuse_strangers(wreck: Wreck, manifest: Manifest, remains: Remains) -> Non
 
 
 def _mark_storages(states: list[StorageState], record: Record, holes: list[Hole], leaves: list[int]) -> None:
+    in_record, bad_leaves = Holes(holes), sorted(set(leaves))
     for packed, state in zip(record.storages, states, strict=True):
         if state.record is not None or state.reason.startswith("its codec"):
             continue
@@ -215,10 +225,9 @@ def _mark_storages(states: list[StorageState], record: Record, holes: list[Hole]
         state.proven = True
         state.holes = [
             hole._replace(start=max(hole.start, start) - start, end=min(hole.end, end) - start)
-            for hole in holes
-            if hole.start < end and start < hole.end
+            for hole in in_record.within(start, end)
         ]
-        state.bad_leaves = leaves
+        state.bad_leaves = bad_leaves
         state.reason = _reason(state)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from fastckpt.errors import FastckptError
 from fastckpt.findings import Finding, Kind
-from fastckpt.foreign.safetensors_table import DTYPE_NAMES, LENGTH, Row, read_table
+from fastckpt.foreign.safetensors_table import BITS, DTYPE_NAMES, LENGTH, Row, read_table
 from fastckpt.foreign.sniff import SAFETENSORS_MAX_HEADER
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -14,9 +12,8 @@ from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import TensorRef
 from fastckpt.surveying.blueprint import does_not_fit, read_blueprint
-from fastckpt.surveying.wreck import Hole, StorageState, Wreck, mark_unreadable
-
-_NO_CHECKSUM: Final = "the format has no checksums"
+from fastckpt.surveying.wreck import NO_CHECKSUM, StorageState, Wreck, mark_unreadable, name_holes
+from fastckpt.text import count_text
 
 
 def survey_safetensors(source: Source, like: str | None, *, threads: int, progress: Progress | None) -> Wreck:
@@ -30,7 +27,7 @@ def survey_safetensors(source: Source, like: str | None, *, threads: int, progre
     rows, data_start = table.rows, table.data_start
     problem = _text(table.problem) if table.problem is not None else ""
     wreck.structure = "whole"
-    wreck.doubt = _NO_CHECKSUM
+    wreck.doubt = NO_CHECKSUM
     if problem:
         wreck.structure = "damaged"
         other = _fitting(like, rows, wreck.notes) if like is not None else None
@@ -40,35 +37,39 @@ def survey_safetensors(source: Source, like: str | None, *, threads: int, progre
             wreck.notes.append(f"names, shapes, dtypes and places are those of {like}")
         elif rows:
             wreck.notes.append(
-                f"{len(rows)} tensors could be read from the damaged header; name a file of the same structure "
-                "with --like to find the others"
+                f"{count_text(len(rows), 'tensor')} could be read from the damaged header; "
+                "name a file of the same structure with --like to find the others"
             )
         else:
             wreck.structure = "none"
+        wreck.is_open = wreck.structure == "damaged"
         header = min(data_start, source.size)
         kind = Kind.ROTTED if can_read(source, 0, header) else Kind.UNREADABLE
         wreck.findings.append(Finding(kind, problem, 0, header, loss=wreck.structure != "like"))
     wreck.metadata = dict(table.metadata)
     doubt = "the header is damaged: name, shape and place are not certain, and the format has no checksums"
-    for row in rows:
+    # With the rows of another file every tensor has a place of its own.
+    covered = table.covered if wreck.structure == "damaged" else []
+    for number, row in enumerate([*rows, *covered]):
         state = StorageState(row.end - row.start, data_start + row.start)
-        state.reason = _NO_CHECKSUM if not problem or wreck.structure == "like" else doubt
+        state.reason = NO_CHECKSUM if not problem or wreck.structure == "like" else doubt
         there = source.size - data_start - row.start
-        if there <= 0 and state.nbytes:
-            state.lose("the file ends before it")
+        if number >= len(rows):
+            state.lose("its place is that of another tensor, too")
         elif there < state.nbytes:
-            state.holes = [Hole(there, state.nbytes, Kind.MISSING)]
-            state.reason = f"the file ends inside it: {there} of {state.nbytes} bytes are there, unproven"
-        wreck.entries.append(_entry(row, len(wreck.storages), wreck.notes))
+            state.cut(there)
+        wreck.entries.append(_entry(row, number, wreck.notes))
         wreck.storages.append(state)
+        # Its bytes come back, its dtype and shape do not.
+        wreck.is_open |= row.dtype is None
+        if row.code not in BITS:
+            text = f"{row.name}: the format has no dtype {row.code!r}, so nothing says how many bytes it has"
+            begin = min(state.offset or 0, source.size)
+            size = min(state.nbytes, source.size - begin)
+            wreck.findings.append(Finding(Kind.INCONSISTENT, text, begin, size, tensors=(row.name,)))
     in_file = [state for state in wreck.storages if (state.offset or 0) < source.size]
     mark_unreadable(source, in_file, threads=threads, progress=progress)
-    for entry, state in zip(wreck.entries, wreck.storages, strict=True):
-        if state.holes:
-            offset = min(state.offset or 0, source.size)
-            size = min(state.nbytes, source.size - offset)
-            text = f"{entry.name}: {state.reason}"
-            wreck.findings.append(Finding(state.holes[0].kind, text, offset, size, tensors=(entry.name,)))
+    name_holes(wreck, wreck.storages)
     wreck.tree = {entry.name: TensorRef(number) for number, entry in enumerate(wreck.entries)}
     end = data_start + max((row.end for row in rows), default=0)
     if rows and end < source.size and not problem:

@@ -10,7 +10,7 @@ from fastckpt import _core
 from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_INDEX, MAGIC_MANIFEST, MAGIC_RECORD
 from fastckpt.errors import FastckptError
 from fastckpt.findings import Finding, Kind
-from fastckpt.foreign.sniff import HEAD_SIZE, NOT_RECOGNISED, not_a_checkpoint, sniff
+from fastckpt.foreign.sniff import HEAD_SIZE, begins_object, find_other, not_a_checkpoint, sniff
 from fastckpt.foreign.suffixes import TORCH_SUFFIXES
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress
@@ -20,6 +20,7 @@ from fastckpt.surveying.blueprint import FindBlueprint, nothing_alike
 from fastckpt.surveying.fckpt import survey_fckpt
 from fastckpt.surveying.safetensors_file import survey_safetensors
 from fastckpt.surveying.torch_legacy import is_headless, survey_torch_legacy
+from fastckpt.surveying.torch_tar import survey_torch_tar
 from fastckpt.surveying.torch_zip.evidence import read_directory, search_local_headers
 from fastckpt.surveying.torch_zip.survey import survey_torch_zip
 from fastckpt.surveying.wreck import StorageState, Wreck
@@ -41,38 +42,51 @@ def survey(
     Args:
         file: Its path, or the open file.
         threads: Worker threads.
-        progress: Told of the bytes verified so far.
+        progress: Called with the bytes verified so far.
         like: A checkpoint of the same structure.
         find_blueprint: Gives a structure in place of one that is lost.
 
     Raises:
-        NotACheckpointError: Nothing says that it is, or was, a checkpoint.
+        NotACheckpointError: Nothing but its name says that it is, or was, a checkpoint, and there is no ``like``.
         UnsupportedVersionError, UnsupportedStateError: It is one that this fastckpt cannot read.
         CheckpointIOError: It cannot be opened.
     """
-    if not isinstance(file, Source) and os.path.isfile(file) and os.path.getsize(file) == 0:
+    if like is not None and isinstance(file, str | os.PathLike) and os.path.isfile(file) and not os.path.getsize(file):
         return _survey_empty(os.fspath(file), find_blueprint)
     with Source.of(file) as source:
         head = read_there(source, 0, HEAD_SIZE)
-        kind = _kind(source, head, like)
+        kind = _kind(source, head)
+        is_only_named = kind is None and like is None
+        if kind is None:
+            kind = _kind_by_name(source, head, like)
+        if is_only_named:
+            # The structure of a neighbour would make a checkpoint of anything.
+            find_blueprint = nothing_alike
         if kind == "fckpt":
             wreck = survey_fckpt(source, threads=threads, progress=progress)
         elif kind == "torch-zip":
             wreck = survey_torch_zip(source, find_blueprint, threads=threads, progress=progress)
         elif kind == "torch-legacy":
             wreck = survey_torch_legacy(source, find_blueprint, threads=threads, progress=progress)
+        elif kind == "torch-tar":
+            wreck = survey_torch_tar(source, threads=threads, progress=progress)
         elif kind == "safetensors":
             wreck = survey_safetensors(source, like, threads=threads, progress=progress)
         else:
             raise not_a_checkpoint(head, path=source.path, size=source.size)
-        wreck.identity = source.identity
+        if is_only_named and not wreck.entries and not wreck.unnamed:
+            raise not_a_checkpoint(head, path=source.path, size=source.size)
+        wreck.identity, wreck.is_inflated = source.identity, source.has_other_form
         if not source.unchanged():
             wreck.notes.append("the file was changed while it was read: is it still being written? Salvage it again")
     return wreck
 
 
-def _kind(source: Source, head: bytes, like: str | None) -> str | None:
-    """The kind of a file. A tensor can hold a checkpoint of another kind: the end counts for more."""
+def _kind(source: Source, head: bytes) -> str | None:
+    """The kind of a file by what stands in it; None if nothing in it tells.
+
+    A tensor can hold a checkpoint of another kind: the end counts for more.
+    """
     kind = sniff(head)
     if kind != "fckpt":
         try:
@@ -80,31 +94,43 @@ def _kind(source: Source, head: bytes, like: str | None) -> str | None:
             return "fckpt"
         except FastckptError:
             pass
-    elif os.path.splitext(source.path)[1] in TORCH_SUFFIXES:
-        directory, whole = read_directory(source)
-        if whole and any(name.endswith("/data.pkl") for name in directory):
+    elif _suffix(source) in TORCH_SUFFIXES:
+        directory = read_directory(source)
+        if directory.stands and any(name.endswith("/data.pkl") for name in directory.entries):
             return "torch-zip"
-    return (_guess(source, head, like) or kind) if kind in (None, "tar") else kind
+    return (_kind_inside(source, head) or kind) if kind in (None, "tar") else kind
 
 
-def _guess(source: Source, head: bytes, like: str | None) -> str | None:
-    """The kind of a file whose beginning is damaged: by what stands elsewhere, then by its name."""
-    suffix = os.path.splitext(source.path)[1]
+def _kind_inside(source: Source, head: bytes) -> str | None:
+    """The kind of a file whose beginning is damaged, by what stands elsewhere."""
     # A tensor can hold a file of the other kind; and each takes reading up to all of the file.
     kinds = {"fckpt": _has_blocks, "torch-zip": _has_records}
-    for kind in reversed(kinds) if suffix in TORCH_SUFFIXES else kinds:
+    for kind in reversed(kinds) if _suffix(source) in TORCH_SUFFIXES else kinds:
         if kinds[kind](source):
             return kind
-    refusal = not_a_checkpoint(head, path=source.path, size=source.size)
+    other = find_other(head, size=source.size)
+    if other is None or other.is_zip:
+        if begins_object(head):
+            return "safetensors"
+        if _suffix(source) in TORCH_SUFFIXES and other is None and is_headless(source):
+            return "torch-legacy"
+    return None
+
+
+def _kind_by_name(source: Source, head: bytes, like: str | None) -> str | None:
+    """The kind that a file should be, where nothing in it tells."""
+    suffix = _suffix(source)
+    other = find_other(head, size=source.size)
     # A file that is recognised as something else is that, whatever its name.
-    known_other = refusal.message != NOT_RECOGNISED and any(head)
-    if known_other and not refusal.message.startswith("this is a zip archive"):
+    if other is not None and not other.is_zip:
         return None
-    if head[8:9] == b"{" or suffix == ".safetensors":
-        return "safetensors"
-    if suffix in TORCH_SUFFIXES and not refusal.message.startswith("this is a zip archive"):
-        return "torch-legacy" if is_headless(source) or _is_legacy(like) else "torch-zip"
-    return "fckpt" if suffix == ".fckpt" else None
+    if suffix in TORCH_SUFFIXES and other is None:
+        return "torch-legacy" if _is_legacy(like) else "torch-zip"
+    return {".safetensors": "safetensors", ".fckpt": "fckpt"}.get(suffix)
+
+
+def _suffix(source: Source) -> str:
+    return os.path.splitext(source.path)[1]
 
 
 def _has_blocks(source: Source) -> bool:
@@ -115,7 +141,7 @@ def _has_blocks(source: Source) -> bool:
 
 
 def _has_records(source: Source) -> bool:
-    directory, _ = read_directory(source)
+    directory = read_directory(source).entries
     found = (header.name for _, header in search_local_headers(source))
     return any(name.partition("/")[2].startswith(("data.pkl", "data/")) for name in chain(directory, found))
 

@@ -27,7 +27,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import can_read, read_there
 from fastckpt.surveying.blueprint import Blueprint, FindBlueprint
-from fastckpt.surveying.wreck import Hole, StorageState, Unnamed, Wreck, mark_unreadable
+from fastckpt.surveying.wreck import NO_CHECKSUM, StorageState, Unnamed, Wreck, mark_unreadable, name_holes
 
 _FIRST_WINDOW: Final = 4 * 2**20
 _MAX_PICKLES: Final = 64 * 2**20
@@ -36,7 +36,6 @@ _MAX_STARTS: Final = 16
 """Places in the first bytes where the object's pickle may begin that are tried."""
 _PICKLE_START: Final = re.compile(re.escape(b"\x80\x02"))
 _LENGTH: Final = struct.Struct("<q")
-_NO_CHECKSUM: Final = "the format has no checksums"
 
 
 @dataclass(slots=True)
@@ -62,7 +61,7 @@ def survey_torch_legacy(
     source: Source, find_blueprint: FindBlueprint, *, threads: int, progress: Progress | None
 ) -> Wreck:
     """What stands of a legacy torch file. Nothing in it is ever proven."""
-    wreck = Wreck(source.path, "torch-legacy", source.size, doubt=_NO_CHECKSUM)
+    wreck = Wreck(source.path, "torch-legacy", source.size, doubt=NO_CHECKSUM)
     found = _read_pickles(source)
     if found.problem:
         kind = Kind.ROTTED if can_read(source, 0, max(found.end, _HEAD)) else Kind.UNREADABLE
@@ -77,16 +76,7 @@ def survey_torch_legacy(
         end = _take_blueprint(wreck, source, blueprint)
     storages = [*wreck.storages, *(storage.state for storage in wreck.unnamed)]
     mark_unreadable(source, storages, threads=threads, progress=progress)
-    names_of: dict[int, list[str]] = {}
-    for entry in wreck.entries:
-        names_of.setdefault(entry.storage, []).append(entry.name)
-    for number, place in enumerate(storages):
-        if place.holes:
-            names = tuple(names_of.get(number, ()))
-            offset = min(place.offset or source.size, source.size)
-            text = f"{', '.join(names[:3]) or 'a storage of no tensor'}: {place.reason}"
-            size = min(place.nbytes, source.size - offset)
-            wreck.findings.append(Finding(place.holes[0].kind, text, offset, size, tensors=names))
+    name_holes(wreck, storages)
     if end < source.size and found.listed:
         text = f"{source.size - end} bytes follow the last storage"
         wreck.findings.append(Finding(Kind.INCONSISTENT, text, end, source.size - end, loss=False))
@@ -131,13 +121,10 @@ def _take_state(wreck: Wreck, source: Source, found: _Pickles, state: TorchState
 
 def _at(source: Source, at: int, nbytes: int, numel: int) -> StorageState:
     """The state of a storage whose length should stand at ``at``."""
-    state = StorageState(nbytes, at + _LENGTH.size, reason=_NO_CHECKSUM)
+    state = StorageState(nbytes, at + _LENGTH.size, reason=NO_CHECKSUM)
     there = source.size - at - _LENGTH.size
-    if there <= 0 and nbytes:
-        state.lose("the file ends before it")
-    elif there < nbytes:
-        state.holes = [Hole(there, nbytes, Kind.MISSING)]
-        state.reason = f"the file ends inside it: {there} of {nbytes} bytes are there, unproven"
+    if there < nbytes:
+        state.cut(there)
     elif _length_at(source, at) != numel:
         state.reason = "the length in front of it is damaged, and the format has no checksums"
     return state

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -18,8 +18,23 @@ from fastckpt.constants import (
 from fastckpt.errors import UnsupportedStateError
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, StorageBytes, contiguous_stride
-from fastckpt.layout.tree import AttributedDict, DeviceRef, DTypeRef, NamedRef, SizeRef, TensorRef, decode_tree
+from fastckpt.layout.named import TENSOR_KINDS, is_registered
+from fastckpt.layout.names import flat_names
+from fastckpt.layout.placeholder import Placeholder
+from fastckpt.layout.python_values import from_named
+from fastckpt.layout.tree import (
+    AttributedDict,
+    DeviceRef,
+    DTypeRef,
+    NamedRef,
+    SizeRef,
+    TensorRef,
+    decode_tree,
+)
+from fastckpt.layout.walk import tensors_in
+from fastckpt.tensor.arrays import array_of, scalar_of, tensor_of_bytes
 from fastckpt.tensor.dtypes import torch_dtype
+from fastckpt.tensor.kinds import tensor_of_kind
 
 
 def _storage(place: StorageBytes, device: torch.device) -> torch.UntypedStorage:
@@ -106,11 +121,6 @@ def _resolve_small(ref: object) -> object:
             return torch.device(ref.name)
         except RuntimeError:
             raise UnsupportedStateError(f"torch {torch.__version__} knows no device {ref.name!r:.80}") from None
-    if type(ref) is NamedRef:
-        raise UnsupportedStateError(
-            f"the state holds a {ref.name!r} that this fastckpt cannot rebuild",
-            next_step="load the tensors alone, with keys=",
-        )
     return ref
 
 
@@ -135,7 +145,60 @@ def resolve_tree(tree: object, tensor_of: Callable[[TensorRef], object]) -> Any:
         return [resolve_tree(item, tensor_of) for item in tree]
     if type(tree) is tuple:
         return tuple([resolve_tree(item, tensor_of) for item in tree])
+    if type(tree) is NamedRef:
+        return _resolve_named(tree.name, tree.payload, tensor_of)
     return _resolve_small(tree)
+
+
+def _resolve_named(name: str, payload: Any, tensor_of: Callable[[TensorRef], object]) -> Any:
+    if name == "object":
+        places = list(tensors_in(NamedRef(name, payload)))
+        names = flat_names([path for path, _ in places])
+        tensors = {inside: tensor_of(ref) for inside, (_, ref) in zip(names, places, strict=True)}
+        return Placeholder(name, payload[0], resolve_tree(payload[1], tensor_of), tensors)
+    value = resolve_tree(payload, tensor_of)
+    if name in _WITH_TENSOR:
+        tensor = value[_WITH_TENSOR[name]]
+        if type(tensor) is bytes:
+            tensor = tensor_of_bytes(*value)
+        if not isinstance(tensor, torch.Tensor):
+            return tensor  # Only a description of it is wanted.
+        if name == "tensor":
+            vars(tensor).update(value[1])
+            return tensor
+        return array_of(value, tensor) if name == "array" else _generator(value[0], tensor)
+    if name in TENSOR_KINDS or is_registered(name):
+        refs = (ref for _, ref in tensors_in(payload))
+        if not all(isinstance(tensor_of(ref), torch.Tensor) for ref in refs):
+            return Placeholder(
+                name if name in TENSOR_KINDS else "registered", name, value
+            )  # Only a description is wanted.
+    if name in TENSOR_KINDS:
+        return tensor_of_kind(name, value)
+    if name == "scalar":
+        return scalar_of(value)
+    if name in ("memory_format", "layout"):
+        found = getattr(torch, value, None)
+        if type(found) is not getattr(torch, name):
+            raise UnsupportedStateError(f"torch {torch.__version__} knows no {name} {value!r:.80}")
+        return found
+    return from_named(name, value)
+
+
+_WITH_TENSOR: Final = {"tensor": 0, "array": 0, "generator": 1}
+"""Where in a payload the tensor is that makes the value."""
+
+
+def _generator(device: str, state: torch.Tensor) -> torch.Generator:
+    try:
+        generator = torch.Generator(torch.device(device))
+        generator.set_state(state.cpu())
+    except (RuntimeError, TypeError) as error:
+        raise UnsupportedStateError(
+            f"there can be no random number generator on {device!r:.80} with this state: {str(error).splitlines()[0]}",
+            next_step="load the tensors alone, with keys=",
+        ) from None
+    return generator
 
 
 def named(entries: Iterable[Entry], tensors: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:

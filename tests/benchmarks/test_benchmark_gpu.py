@@ -1,4 +1,4 @@
-"""The GPU benchmark runs from end to end without a GPU, on very little data (slow)."""
+"""The GPU benchmark runs from end to end without a GPU, on very little data (thorough)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="the limits are those of Linux")
@@ -23,11 +23,11 @@ def test_it_runs_on_the_cpu(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     result = json.loads(output.read_text())
     assert result["correct"]
-    assert set(result["left_out"]) <= {"runai-model-streamer"}
+    assert set(result["left_out"]) <= {"runai-model-streamer", "runai-model-streamer, 2.4 MB matrices"}
     assert set(result["checks"]) == {"saves", "loads", "flipped bits", "foreign files", "compute-sanitizer", "kernels"}
     assert "no GPU" in result["note"]
     assert all(ratio["met"] is None and ratio["measured"] > 0 for ratio in result["ratios"].values())
-    assert len(result["ratios"]) == 5
+    assert len(result["ratios"]) == 6
     names = "\n".join(result["jobs"])
     for part in ("load_into", "stream", "verify_tensors", "save_async", "torch.load(mmap=True), cold", "limit: pread"):
         assert part in names
@@ -70,4 +70,4 @@ def test_one_try_tells_all_it_can(tmp_path: Path, cut: bool) -> None:
     assert result["left_out"]["fastckpt.load_into"] == "RuntimeError: out of order"
     assert "fastckpt.load" in result["jobs"]
     assert ("fastckpt.save" in result["jobs"]) == (not cut)
-    assert len(result["ratios"]) == 4, "all but the one with safetensors"
+    assert len(result["ratios"]) == 5, "all but the one with safetensors"

@@ -11,8 +11,9 @@ from fastckpt.cli import demo
 from fastckpt.cli.demo_checkpoint import build_model, build_optimizer, estimate, write_checkpoint
 
 
-def test_the_demo_ends_with_everything_equal(cli, tmp_path):
-    ended = cli("demo", "--depth", "2", "--json", env={"TMPDIR": str(tmp_path)})
+def test_the_demo_ends_with_everything_equal(here, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = here("demo", "--depth", "2", "--json")
     assert ended.code == 0, ended.err
     document = ended.json
     assert document["ok"]

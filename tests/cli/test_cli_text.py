@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastckpt.cli.render import columns, plain, value_text
-from fastckpt.text import collapse, count_text, duration_text, numbers_text, rate_text, size_text
+from fastckpt.cli.plain import plain
+from fastckpt.cli.render import columns, value_text
+from fastckpt.text import collapse, count_text, duration_text, numbers_text, rate_text, share_text, size_text
 
 
 @pytest.mark.parametrize(
@@ -19,7 +20,9 @@ from fastckpt.text import collapse, count_text, duration_text, numbers_text, rat
         ([7], "7"),
         ([0, 1, 2, 3], "{0..3}"),
         ([3, 1], "{1,3}"),
-        ([1, 3, 5, 7], "{1,3..7}"),
+        ([2, 6, 10, 14], "{2,6,10,14}"),
+        (range(1, 17, 2), "{1,3,5,7,9,11,13,15}"),
+        (range(1, 200, 2), "{1..199 step 2}"),
         ([0, 1, 2, 9, 11, 12], "{0..2,9,11,12}"),
         ([0, 4, 8], "{0,4,8}"),
     ],
@@ -47,10 +50,10 @@ def spelled(segment: str) -> list[str]:
     """The numbers that a collapsed segment stands for, by an independent reading."""
     if not segment.startswith("{"):
         return [segment]
-    every_second = re.fullmatch(r"\{(\d+),(\d+)\.\.(\d+)\}", segment)
-    if every_second and int(every_second[2]) - int(every_second[1]) > 1:
-        first, second, last = map(int, every_second.groups())
-        return [str(n) for n in range(first, last + 1, second - first)]
+    with_step = re.fullmatch(r"\{(\d+)\.\.(\d+) step (\d+)\}", segment)
+    if with_step:
+        first, last, step = map(int, with_step.groups())
+        return [str(n) for n in range(first, last + 1, step)]
     numbers: list[str] = []
     for part in segment[1:-1].split(","):
         first, _, last = part.partition("..")
@@ -112,3 +115,19 @@ def test_plain_values():
 
 def test_columns():
     assert columns([["a", "1"], ["bbb", "22"]], right=(1,)) == ["  a     1", "  bbb  22"]
+
+
+@pytest.mark.parametrize(
+    ("part", "total", "text"),
+    [
+        (8_860_000, 15_700_000, "8.86 of 15.7 MB"),
+        (31_200, 15_700_000, "31.2 kB of 15.7 MB"),
+        (15_700_000, 15_700_000, "all 15.7 MB"),
+        (15_699_999, 15_700_000, "all but 1 B of 15.7 MB"),
+        (0, 15_700_000, "none of 15.7 MB"),
+        (3, 12, "3 of 12 B"),
+        (0, 0, "all 0 B"),
+    ],
+)
+def test_a_share_is_never_rounded_to_all(part, total, text):
+    assert share_text(part, total) == text

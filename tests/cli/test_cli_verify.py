@@ -17,6 +17,8 @@ REPORT_KEYS = {
     "damaged_tensors",
     "findings",
     "next",
+    "tensor_bytes",
+    "verdict",
     "tensors_total",
     "seconds",
 }
@@ -44,17 +46,19 @@ def test_what_has_no_checksum_is_present_and_not_called_intact(name, here, sampl
     assert "intact" not in ended.out
 
 
-@pytest.mark.parametrize("name", ["damaged", "damaged_pt"])
-def test_damage_is_named_with_the_next_step(name, here, samples):
+@pytest.mark.parametrize(("name", "proven"), [("damaged", "616 of 633 kB"), ("damaged_pt", "32.8 of 633 kB")])
+def test_damage_is_named_with_the_next_step(name, proven, here, samples):
     path = getattr(samples, name)
     ended = here("verify", path)
     assert ended.code == 2
     finding, verdict = ended.out.splitlines()
     assert finding.startswith("rotted  bytes ")
     assert "model.bias" in finding
-    assert verdict == f"damaged: 1 of 9 tensors (model.bias); next: fastckpt salvage {path}"
+    assert verdict == f"damaged: 1 of 9 tensors (model.bias), {proven} proven; next: fastckpt salvage {path}"
+    assert f", {proven} of tensor data proven" in here("salvage", path).out.splitlines()[0]
     facts = here("verify", path, "--json").json
     assert facts["damaged_tensors"] == ["model.bias"]
+    assert facts["tensor_bytes"] == here("salvage", path, "--json").json["tensor_bytes"]
     assert facts["next"] == f"fastckpt salvage {path}"
     assert facts["findings"][0]["kind"] == "rotted"
 
@@ -81,9 +85,10 @@ def test_several_files_end_with_the_worst(here, samples, tmp_path):
     assert ended.code == 5
     assert ended.out.splitlines()[-1].endswith("1 intact, 2 not")
     document = here("verify", samples.fckpt, samples.damaged, missing, "--json").json
-    assert set(document) == {"files"}
+    assert set(document) == {"files", "sets"}
+    assert document["sets"] == []
     assert [file["ok"] for file in document["files"]] == [True, False, False]
-    assert document["files"][2]["error"]["type"] == "CheckpointIOError"
+    assert document["files"][2]["error"]["type"] == "CheckpointNotFoundError"
 
 
 def test_what_is_proven_and_what_is_only_there_are_counted_apart(here, samples):

@@ -77,7 +77,7 @@ def run(
     threads: int = 2,
     hashed: bool = True,
     summed: bool = True,
-    populate: bool = False,
+    mapped: bool = False,
     memory_shift: int = 0,
 ) -> Outcome:
     """Moves ``pieces`` of ``data``.
@@ -132,7 +132,7 @@ def run(
             threads=threads,
             source_direct_fd=source_direct,
             sink_direct_fd=sink_direct,
-            populate=populate,
+            mapped=mapped,
         )
         if sink == "none":
             result = b""

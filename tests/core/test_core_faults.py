@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 import random
+import signal
 import subprocess
 import sys
 import textwrap
@@ -42,6 +43,17 @@ def test_end_of_file_in_an_extent(direct_dir: Path, source: str, sink: str, cut:
         assert outcome.sink[: whole * LEAF_SIZE] == DATA[: whole * LEAF_SIZE]
     if sink == "file":
         assert set(outcome.sink[whole * LEAF_SIZE :]) == {POISON}
+
+
+@pytest.mark.parametrize("cut", [0, 100_000, 250_000, 299_999])
+def test_end_of_file_among_neighbours(direct_dir: Path, cut: int) -> None:
+    pieces = [Piece(at, at, 99_000) for at in range(0, 400_000, 100_000)]
+    outcome = run(direct_dir, DATA[:cut], pieces, source="direct", sink="memory", sink_size=400_000)
+    there = [min(max(cut - piece.source, 0), piece.size) for piece in pieces]
+    assert outcome.faults == [(n, got, 99_000 - got, 0) for n, got in enumerate(there) if got < 99_000]
+    for piece, got in zip(pieces, there, strict=True):
+        whole = got if got == piece.size else got // LEAF_SIZE * LEAF_SIZE
+        assert outcome.sink[piece.sink : piece.sink + whole] == DATA[piece.source : piece.source + whole]
 
 
 def test_other_extents_are_not_concerned(tmp_path: Path) -> None:
@@ -235,7 +247,7 @@ def test_map_of_a_cut_file_is_a_fault_and_not_a_signal(tmp_path: Path, sink: str
         leaves = array("Q", [POISONED_LEAF]) * (len(DATA) // LEAF_SIZE)
         target = bytearray(len(DATA))
         rows = pack([(address, _core.address(target), len(DATA), 0)])
-        faults = _core.transfer(-1, -2 if sink == "none" else -1, rows, leaves, None, threads=2, populate=True)
+        faults = _core.transfer(-1, -2 if sink == "none" else -1, rows, leaves, None, threads=2, mapped=True)
         libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(len(DATA)))
         os.close(fd)
         # The last page that the file reaches is there, zeros behind its end; its leaf is not whole.
@@ -246,6 +258,90 @@ def test_map_of_a_cut_file_is_a_fault_and_not_a_signal(tmp_path: Path, sink: str
         assert list(leaves) == leaves_of(DATA[:lost]) + [0] * (len(DATA) // LEAF_SIZE - cut // LEAF_SIZE)
         if sink == "memory":
             assert target[:lost] == DATA[:lost]
+
+
+def in_a_process(program: str, path: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program that has ``path`` as its argument, `map_of` of a file, and a ``transfer`` that hashes a map."""
+    head = """
+        import ctypes, faulthandler, mmap, os, signal, sys, threading
+        from array import array
+        from fastckpt import _core
+
+        path, size = sys.argv[1], 64 << 20
+        libc = ctypes.CDLL(None)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+
+        def map_of(fd):
+            # Not the module's, which looks at the size of the file before it gives a byte.
+            return libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+
+        def transfer(address, threads=2):
+            leaves = array("Q", [7]) * (size >> 14)
+            rows = array("Q", [address, 0, size, 0])
+            return _core.transfer(-1, -2, rows, leaves, None, threads=threads, mapped=True)
+
+        fd = os.open(path, os.O_RDWR | os.O_CREAT)
+        os.truncate(path, size)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(head) + textwrap.dedent(program), str(path)]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_a_file_cut_while_its_map_is_hashed_is_a_fault(tmp_path: Path) -> None:
+    # No question that is asked beforehand can notice this; sixty cuts at any moment, and each answer is a whole one.
+    program = """
+        met = 0
+        for number in range(60):
+            os.truncate(path, size)
+            address = map_of(fd)
+            cutter = threading.Timer(number * 0.0002, lambda: os.truncate(path, 4096))
+            cutter.start()
+            faults = transfer(address)
+            cutter.join()
+            met += bool(faults)
+            assert all(error == 14 and not offset % 16384 for _, offset, _, error in faults), faults
+            libc.munmap(ctypes.c_void_p(address), ctypes.c_size_t(size))
+        sys.exit(7 if met else 8)
+    """
+    assert in_a_process(program, tmp_path / "file").returncode == 7
+
+
+def test_bus_errors_of_others_go_where_they_went(tmp_path: Path) -> None:
+    # A handler of the program is called while a map is hashed, and is still in place when that is over.
+    program = """
+        heard = []
+        signal.signal(signal.SIGBUS, lambda *_: heard.append(1))
+        address = map_of(fd)
+        for _ in range(20):
+            threading.Timer(0.001, lambda: os.kill(os.getpid(), signal.SIGBUS)).start()
+            while not heard:
+                transfer(address)
+            heard.clear()
+        os.kill(os.getpid(), signal.SIGBUS)
+        sys.exit(7 if heard else 8)
+    """
+    assert in_a_process(program, tmp_path / "file").returncode == 7
+
+
+@pytest.mark.parametrize("enable", [False, True])
+def test_a_bus_error_elsewhere_still_ends_the_process(tmp_path: Path, enable: bool) -> None:
+    # Whoever else touches what is not there meanwhile dies of it as ever, with faulthandler's report if that is on.
+    program = f"""
+        if {enable}:
+            faulthandler.enable()
+        address, other = map_of(fd), os.open(path + "2", os.O_RDWR | os.O_CREAT)
+        os.truncate(path + "2", size)
+        gone = map_of(other)
+        os.truncate(path + "2", 0)
+        threading.Timer(0.01, lambda: ctypes.string_at(gone, 1)).start()
+        while True:
+            transfer(address)
+    """
+    outcome = in_a_process(program, tmp_path / "file")
+    assert outcome.returncode == -signal.SIGBUS
+    assert ("Bus error" in outcome.stderr) == enable
 
 
 def test_destination_that_is_no_memory(tmp_path: Path) -> None:

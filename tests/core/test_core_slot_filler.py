@@ -63,10 +63,9 @@ class Plan:
         self.leaves = array("Q", bytes(8 * leaf))
         self.crcs = array("I", bytes(4 * len(self.extents)))
 
-    def filler(self, threads: int = 3) -> _core.SlotFiller:
-        return _core.SlotFiller(
-            self.fd, self.rows, self.ends, self.leaves, self.crcs, slots=len(self.slots), threads=threads
-        )
+    def filler(self, threads: int = 3, hashed: bytearray | None = None) -> _core.SlotFiller:
+        columns = self.rows, self.ends, self.leaves, self.crcs
+        return _core.SlotFiller(self.fd, *columns, slots=len(self.slots), threads=threads, hashed=hashed)
 
     def bytes_of(self, turn: int) -> bytes:
         start, stop = self.extents[2 * turn][0], self.extents[2 * turn + 1][1]
@@ -87,6 +86,22 @@ def test_whole_file(tmp_path: Path, slots: int, slot_size: int, threads: int) ->
         filler.close()
     assert got == DATA
     assert list(plan.leaves) == [leaf for begin, stop in plan.extents for leaf in leaves_of(DATA[begin:stop])]
+    assert list(plan.crcs) == [zlib.crc32(DATA[begin:stop]) for begin, stop in plan.extents]
+
+
+def test_turns_that_are_not_hashed(tmp_path: Path) -> None:
+    """It can still be said of a turn whose slot is not free."""
+    plan = Plan(tmp_path / "source", 2, 4 * LEAF_SIZE, size=40 * LEAF_SIZE)
+    hashed = bytearray([1, 0] + [1] * 8)
+    filler = plan.filler(hashed=hashed)
+    for turn in range(10):
+        if turn == 4:
+            hashed[6:8] = bytes(2)
+        filler.wait(turn)
+        filler.release()
+    filler.close()
+    expected = [leaf for begin, stop in plan.extents for leaf in leaves_of(DATA[begin:stop])]
+    assert list(plan.leaves) == [leaf if hashed[number // 4] else 0 for number, leaf in enumerate(expected)]
     assert list(plan.crcs) == [zlib.crc32(DATA[begin:stop]) for begin, stop in plan.extents]
 
 
@@ -183,6 +198,8 @@ def test_wrong_use(tmp_path: Path) -> None:
         _core.SlotFiller(plan.fd, plan.rows, plan.ends, plan.leaves[:-1], None, **good)
     with pytest.raises(ValueError, match="crcs"):
         _core.SlotFiller(plan.fd, plan.rows, plan.ends, None, plan.crcs[:-1], **good)
+    with pytest.raises(ValueError, match="hashed: not one for each turn"):
+        _core.SlotFiller(*arguments, **good, hashed=bytes(len(plan.ends) - 1))
     filler = _core.SlotFiller(plan.fd, array("Q"), array("Q", [0, 0]), None, None, **good)
     assert filler.wait(0) == filler.wait(1) == []
     filler.release()
@@ -230,7 +247,8 @@ def test_interrupt(tmp_path: Path, released: bool) -> None:
             time.sleep(0.2)
             pressed.append(time.perf_counter())
             os.kill(os.getpid(), signal.SIGINT)
-        threading.Thread(target=press).start()
+        presser = threading.Thread(target=press)
+        presser.start()
         try:
             for turn in range(len(ends)):
                 filler.wait(turn)
@@ -240,6 +258,10 @@ def test_interrupt(tmp_path: Path, released: bool) -> None:
         except KeyboardInterrupt:
             late = time.perf_counter() - pressed[0]
         filler.close()
+        presser.join()
+        deadline = time.monotonic() + 5
+        while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
         print(late, len(os.listdir("/proc/self/task")))
     """
     late, left = run(tmp_path / "source", 200_000, code).split()

@@ -57,6 +57,16 @@ class Call(NamedTuple):
     second_path: str
 
 
+def read_calls(log: Path) -> list[Call]:
+    """What `Action.LOG` has written."""
+    calls = []
+    for line in log.read_text().splitlines():
+        name, path, offset, size, second_path = line.split("\t")
+        name = name.removesuffix("64").removesuffix("at")
+        calls.append(Call({"pwrite": "write"}.get(name, name), path, int(offset), int(size), second_path))
+    return calls
+
+
 def compile_shim(directory: Path) -> Path:
     """Build the shim with the compiler that the extension needs as well."""
     library = directory / "shim.so"
@@ -198,12 +208,7 @@ class CrashLab:
         self.reset()
         outcome = self.save(action=Action.LOG)
         assert outcome.how == "saved", outcome
-        calls = []
-        for line in self.log.read_text().splitlines():
-            name, path, offset, size, second_path = line.split("\t")
-            name = name.removesuffix("64").removesuffix("at")
-            calls.append(Call({"pwrite": "write"}.get(name, name), path, int(offset), int(size), second_path))
-        return calls
+        return read_calls(self.log)
 
     # --- the laws every save must keep -------------------------------------------------
 

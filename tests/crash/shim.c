@@ -127,6 +127,9 @@ int unlinkat(int d, const char *path, int flags) {
   char place[PATH_MAX] = ""; const char *at = file_at(d, path, place);
   CALL(unlinkat, at, 0LL, 0LL, "", 0, d, path, flags);
 }
+int mkdir(const char *path, mode_t mode) { CALL(mkdir, path, 0LL, mode, "", 1, path, mode); }
+int rmdir(const char *path) { CALL(rmdir, path, 0LL, 0LL, "", 0, path); }
+int link(const char *from, const char *to) { CALL(link, from, 0LL, 0LL, to, 0, from, to); }
 int rename(const char *from, const char *to) { CALL(rename, from, 0LL, 0LL, to, 0, from, to); }
 int renameat(int d, const char *from, int e, const char *to) {
   char place[PATH_MAX] = "", target[PATH_MAX] = "";

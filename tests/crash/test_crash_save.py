@@ -10,7 +10,7 @@ from crash_lab import Action, CrashLab, OpenLab
 import fastckpt
 
 
-@pytest.fixture(params=["save_state.py", "save_compressed.py"])
+@pytest.fixture(params=["save_state.py", pytest.param("save_compressed.py", marks=pytest.mark.thorough)])
 def lab(open_lab: OpenLab, request: pytest.FixtureRequest) -> CrashLab:
     return open_lab(request.param)
 

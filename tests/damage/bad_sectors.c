@@ -1,29 +1,21 @@
 // Makes pages of one file unreadable (LD_PRELOAD), as bad sectors do: a read gives what stands before the first bad
-// page, and EIO where it begins in one; to ask for a bad page of a map fails. Every way to read is covered that fastckpt
-// uses: read, pread, preadv, preadv2, mmap with MADV_POPULATE_READ.
+// page, and EIO where it begins in one; to touch a bad page of a map is a bus error. Every way to read is covered that
+// fastckpt uses: read, pread, preadv, preadv2, mmap.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-#ifndef MADV_POPULATE_READ
-#define MADV_POPULATE_READ 22
-#endif
 enum { PAGE = 4096, MOST = 64 };
 static dev_t device;
 static ino_t inode;
 static long pages[MOST];
 static int count;
-static struct {
-  uintptr_t at;
-  size_t size;
-} map;  // where the file was last mapped as a whole
 
 // From now on these pages of the file cannot be read; none are bad where n is 0.
 void bad_pages(const char *path, int n, const long *bad) {
@@ -93,23 +85,15 @@ void *mmap64(void *wish, size_t size, int protection, int flags, int fd, off64_t
   static void *(*real)(void *, size_t, int, int, int, off64_t);
   if (!real) real = dlsym(RTLD_NEXT, "mmap64");
   void *at = real(wish, size, protection, flags, fd, offset);
-  if (at != MAP_FAILED && offset == 0 && is_bad_file(fd)) map.at = (uintptr_t)at, map.size = size;
+  if (at == MAP_FAILED || !is_bad_file(fd)) return at;
+  int nothing = memfd_create("nothing", MFD_CLOEXEC);  // to touch what lies behind the end of a file is a bus error
+  for (int i = 0; i < count; i++) {
+    off64_t page = pages[i] * PAGE - offset;
+    if (page >= 0 && page < (off64_t)size) real((char *)at + page, PAGE, protection, MAP_SHARED | MAP_FIXED, nothing, 0);
+  }
+  close(nothing);
   return at;
 }
 void *mmap(void *wish, size_t size, int protection, int flags, int fd, off_t offset) {
   return mmap64(wish, size, protection, flags, fd, offset);
-}
-
-int madvise(void *at, size_t size, int advice) {
-  static int (*real)(void *, size_t, int);
-  if (!real) real = dlsym(RTLD_NEXT, "madvise");
-  uintptr_t start = (uintptr_t)at;
-  for (int i = 0; i < count && advice == MADV_POPULATE_READ && start >= map.at && start < map.at + map.size; i++) {
-    uintptr_t page = map.at + pages[i] * PAGE;
-    if (start < page + PAGE && page < start + size) {
-      errno = EFAULT;  // what the system says of a page that it cannot read
-      return -1;
-    }
-  }
-  return real(at, size, advice);
 }

@@ -21,7 +21,7 @@ import safetensors.torch
 import torch
 
 import fastckpt
-import fastckpt.fckpt.writer
+import fastckpt.fckpt.turns
 from fastckpt.errors import OutOfSpaceError
 
 
@@ -58,7 +58,7 @@ def save(how: str, tensors: dict[str, Any], path: str, at: float | None = None, 
         safetensors.torch.save_file(tensors, path)
     else:
         # Headers are written batch by batch; with the usual size this state would be a single one.
-        vars(fastckpt.fckpt.writer)["BATCH"] = 4 * 2**20
+        vars(fastckpt.fckpt.turns)["BATCH"] = 4 * 2**20
         codec = "zstd" if how == "fckpt-zstd" else "none"
         fastckpt.save(tensors, path, codec=codec, threads=2, progress=progress)
 

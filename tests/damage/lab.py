@@ -11,63 +11,31 @@ A case is its kind of damage and its seed, nothing else: a failure prints both.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
-import multiprocessing
-import os
 import random
-import resource
-import shutil
-import signal
 import sys
-import tempfile
 import time
-import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import torch
-from goods import Facts, Good, flat, good_files, use_directory, values_of
+from goods import Facts, Good, flat, good_files, values_of
 from makers import KINDS, PAGE
-from oracle import ANY, INTACT, LOST, PARTIAL, UNVERIFIED, Expected, Oracle, Verdict
+from oracle import ANY, INTACT, PARTIAL, UNVERIFIED, Expected, Oracle, Verdict
+from trials import Outcome, Trials, WrongError
 
 import fastckpt
 from fastckpt.errors import FastckptError
 from fastckpt.findings import Report
 
 SALVAGE = hasattr(fastckpt, "salvage")
-CASE_SECONDS = 10
-"""A case that takes longer hangs."""
-MEMORY_LIMIT = 300 * 2**20
-"""By how much a worker may grow over all its cases, in bytes."""
-NIGHTLY = 1_000_000
 FILL_BYTE = 0
-
-
-class WrongError(AssertionError):
-    """Salvage said or wrote what is not true, or not enough."""
-
-
-class HangError(BaseException):
-    """A case took too long. Not an Exception, so that nothing catches it."""
-
-
-@dataclass
-class Outcome:
-    """What became of one case."""
-
-    kind: str
-    good: str
-    statuses: Counter[str] = field(default_factory=Counter)
-    required: int = 0
-    refused: bool = False
-    written: int = 0
-    seconds: float = 0.0
 
 
 @dataclass
@@ -123,48 +91,30 @@ def run_case(kind: str, seed: int, directory: Path) -> Outcome:
 
     Raises:
         WrongError: Something untrue was said or written.
-        HangError: It took more than `CASE_SECONDS`.
     """
     started = time.perf_counter()
-    with _time_limit(CASE_SECONDS):
-        case = Case.make(kind, seed)
-        source = directory / f"damaged{case.good.suffix}"
-        source.write_bytes(case.damaged)
-        expected = Oracle(case.good, case.damaged).expect()
-        outcome = Outcome(kind, case.good.name, required=sum(v.required for v in expected.verdicts.values()))
-        check_verify(case, source)
-        if seed % 4 == 0:
-            check_load(case, source)
-        destination = directory / case.destination if case.destination else None
-        report = check_salvage(case, source, destination, expected) if SALVAGE else None
-        if report is None:
-            outcome.refused = True
-        else:
-            outcome.statuses.update(fate.status.value for fate in report.tensors.values())
-            outcome.written = len(report.written) if destination is not None else 0
-        if source.read_bytes() != case.damaged:
-            raise WrongError("the damaged file was changed")
-        leftover = {path.name for path in directory.iterdir()} - {source.name}
-        if leftover - ({destination.name} if destination and report and report.destination else set()):
-            raise WrongError(f"files were left behind: {sorted(leftover)}")
-    for path in directory.iterdir():
-        path.unlink()
+    case = Case.make(kind, seed)
+    source = directory / f"damaged{case.good.suffix}"
+    source.write_bytes(case.damaged)
+    expected = Oracle(case.good, case.damaged).expect()
+    outcome = Outcome(kind, case.good.name, required=sum(v.required for v in expected.verdicts.values()))
+    check_verify(case, source)
+    if seed % 4 == 0:
+        check_load(case, source)
+    destination = directory / case.destination if case.destination else None
+    report = check_salvage(case, source, destination, expected) if SALVAGE else None
+    if report is None:
+        outcome.refused = True
+    else:
+        outcome.statuses.update(fate.status.value for fate in report.tensors.values())
+        outcome.written = len(report.written) if destination is not None else 0
+    if source.read_bytes() != case.damaged:
+        raise WrongError("the damaged file was changed")
+    leftover = {path.name for path in directory.iterdir()} - {source.name}
+    if leftover - ({destination.name} if destination and report and report.destination else set()):
+        raise WrongError(f"files were left behind: {sorted(leftover)}")
     outcome.seconds = time.perf_counter() - started
     return outcome
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    def ring(*_: object) -> None:
-        raise HangError(f"more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def check_verify(case: Case, source: Path) -> None:
@@ -207,11 +157,33 @@ def check_salvage(case: Case, source: Path, destination: Path | None, expected: 
             raise WrongError("salvage refuses, and has written a file") from error
         return None
     json.dumps(report.as_dict())
-    _check_statuses(case, report, expected)
+    first = _first_archive(case, report)
+    _check_statuses(case, first, expected)
     _check_conclusion(case, report, destination)
     if destination is not None and report.destination is not None:
-        _check_written(case, report, expected, _read_back(destination))
+        back = _read_back(destination)
+        if first is not report:
+            back = {name.partition(".")[2]: tensor for name, tensor in back.items() if name.startswith("0.")}
+        _check_written(case, first, expected, back)
     return report
+
+
+def _first_archive(case: Case, report: Any) -> Any:
+    """Of several archives in a row what is said of the first one; the tensors of the others are checked here."""
+    if case.good.format != "pt" or not report.tensors or not all(name[:2] in ("0.", "1.") for name in report.tensors):
+        return report
+    for name, fate in report.tensors.items():
+        if name.startswith("1.") and fate.status.value == INTACT and fate.offset is not None:
+            facts = case.good.tensors.get(name[2:])
+            there = case.damaged[fate.offset : fate.offset + fate.nbytes]
+            if facts is None:
+                _check_stranger(case, fate)
+            elif facts.plain and there not in (facts.values, case.good.sibling_values[name[2:]]):
+                raise WrongError(f"{name!r} is called intact, and at byte {fate.offset} stands something else")
+    tensors = {n[2:]: replace(fate, name=n[2:]) for n, fate in report.tensors.items() if n.startswith("0.")}
+    written = [name[2:] for name in report.written if name.startswith("0.")]
+    backfilled = {name[2:]: path for name, path in report.backfilled.items() if name.startswith("0.")}
+    return replace(report, tensors=tensors, written=written, backfilled=backfilled)
 
 
 def _check_statuses(case: Case, report: Any, expected: Expected) -> None:
@@ -233,7 +205,7 @@ def _check_statuses(case: Case, report: Any, expected: Expected) -> None:
             raise WrongError(
                 f"{name!r} is called {fate.status.value} ({fate.reason}), not {' or '.join(sorted(verdict.allowed))}"
             )
-        _check_fate(case, fate, verdict, exact=expected.structure or fate.status.value == INTACT)
+        _check_fate(case, fate, verdict, expected)
     for name in sorted(expected.named) if case.like else ():
         fate = report.tensors.get(name)
         if fate is None or fate.status.value not in (INTACT, UNVERIFIED):
@@ -244,8 +216,9 @@ def _check_statuses(case: Case, report: Any, expected: Expected) -> None:
             _check_stranger(case, fate)
 
 
-def _check_fate(case: Case, fate: Any, verdict: Verdict, *, exact: bool) -> None:
+def _check_fate(case: Case, fate: Any, verdict: Verdict, expected: Expected) -> None:
     facts = case.good.tensors[fate.name]
+    exact = expected.structure or fate.status.value == INTACT
     if exact and (fate.dtype, tuple(fate.shape)) != (facts.dtype, facts.shape):
         raise WrongError(f"{fate.name!r} is said to be {fate.dtype} {fate.shape}, not {facts.dtype} {facts.shape}")
     if exact and fate.nbytes != len(facts.values):
@@ -254,7 +227,7 @@ def _check_fate(case: Case, fate: Any, verdict: Verdict, *, exact: bool) -> None
         raise WrongError(f"{fate.name!r} is said to have {fate.present} of {fate.nbytes} bytes")
     if fate.status.value == INTACT and fate.offset is not None and facts.plain:
         there = case.damaged[fate.offset : fate.offset + fate.nbytes]
-        if there not in _true_values(case, facts, fate.name):
+        if there not in _true_values(case, expected, facts, fate.name):
             raise WrongError(f"{fate.name!r} is called intact, and at byte {fate.offset} stands something else")
     if fate.rows_intact is not None and verdict.good_rows is not None:
         rows = tuple((first, end) for first, end in fate.rows_intact)
@@ -268,9 +241,9 @@ def _covers(outer: tuple[tuple[int, int], ...], inner: tuple[tuple[int, int], ..
     return all(any(a <= first and end <= b for a, b in outer) for first, end in inner)
 
 
-def _true_values(case: Case, facts: Facts, name: str) -> tuple[bytes, ...]:
+def _true_values(case: Case, expected: Expected, facts: Facts, name: str) -> tuple[bytes, ...]:
     """What may be called intact: the original or, where parts of a sibling were mixed in, that of the sibling."""
-    mixed = "sibling" in case.kind or case.kind == "twice"
+    mixed = ("sibling" in case.kind or case.kind == "twice") and not expected.one_save
     return (facts.values, case.good.sibling_values[name]) if mixed else (facts.values,)
 
 
@@ -301,7 +274,10 @@ def _check_conclusion(case: Case, report: Any, destination: Path | None) -> None
         raise WrongError(f"exit code {report.exit_code}, but {broken} tensors did not come back")
     whole_kind = case.good.crcs or UNVERIFIED in case.include
     if case.kind == "nothing" and whole_kind and not (case.destination or "").endswith(".safetensors"):
-        if report.exit_code != 0 or broken or not report.complete:
+        # A .pt has no place for the metadata, which all have but those converted from one.
+        has_metadata = case.good.format in ("fckpt", "safetensors") and not case.good.name.endswith(" source")
+        is_all = not (has_metadata and (case.destination or "").endswith(".pt"))
+        if report.exit_code != 0 or broken or report.complete != is_all:
             raise WrongError(f"a whole file: exit code {report.exit_code}, {dict(counts)}, complete {report.complete}")
         if any(finding.loss for finding in report.findings):
             raise WrongError("a whole file has findings of loss")
@@ -326,7 +302,11 @@ def _check_conclusion(case: Case, report: Any, destination: Path | None) -> None
 
 def _read_back(destination: Path) -> Mapping[str, torch.Tensor]:
     if destination.suffix == ".safetensors":
-        return safetensors.torch.load(destination.read_bytes())
+        tensors = safetensors.torch.load_file(destination)
+        with safetensors.safe_open(destination, "pt") as file:
+            texts = file.metadata() or {}
+        # Tied ones are written once; the metadata has their other names.
+        return tensors | {name: tensors[kept] for name, kept in texts.items() if kept in tensors}
     if destination.suffix == ".pt":
         return flat(torch.load(destination, weights_only=True))
     with fastckpt.open(destination) as ck:
@@ -350,7 +330,7 @@ def _check_written(case: Case, report: Any, expected: Expected, back: Mapping[st
             if values != case.good.sibling_values[name]:
                 raise WrongError(f"{name!r} was to be taken from the other file, and is something else")
         elif fate.status.value == INTACT:
-            if facts is not None and values not in _true_values(case, facts, name):
+            if facts is not None and values not in _true_values(case, expected, facts, name):
                 raise WrongError(f"{name!r} is called intact, and other bytes were written")
             if facts is not None and facts.values != case.good.sibling_values.get(name):
                 saves.add(values == facts.values)
@@ -379,225 +359,39 @@ def _check_partial(case: Case, fate: Any, facts: Facts, values: bytes) -> None:
 # --- many cases ------------------------------------------------------------------
 
 
-@dataclass
-class Tally:
-    """Counts over many cases."""
-
-    cases: Counter[str] = field(default_factory=Counter)
-    goods: Counter[str] = field(default_factory=Counter)
-    statuses: dict[str, Counter[str]] = field(default_factory=dict)
-    required: int = 0
-    refused: int = 0
-    written: int = 0
-    failures: list[dict[str, str]] = field(default_factory=list)
-    slowest: tuple[float, str] = (0.0, "")
-    grown: int = 0
-    seconds: float = 0.0
-
-    def add(self, outcome: Outcome, seed: int) -> None:
-        """Count one case."""
-        self.cases[outcome.kind] += 1
-        self.goods[outcome.good] += 1
-        self.statuses.setdefault(outcome.kind, Counter()).update(outcome.statuses)
-        self.required += outcome.required
-        self.refused += outcome.refused
-        self.written += outcome.written
-        self.slowest = max(self.slowest, (outcome.seconds, f"{outcome.kind}:{seed}"))
-
-    def merge(self, other: Tally) -> None:
-        """Add what another worker counted."""
-        self.cases += other.cases
-        self.goods += other.goods
-        for kind, statuses in other.statuses.items():
-            self.statuses.setdefault(kind, Counter()).update(statuses)
-        self.required += other.required
-        self.refused += other.refused
-        self.written += other.written
-        self.failures += other.failures
-        self.slowest = max(self.slowest, other.slowest)
-        self.grown = max(self.grown, other.grown)
-
-    def count(self, kind: str) -> int:
-        """Failures of one kind: wrong, untyped or hang."""
-        return sum(failure["what"] == kind for failure in self.failures)
-
-    def summary(self) -> str:
-        """One line."""
-        total: Counter[str] = sum(self.statuses.values(), Counter())
-        return (
-            f"damage lab: {sum(self.cases.values())} cases of {len(self.cases)} kinds on {len(self.goods)} files in "
-            f"{self.seconds:.0f} s: {total[INTACT]} tensors intact ({self.required} had to be), "
-            f"{total[UNVERIFIED]} unverified, {total['damaged']} damaged, {total[PARTIAL]} partial, "
-            f"{total[LOST]} lost; {self.written} written and compared; {self.refused} files refused; "
-            f"{self.count('wrong')} wrong, "
-            f"{self.count('untyped')} untyped exceptions, {self.count('hang')} hangs; slowest {self.slowest[1]} "
-            f"{self.slowest[0] * 1000:.0f} ms; memory grew by {self.grown >> 20} MiB"
-        )
-
-    def table(self) -> dict[str, Any]:
-        """Everything, as plain values."""
-        return {
-            "cases": sum(self.cases.values()),
-            "seconds": round(self.seconds, 1),
-            "required_intact": self.required,
-            "refused": self.refused,
-            "written_and_compared": self.written,
-            "wrong": self.count("wrong"),
-            "untyped_exceptions": self.count("untyped"),
-            "hangs": self.count("hang"),
-            "memory_growth": self.grown,
-            "slowest": {"case": self.slowest[1], "seconds": round(self.slowest[0], 3)},
-            "kinds": {
-                kind: {"cases": count, **dict(self.statuses.get(kind, {}))}
-                for kind, count in sorted(self.cases.items())
-            },
-            "files": dict(sorted(self.goods.items())),
-            "failures": self.failures,
-        }
+def show_report(report: Any) -> None:
+    """What salvage says of a file as a whole."""
+    print(f"structure {report.structure}, exit code {report.exit_code}, complete {report.complete}")
+    for finding in report.findings:
+        print(f"  finding: {finding.kind.value} {finding.offset}+{finding.size}: {finding.message}")
+    for note in report.notes:
+        print(f"  note: {note}")
 
 
-def cases(count: int, seed: int) -> Iterator[tuple[str, int]]:
-    """``count`` cases, of every kind in turn."""
-    names = sorted(KINDS)
-    for number in range(count):
-        yield names[number % len(names)], seed + number
+def _show(kind: str, seed: int, directory: Path) -> None:
+    case = Case.make(kind, seed)
+    raw, damaged = case.good.raw, case.damaged
+    changed = [at for at in range(0, len(raw), PAGE) if raw[at : at + PAGE] != damaged[at : at + PAGE]]
+    print(f"{case.good.name}: {len(raw)} bytes, now {len(damaged)}; pages that differ: {changed[:20]}")
+    print(f"destination {case.destination}, {case.options}")
+    expected = Oracle(case.good, damaged).expect()
+    print(f"structure stands: {expected.structure}; may refuse: {expected.may_refuse}")
+    for name, place in sorted(case.good.regions.items(), key=lambda item: item[1]):
+        if raw[slice(*place)] != damaged[slice(*place)]:
+            print(f"  touched: {name} {place}")
+    path = directory / f"replayed{case.good.suffix}"
+    path.write_bytes(damaged)
+    with contextlib.suppress(FastckptError):
+        report = fastckpt.salvage(path, **case.options)
+        show_report(report)
+        for name in dict.fromkeys((*case.good.tensors, *report.tensors)):
+            fate = report.tensors.get(name)
+            verdict = expected.verdicts.get(name)
+            said = f"{fate.status.value} at {fate.offset} ({fate.reason})" if fate else "not listed"
+            print(f"  {name}: {said}; allowed: {sorted(verdict.allowed) if verdict else 'not in the file'}")
 
 
-def try_case(kind: str, seed: int, directory: Path, tally: Tally, *, say: bool = False) -> None:
-    """Run one case and count it, whatever happens."""
-    try:
-        tally.add(run_case(kind, seed, directory), seed)
-        return
-    except WrongError as error:
-        what, text = "wrong", str(error)
-    except HangError as error:
-        what, text = "hang", f"{error}\n{traceback.format_exc(limit=-6)}"
-    except Exception:
-        what, text = "untyped", traceback.format_exc(limit=-6)
-    tally.cases[kind] += 1
-    if say:
-        print(f"{what}: --replay {kind}:{seed}: {text}", file=sys.stderr, flush=True)
-    good = Case.make(kind, seed).good.name
-    tally.failures.append({"case": f"{kind}:{seed}", "good": good, "what": what, "text": text})
-    for path in directory.iterdir():
-        path.unlink()
-
-
-MAX_FAILURES = 500
-"""From this many on, a worker stops."""
-
-
-def run(count: int, seed: int, *, workers: int | None = None, say: bool = False) -> Tally:
-    """Run many cases in forked workers, and add up what they counted."""
-    workers = workers or min(os.cpu_count() or 1, 16)
-    started = time.perf_counter()
-    with scratch() as directory:
-        good_files()
-        context = multiprocessing.get_context("fork")
-        queue = context.SimpleQueue()
-        processes = []
-        for worker in range(workers):
-            place = directory / f"worker{worker}"
-            place.mkdir()
-            processes.append(context.Process(target=_work, args=(worker, workers, count, seed, place, queue, say)))
-        for process in processes:
-            process.start()
-        tally = Tally()
-        for _ in processes:
-            tally.merge(queue.get())
-        for process in processes:
-            process.join()
-    tally.seconds = time.perf_counter() - started
-    return tally
-
-
-def _work(worker: int, workers: int, count: int, seed: int, directory: Path, queue: Any, say: bool) -> None:
-    torch.set_num_threads(1)
-    tally = Tally()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    for number, (kind, case_seed) in enumerate(cases(count, seed)):
-        if number % workers != worker:
-            continue
-        try_case(kind, case_seed, directory, tally, say=say)
-        if len(tally.failures) >= MAX_FAILURES:
-            break
-        if say and worker == 0 and number // workers % 10_000 == 0 and number:
-            print(f"{number} cases, {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    tally.grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    if tally.grown > MEMORY_LIMIT:
-        text = f"a worker grew by {tally.grown} bytes"
-        tally.failures.append({"case": "all", "good": "", "what": "wrong", "text": text})
-    queue.put(tally)
-
-
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    """A directory for the files, in memory where the system has that."""
-    base = "/dev/shm" if os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 2**28 else None
-    with tempfile.TemporaryDirectory(dir=base, prefix="fastckpt-lab-") as name:
-        goods = Path(name) / "goods"
-        goods.mkdir()
-        use_directory(goods)
-        yield Path(name)
-
-
-def replay(text: str) -> int:
-    """Run one case and show it."""
-    kind, _, number = text.rpartition(":")
-    seed = int(number)
-    with scratch() as directory:
-        case = Case.make(kind, seed)
-        raw, damaged = case.good.raw, case.damaged
-        changed = [at for at in range(0, len(raw), PAGE) if raw[at : at + PAGE] != damaged[at : at + PAGE]]
-        print(f"{case.good.name}: {len(raw)} bytes, now {len(damaged)}; pages that differ: {changed[:20]}")
-        print(f"destination {case.destination}, {case.options}")
-        expected = Oracle(case.good, damaged).expect()
-        print(f"structure stands: {expected.structure}; may refuse: {expected.may_refuse}")
-        for name, place in sorted(case.good.regions.items(), key=lambda item: item[1]):
-            if raw[slice(*place)] != damaged[slice(*place)]:
-                print(f"  touched: {name} {place}")
-        path = directory / f"replayed{case.good.suffix}"
-        path.write_bytes(damaged)
-        with contextlib.suppress(FastckptError):
-            report = fastckpt.salvage(path, **case.options)
-            print(f"structure {report.structure}, exit code {report.exit_code}, complete {report.complete}")
-            for finding in report.findings:
-                print(f"  finding: {finding.kind.value} {finding.offset}+{finding.size}: {finding.message}")
-            for note in report.notes:
-                print(f"  note: {note}")
-            for name in dict.fromkeys((*case.good.tensors, *report.tensors)):
-                fate = report.tensors.get(name)
-                verdict = expected.verdicts.get(name)
-                said = f"{fate.status.value} at {fate.offset} ({fate.reason})" if fate else "not listed"
-                print(f"  {name}: {said}; allowed: {sorted(verdict.allowed) if verdict else 'not in the file'}")
-        place = directory / "replay"
-        place.mkdir()
-        tally = Tally()
-        try_case(kind, seed, place, tally)
-        for failure in tally.failures:
-            print(failure["what"], failure["text"])
-    print("as expected" if not tally.failures else "NOT as expected")
-    return bool(tally.failures)
-
-
-def main() -> int:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="damage good files in every way and check what salvage makes of them")
-    parser.add_argument("--cases", type=int, default=20_000, help="how many (default: %(default)s)")
-    parser.add_argument("--nightly", action="store_true", help=f"{NIGHTLY} cases")
-    parser.add_argument("--seed", type=int, default=1, help="of the first case; each has the next one")
-    parser.add_argument("--workers", type=int, help="processes (default: one per CPU)")
-    parser.add_argument("--replay", metavar="KIND:SEED", help="run one case and show all of it")
-    arguments = parser.parse_args()
-    if arguments.replay:
-        return replay(arguments.replay)
-    count = NIGHTLY if arguments.nightly else arguments.cases
-    tally = run(count, arguments.seed, workers=arguments.workers, say=True)
-    print(json.dumps(tally.table(), indent=1))
-    print(tally.summary(), file=sys.stderr)
-    return 1 if tally.failures else 0
-
+TRIALS = Trials(list(KINDS), run_case, lambda kind, seed: Case.make(kind, seed).good.name, _show)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TRIALS.main("damage good files in every way and check what salvage makes of them"))

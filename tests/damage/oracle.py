@@ -12,6 +12,11 @@ It knows the good file, its map, and the damaged bytes; it never reads a damaged
   stands says otherwise, and where bytes are missing.
 * Where a whole tensor and its witness are those of an older save (a sector that was not overwritten), nothing in the
   file can tell; ``intact`` is allowed then, and the mix has to be noticed.
+* Where the directory is not whole and torch's last record stands, made of other records than those that stand, the
+  file is a mix of two saves: a witness counts only for its own place, and nothing tells which tensors are of which
+  save. Then ``unverified`` is as good as ``intact``.
+* Numbers of several bytes are proven only where something tells their byte order: the record ``byteorder``, its
+  descriptor, its entry in the directory, the place of the first storage, or the digits at the end, made of all of it.
 * Between these there is latitude, for example for bytes that stand while all their witnesses are destroyed:
   ``unverified``, or ``damaged`` if what is left of a witness says so.
 """
@@ -31,6 +36,7 @@ from fastckpt.layout.records import Record
 INTACT, UNVERIFIED, DAMAGED, PARTIAL, LOST = "intact", "unverified", "damaged", "partial", "lost"
 ANY = frozenset((INTACT, UNVERIFIED, DAMAGED, PARTIAL, LOST))
 BROKEN = frozenset((DAMAGED, PARTIAL, LOST))
+_ONE_BYTE = ("bool", "uint8", "int8", "float8_e4m3fn", "float8_e5m2")
 SHORT = 64
 """Fewer bytes than these are not recognised by themselves."""
 
@@ -67,12 +73,14 @@ class Expected:
         may_refuse: Whether a typed error is as good as a report.
         verdicts: By flat name.
         named: Tensors that have to come back once a file of the same structure gives their names.
+        one_save: Whether the end of the file is whole and names all records: then nothing of another save is intact.
     """
 
     structure: bool
     may_refuse: bool
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     named: set[str] = field(default_factory=set)
+    one_save: bool = False
 
 
 class Oracle:
@@ -106,10 +114,10 @@ class Oracle:
         start, end = place
         return end <= len(self.damaged) and self.damaged[start:end] == self.good.sibling[start:end]
 
-    def _elsewhere(self, place: tuple[int, int]) -> bool:
+    def _elsewhere(self, place: tuple[int, int], *, one_save: bool) -> bool:
         """Whether a storage stands in another place, with the descriptor or the directory entry that proves it."""
         start, end = place
-        for raw in (self.good.raw, self.good.sibling):
+        for raw in (self.good.raw,) if one_save else (self.good.raw, self.good.sibling):
             if raw[start : end + 16] in self.damaged:
                 return True
             # The directory has the CRC-32 of bytes wherever they are. A few bytes alone stand anywhere by chance.
@@ -141,16 +149,20 @@ class Oracle:
         behind = self.region("descriptor data.pkl") and self.region("header data.pkl")
         proven = good.crcs and (directory or (behind and not self._contradicted("data.pkl", "data data.pkl")))
         structure = pickle and found and (proven or not good.crcs)
-        expected = Expected(structure, may_refuse=not structure)
+        expected = Expected(structure, may_refuse=not structure, one_save=directory and good.crcs)
+        order_stands, order_lost = self._byte_order(directory=directory)
         for name, facts in good.tensors.items():
             storage = good.storages[facts.storage]
             descriptor = self.region(f"descriptor {facts.storage}")
+            is_number = bool(facts.values) and facts.dtype not in _ONE_BYTE
             if not structure:
-                expected.verdicts[name] = Verdict(ANY)
+                expected.verdicts[name] = Verdict(ANY - {INTACT} if order_lost and is_number else ANY)
                 headed = self.region(f"header {facts.storage}") and len(self.damaged) == len(good.raw)
                 # The records of a checkpoint that a tensor holds are told from these by nothing but luck.
                 plain = good.crcs and bool(facts.values) and "inner" not in good.name
-                if headed and descriptor and plain and self.same(storage):
+                # An entry of the directory with another CRC-32 says that it is none of this save, or rotted itself.
+                agreed = not self._contradicted(facts.storage, f"data {facts.storage}")
+                if headed and descriptor and plain and agreed and self.same(storage):
                     expected.named.add(name)
                 continue
             now, place = self._now(facts)
@@ -161,10 +173,27 @@ class Oracle:
                 allowed = self._stands(facts.storage, descriptor=descriptor, directory=directory)
             else:
                 allowed = self._changed(facts, witness=good.crcs and (descriptor or directory))
-                if good.crcs and (self.stale(storage) or self._elsewhere(storage)):
+                stale = self.stale(storage) and not directory
+                if good.crcs and (stale or self._elsewhere(storage, one_save=directory)):
                     allowed |= {INTACT}
+            if INTACT in allowed and is_number and not order_stands:
+                allowed = (allowed | {UNVERIFIED}) - ({INTACT} if order_lost else set())
             expected.verdicts[name] = Verdict(allowed, now, place)
         return expected
+
+    def _byte_order(self, *, directory: bool) -> tuple[bool, bool]:
+        """Whether what tells the byte order of a .pt stands, and whether all that could tell it is lost."""
+        record = self.good.raw[slice(*self.good.regions["data byteorder"])]
+        # An entry of the directory has the CRC-32 as well, as a descriptor does.
+        crc = struct.pack("<I", zlib.crc32(record))
+        first = min(self.good.storages, key=lambda key: self.good.storages[key])
+        place = self.region(f"header {first}")
+        named = self.region("header byteorder") and (
+            self.region("data byteorder") or (self.good.crcs and self.region("descriptor byteorder"))
+        )
+        stands = directory or named or (place and self.region("data data.pkl") and self.region("header data.pkl"))
+        lost = b"byteorder" not in self.damaged and crc not in self.damaged and not place
+        return stands, lost and not self.region("data .data/serialization_id")
 
     def _contradicted(self, record: str, region: str) -> bool:
         """Whether a directory entry of a record of a .pt states another CRC-32 than that of its bytes."""
@@ -181,6 +210,17 @@ class Oracle:
             at = self.damaged.find(name, at + 1)
         return False
 
+    def _last_record_disagrees(self) -> bool:
+        """Whether torch's last record stands, and behind some record another CRC-32 than the one it was made of."""
+        places = [self.good.regions[f"{what} .data/serialization_id"] for what in ("data", "descriptor")]
+        others = [place for name, place in self.good.regions.items() if name.startswith("descriptor ")]
+        for raw in (self.good.raw, self.good.sibling):
+            if all(self.damaged[start:end] == raw[start:end] for start, end in places):
+                found = [(self.damaged[start:end], raw[start:end]) for start, end in others]
+                # Signature and sizes as they were: not that the descriptor rotted, but that it states another sum.
+                return any(a[:4] + a[8:] == b[:4] + b[8:] and a != b for a, b in found)
+        return False
+
     def _stands(self, key: str, *, descriptor: bool, directory: bool) -> frozenset[str]:
         """Statuses of a tensor whose storage is as it was."""
         storage = self.good.storages[key]
@@ -189,7 +229,8 @@ class Oracle:
         if self.good.crcs and descriptor:
             if self._contradicted(key, f"data {key}"):
                 return frozenset((INTACT, DAMAGED))
-            return frozenset((INTACT,) if self.region(f"header {key}") else (INTACT, UNVERIFIED, LOST))
+            mixed = {UNVERIFIED} if self._last_record_disagrees() else set()
+            return frozenset((INTACT,) if self.region(f"header {key}") else (INTACT, UNVERIFIED, LOST)) | mixed
         if descriptor and directory:
             return frozenset((UNVERIFIED,))
         # What is left of its witnesses may say otherwise, also where a CRC of 0 (not computed) is now another number.
@@ -264,7 +305,8 @@ class Oracle:
             # The manifest of the file that is inside of a tensor may be taken for this one's.
             manifest = False
         anything = self.damaged[:8] == MAGIC_SUPERBLOCK or any(known.values())
-        expected = Expected(manifest, may_refuse=not anything)
+        one_save = footer and (index or self.region("directory"))
+        expected = Expected(manifest, may_refuse=not anything, one_save=one_save)
         good_leaves = {record.number: self._good_leaves(record) for record in good.records}
         mixed = any(self._is_stale(record) for record in good.records)
         for name, facts in good.tensors.items():
@@ -285,24 +327,26 @@ class Oracle:
             if mixed:
                 # The header of an older save stands in the file: its tensors are proven too, if they are there.
                 rows = None
-                if not all(good_leaves[number]):
+                if not all(good_leaves[number]) and not one_save:
                     # Only one of the two saves can be given back of a record that has bytes of both.
                     allowed |= BROKEN | {INTACT}
             if (mixed and not footer) or self._other_end(footer):
                 # Another end names the records of the other save; without an end, the larger part counts.
                 allowed |= BROKEN | {UNVERIFIED, LOST}
             place = record.payload.offset + start if record.is_raw and facts.plain else None
-            if self._has_moved(record):
+            if not whole and self._has_moved(record):
                 # Digests prove it there as well.
                 allowed, place, rows = allowed | BROKEN | {INTACT}, None, None
             expected.verdicts[name] = Verdict(allowed, None, place, rows)
         return expected
 
     def _has_moved(self, record: Record) -> bool:
-        """Whether the header of a record stands, with the beginning of its payload, in another place than it was."""
+        """Whether a record stands elsewhere than it was: its header and the beginning of it, or all its bytes."""
         start, end = self.good.regions[f"header {record.number}"]
         beginning = self.good.raw[start : end + 16]
-        return not self.same((start, end)) and beginning in self.damaged
+        payload = (record.payload.offset, record.payload.end)
+        moved = not self.same(payload) and self.good.raw[slice(*payload)] in self.damaged
+        return moved or (not self.same((start, end)) and beginning in self.damaged)
 
     def _other_end(self, footer: bool) -> bool:
         """Whether the file ends in the whole footer of another save."""

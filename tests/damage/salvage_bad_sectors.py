@@ -1,7 +1,7 @@
 """Salvages a file of which pages cannot be read: run with ``LD_PRELOAD`` of bad_sectors.c.
 
-Each line of the input is a request as JSON (``source``, ``destination``, ``pages``, ``include``); each line of the
-output the report, or the name of the typed error.
+Each line of the input is a request as JSON (``source``, ``destination``, ``pages``, ``include``, and ``steps``, a
+directory in which a decision is asked for); each line of the output the report, or the name of the typed error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 
 import fastckpt
 from fastckpt.errors import FastckptError
+from fastckpt.runs.checkpoint_directory import CheckpointDirectory
 
 
 def main() -> None:
@@ -23,7 +24,10 @@ def main() -> None:
         shim.bad_pages(request["source"].encode(), len(pages), (ctypes.c_long * len(pages))(*pages))
         try:
             report = fastckpt.salvage(request["source"], request["destination"], include=request["include"])
-            answer = report.as_dict()
+            answer = report.as_dict() | {"verified": fastckpt.verify(request["source"]).exit_code}
+            if request["steps"]:
+                answer["pruned"] = CheckpointDirectory(request["steps"], keep_last=1).prune()
+                answer["last"] = fastckpt.find_last_whole(request["steps"])
         except FastckptError as error:
             answer = {"error": type(error).__name__, "message": str(error)}
         print(json.dumps(answer), flush=True)

@@ -52,12 +52,19 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     assert process.stdout is not None
     requests, answers = process.stdin, process.stdout
 
-    def send(source: Path, pages: list[int], destination: Path | None = None, include: tuple[str, ...] = ()) -> Any:
+    def send(
+        source: Path,
+        pages: list[int],
+        destination: Path | None = None,
+        include: tuple[str, ...] = (),
+        steps: Path | None = None,
+    ) -> Any:
         request = {
             "source": str(source),
             "destination": str(destination) if destination else None,
             "pages": pages,
             "include": include,
+            "steps": str(steps) if steps else None,
         }
         requests.write(json.dumps(request) + "\n")
         requests.flush()
@@ -173,6 +180,7 @@ def test_safetensors(tmp_path: Path, ask: Ask) -> None:
             assert (fate["status"] in ("damaged", "partial", "lost")) == touched, (page, name)
         check_back(tmp_path / "out.safetensors", report["written"])
         assert unreadable(report)
+        assert report["verified"] == 2
     # The header itself: nothing else tells what stands where.
     report = ask(path, [0])
     assert report.get("error") or report["counts"]["unverified"] < len(table)
@@ -185,3 +193,22 @@ def test_many_pages(tmp_path: Path, ask: Ask) -> None:
     report = ask(path, pages[:60], tmp_path / "out.fckpt")
     assert report["counts"]["intact"] >= 4
     check_back(tmp_path / "out.fckpt", report["written"])
+
+
+def test_a_legacy_file_is_read_to_its_end(tmp_path: Path, ask: Ask) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(state(), path, _use_new_zipfile_serialization=False)
+    assert ask(path, [])["verified"] == 0
+    assert ask(path, [path.stat().st_size // PAGE - 3])["verified"] == 2
+
+
+def test_what_cannot_be_read_is_not_deleted_and_makes_no_older_step_the_newest(tmp_path: Path, ask: Ask) -> None:
+    """A bad page in the bytes of a step, in its structure or at its end: it may be whole all the same."""
+    for step in (1, 2, 3):
+        fastckpt.save(state(), tmp_path / f"step_{step:08d}.fckpt")
+    older, newest = tmp_path / "step_00000002.fckpt", tmp_path / "step_00000003.fckpt"
+    for page in (0, 5, newest.stat().st_size // PAGE - 1):
+        answer = ask(newest, [page], steps=tmp_path)
+        assert answer.get("error") == "CheckpointIOError", (page, answer)
+        assert older.exists()
+        assert newest.exists()

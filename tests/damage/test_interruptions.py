@@ -24,11 +24,13 @@ import torch
 from goods import Good, map_fckpt, map_safetensors, map_torch_zip
 from interrupted_save import save, state
 from oracle import INTACT, UNVERIFIED, Oracle
+from trials import scratch
 
 import fastckpt
 
 SUFFIXES = {"torch": ".pt", "safetensors": ".safetensors", "fckpt": ".fckpt", "fckpt-zstd": ".fckpt"}
 MOMENTS = [0.0, 0.02, 0.13, 0.34, 0.5, 0.71, 0.9, 0.97]
+FEW_AND_MANY = [pytest.param(MOMENTS[1::3], id="few"), pytest.param(MOMENTS, id="many", marks=pytest.mark.thorough)]
 
 
 class Host:
@@ -72,7 +74,7 @@ def host() -> Iterator[Host]:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     """In memory, where a save takes so long only because of its checksums."""
-    with lab.scratch() as path:
+    with scratch() as path:
         yield path
 
 
@@ -81,7 +83,7 @@ def references() -> dict[str, Good]:
     """What a save leaves that was not interrupted, and the map of it."""
     tensors = state()
     found = {}
-    with lab.scratch() as path:
+    with scratch() as path:
         for how, suffix in SUFFIXES.items():
             target = path / f"model{suffix}"
             save(how, tensors, str(target))
@@ -121,9 +123,17 @@ def check(good: Good, left: Path, destination: Path) -> Left:
 
 @pytest.mark.parametrize("how", ["torch", "safetensors"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
-def test_signals(how: str, number: signal.Signals, host: Host, directory: Path, references: dict[str, Good]) -> None:
+@pytest.mark.parametrize("moments", FEW_AND_MANY)
+def test_signals(
+    moments: list[float],
+    how: str,
+    number: signal.Signals,
+    host: Host,
+    directory: Path,
+    references: dict[str, Good],
+) -> None:
     good = references[how]
-    moments = [*MOMENTS, *(random.Random(number).random() for _ in range(4))]
+    moments = [*moments, *(random.Random(number).random() for _ in range(len(moments) // 2))]
     hit = 0
     for attempt, at in enumerate(moments):
         place = directory / f"{attempt}"
@@ -149,12 +159,15 @@ def test_signals(how: str, number: signal.Signals, host: Host, directory: Path, 
 
 
 @pytest.mark.parametrize("how", ["fckpt", "fckpt-zstd"])
-def test_kill_of_our_save(how: str, host: Host, directory: Path, references: dict[str, Good]) -> None:
+@pytest.mark.parametrize("moments", FEW_AND_MANY)
+def test_kill_of_our_save(
+    moments: list[float], how: str, host: Host, directory: Path, references: dict[str, Good]
+) -> None:
     """The old file stands; the temporary file has every record that was finished."""
     good = references[how]
     path = directory / "model.fckpt"
     shares = []
-    for attempt, at in enumerate(MOMENTS if how == "fckpt" else MOMENTS[1::2]):
+    for attempt, at in enumerate(moments):
         path.write_bytes(good.raw)
         assert host.save(how, path, signal=signal.SIGKILL, at=at) == -signal.SIGKILL
         assert path.read_bytes() == good.raw

@@ -248,16 +248,17 @@ def positions(region: Extent, step: int) -> Iterator[int]:
     return iter(sorted(region.offset + at for at in chosen if 0 <= at < region.size))
 
 
-def flip_all(lab: Lab, step: int) -> None:
+def flip_all(lab: Lab, step: int, in_payload: int = 12) -> None:
     generator = random.Random(0)
     for name, region in lab.regions.items():
         payload = name.startswith("payload")
-        for at in positions(region, max(1, region.size // 12) if payload else step):
+        for at in positions(region, max(1, region.size // in_payload) if payload else step):
             lab.check(flipped(lab.raw, at, 1 << generator.randrange(8)), keys=payload or at % 7 == 0)
 
 
-def test_flipped_bytes(lab: Lab) -> None:
-    flip_all(lab, 997)
+@pytest.mark.parametrize(("step", "in_payload"), [(2999, 3), pytest.param(997, 12, marks=pytest.mark.thorough)])
+def test_flipped_bytes(lab: Lab, step: int, in_payload: int) -> None:
+    flip_all(lab, step, in_payload)
 
 
 @pytest.mark.slow

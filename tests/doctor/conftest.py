@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 from doctor_builds import write_step
 from doctor_types import Doctor, Shell, Told
@@ -114,9 +115,8 @@ def shell(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
         path.parent.mkdir(exist_ok=True)
         path.write_text(source)
     programs = tmp_path_factory.mktemp("bin")
-    python = f'exec {sys.executable} "$@"'
     for name, script in (
-        ("python", f"#!/bin/sh\n{python}\n"),
+        ("python", forked.PROGRAM),
         ("fastckpt", f'#!/bin/sh\nexec {sys.executable} -m fastckpt "$@"\n'),
         ("torchrun", TORCHRUN),
     ):
@@ -124,12 +124,18 @@ def shell(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Shell:
         (programs / name).chmod(0o755)
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PATH": f"{programs}:{os.environ['PATH']}", "PYTHONPATH": root}
-    environment["NANOCHAT_BASE_DIR"] = str(tmp_path)
+    environment |= {"NANOCHAT_BASE_DIR": str(tmp_path), **forked.environment()}
 
     def run(command: str) -> subprocess.CompletedProcess[str]:
         assert isinstance(command, str)
         return subprocess.run(
-            ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+            ["bash", "-c", command],
+            cwd=tmp_path,
+            env=environment,
+            pass_fds=[int(environment["FORKED"])],
+            capture_output=True,
+            text=True,
+            timeout=120,
         )
 
     return run

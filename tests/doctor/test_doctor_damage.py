@@ -75,7 +75,8 @@ def test_only_step_with_a_cut_optimizer(run_of, doctor: Doctor, shell: Shell):
     found = told.the("torn")
     assert (told.code, found["loss"]) == (2, True)
     assert shell(found["next"]).returncode == 0
-    assert doctor(".").kinds == []
+    told = doctor(".")
+    assert (told.code, told.kinds) == (2, ["salvaged"]), "nothing wrong would be said of moments that are lost"
     state = torch.load(directory / "optim_000004_rank0.pt")["state"]
     assert 0 < len(state) < len(optimizer(4)["state"])
     # Of a parameter all moments are there, or none.
@@ -83,7 +84,7 @@ def test_only_step_with_a_cut_optimizer(run_of, doctor: Doctor, shell: Shell):
         ("step", "exp_avg", "exp_avg_sq"),
         ("momentum_buffer", "second_momentum_buffer"),
     }
-    resumed = shell("python -m scripts.base_train --depth=2 --resume-from-step=4")
+    resumed = shell(told.the("salvaged")["next"])
     assert resumed.returncode == 0, resumed.stderr
 
 
@@ -246,7 +247,8 @@ def test_a_step_that_can_be_made_whole_comes_before_one_with_loss(run_of, doctor
     contents_of = [path.read_bytes() for path in swapped]
     for path, raw in zip(swapped, reversed(contents_of), strict=True):
         path.write_bytes(raw)
-    cut(directory / "meta_000006.json", 0.9)
+    meta = directory / "meta_000006.json"
+    meta.write_bytes(meta.read_bytes().rstrip()[:-1])
     told = doctor(".")
     assert told.code == 1, "nothing is lost"
     assert told.tag["resume_step"] == 6

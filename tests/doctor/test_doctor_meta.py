@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from doctor_builds import CONFIG, cut, meta, model, optimizer, write_meta
-from doctor_types import Doctor, Shell
+from doctor_types import Doctor, Shell, Told
 
 import fastckpt.nanochat
 
@@ -30,15 +30,40 @@ def test_bare_infinity_is_a_note(run_of, doctor: Doctor):
     assert found["next"] is None
 
 
+def sets_aside(told: Told, kind: str, doctor: Doctor, shell: Shell) -> str:
+    """The cause that is told, after the command told with it put the step out of the way of the whole one."""
+    found = told.the(kind)
+    assert (found["mends"], found["loss"], told.tag["resume_step"]) == (False, False, 2)
+    assert "step 2 is whole" in found["cause"]
+    assert shell(found["next"]).returncode == 0
+    after = doctor(".")
+    assert (after.kinds, after.tag["steps"]) == ([], [2])
+    return found["cause"]
+
+
 def test_cut_beside_another_step(run_of, doctor: Doctor, shell: Shell):
     directory = run_of(2, 4)
     cut(directory / "meta_000004.json")
+    sets_aside(doctor("."), "meta-torn", doctor, shell)
+    assert (directory / "damaged" / "meta_000004.json").exists()
+
+
+def test_missing_beside_another_step(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    (directory / "meta_000004.json").unlink()
+    sets_aside(doctor("."), "meta-missing", doctor, shell)
+
+
+def test_only_the_last_brace_is_cut(run_of, doctor: Doctor, shell: Shell):
+    """All that was saved is there: what is written is what was."""
+    directory = run_of(2, 4)
+    path = directory / "meta_000004.json"
+    path.write_bytes(path.read_bytes()[:-2])
     told = doctor(".")
-    found = told.the("meta-torn")
-    assert told.tag["resume_step"] == 4
-    assert shell(found["next"]).returncode == 0
+    assert (told.the("meta-torn")["mends"], told.tag["resume_step"]) == (True, 4)
+    assert shell(told.the("meta-torn")["next"]).returncode == 0
     assert doctor(".").kinds == []
-    assert read(directory / "meta_000004.json") == meta(2) | {"step": 4}
+    assert read(path) == meta(4)
     assert shell(told.tag["resume"]).stdout == "resumed 'a run' at step 4 on 1\n"
 
 
@@ -47,54 +72,77 @@ def test_cut_and_no_other_step(keep: float, run_of, doctor: Doctor, shell: Shell
     directory = run_of(4)
     cut(directory / "meta_000004.json", keep)
     told = doctor(".")
-    assert told.code == 1
-    done = shell(told.the("meta-torn")["next"])
+    found = told.the("meta-torn")
+    assert (told.code, found["mends"]) == (2, False)
+    assert "loop_state: not known, begun anew" in found["cause"]
+    done = shell(found["next"])
     assert done.returncode == 0, done.stderr
-    assert doctor(".").kinds == []
     values = read(directory / "meta_000004.json")
     assert values["step"] == 4
     assert values["model_config"] == CONFIG
-    assert shell(told.tag["resume"]).stdout.endswith("at step 4 on 1\n")
+    assert values["made_anew"][-1] == "loop_state"
+    after = doctor(".")
+    assert (after.code, after.kinds) == (1, ["meta-made"])
+    assert "loop_state" in after.the("meta-made")["what"]
+    assert shell(after.tag["resume"]).stdout.endswith("at step 4 on 1\n")
 
 
 def test_cut_before_the_config(run_of, doctor: Doctor, shell: Shell):
     directory = run_of(4)
     cut(directory / "meta_000004.json", 0.05)
-    told = doctor(".")
-    assert "its sizes follow from the model" in told.the("meta-torn")["cause"]
-    assert shell(told.the("meta-torn")["next"]).returncode == 0
-    assert doctor(".").kinds == []
+    found = doctor(".").the("meta-torn")
+    assert "its sizes follow from the model" in found["cause"]
+    assert "dataloader_state_dict and loop_state: not known" in found["cause"]
+    assert shell(found["next"]).returncode == 0
+    assert doctor(".").kinds == ["meta-made"]
     config = read(directory / "meta_000004.json")["model_config"]
     assert config == CONFIG | {"sequence_len": 2048, "vocab_size": 64, "window_pattern": "SSSL"}
     assert shell("python -m scripts.base_train --depth=2 --resume-from-step=4").returncode == 0
 
 
-def test_the_closest_step_lends_its_meta(run_of, doctor: Doctor):
-    directory = run_of(2, 4, 6, 8)
-    (directory / "meta_000004.json").unlink()
-    assert "meta_000002.json > meta_000004.json" in doctor(".").the("meta-missing")["next"]
-
-
-def test_missing(run_of, doctor: Doctor, shell: Shell):
+def test_made_anew_beside_a_whole_step(run_of, doctor: Doctor, shell: Shell):
     directory = run_of(2, 4)
-    (directory / "meta_000004.json").unlink()
+    write_meta(directory, 4, meta(4) | {"made_anew": ["loop_state"]})
     told = doctor(".")
-    assert told.kinds == ["meta-missing"]
-    assert shell(told.the("meta-missing")["next"]).returncode == 0
+    found = told.the("meta-made")
+    assert (told.code, told.tag["newest_sound"], told.tag["resume_step"]) == (1, 2, 2)
+    assert "step 2 is whole" in found["cause"]
+    assert shell(found["next"]).returncode == 0
     assert doctor(".").kinds == []
-    assert read(directory / "meta_000004.json")["step"] == 4
+
+
+def test_cut_and_of_another_step(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(2, 4)
+    shutil.copy(directory / "meta_000002.json", directory / "meta_000004.json")
+    path = directory / "meta_000004.json"
+    path.write_bytes(path.read_bytes()[:-2])
+    sets_aside(doctor("."), "meta-torn", doctor, shell)
+
+
+@pytest.mark.parametrize("value", [None, 1, "x", {"a": 1}, [], [1, None, []]])
+def test_made_anew_names_entries_or_nothing(value: object, run_of, doctor: Doctor):
+    write_meta(run_of(4), 4, meta(4) | {"made_anew": value})
+    assert doctor(".").kinds == []
 
 
 def test_of_another_step(run_of, doctor: Doctor, shell: Shell):
+    """Its number can be corrected, its place in the data cannot: no command may hide that."""
     directory = run_of(2, 4)
     shutil.copy(directory / "meta_000002.json", directory / "meta_000004.json")
     told = doctor(".")
-    assert "meta-step" in told.kinds
     assert told.tag["newest_whole"] == 2
+    cause = sets_aside(told, "meta-step", doctor, shell)
+    assert "its place in the data and its loop state are those of step 2" in cause
+    assert read(directory / "damaged" / "meta_000004.json") == meta(2)
+
+
+def test_of_another_step_and_no_whole_one(run_of, doctor: Doctor, shell: Shell):
+    directory = run_of(4)
+    write_meta(directory, 4, meta(2))
+    told = doctor(".")
+    assert (told.code, told.tag["resume"]) == (2, None)
     assert shell(told.the("meta-step")["next"]).returncode == 0
-    assert doctor(".").kinds == []
-    assert read(directory / "meta_000004.json") == meta(2) | {"step": 4}
-    assert read(directory / "meta_000004.json.before") == meta(2)
+    assert doctor(".").code == 4
 
 
 def test_of_another_model(run_of, doctor: Doctor, shell: Shell):
@@ -105,10 +153,9 @@ def test_of_another_model(run_of, doctor: Doctor, shell: Shell):
     found = told.the("config")
     assert "depth 12, n_embd 768, 6 heads, vocab 32768" in found["what"]
     assert "depth 2, n_embd 16, 2 heads, vocab 64" in found["what"]
-    assert "transformer.wte.weight is 64x16, not 32768x768" in found["cause"]
-    assert shell(found["next"]).returncode == 0
-    assert doctor(".").kinds == []
-    assert read(directory / "meta_000004.json")["model_config"] == CONFIG | {"vocab_size": 64}
+    cause = sets_aside(told, "config", doctor, shell)
+    assert "transformer.wte.weight is 64x16, not 32768x768" in cause
+    assert "its place in the data" in cause
 
 
 def test_own_format_names_its_meta_by_digest(tmp_path: Path, doctor: Doctor, shell: Shell):
@@ -130,7 +177,7 @@ def test_own_format_and_no_other_step(tmp_path: Path, doctor: Doctor, shell: She
     found = told.the("meta-torn")
     assert (told.code, found["mends"]) == (2, False), "the marks say that it is not the meta of this save"
     assert shell(found["next"]).returncode == 0
-    assert doctor(".").kinds == ["incomplete"]
+    assert doctor(".").kinds == ["incomplete", "meta-made"]
     assert fastckpt.nanochat.load_checkpoint(directory, 4, "cpu", load_optimizer=True)[2]["model_config"] == CONFIG
 
 

@@ -201,7 +201,7 @@ def test_counters_that_disagree(run_of, doctor: Doctor, shell: Shell):
     told = doctor(".")
     assert told.kinds == ["counters"]
     assert "counts 3, 4" in told.the("counters")["what"]
-    assert told.tag["newest_whole"] == 2
+    assert told.tag["newest_sound"] == 2
     assert shell(told.the("counters")["next"]).returncode == 0
     assert doctor(".").kinds == []
 
@@ -303,7 +303,7 @@ def test_an_optimizer_of_another_model(run_of, doctor: Doctor, shell: Shell):
     found = told.the("moments-shape")
     assert "lm_head.weight" in found["what"]
     assert "(32, 16)" in found["what"]
-    assert told.tag["newest_whole"] == 2
+    assert told.tag["newest_sound"] == 2
     assert shell(found["next"]).returncode == 0
     assert doctor(".").kinds == []
 

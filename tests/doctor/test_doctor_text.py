@@ -26,8 +26,11 @@ def test_a_healthy_directory_is_calm(run_of, text):
         r"  base_checkpoints/d2: steps 2, 4, whole, 104 kB \.pt, 1 rank, room for [\d,]+ more", shown[1]
     )
     assert shown[2] == "    depth 2, n_embd 16, 2 heads, vocab 64; nanochat of 2026-03-14 (a825e63) or later"
-    assert shown[3:] == ["nothing wrong; --deep would read every byte"]
-    assert text(".", "--deep").splitlines()[-1] == "nothing wrong; every byte is as it was written"
+    assert shown[3:] == [
+        "nothing wrong; no NaN or infinity in the first 16.4 kB of each tensor; --deep would read every byte"
+    ]
+    last = "nothing wrong; no NaN or infinity in any tensor; every byte is as it was written"
+    assert text(".", "--deep").splitlines()[-1] == last
 
 
 def everything_wrong(run_of) -> Path:
@@ -86,7 +89,7 @@ def test_json_is_strict_and_complete(run_of, doctor: Doctor):
     for one in told.facts["findings"]:
         assert set(one) == {"kind", "severity", "path", "step", "what", "cause", "next", "loss", "mends"}
     assert "rotted" in told.kinds
-    assert set(told.facts) == {"path", "deep", "tags", "findings", "free", "exit_code"}
+    assert set(told.facts) == {"path", "deep", "looked", "tags", "findings", "free", "exit_code"}
 
 
 def test_torch_is_not_imported_unless_numbers_are_looked_at(run_of):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from slowness import within
 
 import fastckpt
-from fastckpt.emergency import ONE_WISH_SECONDS, EmergencySave
+from fastckpt.emergency import ONE_SIGNAL_SECONDS, EmergencySave
 from fastckpt.errors import UsageError
 
 WORKER = str(Path(__file__).with_name("emergency_worker.py"))
@@ -142,7 +143,7 @@ def test_second_signal_gives_up_the_save(start: Start, mode: str, number: int, c
     run.wait_for("ready")
     run.send(number)
     run.wait_for("saving")
-    time.sleep(ONE_WISH_SECONDS + 0.1)
+    time.sleep(ONE_SIGNAL_SECONDS + 0.1)
     sent = time.monotonic()
     run.send(number)
     returned, _, err = run.end()
@@ -151,14 +152,14 @@ def test_second_signal_gives_up_the_save(start: Start, mode: str, number: int, c
     assert "without saving" in err
     assert "Traceback" not in err
     if mode == "slow native":
-        assert time.monotonic() - sent < 5
+        assert within(time.monotonic() - sent, 5)
 
 
 def test_second_signal_where_no_step_ends(start: Start) -> None:
     run = start("no boundary")
     run.wait_for("ready")
     run.send(signal.SIGTERM)
-    time.sleep(ONE_WISH_SECONDS + 0.2)
+    time.sleep(ONE_SIGNAL_SECONDS + 0.2)
     run.send(signal.SIGTERM)
     assert run.end()[0] == 143
     assert run.path.read_bytes() == run.old
@@ -276,7 +277,7 @@ def test_one_rank_gives_up(start: Start) -> None:
         os.kill(rank, signal.SIGTERM)
     for _ in range(4):
         run.wait_for("saving")
-    time.sleep(ONE_WISH_SECONDS + 0.1)
+    time.sleep(ONE_SIGNAL_SECONDS + 0.1)
     os.kill(ranks[3], signal.SIGTERM)
     _, out, err = run.end()
     assert codes(out) == [143] * 4

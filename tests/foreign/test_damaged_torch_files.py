@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 import struct
 import zipfile
@@ -127,7 +126,7 @@ def test_storage_bytes_are_not_read(path: Path) -> None:
 
 
 def test_compressed(path: Path) -> None:
-    rewrite(path, lambda records: None, compression=zipfile.ZIP_DEFLATED)
+    rewrite(path, lambda records: None, compression=zipfile.ZIP_BZIP2)
     with pytest.raises(UnsupportedStateError, match=r"is compressed.*zip -0"):
         open_foreign(path)
 
@@ -137,31 +136,25 @@ def test_encrypted(path: Path) -> None:
     at = raw.rindex(b"PK\x01\x02")
     raw[at + 8] |= 1
     path.write_bytes(raw)
+    with pytest.raises(DamagedError, match="disagrees with the directory about compression"):
+        open_foreign(path)
+    raw[int.from_bytes(raw[at + 42 : at + 46], "little") + 6] |= 1
+    path.write_bytes(raw)
     with pytest.raises(UnsupportedStateError, match="is encrypted"):
         open_foreign(path)
 
 
-def test_big_endian(path: Path) -> None:
+def test_byte_order_that_is_none(path: Path) -> None:
     def change(records: dict[str, bytes]) -> None:
-        records["model/byteorder"] = b"big"
+        records["model/byteorder"] = b"middle"
 
-    with pytest.raises(UnsupportedStateError, match="little-endian"):
+    with pytest.raises(UnsupportedStateError, match="is not known"):
         open_foreign(rewrite(path, change))
 
 
 def test_no_byteorder_record_as_in_old_files(path: Path) -> None:
     rewrite(path, lambda records: [records.pop(f"model/{name}", None) for name in ("byteorder", ".format_version")])
     assert len(open_foreign(path).entries) == 3
-
-
-def test_torchscript(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name in ("data.pkl", "code/__torch__.py", "constants.pkl", "version"):
-            archive.writestr(f"script/{name}", b"N.")
-    (tmp_path / "script.pt").write_bytes(buffer.getvalue())
-    with pytest.raises(UnsupportedStateError, match=r"TorchScript.*torch\.jit\.load"):
-        open_foreign(tmp_path / "script.pt")
 
 
 def test_no_pickle(path: Path) -> None:
@@ -265,9 +258,7 @@ MAGIC, PROTOCOL, SYSTEM = 0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}
 @pytest.mark.parametrize(
     ("objects", "message"),
     [
-        ((MAGIC, 1002, SYSTEM, {}, []), "another protocol version"),
-        ((MAGIC, PROTOCOL, {"little_endian": False}, {}, []), "big-endian"),
-        ((MAGIC, PROTOCOL, [], {}, []), "big-endian"),
+        ((MAGIC, 1002, SYSTEM, {}, []), "none that torch ever wrote"),
         ((MAGIC, PROTOCOL, SYSTEM, {}, {}), "not a list of texts"),
         ((MAGIC, PROTOCOL, SYSTEM, {}, ["1", "1"]), "one key twice"),
         ((MAGIC, PROTOCOL, SYSTEM, {}, ["1"]), "belongs to no tensor"),
@@ -275,7 +266,7 @@ MAGIC, PROTOCOL, SYSTEM = 0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}
     ],
 )
 def test_legacy_that_makes_no_sense(tmp_path: Path, objects: Sequence[object], message: str) -> None:
-    with pytest.raises((DamagedError, UnsupportedStateError), match=message):
+    with pytest.raises(DamagedError, match=message):
         open_foreign(write_legacy(tmp_path / "x.pt", *objects))
 
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from at_path import open_foreign
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
 from fastckpt.errors import FastckptError
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.torch_state import read_state
-
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def saved(**options: object) -> bytes:
@@ -101,13 +99,11 @@ def check_bounds(file: ForeignFile) -> None:
             assert entry.span[1] <= file.storages[entry.storage].nbytes
 
 
-@SETTINGS
 @given(st.sampled_from(PICKLES), edits)
 def test_changed_pickles(raw: bytes, changes: list[tuple[str, float, bytes]]) -> None:
     reads_or_fails_well(mutate(raw, changes))
 
 
-@SETTINGS
 @given(st.lists(st.integers(0, 255), max_size=60).map(bytes))
 def test_random_opcodes(raw: bytes) -> None:
     reads_or_fails_well(raw + b".")
@@ -117,7 +113,6 @@ def test_random_opcodes(raw: bytes) -> None:
 def test_changed_files(tmp_path: Path, name: str) -> None:
     path = tmp_path / "file"
 
-    @SETTINGS
     @given(edits)
     def check(changes: list[tuple[str, float, bytes]]) -> None:
         path.write_bytes(mutate(FILES[name], changes))
@@ -126,7 +121,6 @@ def test_changed_files(tmp_path: Path, name: str) -> None:
     check()
 
 
-@SETTINGS
 @given(st.binary(max_size=200), st.binary(max_size=20))
 def test_any_safetensors_header(tmp_path: Path, header: bytes, data: bytes) -> None:
     path = tmp_path / "file"

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 from at_path import open_foreign
+from slowness import within
 
+import fastckpt
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
-from fastckpt.foreign.model import ForeignFile, Opaque
+from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.torch_state import read_state
+from fastckpt.layout.named import NamedRef
 
 SECONDS = 2.0
 
@@ -108,7 +111,8 @@ def test_hidden_call_is_listed() -> None:
 
 def test_opaque_leaf_names_the_global() -> None:
     state, _ = read_state(commands(Path("x"))["GLOBAL REDUCE"])
-    assert isinstance(state.tree, Opaque)
+    assert isinstance(state.tree, NamedRef)
+    assert (state.tree.name, state.tree.payload[0]) == ("object", "os.system")
     assert state.opaque == [("state", "os.system")]
 
 
@@ -142,6 +146,7 @@ BOMBS = {
     "tuple in its list": b"\x80\x02]q\x00h\x00\x85a.",
     "memo index": b"\x80\x02N" + b"".join(b"r" + struct.pack("<I", 2**32 - 1 - i) for i in range(200_000)) + b".",
     "memo number as text": b"Np" + b"9" * 4000 + b"\n.",
+    "memo number below 0": b"Np-1\n.",
     "memo miss": b"\x80\x02j\xff\xff\xff\xff.",
     "LONG4": b"\x80\x02\x8b\xff\xff\xff\x7f" + b"\x01" * 100,
     "long as text": b"L" + b"9" * 3_000_000 + b"L\n.",
@@ -188,7 +193,8 @@ BOMBS = {
     "bad text": b"\x80\x02X\x01\x00\x00\x00\xff.",
     "bytes after the end": b"\x80\x02N.N.",
 }  # fmt: skip
-HARMLESS = {"marks popped", "memo index", "memo number as text", "many LONG4 keys", "nested tuple as key"}
+AROUND_ITSELF = ("list in itself", "dict in itself", "attributes in themselves", "tuple in its list")
+HARMLESS = {"marks popped", *AROUND_ITSELF}
 
 
 @pytest.mark.parametrize("name", sorted(BOMBS))
@@ -202,7 +208,7 @@ def test_bomb(tmp_path: Path, name: str) -> None:
             open_foreign(path)
         assert caught.value.path == str(path)
         assert len(str(caught.value)) < 2000
-    assert time.process_time() - start < SECONDS
+    assert within(time.process_time() - start, SECONDS)
 
 
 @pytest.mark.parametrize("name", ["LONG4", "BINUNICODE8", "BINBYTES", "copies of text", "long names"])
@@ -216,9 +222,20 @@ def test_bomb_takes_little_memory(name: str) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("name", AROUND_ITSELF)
+def test_what_contains_itself_is_carried(tmp_path: Path, name: str) -> None:
+    path = write_archive(tmp_path / "a.pt", BOMBS[name])
+    fastckpt.convert(path, tmp_path / "a.fckpt")
+    fastckpt.convert(tmp_path / "a.fckpt", tmp_path / "b.pt")
+    assert (tmp_path / "b.pt").read_bytes() == path.read_bytes()
+    with pytest.raises(UnsupportedStateError):
+        fastckpt.load(tmp_path / "a.fckpt")
+    fastckpt.load(tmp_path / "a.fckpt", opaque="keep")
+
+
 def test_list_in_itself_is_named() -> None:
-    with pytest.raises(UnsupportedStateError, match="contains itself"):
-        read_state(BOMBS["list in itself"])
+    state, _ = read_state(BOMBS["list in itself"])
+    assert [what for _, what in state.opaque] == ["list that contains itself"]
 
 
 def test_too_deep_is_named() -> None:
@@ -241,7 +258,7 @@ def test_many_tensors_in_seconds() -> None:
     items = b"".join(text(f"layers.{i}.weight") + b"r" + struct.pack("<I", 10 + i) + tensor for i in range(count))
     start = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\nq\x000ccollections\nOrderedDict\nq\x010}("
     data = start + items + b"u."
-    began = time.perf_counter()
+    began = time.process_time()
     state, _ = read_state(data)
     assert len(state.entries) == count
-    assert time.perf_counter() - began < 10
+    assert within(time.process_time() - began, 10)

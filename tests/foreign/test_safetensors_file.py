@@ -72,9 +72,52 @@ def test_what_the_safetensors_library_reads_is_whole(tmp_path: Path, header: dic
 
 def test_a_dtype_that_torch_lacks_is_no_damage(tmp_path: Path) -> None:
     six_bits = {"a": tensor(0, 3, dtype="F6_E2M3", shape=[4]), "b": tensor(3, 4)}
-    report = fastckpt.salvage(write(tmp_path / "a.safetensors", six_bits, bytes(4)))
+    report = fastckpt.salvage(write(tmp_path / "a.safetensors", six_bits, bytes(4)), include=["unverified"])
     assert (report.findings, report.counts["unverified"], report.exit_code) == ([], 2, 0)
+    assert not report.complete, "its dtype does not come back"
     assert any("F6_E2M3" in note for note in report.notes)
+
+
+NOT_OF_TORCH = {
+    "6 bits": tensor(0, 3, dtype="F6_E2M3", shape=[4]),
+    "odd 4 bits": tensor(0, 3, dtype="F4", shape=[2, 3]),
+    "65 dimensions": tensor(0, 3, shape=[1] * 64 + [3]),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_OF_TORCH)
+def test_what_torch_cannot_hold_is_an_object_with_its_bytes(tmp_path: Path, kind: str) -> None:
+    header = {"a": NOT_OF_TORCH[kind], "b": tensor(3, 4)}
+    path = write(tmp_path / "a.safetensors", header, b"\x01\x02\x03\x07")
+    (own,), back = [fastckpt.convert(path)], tmp_path / "back.safetensors"
+    assert "carried as they are" in own[0].notes[0]
+    fastckpt.convert(own[0].destination, back)
+    assert back.read_bytes() == path.read_bytes()
+    for file in (path, own[0].destination):
+        with pytest.raises(UnsupportedStateError, match=r"state\['a'\] is a tensor of"):
+            fastckpt.load(file)
+        kept = fastckpt.load(file, opaque="keep")
+        assert kept["a"].state == {"dtype": header["a"]["dtype"], "shape": header["a"]["shape"]}
+        assert kept["a"].tensors["tensor"].tolist() == [1, 2, 3]
+        assert fastckpt.load(file, keys="*")["a"].tolist() == [1, 2, 3]
+    assert fastckpt.verify(path).ok
+    with pytest.raises(UnsupportedStateError, match="a is a tensor of"):
+        fastckpt.convert(path, tmp_path / "chosen.safetensors", keys="a")
+
+
+def test_bytes_behind_the_last_tensor_cost_no_tensor(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {"a": tensor(0, 2)}, b"\x01\x02\x03")
+    own, back = tmp_path / "a.fckpt", tmp_path / "back.safetensors"
+    assert fastckpt.load(path)["a"].tolist() == [1, 2]
+    report = fastckpt.verify(path)
+    assert not report.ok
+    assert [finding.message for finding in report.findings if finding.kind == "inconsistent"]
+    fastckpt.convert(path, own)
+    fastckpt.convert(own, back)
+    assert back.read_bytes() == path.read_bytes()
+    with pytest.raises(DamagedError, match="not every byte of it is accounted for"):
+        fastckpt.convert(path, tmp_path / "b.fckpt", replace=True)
+    assert path.exists()
 
 
 def test_order_is_that_of_the_header(tmp_path: Path) -> None:
@@ -93,7 +136,7 @@ REFUSED = {
     "gap": ({"a": tensor(0, 2), "b": tensor(3, 4)}, 4, "a gap before the tensor"),
     "gap at the start": ({"a": tensor(1, 2)}, 2, "a gap before"),
     "overlap": ({"a": tensor(0, 2), "b": tensor(1, 3)}, 3, "overlaps another"),
-    "bytes after": ({"a": tensor(0, 2)}, 3, "1 bytes follow"),
+    "bytes and no tensor": ({}, 3, "3 bytes follow a header that names no tensor"),
     "size": ({"a": tensor(0, 2, shape=[3])}, 2, "do not fit dtype and shape"),
     "backwards": ({"a": tensor(0, 2) | {"data_offsets": [2, 0]}}, 2, "do not fit"),
     "huge shape": ({"a": tensor(0, 2, shape=[2**63, 2**63])}, 2, "do not fit"),
@@ -107,10 +150,7 @@ REFUSED = {
     "fewer fields": ({"a": {"dtype": "U8"}}, 0, "not a dtype"),
     "not an object": ({"a": 5}, 0, "not a dtype"),
     "unknown dtype": ({"a": tensor(0, 1, dtype="X9")}, 1, "no type for the dtype 'X9'"),
-    "6 bits": ({"a": tensor(0, 3, dtype="F6_E2M3", shape=[4])}, 3, "no type for the dtype"),
     "half a byte": ({"a": tensor(0, 3, dtype="F6_E2M3", shape=[3])}, 3, "do not fit dtype and shape"),
-    "odd 4 bits": ({"a": tensor(0, 3, dtype="F4", shape=[2, 3])}, 3, "an odd number of 4-bit values"),
-    "65 dimensions": ({"a": tensor(0, 1, shape=[1] * 65)}, 1, "65 dimensions"),
     "bad metadata": ({"__metadata__": {"a": 1}}, 0, "__metadata__"),
     "bad json": (b"{nonsense", 0, "not valid JSON"),
     "not utf-8": (b'{"\xff":1}', 0, "not valid JSON"),
@@ -145,3 +185,15 @@ def test_cut_at_every_length_is_an_error(tmp_path: Path) -> None:
         path.write_bytes(raw[:length])
         with pytest.raises(FastckptError):
             open_foreign(path)
+
+
+@pytest.mark.parametrize("shape", [b"2\x0c2", b"2 2", b"2\t\t2"])
+def test_white_space_in_the_shape_of_a_damaged_header(tmp_path: Path, shape: bytes) -> None:
+    path = tmp_path / "m.safetensors"
+    save_file({"a": torch.ones(222), "b": torch.ones(3)}, path)
+    raw = path.read_bytes()
+    assert raw.count(b"[222]") == 1
+    path.write_bytes(raw.replace(b"[222]", b"[" + shape.ljust(3)[:3] + b"]").replace(b'"__', b'_"_', 1))
+    report = fastckpt.verify(path)
+    assert not report.ok
+    assert fastckpt.salvage(path).exit_code

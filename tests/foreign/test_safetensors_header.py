@@ -21,7 +21,7 @@ def test_same_bytes_as_the_library(tmp_path: Path) -> None:
     }
     fastckpt.save(tensors, tmp_path / "s.fckpt")
     fastckpt.convert(tmp_path / "s.fckpt", tmp_path / "ours.safetensors")
-    safetensors.torch.save_file(tensors, tmp_path / "theirs.safetensors")
+    safetensors.torch.save_file(tensors, tmp_path / "theirs.safetensors", metadata={"format": "pt"})
     assert (tmp_path / "ours.safetensors").read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
 
 
@@ -33,3 +33,35 @@ def test_four_bit_floats_keep_their_shape(tmp_path: Path) -> None:
     loaded = fastckpt.load(tmp_path / "s.safetensors")["w"]
     assert loaded.shape == (3, 8)
     assert torch.equal(loaded.view(torch.uint8), packed.view(torch.uint8))
+
+
+BEFORE = {
+    "none": b"",
+    "space": b" ",
+    "all": b"\n\t\r ",
+    "long": b" " * 5000,
+    "form feed": b"\f",
+    "mark": b"\xef\xbb\xbf",
+}
+
+
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+def test_what_the_library_passes_over_is_no_damage(before: bytes, tmp_path: Path) -> None:
+    path, own, back = tmp_path / "a.safetensors", tmp_path / "a.fckpt", tmp_path / "back.safetensors"
+    header = before + b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    try:
+        expected = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError:
+        with pytest.raises(fastckpt.errors.FastckptError):
+            fastckpt.load(path)
+        with pytest.raises(fastckpt.errors.FastckptError):
+            fastckpt.convert(path, own)
+        assert not fastckpt.salvage(path).complete
+        return
+    assert torch.equal(fastckpt.load(path)["a"], expected["a"])
+    assert fastckpt.verify(path).ok
+    assert fastckpt.salvage(path).exit_code == 0
+    fastckpt.convert(path, own)
+    fastckpt.convert(own, back)
+    assert back.read_bytes() == path.read_bytes()

@@ -19,7 +19,7 @@ from safetensors.torch import save
 
 from fastckpt.constants import MAGIC_SUPERBLOCK
 from fastckpt.errors import CheckpointIOError, NotACheckpointError
-from fastckpt.foreign.sniff import kind_of, sniff
+from fastckpt.foreign.sniff import ZIP_LOCAL_MAGIC, kind_of, sniff
 from fastckpt.io.source import Source
 
 
@@ -54,7 +54,8 @@ def test_kinds() -> None:
     assert sniff(torch_bytes()[:4096]) == "torch-zip"
     assert sniff(save({"a": torch.ones(2)})[:4096]) == "safetensors"
     assert sniff(MAGIC_SUPERBLOCK + bytes(100)) == "fckpt"
-    assert sniff(tar_bytes("storages")) == "tar"
+    assert sniff(tar_bytes("storages")) == "torch-tar"
+    assert sniff(tar_bytes("notes.txt")) == "tar"
     for protocol in (0, 1, 2, 3, 4, 5):
         assert sniff(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=protocol)) == "torch-legacy"
     for protocol in (2, 4, 5):
@@ -82,8 +83,8 @@ OTHERS = {
     "json error": (b'{"error": "Repository not found"}', 'JSON text.*server\'s error.*found {"error": "Repository not'),
     "text with a mark": (b"\xef\xbb\xbfmoved to another bucket\r\n", "text file.*found moved to another bucket"),
     "long line": (b"no " * 1000, f"found {'no ' * 26}no\\.\\.\\."),
-    "not utf-8": (b"caf\xe9 is closed", "neither a .pt.*63 61 66 e9"),
-    "control": (b"\x1b[2Jhello", "neither a .pt"),
+    "not utf-8": (b"caf\xe9 is closed", "it has 14 bytes, too few.*63 61 66 e9"),
+    "control": (b"\x1b[2Jhello" * 9, "neither a .pt"),
     "empty": (b"", "the file is empty"),
     "zeros": (bytes(10_000), "first 4096 bytes are zero"),
     "gzip": (gzip.compress(b"abc"), "gzip file.*gunzip"),
@@ -92,7 +93,6 @@ OTHERS = {
     "zip": (zip_bytes("document.xml", "other"), "zip archive, but torch did not write it"),
     "cut zip": (zip_bytes("document.xml", "other")[:-30], "zip archive, but torch did not write it"),
     "empty zip": (zip_bytes(), "zip archive, but torch did not write it"),
-    "old tar": (tar_bytes("sys_info"), "tar checkpoint of torch < 0.4.*torch.load"),
     "tar": (tar_bytes("model.pt"), "tar archive"),
     "pickle": (pickle.dumps({"a": 1}), "plain pickle"),
     "json": (b'{\n  "step": 4\n}', "JSON text"),
@@ -100,7 +100,10 @@ OTHERS = {
     "gguf": (b"GGUF\x03\x00", "GGUF"),
     "fckpt": (MAGIC_SUPERBLOCK + bytes(5000), "fastckpt file"),
     "text": (b"hello world", "this is a text file.*found hello world"),
-    "one byte": (b"\xfe", "neither"),
+    "one byte": (b"\xfe", "it has 1 byte, too few to tell"),
+    "one letter": (b"P", "it has 1 byte, too few to tell"),
+    "the beginning of a zip": (ZIP_LOCAL_MAGIC + bytes(10), "it has 14 bytes, too few to tell"),
+    "the beginning of a pickle": (pickle.dumps({"a": 1})[:9], "it has 9 bytes, too few to tell"),
 }
 
 
@@ -126,7 +129,7 @@ def test_named_pipe_does_not_wait(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointIOError, match="No such file") as caught:
+    with pytest.raises(CheckpointIOError, match="not found") as caught:
         open_foreign(tmp_path / "none.pt")
     assert caught.value.errno == errno.ENOENT
     assert caught.value.path == str(tmp_path / "none.pt")

@@ -15,10 +15,13 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from big_endian import write_big
 from fuzz import CORPUS
 from targets import packed
+from torch_tar import save_tar
 
 import fastckpt
+from fastckpt.layout.tree import NamedRef, SizeRef, TensorRef, encode_tree
 
 
 def state() -> Any:
@@ -36,6 +39,71 @@ def state() -> Any:
         "dtype": torch.uint16,
         "complex": 1 + 2j,
         7: torch.ones(2, dtype=torch.float8_e4m3fn),
+    }
+
+
+def named_values() -> Any:
+    """One of each named value, over three tensors."""
+    one, clock = TensorRef(0), ("2026-11-29T01:02:03", 1, 3_600_000_000, "x")
+    return {
+        "tensor": NamedRef("tensor", (one, {"tag": 1})),
+        "arrays": [NamedRef("array", (TensorRef(1), "<f4", SizeRef((2, 3)), True)), NamedRef("scalar", (">i2", b"ab"))],
+        "sets": [NamedRef("set", [1, "a", (None, 2.5)]), NamedRef("frozenset", [NamedRef("frozenset", [True])])],
+        "dicts": [
+            NamedRef("dict", [(None, 1), (True, one), ((1, b"k"), 2)]),
+            NamedRef("ordered_dict", ([(0.5, 1)], {"note": 1})),
+            NamedRef("counter", [("a", 2)]),
+            NamedRef("defaultdict", ([("a", [1])], "list")),
+        ],
+        "sequences": [NamedRef("deque", ([1, one], 5)), NamedRef("bytearray", b"ab")],
+        "objects": [
+            NamedRef("namespace", ("argparse.Namespace", {"lr": 0.1})),
+            NamedRef("enum", ("my.Colour", "RED", 1)),
+            NamedRef("namedtuple", ("my.Point", {"x": 1})),
+            NamedRef("dataclass", ("my.Config", {"x": one})),
+            NamedRef("my.Own", [1, one]),
+        ],
+        "times": [
+            NamedRef("datetime", clock),
+            NamedRef("time", ("01:02:03", 0, None, None)),
+            NamedRef("date", "2026-11-29"),
+            NamedRef("timedelta", (-1, 2, 3)),
+            NamedRef("timezone", (-60_000_000, None)),
+        ],
+        "numbers": [
+            NamedRef("range", (0, 10, 3)),
+            NamedRef("slice", (None, 5, "a")),
+            NamedRef("fraction", (1, 3)),
+            NamedRef("decimal", "1.20E+5"),
+        ],
+        "names": [NamedRef("path", ("PosixPath", "/a"))],
+        "torch": [NamedRef("layout", "sparse_csr"), NamedRef("memory_format", "channels_last")],
+        "kinds": [
+            NamedRef("sparse", ("sparse_coo", {"indices": one, "values": one}, SizeRef((2, 2)), False, 0)),
+            NamedRef("quantized", ("per_tensor_affine", {"values": TensorRef(2), "scale": 0.5, "zero_point": 1}, 0)),
+            NamedRef("nested", ("strided", [one, one], 0)),
+            NamedRef("meta", ("float32", SizeRef((2, 3)), SizeRef((3, 1)), 2)),
+            NamedRef("subclass", ("my.Tensor", {"inner": one}, None, SizeRef((4,)), SizeRef((1,)), 0)),
+            NamedRef("generator", ("cpu", TensorRef(2))),
+        ],
+    }
+
+
+def objects() -> Any:
+    """Objects that are not understood, with all that can be in one, and an array with its bytes in place."""
+
+    def thing(name: str, **content: Any) -> NamedRef:
+        return NamedRef("object", (name, content))
+
+    inner = thing("my.Linear", state={"_parameters": {"weight": TensorRef(0)}, "training": True})
+    return {
+        "module": thing("my.Net", state={"_modules": {"inner": inner}}),
+        "made": [thing("my.make", args=(TensorRef(1),)), thing("my.make", args=(1, TensorRef(2)))],
+        "slots": thing("my.Slots", state=(None, {"a": 1})),
+        "rest": thing("my.Rest", items=[1], pairs=[("a", 1), ((1, 2), None)], state=[1]),
+        "ends": [thing("my.Kind", **{"class": True}), thing("my.Net", same="x"), thing("my.Deep", not_shown=True)],
+        "storage": thing("my.Storage", bytes="5"),
+        "array": NamedRef("array", (b"\0\0\0\1", ">i2", SizeRef((2,)), False)),
     }
 
 
@@ -100,6 +168,14 @@ def torch_inputs() -> None:
         put("legacy", f"protocol {protocol}", raw)
     put("legacy", "views", saved(state()["views"], _use_new_zipfile_serialization=False))
     put("legacy", "cut", raw[:-7])
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "a.pth"
+        save_tar({**small, "v": torch.arange(6)[2:], "n": torch.nn.Linear(2, 1), "k": {3: (1, None)}}, path)
+        whole = path.read_bytes()
+        put("tar", "whole", whole)
+        put("tar", "cut", whole[: whole.rindex(b"FloatStorage") + 30])
+        save_tar({"a": torch.ones(3)}, path, views=[(7, 10**9 + 1, 1, 2)], pax=False)
+        put("tar", "view", path.read_bytes())
 
 
 def safetensors_inputs() -> None:
@@ -153,6 +229,12 @@ def own_inputs() -> None:
         torch.save({"w": torch.arange(4.0)}, path.with_suffix(".pt"))
         fastckpt.convert(path.with_suffix(".pt"), path, durable=False)
         put("fckpt", "source 1", b"\1" + packed(path.read_bytes()))
+        write_big({"w": torch.arange(4.0), "n": torch.arange(3)}, path.with_suffix(".pt"))
+        put("zip", "big-endian", path.with_suffix(".pt").read_bytes())
+        fastckpt.convert(path.with_suffix(".pt"), path, durable=False)
+        put("fckpt", "source big-endian", b"\1" + packed(path.read_bytes()))
+    put("tree", "named values", encode_tree(named_values(), lambda value, path: value))
+    put("tree", "objects", encode_tree(objects(), lambda value, path: value))
     put("tree", "deep", b"\x08\x01" * 127 + b"\x00")
     put("tree", "many", b"\x08\x90\x01" + b"\x00" * 144)
     put("tree", "long int", b"\x03\xff\x01" + b"\x55" * 255)

@@ -64,7 +64,7 @@ def host_file(tmp_path: Path) -> bytes:
 
 
 def test_the_engine_is_live() -> None:
-    assert engine_for(torch.device("cuda")).name == "triton", engine_for(torch.device("cuda")).why
+    assert engine_for("cuda", "hash_kernel").name == "triton", engine_for("cuda", "hash_kernel").why
 
 
 @pytest.mark.parametrize("durable", [False, True])

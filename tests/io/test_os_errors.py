@@ -7,14 +7,16 @@ import pickle
 
 import pytest
 
-from fastckpt.errors import CheckpointIOError, OutOfSpaceError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, OutOfSpaceError
 from fastckpt.io.os_errors import translate_os_error
 
 
 @pytest.mark.parametrize("code", sorted(errno.errorcode))
 def test_every_number(code: int) -> None:
     error = translate_os_error(OSError(code, "text"), "a.fckpt", 7, doing="write")
-    assert type(error) is (OutOfSpaceError if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else CheckpointIOError)
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    other = CheckpointNotFoundError if code == errno.ENOENT else CheckpointIOError
+    assert type(error) is (OutOfSpaceError if code in full else other)
     assert error.errno == code
     assert error.exit_code == 5
     assert str(error).startswith("a.fckpt, byte 7: cannot write: ")

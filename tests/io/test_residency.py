@@ -38,11 +38,19 @@ def test_asked_twice_a_cold_file_is_still_cold(cold: Path) -> None:
 
 
 def test_a_file_that_was_read_is_warm(cold: Path) -> None:
-    cold.read_bytes()
-    with Source(cold) as source:
-        assert _core.cached_bytes(source.fd, source.size) == SIZE
-        assert is_warm(source)
-        assert reading_threads(source, None) == default_threads()
+    # A system short of memory may take single pages back at any moment, so the count is asked
+    # for until a reading was left alone, and never has to be whole for the file to be warm.
+    for _ in range(20):
+        cold.read_bytes()
+        with Source(cold) as source:
+            counted = _core.cached_bytes(source.fd, source.size)
+            assert is_warm(source)
+            assert reading_threads(source, None) == default_threads()
+        assert counted is not None
+        assert SIZE * 0.95 <= counted <= SIZE
+        if counted == SIZE:
+            return
+    pytest.skip("this system is too short of memory to keep 64 MiB in the page cache")
 
 
 def test_the_answer_belongs_to_the_open_file(cold: Path) -> None:
@@ -58,6 +66,7 @@ def test_the_end_of_a_file_counts_to_its_last_byte(tmp_path: Path) -> None:
     path = tmp_path / "short"
     path.write_bytes(b"x" * 5000)
     with Source(path) as source:
+        # Pages just written and not yet on the disk cannot be taken back.
         assert _core.cached_bytes(source.fd, source.size) == 5000
 
 

@@ -56,9 +56,6 @@ def test_read_is_exact_or_refused(path: Path, offset: int, size: int) -> None:
     with Source(path) as source:
         if inside:
             assert source.read(offset, size) == CONTENT[offset : offset + size]
-            buffer = bytearray(size)
-            source.read_into(offset, memoryview(buffer))
-            assert buffer == CONTENT[offset : offset + size]
         else:
             with pytest.raises(DamagedError):
                 source.read(offset, size)
@@ -72,24 +69,11 @@ def test_a_huge_size_is_refused_before_memory_is_taken(path: Path) -> None:
     assert "10240 bytes" in str(caught.value)
 
 
-def test_read_into_takes_any_contiguous_buffer(path: Path) -> None:
-    buffer = memoryview(bytearray(64)).cast("B", (4, 4, 4))
-    with Source(path) as source:
-        source.read_into(1, buffer)
-        assert buffer.tobytes() == CONTENT[1:65]
-        with pytest.raises(DamagedError):
-            source.read_into(len(CONTENT) - 1, buffer)
-
-
 def test_short_reads_are_continued(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pread, preadv = os.pread, os.preadv
+    pread = os.pread
     monkeypatch.setattr(os, "pread", lambda fd, size, offset: pread(fd, min(size, 7), offset))
-    monkeypatch.setattr(os, "preadv", lambda fd, buffers, offset: preadv(fd, [buffers[0][:7]], offset))
     with Source(path) as source:
         assert source.read(3, 1000) == CONTENT[3:1003]
-        buffer = bytearray(1000)
-        source.read_into(3, memoryview(buffer))
-        assert buffer == CONTENT[3:1003]
 
 
 def test_read_error_is_typed_and_located(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,14 +81,12 @@ def test_read_error_is_typed_and_located(path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "pread", fail)
-    monkeypatch.setattr(os, "preadv", fail)
     with Source(path) as source:
-        for read in (lambda: source.read(4096, 10), lambda: source.read_into(4096, memoryview(bytearray(10)))):
-            with pytest.raises(CheckpointIOError) as caught:
-                read()
-            assert caught.value.errno == errno.EIO
-            assert caught.value.offset == 4096
-            assert "dmesg" in str(caught.value)
+        with pytest.raises(CheckpointIOError) as caught:
+            source.read(4096, 10)
+        assert caught.value.errno == errno.EIO
+        assert caught.value.offset == 4096
+        assert "dmesg" in str(caught.value)
 
 
 def test_file_cut_while_open(path: Path) -> None:
@@ -112,10 +94,9 @@ def test_file_cut_while_open(path: Path) -> None:
         assert source.unchanged()
         os.truncate(path, 5000)
         assert not source.unchanged()
-        for read in (lambda: source.read(4096, 4096), lambda: source.read_into(4096, memoryview(bytearray(4096)))):
-            with pytest.raises(DamagedError, match="became shorter") as caught:
-                read()
-            assert caught.value.offset == 5000
+        with pytest.raises(DamagedError, match="became shorter") as caught:
+            source.read(4096, 4096)
+        assert caught.value.offset == 5000
         with pytest.raises(DamagedError, match="became shorter"):
             source.map()
 

@@ -52,11 +52,11 @@ def hash_rows(memory: bytes, rows: Rows) -> list[int]:
     return [digest % 2**64 for digest in out[8:-8].tolist()]
 
 
-def check_rows(memory: bytes, rows: Rows, expected: list[int], dtype: str = "uint8") -> list[int]:
+def check_rows(memory: bytes, rows: Rows, expected: list[int]) -> list[int]:
     """What the kernel writes to ``bad``, which was full of sevens."""
     held = _aligned(memory)
     signed = torch.tensor([digest - 2**64 if digest >> 63 else digest for digest in expected], dtype=torch.int64)
-    bad = torch.full((len(rows) + 16,), 7, dtype=getattr(torch, dtype))
+    bad = torch.full((len(rows) + 16,), 7, dtype=torch.int32)
     launch.check_leaves(*_table(held.data_ptr(), rows), signed, bad[8:-8])
     assert set(bad[:8].tolist() + bad[-8:].tolist()) == {7}
     return bad[8:-8].tolist()
@@ -87,16 +87,19 @@ def tensor_digests(tensors: list[torch.Tensor]) -> list[int]:
 
 
 def bytes_digests(data: bytes) -> list[int]:
-    """The leaf digests of some bytes by the engine for CPU tensors, which is the kernel here."""
-    assert dispatch.engine_for("cpu").name == "triton"
-    held = _aligned(data)[: len(data)]
-    return [digest % 2**64 for digest in dispatch.leaf_digests(held).tolist()]
+    """The digest of every leaf of some bytes by the kernel, which is the engine for CPU tensors here."""
+    assert dispatch.engine_for("cpu", "hash_kernel").name == "triton"
+    held = _aligned(data)
+    addresses, sizes = launch.leaf_table(held.data_ptr(), len(data), device="cpu")
+    out = torch.zeros(len(addresses), dtype=torch.int64)
+    launch.hash_leaves(addresses, sizes, out)
+    return [digest % 2**64 for digest in out.tolist()]
 
 
-def engine(device: str) -> dispatch.Engine:
+def engine(device: str, kernel: launch.Kernel = "check_kernel") -> dispatch.Engine:
     """The engine, asked for the first time."""
     with mock.patch.object(dispatch, "_found", {}):
-        return dispatch.engine_for(device)
+        return dispatch.engine_for(device, kernel)
 
 
 def engine_with_a_default_device() -> dispatch.Engine:
@@ -132,16 +135,63 @@ def engine_when(function: str, does: str) -> dispatch.Engine:
         columns[-1].zero_()
 
     with mock.patch.object(launch, function, {"raises": raises, "nothing": nothing, "zeros": zeros}[does]):
-        return engine("cpu")
+        return engine("cpu", "check_kernel" if function == "check_leaves" else "hash_kernel")
 
 
 def launches_of_two_questions() -> int:
     """How many kernels run when the engine of one device is asked for twice, after the first time."""
-    dispatch.engine_for("cpu")
+    dispatch.engine_for("cpu", "hash_kernel")
     with mock.patch.object(launch, "hash_leaves", side_effect=AssertionError) as spy:
-        dispatch.engine_for("cpu")
-        dispatch.engine_for(torch.device("cpu"))
+        dispatch.engine_for("cpu", "hash_kernel")
+        dispatch.engine_for(torch.device("cpu"), "hash_kernel")
         return spy.call_count
+
+
+def kernels_that_ran(kernel: launch.Kernel) -> list[str]:
+    """What is launched to try a kernel."""
+    ran: list[str] = []
+    launch_ = launch._launch
+    with mock.patch.object(launch, "_launch", lambda name, *columns: (ran.append(name), launch_(name, *columns))):
+        assert engine("cpu", kernel).name == "triton"
+    return ran
+
+
+def compilations_of(kernel: launch.Kernel) -> list[int]:
+    """How often a kernel was compiled: ahead, and then for each of the tables that a launch may bring."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from fastckpt.kernels import leaf_hash
+
+    class Device:
+        """What Triton asks of a driver before it launches."""
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    triton.runtime.driver.set_active(Device())
+    function = getattr(leaf_hash, kernel)
+    binaries = function.device_caches[0][0]
+
+    def compile_only(kernel: Any, grid: object) -> Callable[..., object]:
+        return lambda *columns, **options: function.run(*columns, grid=grid, warmup=True, **options)
+
+    # Nothing is loaded: there is no device.
+    with mock.patch.object(triton.compiler.CompiledKernel, "_init_handles"):
+        launch.compile_kernel(kernel, torch.device("cpu"))
+        counts = [len(binaries)]
+        for count, first in ((4, 0), (1, 0), (2048, 1), (17, 3)):
+            columns = [torch.zeros(count + first, dtype=dtype)[first:] for dtype in launch._COLUMNS[kernel]]
+            with mock.patch.object(type(function), "__getitem__", compile_only):
+                launch._launch(kernel, *columns)
+            counts.append(len(binaries))
+    return counts
 
 
 def compile_for(kernel: str, capability: int) -> dict[str, Any]:
@@ -157,7 +207,7 @@ def compile_for(kernel: str, capability: int) -> dict[str, Any]:
 
     function = getattr(leaf_hash, kernel)
     types = {"addresses": "*i64", "sizes": "*i32", "constants": "*u64", "out": "*i64", "expected": "*i64"}
-    types |= {"bad": "*u8", "count": "i32"}
+    types |= {"bad": "*i32", "count": "i32"}
     signature = {name: types[name] for name in function.arg_names}
     source = ASTSource(function, signature)
     binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=leaf_hash.OPTIONS)

@@ -31,13 +31,14 @@ def test_sizes(interpreted: Call) -> None:
     assert interpreted(hash_rows, memory, rows) == expected_of(memory, rows)
 
 
-def test_unaligned_starts(interpreted: Call) -> None:
+@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.thorough)])
+def test_unaligned_starts(interpreted: Call, step: int) -> None:
     memory = random.Random(2).randbytes(LEAF + 64)
-    rows = [(start, LEAF) for start in range(1, 17)] + [(3, 100), (13, LEAF - 1)]
+    rows = [(start, LEAF) for start in range(1, 17, step)] + [(3, 100), (13, LEAF - 1)]
     assert interpreted(hash_rows, memory, rows) == expected_of(memory, rows)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 61])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, pytest.param(61, marks=pytest.mark.thorough)])
 def test_whole_leaves(interpreted: Call, count: int) -> None:
     """The fast way; the last program is full or not."""
     memory = random.Random(count).randbytes(count * LEAF)
@@ -67,8 +68,8 @@ def test_nothing_outside_a_leaf_is_read(interpreted: Call) -> None:
         assert interpreted(hash_at_the_edges, data[:size]) == 2 * oracle(data[:size])
 
 
-def test_bytes_of_every_dtype(interpreted: Call) -> None:
-    tensors = [of_dtype(dtype, 40, seed) for seed, dtype in enumerate(DTYPES)]
+def test_bytes_of_elements_of_every_size(interpreted: Call) -> None:
+    tensors = [of_dtype(dtype, 40, seed) for seed, dtype in enumerate({t.itemsize: t for t in DTYPES}.values())]
     assert interpreted(tensor_digests, tensors) == [oracle(element_bytes(tensor))[0] for tensor in tensors]
 
 
@@ -78,33 +79,31 @@ def test_digests_of_a_run_of_bytes(interpreted: Call) -> None:
     assert interpreted(bytes_digests, b"") == []
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "int32"])
-def test_a_flipped_bit_is_found_in_its_leaf(interpreted: Call, dtype: str) -> None:
+def test_a_flipped_bit_is_found_in_its_leaf(interpreted: Call) -> None:
     """And every verdict is written, also over what stood there before."""
     rng = random.Random(5)
-    memory = bytearray(rng.randbytes(7 * LEAF))
-    rows = [(n * LEAF, LEAF) for n in range(6)] + [(6 * LEAF, 1000)]
+    memory = bytearray(rng.randbytes(4 * LEAF))
+    rows = [(n * LEAF, LEAF) for n in range(3)] + [(3 * LEAF, 1000)]
     expected = expected_of(bytes(memory), rows)
-    assert interpreted(check_rows, bytes(memory), rows, expected, dtype) == [0] * 7
-    for place in (0, 3 * LEAF - 1, 5 * LEAF + rng.randrange(LEAF), 6 * LEAF + 999):
+    assert interpreted(check_rows, bytes(memory), rows, expected) == [0] * 4
+    for place in (0, 2 * LEAF - 1, 2 * LEAF + rng.randrange(LEAF), 3 * LEAF + 999):
         memory[place] ^= 1 << rng.randrange(8)
-        verdict = interpreted(check_rows, bytes(memory), rows, expected, dtype)
+        verdict = interpreted(check_rows, bytes(memory), rows, expected)
         assert [n for n, bad in enumerate(verdict) if bad] == [place // LEAF]
         assert set(verdict) == {0, 1}
         expected = expected_of(bytes(memory), rows)
-    memory[6 * LEAF + 1000] ^= 0xFF  # behind the end of the last leaf
-    assert interpreted(check_rows, bytes(memory), rows, expected, dtype) == [0] * 7
+    memory[3 * LEAF + 1000] ^= 0xFF  # behind the end of the last leaf
+    assert interpreted(check_rows, bytes(memory), rows, expected) == [0] * 4
 
 
 def test_one_wrong_bit_of_a_digest_is_a_difference(interpreted: Call) -> None:
     memory = random.Random(6).randbytes(4 * LEAF)
-    rows = [(n * LEAF, LEAF) for n in range(4)] * 4
-    for bits in ([0, 1, 7, 8], [31, 32, 33, 63]):
-        expected = expected_of(memory, rows)
-        for n, bit in enumerate(bits):
-            expected[4 * n + n] ^= 1 << bit
-        verdict = interpreted(check_rows, memory, rows, expected)
-        assert [n for n, bad in enumerate(verdict) if bad] == [0, 5, 10, 15]
+    rows = [(n * LEAF, LEAF) for n in range(4)] * 2
+    expected = expected_of(memory, rows)
+    for n, bit in ((0, 0), (2, 31), (5, 32), (7, 63)):
+        expected[n] ^= 1 << bit
+    verdict = interpreted(check_rows, memory, rows, expected)
+    assert [n for n, bad in enumerate(verdict) if bad] == [0, 2, 5, 7]
 
 
 def test_no_leaves(interpreted: Call) -> None:
@@ -123,7 +122,7 @@ def test_leaf_table(nbytes: int) -> None:
 
 def test_columns_that_do_not_fit_are_refused() -> None:
     addresses, sizes = leaf_table(0, 3 * LEAF)
-    digests, bad = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.uint8)
+    digests, bad = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int32)
     for wrong in (digests[:2], digests.float(), torch.zeros(6, dtype=torch.int64)[::2], digests.to("meta")):
         with pytest.raises(ValueError, match="leaf table"):
             hash_leaves(addresses, sizes, wrong)
@@ -132,4 +131,4 @@ def test_columns_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="leaf table"):
         hash_leaves(addresses, sizes.long(), digests)
     with pytest.raises(ValueError, match="leaf table"):
-        check_leaves(addresses, sizes, digests, bad.to(torch.int16))
+        check_leaves(addresses, sizes, digests, bad.to(torch.uint8))  # Another compilation than the one that was tried.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import struct
+from collections.abc import Callable
+from itertools import pairwise, takewhile
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastckpt.constants import ENTRY_FLAGS_KNOWN, MAX_NDIM
+from fastckpt.constants import ENTRY_FLAG_REQUIRES_GRAD, ENTRY_FLAGS_KNOWN, MAX_NDIM, MAX_SHARED_NAME
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedVersionError
 from fastckpt.layout.dtypes import BY_CODE, BY_NAME
 from fastckpt.layout.entries import (
@@ -69,6 +72,22 @@ def test_round_trip(written: list[Entry]) -> None:
     assert table.storages() == [entry.storage for entry in written]
     for index in range(len(written)):
         assert table[index - len(written)] == written[index]
+
+
+ALIKE = st.text("ab\0\u00e9", max_size=70)
+
+
+@given(st.lists(ALIKE, unique=True, max_size=8))
+def test_a_name_shares_all_it_can_with_the_one_before(names: list[str]) -> None:
+    raw = encode_entry_table([Entry(name, "float32", (), (), 0, 0) for name in names])
+    assert decode_entry_table(raw).names() == names
+    encoded = [name.encode() for name in names]
+    shared = [
+        sum(1 for _ in takewhile(lambda ab: ab[0] == ab[1], zip(*pair, strict=False)))
+        for pair in pairwise([b"", *encoded])
+    ]
+    shared = [min(common, MAX_SHARED_NAME) for common in shared]
+    assert struct.unpack_from("<QQQ", raw)[2] == sum(map(len, encoded)) - sum(shared)
 
 
 @given(tables())
@@ -288,3 +307,51 @@ def test_dtypes_are_those_of_torch() -> None:
     for name, dtype in BY_NAME.items():
         if hasattr(torch, name):
             assert getattr(torch, name).itemsize == dtype.itemsize, name
+
+
+def first_failure(check: Callable[[], object]) -> str | None:
+    try:
+        check()
+    except (DamagedError, UnsupportedVersionError) as error:
+        return str(error)
+    return None
+
+
+def test_a_table_is_checked_as_its_entries_are_one_by_one() -> None:
+    generator = random.Random(12)
+    failures = 0
+    for _ in range(600):
+        geometries = [
+            ((), ()),
+            ((3,), (1,)),
+            ((4, 5), (5, 1)),
+            ((0, 7), (7, 1)),
+            ((2, 2), (1 << generator.choice([2, 62, 63]), 1)),
+        ]
+        entries = []
+        for number in range(generator.randrange(1, 9)):
+            shape, stride = generator.choice(geometries)
+            entries.append(
+                Entry(
+                    f"t{number}",
+                    generator.choice(["float32", "int8", "bool"]),
+                    shape,
+                    stride,
+                    generator.randrange(4),
+                    generator.choice([0, 0, 1, 30, 1 << 63]),
+                    generator.choice([0, 0, 0, ENTRY_FLAG_REQUIRES_GRAD, 1 << 7]),
+                )
+            )
+        sizes = [generator.choice([0, 12, 80, 200, 1 << 40]) for _ in range(generator.choice([3, 4, 4, 4]))]
+        table = decode_entry_table(encode_entry_table(entries))
+
+        def one_by_one(table: EntryTable = table, sizes: list[int] = sizes) -> None:
+            for entry in [table[index] for index in range(len(table))]:
+                check_entry(entry, sizes)
+
+        expected = first_failure(one_by_one)
+        assert first_failure(lambda table=table, sizes=sizes: table.checked(sizes)) == expected  # type: ignore[misc]
+        failures += expected is not None
+        if expected is None:
+            assert table.checked(sizes) == entries
+    assert 200 < failures < 590

@@ -422,12 +422,12 @@ def test_magic_table() -> None:
 
 
 def test_tag_table() -> None:
-    from fastckpt.layout import tree
+    from fastckpt.layout import tree_nodes
 
     rows = re.findall(r"^\| (\d+) \| ([\w ]+) \| ", section("## 9. "), re.MULTILINE)
     tags = {
         name.removeprefix("TAG_").lower().replace("_", " "): value
-        for name, value in vars(tree).items()
+        for name, value in vars(tree_nodes).items()
         if name.startswith("TAG_")
     }
     assert {name.lower(): int(tag) for tag, name in rows} == tags

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from fastckpt.constants import MAX_INT_KEY_SIZE, MAX_TREE_DEPTH
 from fastckpt.errors import DamagedError, UnsupportedStateError, UnsupportedVersionError
 from fastckpt.layout.dtypes import BY_NAME
-from fastckpt.layout.named import SHAPES
+from fastckpt.layout.named import KEY, SHAPES
+from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import (
     AttributedDict,
     DeviceRef,
@@ -244,10 +245,17 @@ def test_unknown_objects_are_refused_with_their_path(value: object) -> None:
         encode({"a": [0, value]})
 
 
-@pytest.mark.parametrize("key", [None, 1.5, True, (1,), b"a", Text("a")])
-def test_other_keys_are_refused(key: object) -> None:
-    with pytest.raises(UnsupportedStateError, match="cannot store a dict key of type " + type(key).__name__):
-        encode({"a": {key: 1}})
+@pytest.mark.parametrize("key", [None, 1.5, True, (1, ("a", None)), b"a"])
+def test_other_keys_make_a_named_value(key: object) -> None:
+    assert round_trip({"a": {key: 1, "b": 2}}) == {"a": NamedRef("dict", [(key, 1), ("b", 2)])}
+    ordered = OrderedDict({key: 1})
+    vars(ordered)["note"] = 3
+    assert round_trip(ordered) == NamedRef("ordered_dict", ([(key, 1)], {"note": 3}))
+
+
+def test_a_key_of_another_type_is_refused_with_its_path() -> None:
+    with pytest.raises(UnsupportedStateError, match=r"state\['a'\]: cannot store .*Text"):
+        encode({"a": {Text("a"): 1}})
 
 
 @pytest.mark.parametrize("key", [2 ** (8 * MAX_INT_KEY_SIZE - 1), -(2**20_000)], ids=["just too large", "huge"])
@@ -386,13 +394,15 @@ REFS: dict[object, object] = {
 def example_of(shape: object) -> object:
     """A payload of a shape of `SHAPES`."""
     if isinstance(shape, frozenset):
-        return None
+        return b"abc" if bytes in shape else None
     if isinstance(shape, tuple):
         return tuple(map(example_of, shape))
     if isinstance(shape, list):
         return [example_of(shape[0])] * 2
     if isinstance(shape, dict):
         return {"k": NamedRef("a.b", [1])}
+    if shape is KEY:
+        return (1, NamedRef("range", (0, 9, 2)))
     return REFS.get(shape, [None, NamedRef("range", (0, 9, 2))])
 
 
@@ -418,6 +428,68 @@ def test_the_text_has_every_name_of_a_named_value() -> None:
     assert sorted({*names} - {"name"}) == sorted(SHAPES)
 
 
+@pytest.mark.parametrize("name", sorted(name for name, shape in SHAPES.items() if "Hashable" in repr(shape)))
+def test_no_tensor_is_a_key_or_in_a_set(name: str) -> None:
+    def with_tensor(shape: object) -> object:
+        if isinstance(shape, tuple):
+            return tuple(map(with_tensor, shape))
+        if isinstance(shape, list):
+            return [with_tensor(shape[0])]
+        return (1, NamedRef("a.b", [{"x": TensorRef(0)}])) if shape is KEY else example_of(shape)
+
+    value = NamedRef(name, with_tensor(SHAPES[name]))
+    with pytest.raises(UnsupportedStateError):
+        encode(value)
+    good = NamedRef(name, example_of(SHAPES[name]))
+    assert b"\x0c\x00" not in encode(good)
+    at = encode(good).index(encode((1, NamedRef("range", (0, 9, 2)))))
+    bad = encode(good)[:at] + b"\x0c\x00" + encode(good)[at + len(encode((1, NamedRef("range", (0, 9, 2))))) :]
+    with pytest.raises(DamagedError, match="another shape"):
+        decode_tree(bad, 2)
+
+
+def test_sets_are_ordered_by_their_bytes() -> None:
+    items = ["b", "a", 300, 2, None, (1,)]
+    assert encode(NamedRef("set", items)) == encode(NamedRef("set", items[::-1]))
+
+
+def test_everything_that_cannot_be_stored_is_listed_at_once() -> None:
+    loop: list[object] = []
+    loop.append(loop)
+    state = {"a": object(), "b": [1, {2, 3}], "c": "\ud800", "d": loop, "e": {2**2050: 1}, "f": SizeRef((-1,))}
+
+    def resolve(value: object, path: Path) -> object:
+        raise UnsupportedStateError(f"{path_text(path)}: no {type(value).__name__}", next_step="another")
+
+    with pytest.raises(UnsupportedStateError) as caught:
+        encode_tree(state, resolve)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "6 things cannot be stored:"
+    assert lines[1] == "  state['a']: no object. Next: another"
+    assert [line.split(":")[0].strip() for line in lines[2:]] == [
+        "state['b'][1]", "state['c']", "state['d'][0]", "state['e']", "state['f']",
+    ]  # fmt: skip
+    noted: list[UnsupportedStateError] = []
+    rest = decode_tree(encode_tree(state, resolve, refusals=noted), 0)
+    assert len(noted) == 6
+    assert rest == {"a": None, "b": [1, None], "c": "\\ud800", "d": [None], "e": {"": 1}, "f": None}
+
+
+def test_the_name_of_a_tensor_in_a_named_value() -> None:
+    def names(value: object) -> list[str]:
+        return flat_names([path for path, leaf in walk_tree({"v": value}) if type(leaf) is TensorRef])
+
+    one, two = TensorRef(0), TensorRef(1)
+    assert names(NamedRef("tensor", (one, {"extra": two}))) == ["v", "v.extra"]
+    assert names(NamedRef("array", (one, "<f4", SizeRef((1,)), False))) == ["v"]
+    assert names(NamedRef("deque", ([one, two], None))) == ["v.0", "v.1"]
+    assert names(NamedRef("namespace", ("argparse.Namespace", {"w": one}))) == ["v.w"]
+    keys = ["w", None, True, 7, 0.5, ("a", 1)]
+    assert names(NamedRef("dict", [(key, one) for key in keys])) == [f"v.{key}" for key in ["w", None, True, 7, 4, 5]]
+    assert names(NamedRef("ordered_dict", ([((1, 2), one)], {"x": two}))) == ["v.0", "v.x"]
+    assert names(NamedRef("my.Own", {"w": [one]})) == ["v.w.0"]
+
+
 def test_tensors_in_named_values_are_found() -> None:
     array = NamedRef("array", (TensorRef(0), "<f4", SizeRef((1,)), False))
     found = [
@@ -433,3 +505,15 @@ def test_long_forms_of_numbers_are_read() -> None:
 def test_path_text() -> None:
     assert path_text((0, "exp_avg", -1)) == "state[0]['exp_avg'][-1]"
     assert path_text(()) == "state"
+
+
+def test_keys_in_keys_are_gone_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[object] = []
+    monkeypatch.setattr("fastckpt.layout.named.has_tensor", looked.append)
+    inside: object = (None,) * 1000
+    for _ in range(50):
+        inside = NamedRef("frozenset", [inside])
+    raw = encode_tree(inside, lambda value, _: value)
+    looked.clear()
+    assert decode_tree(raw, 1) == inside
+    assert not looked

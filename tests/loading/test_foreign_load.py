@@ -6,12 +6,13 @@ import contextlib
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import example, given, reject, settings
+from hypothesis import example, given, reject
 from states import DTYPES, assert_same, assert_same_elements, everything, module, of_dtype, pattern, states
 
 import fastckpt
@@ -44,8 +45,7 @@ def test_everything(tmp_path: Path, legacy: bool) -> None:
     assert list(loaded) == list(state)
 
 
-@settings(max_examples=40)
-@given(state=states())
+@given(state=states(python=False))
 @example([torch.empty(0)] * 2)
 def test_any_state(tmp_path: Path, state: Any) -> None:
     path = tmp_path / "m.pt"
@@ -95,10 +95,11 @@ def test_repacked_with_the_pickle_last(tmp_path: Path) -> None:
 
 def test_keys_read_only_what_they_touch(tmp_path: Path) -> None:
     path = tmp_path / "m.pt"
-    state = {"model": OrderedDict(a=pattern(9000, 1), b=pattern(9000, 2)), "opaque": Path("x"), "n": [torch.ones(2)]}
+    model = OrderedDict(a=pattern(9000, 1), b=pattern(9000, 2))
+    state = {"model": model, "opaque": Template("x"), "n": [torch.ones(2)]}
     torch.save(state, path)
     raw = bytearray(path.read_bytes())
-    raw[raw.index(state["model"]["b"].numpy().tobytes()) + 5] ^= 1
+    raw[raw.index(model["b"].numpy().tobytes()) + 5] ^= 1
     path.write_bytes(raw)
     assert_same(fastckpt.load(path, keys=["n.*", "model.a"]), {"model.a": pattern(9000, 1), "n.0": torch.ones(2)})
     with pytest.raises(DamagedError, match=r"CRC-32 of record data/\d") as caught:
@@ -108,7 +109,7 @@ def test_keys_read_only_what_they_touch(tmp_path: Path) -> None:
     assert len(fastckpt.load(path, keys="model.b", verify=False)) == 1
     with pytest.raises(TensorNotFoundError, match="model"):
         fastckpt.load(path, keys="model.c")
-    with pytest.raises(UnsupportedStateError, match=r"state\['opaque'\].*Path"):
+    with pytest.raises(UnsupportedStateError, match=r"state\['opaque'\].*Template"):
         fastckpt.load(path)
 
 
@@ -121,7 +122,8 @@ def test_nothing_is_executed(tmp_path: Path) -> None:
     for action in (fastckpt.load, fastckpt.verify, fastckpt.convert):
         with contextlib.suppress(UnsupportedStateError):
             action(tmp_path / "m.pt")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.pt"]
+    fastckpt.load(tmp_path / "m.fckpt", opaque="keep")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.fckpt", "m.pt"]
 
 
 @pytest.mark.parametrize("name", ["m.pt", "l.pt", "m.safetensors"])

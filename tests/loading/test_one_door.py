@@ -189,7 +189,7 @@ def test_salvage_takes_no_bytes_of_another_file(
     path = write(tmp_path / name, OLD)
     (tmp_path / "next").mkdir()
     replaced(path, write(tmp_path / "next" / name, NEW))
-    with pytest.raises(DamagedError, match="another file by now"):
+    with pytest.raises(DamagedError, match="another file has taken its place"):
         salvage(path, tmp_path / "rescued.fckpt", include=["unverified"])
     assert not (tmp_path / "rescued.fckpt").exists()
 

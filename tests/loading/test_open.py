@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -99,7 +98,7 @@ def test_closed(tmp_path: Path) -> None:
         "        try: action()\n"
         "        except FastckptError as error: print(type(error).__name__)\n"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s")], capture_output=True, text=True, check=False)
+    run = forked.run("-c", code, str(tmp_path / "s"))
     assert run.returncode == 0, f"ended with {run.returncode}: {run.stderr}"
     assert run.stdout.split() == ["UsageError"] * 6
 
@@ -218,3 +217,43 @@ def test_rows_read_only_what_they_touch(tmp_path: Path) -> None:
     with fastckpt.open(tmp_path / "s") as ck:
         ck.rows("a", 500, 501)
     assert rchar() - before < 300_000
+
+
+def test_parts(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.5)
+    model(torch.ones(1, 3)).backward()
+    optimizer.step()
+    state = {"model": model, "optimizer": optimizer, "step": 5, "none": None, "list": [torch.ones(1), "x"]}
+    fastckpt.save(state, tmp_path / "s.fckpt", durable=False)
+    with fastckpt.open(tmp_path / "s.fckpt") as ck:
+        part = ck["model"]
+        assert list(part) == list(model.state_dict())
+        assert len(part) == 4
+        assert repr(part).startswith("<'model' of <fastckpt.Checkpoint")
+        assert torch.equal(part["1.bias"], model[1].bias)
+        assert torch.equal(ck["model.1"]["bias"], part["1"]["bias"])
+        assert torch.equal(part.rows("0.weight", 1, 2), model[0].weight[1:2])
+        assert part.info("0.weight").name == "model.0.weight"
+        assert part.tree()["1.bias"].shape == (1,)
+        other = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 1))
+        other.load_state_dict(part)
+        assert all(torch.equal(a, b) for a, b in zip(other.parameters(), model.parameters(), strict=True))
+        assert (ck["step"], ck["none"], ck["list"]["1"]) == (5, None, "x")
+        assert ck["optimizer"]["param_groups"][0]["lr"] == 0.5
+        assert ck["optimizer"]["state"]["0"]["exp_avg"].shape == (4, 3)
+        for name in ("model", "step", "none", "optimizer.state.0", "model.0.weight"):
+            assert name in ck
+        assert "0" in part
+        assert "2" not in part
+        for name in ("mode", "model.2", "step.x", 3):
+            assert name not in ck
+        with pytest.raises(TensorNotFoundError, match=r"model\.9"):
+            part["9"]
+        assert part.get("9") is None
+
+
+def test_a_name_with_a_dot_that_is_a_tensor_is_the_tensor(tmp_path: Path) -> None:
+    fastckpt.save({"a": torch.ones(2), "a.b": torch.ones(3)}, tmp_path / "s.fckpt", durable=False)
+    with fastckpt.open(tmp_path / "s.fckpt") as ck:
+        assert ck["a"].shape == (2,)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from fake_device import device_engine, pretend
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from states import element_bytes, everything, module, pattern, states, tensors_of
 
@@ -23,7 +23,6 @@ from fastckpt.staging.ring import Ring
 MIB = 2**20
 CODECS = ["none", "zstd"]
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
-QUICK = settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def state() -> dict[str, Any]:
@@ -216,7 +215,6 @@ def test_a_module(tmp_path: Path) -> None:
 
 @given(saved=states(), seed=st.integers(0, 2**32 - 1))
 @example(saved=torch.zeros(1).as_strided((1,), (0,)), seed=0)
-@QUICK
 def test_any_state_and_any_bit(tmp_path: Path, saved: Any, seed: int) -> None:
     fastckpt.save(saved, tmp_path / "s", durable=False)
     here = fastckpt.load(tmp_path / "s")
@@ -264,7 +262,6 @@ def test_lazy_bits_and_resolved_ones_are_the_same_values(tmp_path: Path) -> None
 
 
 @given(saved=states(), seed=st.integers(0, 2**32 - 1))
-@QUICK
 def test_copies_that_share_nothing_any_more(tmp_path: Path, saved: Any, seed: int) -> None:
     """What ties, strides and offsets were makes no difference: each tensor is proven, or said to be unproven."""
     fastckpt.save(saved, tmp_path / "s", durable=False)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # Optimizers import it, and it takes longer than torch.
 import torch.distributed as dist
 from nanochat_builds import meta_of
 from nanochat_trainer import MuonAdamW, new_model, resume, train

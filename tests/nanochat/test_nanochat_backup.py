@@ -9,17 +9,18 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import torch
 from nanochat_builds import BUILDS, fill, head_model, meta_of, write_head, write_step
 from nanochat_finders import contents
 
 import fastckpt
+from fastckpt.cli.main import main
 from fastckpt.errors import CheckpointIOError, NotACheckpointError, OutOfSpaceError, UsageError
 from fastckpt.io import cloning
 from fastckpt.nanochat import backing_up
@@ -316,7 +317,7 @@ def test_killed_anywhere_and_finished(tmp_path: Path) -> None:
     wanted = contents(tag)
     for at in itertools.count(1):
         copy = tmp_path / f"copy{at}"
-        done = subprocess.run([sys.executable, "-c", KILLED, str(tag), str(copy), str(at)], check=False)
+        done = forked.run("-c", KILLED, str(tag), str(copy), str(at))
         there = {path.name: path.read_bytes() for path in copy.glob("[!.]*")}
         assert there == {name: wanted[name] for name in there}
         for name in there:
@@ -357,3 +358,23 @@ def test_a_file_that_shrinks_while_it_is_copied(tag: Path, tmp_path: Path, monke
     with pytest.raises(CheckpointIOError, match="the file ends there"):
         backup(tag, tmp_path / "copy", share=False)
     assert not list((tmp_path / "copy").glob("*"))
+
+
+@pytest.mark.parametrize("only", [None, 4])
+def test_a_step_without_an_optimizer_is_copied_and_said(
+    only: int | None, tag: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["backup", str(tag), str(tmp_path / "copy"), *([] if only is None else ["--step", str(only)])]
+    assert main(words) == 0
+    assert "no optimizer" not in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "copy")
+    for path in tag.glob("optim_000004*"):
+        path.unlink()
+    done = backup(tag, tmp_path / "copy", step=only)
+    assert 4 in done.steps
+    assert done.no_optimizer == [4]
+    assert main(words) == 0
+    assert "step 4: there is no optimizer file, as other steps have one; it is copied" in capsys.readouterr().out
+    for path in tag.glob("optim_*"):
+        path.unlink()
+    assert backup(tag, tmp_path / "models").no_optimizer == []

@@ -16,8 +16,9 @@ import fastckpt
 from fastckpt.errors import CheckpointNotFoundError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.nanochat import find_largest_model, find_last_step, load_checkpoint, save_checkpoint
-from fastckpt.nanochat.completeness import StepState, newest_complete
+from fastckpt.nanochat.completeness import StepState, newest_complete, state_at_names
 from fastckpt.nanochat.save_mark import SaveMark, parse_mark, read_mark, save_digest
+from fastckpt.nanochat.steps import read_steps
 
 CHECKPOINTS = Path(__file__).parents[3] / "shared" / "checkpoints"
 
@@ -140,15 +141,21 @@ def test_what_is_missing_damaged_or_of_another_save(
 
 
 def test_a_step_saved_again_by_some_ranks_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every mix of two saves of a step is told, and complete again when the last rank is done."""
+    """Every mix of two saves of a step is told, and the step is what it was until the last rank is done."""
+
+    def at_names() -> StepState:
+        return state_at_names(read_steps(str(tmp_path))[4], verify=True)
+
     save_step(tmp_path, 4, 3, monkeypatch)
     for ranks in ((1,), (2,), (0,)):
-        assert state_of(tmp_path).complete == (ranks == (1,))
+        assert at_names().complete == (ranks == (1,))
+        assert state_of(tmp_path).complete
         save_step(tmp_path, 4, 3, monkeypatch, ranks=ranks, seed=1)
-    assert state_of(tmp_path).complete
+    assert at_names().complete
     save_step(tmp_path, 4, 3, monkeypatch, ranks=(0,), seed=2)
-    reasons = state_of(tmp_path).reasons
+    reasons = at_names().reasons
     assert reasons == tuple(f"optim_000004_rank{r}.fckpt is of another save than model_000004" for r in (1, 2))
+    assert state_of(tmp_path).before
 
 
 def test_the_same_save_again_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

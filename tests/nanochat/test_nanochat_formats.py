@@ -100,7 +100,7 @@ def test_models_to_safetensors(tmp_path: Path) -> None:
         fastckpt.convert(directory, to="safetensors")
     fastckpt.convert(directory)
     (model,) = fastckpt.convert(directory, to="safetensors")
-    assert "optimizer" in model.notes[0]
+    assert any("optimizer" in note for note in model.notes)
     theirs = torch.load(directory / "model_000004.pt")
     ours = load_file(model.destination)
     assert ours.keys() == theirs.keys()

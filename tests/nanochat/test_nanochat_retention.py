@@ -6,12 +6,11 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import forked
 import pytest
 from nanochat_builds import head_model, head_optimizer, meta_of, write_head, write_step
 from nanochat_finders import find_last_step
@@ -152,6 +151,39 @@ def test_nothing_is_deleted_if_no_step_is_whole(tmp_path: Path) -> None:
     decisions = Retention(keep_last=1).apply(directory)
     assert {d.why for d in decisions} == {"no step is whole, so nothing is deleted"}
     assert names(directory) == before
+
+
+@pytest.mark.parametrize("suffix", ["pt", "fckpt"])
+def test_a_newest_step_without_its_optimizer_does_not_cost_the_last_one_to_go_on_from(
+    suffix: str, tmp_path: Path
+) -> None:
+    """nanochat saves the model first: killed behind it, it leaves one that loads and that no training goes on from."""
+    directory = run_of(tmp_path / "d12", [100, 200, 300])
+    if suffix == "fckpt":
+        fastckpt.convert(directory, replace=True)
+    (directory / f"optim_000300_rank0.{suffix}").unlink()
+    decisions = {d.step: d for d in Retention(keep_last=1).apply(directory)}
+    assert left(directory) == [200, 300]
+    assert decisions[200].why == "the newest whole step with an optimizer, verified"
+    raw = bytearray((directory / f"optim_000200_rank0.{suffix}").read_bytes())
+    (directory / f"optim_000200_rank0.{suffix}").write_bytes(raw[:-3000])
+    assert {d.why for d in Retention(keep_last=1).apply(directory)} == {
+        "no step with an optimizer is whole, so nothing is deleted"
+    }
+
+
+def test_damage_around_the_tensors_of_the_newest_step_does_not_cost_the_last_whole_one(tmp_path: Path) -> None:
+    directory = run_of(tmp_path / "d12", [100, 200, 300])
+    fastckpt.convert(directory, replace=True)
+    path = directory / "model_000300.fckpt"
+    raw = bytearray(path.read_bytes())
+    raw[2000] ^= 1
+    path.write_bytes(raw)
+    assert fastckpt.verify(path).exit_code == 1
+    assert fastckpt.load(path)
+    decisions = {d.step: d for d in Retention(keep_last=1).apply(directory)}
+    assert left(directory) == [200, 300]
+    assert "damaged around its tensors" in decisions[300].why
 
 
 def test_a_step_that_cannot_be_read_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +328,7 @@ def test_a_save_does_not_fail_for_want_of_deleting(
         raise CheckpointIOError("cannot delete the file", path=directory)
 
     monkeypatch.setattr(retention, "_delete", refuse)
-    Retention(keep_last=1).after(fastckpt.nanochat.save_checkpoint)(tmp_path, 200, MODEL, None, meta_of(200))
+    Retention(keep_last=1).after(fastckpt.nanochat.save_checkpoint)(tmp_path, 200, MODEL, OPTIMIZER[200], meta_of(200))
     assert left(tmp_path) == [100, 200]
     assert "Old checkpoints were not deleted" in caplog.text
 
@@ -416,7 +448,7 @@ def test_killed_at_every_deletion(tmp_path: Path) -> None:
         directory = run_of(tmp_path / str(at), [100, 200])
         fastckpt.convert(directory, step=100)
         age(directory, 100, 100)
-        done = subprocess.run([sys.executable, "-c", KILLED, str(directory), str(at)], check=False)
+        done = forked.run("-c", KILLED, str(directory), str(at))
         whole = {"model_000100.pt", "optim_000100_rank0.pt", "meta_000100.json"}
         for suffix in ("pt", "fckpt"):
             # Where there is a model, everything that belongs to it is there.

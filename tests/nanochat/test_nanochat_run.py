@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import nanochat_standin
 import pytest
 
@@ -24,17 +25,21 @@ def checkout(tmp_path: Path) -> Path:
     return nanochat_standin.build(tmp_path / "checkout")
 
 
-def python(checkout: Path, *arguments: str, base: str = "base", code: int = 0) -> tuple[list[str], str]:
-    """Lines of stdout, and stderr, of python with these arguments in the checkout."""
+def python(
+    checkout: Path, *arguments: str, base: str = "base", code: int = 0, fresh: bool = False
+) -> tuple[list[str], str]:
+    """Lines of stdout, and stderr, of python with these arguments in the checkout; ``fresh``: without torch in it."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]]),
         "NANOCHAT_BASE_DIR": str(checkout.parent / base),
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=checkout, env=environment, capture_output=True, text=True, timeout=120
-    )
+    if fresh:
+        command = [sys.executable, *arguments]
+        done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=120)
+    else:
+        done = forked.run(*arguments, cwd=checkout, env=environment)
     assert done.returncode == code, done.stderr
     return done.stdout.splitlines(), done.stderr
 
@@ -46,13 +51,14 @@ def steps(lines: list[str]) -> list[str]:
 def test_a_run_and_its_resume(checkout: Path) -> None:
     """As with python alone: the same losses and weights, before and after."""
     plain, _ = python(checkout, *PLAIN, base="plain")
-    ours, told = python(checkout, *RUN, "--save-every=3")
+    ours, told = python(checkout, *RUN, "--save-every=3", fresh=True)
     assert steps(ours) == steps(plain)
     assert len(steps(plain)) == 7
     assert "replaced nanochat.checkpoint_manager.save_checkpoint" in told
     assert "nothing was replaced" not in told
     # The script found what python would have given it: its name, and a process without torch in it yet.
-    assert ours[-1] == plain[-1] == "name __main__ argv base_train.py early yes"
+    assert ours[-1] == "name __main__ argv base_train.py early yes"
+    assert plain[-1] == "name __main__ argv base_train.py early no"
     tag = checkout.parent / "base" / "base_checkpoints" / "d4"
     assert sorted(path.name for path in tag.glob("*3*")) == [
         "meta_000003.json",
@@ -65,6 +71,7 @@ def test_a_run_and_its_resume(checkout: Path) -> None:
     assert {path: path.read_bytes() for path in tag.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_under_torchrun(checkout: Path) -> None:
     """Two ranks: both save their part, and the step is complete."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *RUN]
@@ -96,7 +103,7 @@ def test_how_the_script_ends(ends_with: str, code: int, said: str, tmp_path: Pat
     script = tmp_path / "script.py"
     lines = ["import sys", "end = sys.argv[1]", "if end == 'error':", "    raise RuntimeError('the script failed')"]
     script.write_text("\n".join([*lines, "sys.exit(int(end) if end.isdecimal() else end)"]))
-    _, told = python(tmp_path, "-m", "fastckpt", "run", "script.py", "--", ends_with, code=code)
+    _, told = python(tmp_path, "-m", "fastckpt", "run", "script.py", "--", ends_with, code=code, fresh=True)
     assert said in told
     assert "runpy" not in told
     assert "fastckpt" not in told

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +12,7 @@ from pathlib import Path
 
 import nanochat_standin
 import pytest
+from forked import Forked
 
 from fastckpt.nanochat.completeness import newest_complete
 
@@ -33,7 +32,7 @@ def processes() -> Iterator[ExitStack]:
         yield stack
 
 
-def start(checkout: Path, processes: ExitStack, *arguments: str, **variables: str) -> subprocess.Popen[str]:
+def start(checkout: Path, processes: ExitStack, *arguments: str, **variables: str) -> Forked:
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     environment |= {
         "PYTHONPATH": os.pathsep.join([str(HERE), os.environ["PYTHONPATH"]]),
@@ -41,22 +40,12 @@ def start(checkout: Path, processes: ExitStack, *arguments: str, **variables: st
         "OMP_NUM_THREADS": "1",
         **variables,
     }
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=checkout,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    processes.callback(process.communicate)
+    process = Forked(*arguments, cwd=checkout, env=environment)
     processes.callback(process.kill)
     return process
 
 
-def wait_for_step(process: subprocess.Popen[str], number: int) -> None:
-    assert process.stdout is not None
+def wait_for_step(process: Forked, number: int) -> None:
     for line in process.stdout:
         if line.startswith("step") and int(line.split()[1]) >= number:
             return
@@ -80,7 +69,7 @@ def newest(checkout: Path) -> tuple[int, int | None]:
     return state.step, state.world_size
 
 
-def save_and_end(process: subprocess.Popen[str], checkout: Path) -> tuple[str, str]:
+def save_and_end(process: Forked, checkout: Path) -> tuple[str, str]:
     """A save that goes on, then one that ends the run; what it said."""
     wait_for_step(process, 3)
     process.send_signal(signal.SIGUSR1)

@@ -8,13 +8,15 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
+import forked
 import pytest
 from nanochat_builds import BUILDS, write_head
 from nanochat_finders import Watch, contents, find_last_step
@@ -101,25 +103,30 @@ def test_seen_by_another_thread(tag: Path) -> None:
 def run_killed(source: Path, destination: Path, *, replace: bool, at: int, when: str) -> bool:
     """Whether the run was killed; False if it made fewer changes."""
     request = {"source": str(source), "destination": str(destination), "replace": replace, "at": at, "when": when}
-    environment = dict(os.environ, PYTHONPATH=str(HERE.parents[1]))
-    done = subprocess.run([sys.executable, str(HERE / "killed_convert.py"), json.dumps(request)], env=environment)
+    done = forked.run(str(HERE / "killed_convert.py"), json.dumps(request))
     assert done.returncode in (0, -signal.SIGKILL)
     return done.returncode != 0
 
 
+@cache
+def one_step() -> tuple[dict[str, bytes], dict[str, bytes]]:
+    """As nanochat writes it, and converted."""
+    with TemporaryDirectory() as name:
+        write_head(Path(name, "d12"), 4, 2)
+        pt = contents(Path(name, "d12"))
+        fastckpt.convert(Path(name, "d12"), replace=True, durable=False)
+        return pt, contents(Path(name, "d12"))
+
+
 def small_tag(tmp_path: Path, *, to: str) -> tuple[Path, dict[str, bytes], Watch]:
     """A new tag of one step, with what it will hold when converted; its watch knows the ``.pt`` files."""
+    pt, own = one_step()
     directory = tmp_path / "base_checkpoints" / "d12"
     shutil.rmtree(directory.parent, ignore_errors=True)
-    write_head(directory, 4, 2)
-    watch = Watch(directory)
-    pt = contents(directory)
-    fastckpt.convert(directory, replace=True, durable=False)
-    own = contents(directory)
-    if to == "fckpt":
-        fastckpt.convert(directory, replace=True, durable=False)
-        return directory, own, watch
-    return directory, pt, watch
+    directory.mkdir(parents=True)
+    for file, content in (pt if to == "fckpt" else own).items():
+        (directory / file).write_bytes(content)
+    return directory, own if to == "fckpt" else pt, Watch(directory, pt)
 
 
 @pytest.mark.parametrize("to", ["fckpt", "pt"])
@@ -153,16 +160,14 @@ def test_killed_on_the_way_to_another_directory(tmp_path: Path, replace: bool) -
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     random.seed(7)
-    environment = dict(os.environ, PYTHONPATH=str(HERE.parents[1]))
     for to in ("fckpt", "pt") * 4:
         directory, wanted, watch = small_tag(tmp_path, to=to)
         request = {"source": str(directory), "destination": str(directory), "replace": True}
-        command = [sys.executable, str(HERE / "killed_convert.py"), json.dumps(request)]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            time.sleep(random.uniform(0, 0.12))
-            process.kill()
+        process = forked.Forked(str(HERE / "killed_convert.py"), json.dumps(request))
+        process.stdout.readline()
+        time.sleep(random.uniform(0, 0.12))
+        process.kill()
+        process.communicate()
         watch.look()
         if {name for name in contents(directory) if not name.startswith(".")} != wanted.keys():
             fastckpt.convert(directory, replace=True)
@@ -211,8 +216,8 @@ def test_nothing_is_deleted_when_a_written_file_does_not_verify(tag: Path, monke
     before = contents(tag)
     convert_file = module.convert_file
 
-    def rotting(source: str, destination: str, **named: object) -> Conversion:
-        result = convert_file(source, destination, **named)  # type: ignore[arg-type]
+    def rotting(source: str, destination: str, *request: Any, **named: Any) -> Conversion:
+        result = convert_file(source, destination, *request, **named)
         if "optim_000004_rank1" in destination:
             with open(destination, "r+b") as file:
                 file.seek(3 * 4096 + 5)

@@ -6,15 +6,25 @@ are the stored elements in row-major order (conj and neg not applied), in hex, o
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
+import json
+import pathlib
 import struct
+import types
 from collections import OrderedDict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 import reference_reader
 import reference_tree
 import torch
 import xxhash
+
+import fastckpt
 
 LONG = 4096
 """Values of more bytes than this are given as their digest."""
@@ -30,12 +40,76 @@ def values(raw: bytes) -> str:
     return raw.hex() if len(raw) <= LONG else f"{len(raw)} bytes, xxh3-128 {digest(raw)}"
 
 
+class Bare(NamedTuple):
+    """A tensor without its attributes."""
+
+    tensor: torch.Tensor
+
+
+def as_named(value: Any) -> tuple[str, Any] | None:
+    """Name and payload of a value that is no plain node, as the table of section 9.1 has them."""
+    kind = type(value)
+    if isinstance(value, reference_tree.Named):
+        return value.name, value.payload
+    if isinstance(value, torch.Tensor):
+        if value.layout is torch.sparse_coo:
+            parts = {"indices": value._indices(), "values": value._values()}
+            return "sparse", ("sparse_coo", parts, torch.Size(value.shape), value.is_coalesced(), 0)
+        if value.is_meta:
+            dtype = str(value.dtype).removeprefix("torch.")
+            return "meta", (dtype, value.shape, torch.Size(value.stride()), int(value.requires_grad))
+        return ("tensor", (Bare(value), dict(vars(value)))) if vars(value) else None
+    if isinstance(value, fastckpt.Placeholder):
+        fields = value.content
+        if value.kind == "registered":
+            return value.name, fields
+        return value.kind, (value.name, *fields.values()) if value.kind == "enum" else (value.name, fields)
+    if kind is numpy.ndarray:
+        native = value.dtype.str in ("<f4", "|b1", "<i8")
+        by_columns = value.flags.f_contiguous and not value.flags.c_contiguous
+        tensor = torch.from_numpy(value if native else value.ravel("K").view("u1"))
+        tensor = tensor if value.size else torch.empty(value.shape, dtype=tensor.dtype)
+        return "array", (tensor, value.dtype.str, torch.Size(value.shape), by_columns)
+    if isinstance(value, numpy.generic):
+        return "scalar", (value.dtype.str, value.tobytes())
+    if kind in (dict, OrderedDict) and not all(type(key) in (str, int) for key in value):
+        return ("dict", list(value.items())) if kind is dict else ("ordered_dict", (list(value.items()), vars(value)))
+    if kind is datetime.datetime or kind is datetime.time:
+        offset, name = value.utcoffset(), value.tzname() if value.tzinfo not in (None, datetime.timezone.utc) else None
+        micro = None if offset is None else round(offset.total_seconds() * 1e6)
+        return kind.__name__, (value.replace(tzinfo=None, fold=0).isoformat(), value.fold, micro, name)
+    simple: dict[Any, Any] = {
+        set: list,
+        frozenset: list,
+        collections.deque: lambda v: (list(v), v.maxlen),
+        collections.Counter: lambda v: list(v.items()),
+        collections.defaultdict: lambda v: (list(v.items()), v.default_factory and v.default_factory.__name__),
+        bytearray: bytes,
+        datetime.date: str,
+        datetime.timedelta: lambda v: (v.days, v.seconds, v.microseconds),
+        range: lambda v: (v.start, v.stop, v.step),
+        slice: lambda v: (v.start, v.stop, v.step),
+        fractions.Fraction: lambda v: (v.numerator, v.denominator),
+        decimal.Decimal: str,
+        torch.memory_format: lambda v: str(v).removeprefix("torch."),
+        torch.layout: lambda v: str(v).removeprefix("torch."),
+    }
+    if kind in simple:
+        return kind.__name__.lower(), simple[kind](value)
+    if kind is argparse.Namespace or kind is types.SimpleNamespace:
+        return "namespace", (f"{kind.__module__}.{kind.__name__}", vars(value))
+    if isinstance(value, pathlib.PurePath):
+        return "path", (kind.__name__, str(value))
+    return None
+
+
 class Description:
     """What a state is: ``tree`` and ``tensors``, numbered in tree order."""
 
     def __init__(self, state: Any) -> None:
         self.tensors: list[dict[str, Any]] = []
         self._storages: dict[Any, int] = {}
+        self._alive: list[torch.UntypedStorage] = []
         self.tree = self.node(state)
 
     def as_dict(self) -> dict[str, Any]:
@@ -46,8 +120,16 @@ class Description:
         """One node as ``[kind, ...]``."""
         if value is None:
             return ["None"]
+        named = as_named(value)
+        if named is not None:
+            return self.named(*named)
+        if isinstance(value, Bare):
+            value = value.tensor
         if isinstance(value, torch.Tensor):
-            return self.tensor(torch_tensor(value), value.untyped_storage()._cdata)
+            storage = value.untyped_storage()
+            # A storage is known by its address, and an array's is made for the moment: another must not get it.
+            self._alive.append(storage)
+            return self.tensor(torch_tensor(value), storage.data_ptr() or storage._cdata)
         if isinstance(value, reference_reader.Tensor):
             return self.tensor(reference_tensor(value), value.storage)
         if isinstance(value, reference_tree.Plain):
@@ -74,6 +156,13 @@ class Description:
             return ["bytes", values(value)]
         assert type(value) in (bool, str), type(value)
         return [type(value).__name__, value]
+
+    def named(self, name: str, payload: Any) -> list[Any]:
+        """A named value; the elements of a set have no order of their own."""
+        described = self.node(payload)
+        if name in ("set", "frozenset"):
+            described = ["list", sorted(described[1], key=json.dumps)]
+        return ["named", name, described]
 
     def pairs(self, value: dict[Any, Any]) -> list[Any]:
         """Keys and values of a dict, in its order."""

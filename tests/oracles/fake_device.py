@@ -42,5 +42,6 @@ def device_engine(patch: pytest.MonkeyPatch) -> None:
             digest = _core.leaf_digests(ctypes.string_at(address, size))
             out[number] = int.from_bytes(digest, "little", signed=True)
 
-    patch.setattr(fastckpt.staging.fetching, "engine_for", lambda target: Engine("triton", "for this test"))
+    for ask in ("engine_for", "engine_now"):
+        patch.setattr(fastckpt.staging.fetching, ask, lambda *_, **__: Engine("triton", "for this test"))
     patch.setattr(fastckpt.staging.fetching, "hash_leaves", hash_leaves)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import decimal
+import fractions
 import math
+import pathlib
 import struct
+import types
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
+import reference_tree
 import torch
 import xxhash
+from big_endian import write_big
+
+import fastckpt
 
 OLD_DTYPES = (
     *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
@@ -27,12 +40,14 @@ class Golden(NamedTuple):
         codec: As for ``save``.
         metadata: As for ``save``.
         needs: torch dtypes that a torch must have to read the file.
+        since: The first version of the format that can hold it.
     """
 
     make: Callable[[], Any]
     codec: str = "none"
     metadata: dict[str, Any] | None = None
     needs: tuple[str, ...] = ()
+    since: int = 1
 
 
 def noise(size: int, seed: int = 0) -> bytearray:
@@ -252,6 +267,94 @@ def optimizer() -> Any:
     return {"weight": weight, "optimizer": {"state": {0: state}, "param_groups": groups}}
 
 
+def python_values() -> Any:
+    """Each named value that stands for a value of Python."""
+    zone = datetime.timezone(datetime.timedelta(hours=2), "CEST")
+    ordered = OrderedDict([((1, None), torch.ones(2)), (True, 1)])
+    vars(ordered)["note"] = "x"
+    return {
+        "sets": [set(), {1, 300, -1, "a", None, (2.5, b"x"), 1j}, frozenset({frozenset({True}), 2.0})],
+        "keys": {None: 1, False: torch.zeros(1), 2: 3, 0.5: torch.ones(1), b"k": 4, ("a", (1,)): torch.ones(1)},
+        "ordered": ordered,
+        "counter": collections.Counter("abracadabra"),
+        "defaultdict": [collections.defaultdict(None, {"a": 1}), collections.defaultdict(list, {1: [torch.ones(1)]})],
+        "deque": [collections.deque([torch.ones(2), 1], 5), collections.deque()],
+        "bytearray": bytearray(b"abc"),
+        "namespaces": [argparse.Namespace(lr=0.1, w=torch.ones(1)), types.SimpleNamespace(a={1})],
+        "paths": [pathlib.PurePosixPath("/a/b"), pathlib.PureWindowsPath("c:\\x")],
+        "times": [
+            datetime.datetime(2026, 10, 25, 2, 30, 1, 7, tzinfo=zone, fold=1),
+            datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc),
+            datetime.datetime.min,
+            datetime.date.max,
+            datetime.time(23, 59, 59, 1, tzinfo=zone),
+            datetime.timedelta(-5, 3, 1),
+        ],
+        "ranges": [range(10, -(2**80), -3), slice(None), slice(1, [2], "x")],
+        "numbers": [fractions.Fraction(-1, 3), decimal.Decimal("0.10"), decimal.Decimal("-0"), decimal.Decimal("NaN7")],
+        "classes": [
+            fastckpt.Placeholder("enum", "my.Colour", {"name": "RED", "value": [1]}),
+            fastckpt.Placeholder("namedtuple", "my.Point", {"x": 1, "y": torch.ones(1)}),
+            fastckpt.Placeholder("dataclass", "my.Config", {"rate": 0.5}),
+            fastckpt.Placeholder("registered", "my.Own", {"w": torch.ones(3)}),
+        ],
+    }
+
+
+def arrays() -> Any:
+    """NumPy's arrays and scalars; same memory, native and other types, both orders."""
+    same = numpy.arange(6, dtype="<f4").reshape(2, 3)
+    return {
+        "same": [same, same],
+        "columns": numpy.asfortranarray(same),
+        "big-endian": numpy.arange(6, dtype=">i2").reshape(3, 2),
+        "big-endian columns": numpy.asfortranarray(numpy.arange(6, dtype=">i2").reshape(2, 3)),
+        "dates": numpy.array(["2026-11-29", "NaT"], "<M8[D]"),
+        "text": numpy.array(["", "ab"], "<U2"),
+        "empty": numpy.empty((0, 3), "<f4"),
+        "one": numpy.array(7, "<i8"),
+        "bool": numpy.array([True, False]),
+        "scalars": [numpy.float32(1.5), numpy.int64(-1), numpy.datetime64("2026-11-29", "s"), numpy.bool_(True)],
+    }
+
+
+def tensor_kinds() -> Any:
+    """Tensors with attributes, and some that are not plain."""
+    tagged = torch.nn.Parameter(torch.ones(2))
+    vars(tagged).update(tag="x", scale=torch.zeros(1))
+    return {
+        "attributes": tagged,
+        "buffer": torch.nn.Buffer(torch.ones(2), persistent=False),
+        "sparse": torch.tensor([[0, 1.0], [2, 0]]).to_sparse(),
+        "meta": torch.empty(2, 3, dtype=torch.bfloat16, device="meta").t(),
+        "formats": [torch.channels_last, torch.strided, torch.sparse_csr],
+    }
+
+
+def objects() -> Any:
+    """Objects that are not understood, with all that can be in one."""
+
+    def thing(name: str, **content: Any) -> fastckpt.Placeholder:
+        return fastckpt.Placeholder("object", name, content)
+
+    weight = torch.arange(6, dtype=torch.float32).view(2, 3)
+    linear = {"_parameters": {"weight": weight, "bias": None}, "_buffers": {}, "training": True}
+    return {
+        "module": thing("my.Net", state={"_modules": OrderedDict(inner=thing("my.Linear", state=linear)), "config": 1}),
+        "made": [thing("my.make", args=(weight[1],)), thing("my.make", args=(1, torch.ones(2)))],
+        "slots": thing("my.Slots", state=(None, {"a": torch.zeros(1)})),
+        "other state": thing("my.Odd", args=(), state=[torch.ones(1)]),
+        "list": thing("my.List", items=[1, torch.ones(3)]),
+        "dict": thing("my.Dict", pairs=[("a", torch.ones(1)), ((1, 2), torch.zeros(1)), (7, None)]),
+        "distributed": thing("my.DTensor", state={"_local_tensor": torch.ones(2), "_spec": thing("my.Spec")}),
+        "class": {"class": thing("my.Kind", **{"class": True})},
+        "same": thing("my.Net", same="state['module']"),
+        "storage": thing("my.Storage", bytes="5"),
+        "deep": thing("my.Deep", not_shown=True),
+        "in a set": {thing("my.Key", args=(1,))},
+    }
+
+
 GOLDEN = {
     "dtypes": Golden(dtypes),
     "dtypes_recent": Golden(dtypes_recent, needs=NEW_DTYPES),
@@ -283,16 +386,13 @@ GOLDEN = {
     "stubborn_zstd": Golden(stubborn, "zstd"),
     "module": Golden(module),
     "optimizer": Golden(optimizer),
+    "python_values": Golden(python_values, since=2),
+    "arrays": Golden(arrays, since=2),
+    "arrays_zstd": Golden(arrays, "zstd", since=2),
+    "tensor_kinds": Golden(tensor_kinds, since=2),
+    "objects": Golden(objects, since=2),
 }
 """The golden files that ``save`` makes, by name."""
-
-CONVERTED = {
-    "from_torch_zip": ("foreign_zip.pt", "none"),
-    "from_torch_zip_zstd": ("foreign_zip.pt", "zstd"),
-    "from_torch_legacy": ("foreign_legacy.pt", "none"),
-    "from_safetensors": ("foreign.safetensors", "none"),
-}
-"""The golden files that ``convert`` makes: foreign file beside them, and codec."""
 
 
 def foreign_state() -> Any:
@@ -304,3 +404,88 @@ def foreign_state() -> Any:
             ("count", torch.tensor(12, dtype=torch.int64)),
         ]
     )
+
+
+class Thing:
+    """An object in a pickle. Its class is only a name to whoever reads it."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+def big_endian_state() -> Any:
+    """Numbers of all sizes, and a storage that ends inside of one."""
+    return {
+        "wide": torch.arange(5, dtype=torch.float64),
+        "matrix": torch.arange(12, dtype=torch.float32).view(3, 4).t(),
+        "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+        "complex": torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64),
+        "bytes": torch.arange(7, dtype=torch.uint8),
+        "step": 3,
+    }
+
+
+def objects_to_save() -> Any:
+    """What ``foreign_objects.pt`` was saved from."""
+    shared = Thing(weight=torch.arange(3, dtype=torch.float32), note="x")
+    return {
+        "thing": shared,
+        "again": [shared],
+        "small": numpy.arange(3, dtype=">i2"),
+        "columns": numpy.asfortranarray(numpy.arange(6, dtype="<f4").reshape(2, 3)),
+        "kind": Thing,
+        "plain": torch.ones(2, dtype=torch.int64),
+    }
+
+
+def objects_saved() -> Any:
+    """The same as whoever does not know the class reads it."""
+    name = f"{Thing.__module__}.{Thing.__qualname__}"
+    shared = {"state": {"weight": torch.arange(3, dtype=torch.float32), "note": "x"}}
+    saved = objects_to_save()
+    # Small arrays have their bytes in place.
+    small = reference_tree.Named("array", (b"\0\0\0\1\0\2", ">i2", reference_tree.Plain("size", (3,)), False))
+    raw = saved["columns"].tobytes("A")
+    columns = reference_tree.Named("array", (raw, "<f4", reference_tree.Plain("size", (2, 3)), True))
+    return {
+        **saved,
+        "small": small,
+        "columns": columns,
+        "thing": fastckpt.Placeholder("object", name, shared),
+        "again": [fastckpt.Placeholder("object", name, {"same": "state['thing']"})],
+        "kind": fastckpt.Placeholder("object", name, {"class": True}),
+    }
+
+
+class Converted(NamedTuple):
+    """How a golden file is made from a foreign one.
+
+    Attributes:
+        source: The foreign file, in ``golden/``.
+        state: What it holds.
+        codec: As for ``convert``.
+        since: The first version of the format that can hold it.
+    """
+
+    source: str
+    state: Callable[[], Any] = foreign_state
+    codec: str = "none"
+    since: int = 1
+
+
+CONVERTED = {
+    "from_torch_zip": Converted("v1/foreign_zip.pt"),
+    "from_torch_zip_zstd": Converted("v1/foreign_zip.pt", codec="zstd"),
+    "from_torch_legacy": Converted("v1/foreign_legacy.pt"),
+    "from_safetensors": Converted("v1/foreign.safetensors"),
+    "from_big_endian": Converted("v2/foreign_big_endian.pt", big_endian_state, since=2),
+    "from_big_endian_zstd": Converted("v2/foreign_big_endian.pt", big_endian_state, "zstd", since=2),
+    "from_objects": Converted("v2/foreign_objects.pt", objects_saved, since=2),
+}
+"""The golden files that ``convert`` makes, by name."""
+
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "v2/foreign_big_endian.pt": lambda path: write_big(big_endian_state(), path),
+    "v2/foreign_objects.pt": lambda path: torch.save(objects_to_save(), path),
+}
+"""How the foreign files of version 2 were written."""

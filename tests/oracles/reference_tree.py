@@ -109,16 +109,31 @@ class Named:
 
 
 # The payloads of section 9.1, written down as there: "any", "str", ..., "{}" for a dict with str keys, [x], (x, y).
-PAIRS = [("any", "any")]
+PAIRS = [("key", "any")]
+CLOCK = ("str", "int", "int or None", "str or None")
 FORMS: dict[str, Any] = {
-    "object": ("str", "{}", "int", "int"), "array": ("tensor", "str", "size", "bool"), "scalar": ("str", "bytes"),
-    "set": ["any"], "frozenset": ["any"], "deque": (["any"], "int or None"), "dict": PAIRS, "counter": PAIRS,
-    "defaultdict": (PAIRS, "str or None"), "bytearray": "bytes", "namespace": ("str", "{}"), "path": ("str", "str"),
-    "datetime": "str", "date": "str", "time": "str", "timedelta": ("int", "int", "int"),
-    "range": ("int", "int", "int"), "slice": ("any", "any", "any"), "fraction": ("int", "int"), "decimal": "str",
-    "enum": ("str", "str", "any"), "namedtuple": ("str", "{}"), "dataclass": ("str", "{}"), "memory_format": "str",
-    "layout": "str", "generator": ("str", "tensor"),
+    "object": ("str", "{}"), "tensor": ("tensor", "{}"), "array": ("tensor or bytes", "str", "size", "bool"),
+    "scalar": ("str", "bytes"), "set": ["key"], "frozenset": ["key"], "deque": (["any"], "int or None"), "dict": PAIRS,
+    "ordered_dict": (PAIRS, "{}"), "counter": PAIRS, "defaultdict": (PAIRS, "str or None"), "bytearray": "bytes",
+    "namespace": ("str", "{}"), "path": ("str", "str"), "datetime": CLOCK, "date": "str", "time": CLOCK,
+    "timedelta": ("int", "int", "int"), "timezone": ("int", "str or None"), "range": ("int", "int", "int"),
+    "slice": ("any", "any", "any"), "fraction": ("int", "int"), "decimal": "str", "enum": ("str", "str", "any"),
+    "namedtuple": ("str", "{}"), "dataclass": ("str", "{}"), "memory_format": "str", "layout": "str",
+    "generator": ("str", "tensor"), "sparse": ("str", "{}", "size", "bool", "int"), "quantized": ("str", "{}", "int"),
+    "nested": ("str", ["any"], "int"), "meta": ("str", "size", "size", "int"),
+    "subclass": ("str", "{}", "any", "size", "size", "int"),
 }  # fmt: skip
+
+
+def holds_tensor(value: Any) -> bool:
+    """Whether a tensor is anywhere in a node."""
+    if isinstance(value, Named):
+        return holds_tensor(value.payload)
+    if isinstance(value, Ordered):
+        return holds_tensor(value.pairs) or holds_tensor(value.attributes)
+    if isinstance(value, dict):
+        return any(map(holds_tensor, value.values()))
+    return isinstance(value, Tensor) or (isinstance(value, (list, tuple)) and any(map(holds_tensor, value)))
 
 
 def has_form(value: Any, form: Any, lost: bool) -> bool:
@@ -133,12 +148,14 @@ def has_form(value: Any, form: Any, lost: bool) -> bool:
         )
     if form == "{}":
         return type(value) is dict and all(isinstance(key, str) for key in value)
-    if form == "tensor":
-        return isinstance(value, Tensor) or (lost and value is None)
+    if form.startswith("tensor"):
+        return isinstance(value, Tensor) or (lost and value is None) or ("bytes" in form and type(value) is bytes)
     if form == "size":
         return isinstance(value, Plain) and value.kind == "size"
     if form.endswith(" or None") and value is None:
         return True
+    if form == "key":
+        return not holds_tensor(value)
     types = {"str": str, "int": int, "bool": bool, "bytes": bytes}
     return form == "any" or type(value) is types[form.removesuffix(" or None")]
 

@@ -6,20 +6,70 @@ which tensors share memory, flags, the bits of floats.
 
 from __future__ import annotations
 
+import argparse
+import collections
+import dataclasses
+import datetime
+import decimal
+import enum
+import fractions
+import pathlib
 import struct
+import types
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy
 import torch
 from hypothesis import strategies as st
 
+import fastckpt
 from fastckpt.layout.dtypes import BY_NAME
+from fastckpt.layout.named import parts
+from fastckpt.layout.python_values import from_named, to_named
+from fastckpt.tensor.arrays import tensor_of_array
 
 DTYPES: list[torch.dtype] = [
     getattr(torch, name) for name in BY_NAME if isinstance(getattr(torch, name, None), torch.dtype)
 ]
 FLOATING = [dtype for dtype in DTYPES if dtype.is_floating_point and dtype.itemsize >= 2]
+
+
+class Colour(enum.Enum):
+    """An enum that is registered; so are the next two."""
+
+    RED = 1
+    PAIR = ("a", 2.5)
+
+
+class Point(NamedTuple):
+    """A namedtuple."""
+
+    x: Any
+    y: Any
+
+
+@dataclasses.dataclass
+class Config:
+    """A dataclass."""
+
+    rate: Any
+    layers: Any = None
+
+
+class Scale:
+    """A class with functions of its own."""
+
+    def __init__(self, factor: Any) -> None:
+        self.factor = factor
+
+
+for _cls in (Colour, Point, Config):
+    fastckpt.register(_cls)
+fastckpt.register(
+    Scale, lambda scale: {"factor": scale.factor}, lambda plain: Scale(plain["factor"]), name="test.Scale"
+)
 
 
 # Comparison
@@ -84,13 +134,33 @@ class _Comparison:
         if isinstance(b, torch.Tensor):
             self.tensors(a, b, path)
         elif isinstance(b, dict):
-            assert list(a) == list(b), f"{path}: other keys or order"
-            assert [type(key) for key in a] == [type(key) for key in b], f"{path}: other types of keys"
-            for key in b:
-                self.compare(a[key], b[key], f"{path}[{key!r}]")
+            assert len(a) == len(b), f"{path}: other keys"
+            for (key, item), (other_key, other) in zip(a.items(), b.items(), strict=True):
+                self.compare(key, other_key, f"{path}: key {other_key!r}")
+                self.compare(item, other, f"{path}[{other_key!r}]")
             if type(b) is OrderedDict:
                 self.compare(dict(vars(a)), dict(vars(b)), f"{path}.__dict__")
-        elif type(b) in (list, tuple):
+            if type(b) is collections.defaultdict:
+                assert a.default_factory is b.default_factory, f"{path}: other factory"
+        elif isinstance(b, numpy.ndarray | numpy.generic):
+            assert (a.dtype.str, a.shape) == (b.dtype.str, b.shape), f"{path}: other array"
+            assert a.flags.f_contiguous == b.flags.f_contiguous, f"{path}: other order"
+            assert a.tobytes("A") == b.tobytes("A"), f"{path}: other bytes"
+        elif isinstance(b, set | frozenset):
+            assert sorted(map(repr, a)) == sorted(map(repr, b)), path
+        elif isinstance(b, collections.deque):
+            assert a.maxlen == b.maxlen, f"{path}: other greatest length"
+            self.compare(list(a), list(b), path)
+        elif isinstance(b, argparse.Namespace | types.SimpleNamespace | Config | Scale):
+            self.compare(vars(a), vars(b), path)
+        elif isinstance(b, slice):
+            self.compare([a.start, a.stop, a.step], [b.start, b.stop, b.step], path)
+        elif isinstance(b, torch.Generator):
+            assert a.device == b.device, f"{path}: other device"
+            assert torch.equal(a.get_state(), b.get_state()), f"{path}: other state"
+        elif isinstance(b, datetime.date | datetime.time | decimal.Decimal):
+            assert repr(a) == repr(b), path  # Equal ones can have another fold, zone or number of zeros.
+        elif type(b) in (list, tuple, Point):
             assert len(a) == len(b), f"{path}: other length"
             for index, (x, y) in enumerate(zip(a, b, strict=True)):
                 self.compare(x, y, f"{path}[{index}]")
@@ -110,6 +180,7 @@ class _Comparison:
         if self.by_torch and not b.untyped_storage().nbytes():
             return
         mine, theirs = a.untyped_storage()._cdata, b.untyped_storage()._cdata
+        self.compare(dict(vars(a)), dict(vars(b)), f"{path}.__dict__")
         known = self.forward.setdefault(mine, theirs) == theirs and self.backward.setdefault(theirs, mine) == mine
         assert known, f"{path}: shares its storage with other tensors"
 
@@ -118,6 +189,7 @@ def tensors_of(state: Any) -> Iterator[torch.Tensor]:
     """Every tensor in a state, in tree order."""
     if isinstance(state, torch.Tensor):
         yield state
+        yield from tensors_of(dict(vars(state)))
     elif isinstance(state, dict):
         for value in state.values():
             yield from tensors_of(value)
@@ -125,6 +197,11 @@ def tensors_of(state: Any) -> Iterator[torch.Tensor]:
             yield from tensors_of(dict(vars(state)))
     elif type(state) in (list, tuple):
         for value in state:
+            yield from tensors_of(value)
+    elif isinstance(state, numpy.ndarray):
+        yield tensor_of_array(state).tensor
+    elif (named := to_named(state)) is not None:
+        for _, value in parts(named):
             yield from tensors_of(value)
 
 
@@ -144,11 +221,14 @@ class _Copy:
             result = OrderedDict((key, self.copy(item)) for key, item in value.items())
             vars(result).update({key: self.copy(item) for key, item in vars(value).items()})
             return result
-        if isinstance(value, dict):
+        if type(value) is dict:
             return {key: self.copy(item) for key, item in value.items()}
         if type(value) in (list, tuple):
             return type(value)([self.copy(item) for item in value])
-        return value
+        if isinstance(value, numpy.ndarray):
+            return value.copy(order="A")
+        named = to_named(value)
+        return value if named is None else from_named(named.name, self.copy(named.payload))
 
     def tensor(self, value: torch.Tensor) -> torch.Tensor:
         storage = value.untyped_storage()
@@ -159,8 +239,11 @@ class _Copy:
         if value.is_neg():
             result = torch._neg_view(result)
         if type(value) is torch.nn.Parameter:
-            return torch.nn.Parameter(result, requires_grad=value.requires_grad)
-        return result.requires_grad_(value.requires_grad)
+            result = torch.nn.Parameter(result, requires_grad=value.requires_grad)
+        else:
+            result.requires_grad_(value.requires_grad)
+        vars(result).update({key: self.copy(item) for key, item in vars(value).items()})
+        return result
 
 
 # Builders
@@ -207,6 +290,8 @@ def everything() -> dict[Any, Any]:
     ordered = OrderedDict(b=torch.ones(2), a=1)
     ordered._metadata = OrderedDict([("", {"version": 2}), ("layer", {"version": 1, "t": torch.zeros(1)})])
     large = of_dtype(torch.float32, 70_000, 1)
+    tagged = torch.nn.Parameter(torch.ones(3))
+    vars(tagged).update(tag="x", twin=torch.zeros(2), shape_before=(3, 1))
     nan = torch.tensor([0x7FC00001, 0x7F800001, -1, -0x80000000], dtype=torch.int64).to(torch.int32)
     return {
         "views": [base, base[1], base.transpose(0, 2), base[:, ::2, 1:4], base[0, 0, 0], base.view(torch.int32)],
@@ -224,6 +309,8 @@ def everything() -> dict[Any, Any]:
         "parameter": torch.nn.Parameter(torch.ones(3)),
         "frozen": torch.nn.Parameter(torch.ones(3), requires_grad=False),
         "grad": torch.ones(2, requires_grad=True),
+        "attributes": tagged,
+        "buffers": [torch.nn.Buffer(torch.ones(2)), torch.nn.Buffer(torch.ones(2), persistent=False)],
         "ordered": ordered,
         "empty ordered": OrderedDict(),
         "plain": [None, True, False, 0, -1, 2**200, -(2**63), 0.1, float("nan"), float("-inf"), -0.0, 1j],
@@ -237,6 +324,65 @@ def everything() -> dict[Any, Any]:
         "a": {"b": torch.zeros(1), "b#2": torch.ones(2)},
         -7: {2**100: torch.ones(1)},
         "": torch.ones(1),
+    }
+
+
+def keyed() -> dict[Any, Any]:
+    """Dicts with all kinds of keys."""
+    keys = [None, True, 2, 0.5, b"k", ("a", (1, None)), float("nan"), -0.0, 2**3000, "s", 1j]
+    ordered: OrderedDict[Any, Any] = OrderedDict((key, torch.full((2,), n)) for n, key in enumerate(keys))
+    vars(ordered)["note"] = {(): 1}
+    return {key: n for n, key in enumerate(keys)} | {"ordered": ordered}
+
+
+def arrays() -> dict[str, Any]:
+    """NumPy arrays and scalars of all kinds."""
+    kinds = ["u1", "i1", "<u2", "<i8", "<f2", "<f4", "<f8", "<c8", "<c16", ">i4", ">f8", "g", "<M8[ns]", "m8[D]"]
+    found: dict[str, Any] = {kind: numpy.frombuffer(bytes(range(96)), kind).copy() for kind in kinds}
+    found["b1"] = numpy.array([True, False])
+    found["text"] = numpy.array(["", "a", "bc\u00e9"])
+    found["bytes"] = numpy.array([b"", b"abc"])
+    found["raw"] = numpy.zeros(3, "V5")
+    found["columns"] = numpy.asfortranarray(numpy.arange(24, dtype="<f4").reshape(2, 3, 4))
+    found["columns, reversed"] = numpy.asfortranarray(numpy.arange(6, dtype=">i2").reshape(2, 3))
+    found["scalar array"] = numpy.array(3.5)
+    found["empty"] = [numpy.empty((0, 3)), numpy.empty((2, 0), ">f4")]
+    found["same twice"] = [found["<f4"], found["<f4"]]
+    scalars = [found[kind][1] for kind in ("b1", "u1", "<i8", "<f2", "<f4", "<f8", "<c8", "g", "<M8[ns]", "m8[D]")]
+    found["scalars"] = [*scalars, numpy.str_("abc"), numpy.str_(""), numpy.bytes_(b"xy"), numpy.float64("nan")]
+    return found
+
+
+def python_values() -> dict[str, Any]:
+    """One of every kind of plain value that Python has, and objects of registered classes."""
+    zone = datetime.timezone(datetime.timedelta(hours=-3, microseconds=5), "here")
+    return {
+        "sets": [
+            set(),
+            {1, "a", None, (2.5, b"x"), 1j, pathlib.PurePosixPath("a")},
+            frozenset({frozenset({1}), 2**70}),
+        ],
+        "counter": collections.Counter("abracadabra"),
+        "defaultdict": [collections.defaultdict(kind, {1: torch.ones(1)}) for kind in (None, list, OrderedDict)],
+        "deque": [collections.deque([torch.ones(2), 1], 5), collections.deque()],
+        "bytearray": bytearray(b"abc"),
+        "namespaces": [argparse.Namespace(lr=0.1, w=torch.ones(1)), types.SimpleNamespace(a={1})],
+        "paths": [pathlib.Path("/a/b"), pathlib.PurePosixPath("."), pathlib.PureWindowsPath("c:\\x")],
+        "times": [
+            datetime.datetime(2026, 10, 25, 2, 30, 1, 7, tzinfo=zone, fold=1),
+            datetime.datetime(1, 1, 1, tzinfo=datetime.timezone.utc),
+            datetime.datetime.max,
+            datetime.date.max,
+            datetime.time(23, 59, 59, 1, tzinfo=zone),
+            datetime.time(),
+            datetime.timedelta(-5, 3, 1),
+            zone,
+            datetime.timezone.utc,
+        ],
+        "ranges": [range(0), range(10, -(2**80), -3), slice(None), slice(1, [2], "x")],
+        "numbers": [fractions.Fraction(-1, 3), *map(decimal.Decimal, ["0.10", "-0", "NaN123", "1E+999", "Infinity"])],
+        "own": [Colour.RED, Colour.PAIR, Point(1, torch.ones(1)), Config({1}, [torch.ones(2)]), Scale(torch.ones(3))],
+        "torch": [torch.channels_last, torch.preserve_format, torch.strided, torch.sparse_csr],
     }
 
 
@@ -254,6 +400,44 @@ _LEAVES: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(DTYPES),
     st.sampled_from([torch.device("cpu"), torch.device("cuda:3"), torch.device("meta")]),
     st.lists(st.integers(0, 2**62), max_size=4).map(torch.Size),
+)
+_HASHABLE: st.SearchStrategy[Any] = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    st.tuples(st.integers(), st.text(max_size=3)),
+    st.frozensets(st.integers(), max_size=3),
+)
+_PYTHON: st.SearchStrategy[Any] = st.one_of(
+    st.sets(_HASHABLE, max_size=5),
+    st.frozensets(_HASHABLE, max_size=5),
+    st.dictionaries(_HASHABLE, st.integers(), max_size=4).map(collections.Counter),
+    st.binary(max_size=20).map(bytearray),
+    st.builds(pathlib.PurePosixPath, st.text(alphabet="ab/.", max_size=8)),
+    st.datetimes(timezones=st.one_of(st.none(), st.just(datetime.timezone.utc))),
+    st.dates(),
+    st.times(),
+    st.timedeltas(),
+    st.integers(-1439, 1439).map(lambda minutes: datetime.timezone(datetime.timedelta(minutes=minutes))),
+    st.builds(range, st.integers(), st.integers(), st.integers(min_value=1)),
+    st.builds(slice, st.none() | st.integers(), st.integers(), st.none()),
+    st.fractions(),
+    st.decimals(),
+    st.sampled_from([Colour.RED, Colour.PAIR, torch.channels_last, torch.strided]),
+    st.builds(Point, _LEAVES, _LEAVES),
+    st.builds(Config, _LEAVES),
+    st.builds(Scale, _LEAVES),
+    st.dictionaries(st.sampled_from(["a", "b"]), _LEAVES).map(lambda a: argparse.Namespace(**a)),
+    st.builds(
+        lambda kind, shape, order: numpy.zeros(shape, kind, order),
+        st.sampled_from(["<f4", ">f4", "|u1", "<i8", "<c8", "<M8[s]", "S3", "<U2", "V7"]),
+        st.lists(st.integers(0, 4), max_size=3),
+        st.sampled_from("CF"),
+    ),
+    st.sampled_from(["<f4", ">f8", "<i2", "<M8[s]"]).map(lambda kind: numpy.zeros(1, kind)[0]),
 )
 _NAMES: st.SearchStrategy[Any] = st.one_of(
     st.sampled_from(["a", "b", "a.b", "0", "1", "", "a#2", "tensor", "__dict__"]),
@@ -300,21 +484,35 @@ def tensors(draw: st.DrawFn, pool: list[torch.Tensor]) -> torch.Tensor:
     can_have_gradient = tensor.dtype in FLOATING
     flag = draw(st.sampled_from(["", "", "grad", "parameter", "frozen"]))
     if flag == "grad" and can_have_gradient:
-        return tensor.detach().requires_grad_()
-    if flag == "parameter" and can_have_gradient:
-        return torch.nn.Parameter(tensor)
-    return torch.nn.Parameter(tensor, requires_grad=False) if flag == "frozen" else tensor
+        tensor = tensor.detach().requires_grad_()
+    elif flag == "frozen" or (flag == "parameter" and can_have_gradient):
+        tensor = torch.nn.Parameter(tensor, requires_grad=flag == "parameter")
+    attributes = draw(st.one_of(st.just({}), st.just({}), st.dictionaries(st.sampled_from(["a", "b"]), _LEAVES)))
+    if attributes:
+        own = tensor.detach()  # The same tensor object can stand in the pool.
+        grad = tensor.requires_grad
+        parameter = isinstance(tensor, torch.nn.Parameter)
+        tensor = torch.nn.Parameter(own, requires_grad=grad) if parameter else own.requires_grad_(grad)
+        vars(tensor).update(attributes)
+    return tensor
 
 
-def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    dicts = st.dictionaries(_NAMES, children, max_size=5)
+def _containers(children: st.SearchStrategy[Any], *, python: bool) -> st.SearchStrategy[Any]:
+    dicts = st.dictionaries(st.one_of(_NAMES, _HASHABLE) if python else _NAMES, children, max_size=5)
 
     def ordered(pairs: tuple[dict[Any, Any], dict[str, Any]]) -> OrderedDict[Any, Any]:
         result = OrderedDict(pairs[0])
         vars(result).update(pairs[1])
         return result
 
+    more = [
+        st.builds(collections.deque, st.lists(children, max_size=3), st.sampled_from([None, 3, 9])),
+        st.builds(collections.defaultdict, st.sampled_from([None, list, int]), dicts),
+        st.builds(Point, children, children),
+        st.dictionaries(st.sampled_from(["a", "b"]), children).map(lambda a: types.SimpleNamespace(**a)),
+    ]
     return st.one_of(
+        *(more if python else ()),
         st.lists(children, max_size=4),
         st.lists(children, max_size=4).map(tuple),
         dicts,
@@ -325,7 +523,11 @@ def _containers(children: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def states(draw: st.DrawFn) -> Any:
-    """Any nesting of anything that a checkpoint can store, with tensors that share storages."""
+def states(draw: st.DrawFn, *, python: bool = True) -> Any:
+    """Any nesting of anything that a checkpoint can store, with tensors that share storages.
+
+    Without ``python``: of what a .pt file can hold, too.
+    """
     pool: list[torch.Tensor] = []
-    return draw(st.recursive(st.one_of(_LEAVES, tensors(pool)), _containers, max_leaves=14))
+    leaves = st.one_of(_LEAVES, tensors(pool), *([_PYTHON] if python else ()))
+    return draw(st.recursive(leaves, lambda children: _containers(children, python=python), max_leaves=14))

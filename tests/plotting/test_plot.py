@@ -310,14 +310,15 @@ def spoilt(tmp_path: Path) -> Path:
 
 def test_the_damage_map_has_a_cell_for_every_chunk(spoilt: Path) -> None:
     facts = measure_file(str(spoilt))
-    states = [cell["state"] for cell in facts["chunks"]["cells"]]
+    states = [cell.state for cell in facts["chunks"]["cells"]]
     assert Counter(states) == {"damaged": 1, "lost": 1, "intact": 5}
     assert facts["not_whole"] == ["a"]
-    cells = [cell for cell in facts["chunks"]["cells"] if cell["state"] != "intact"]
-    assert {name for cell in cells for name in cell["tensors"]} == {"a"}
+    cells = [cell for cell in facts["chunks"]["cells"] if cell.state != "intact"]
+    assert {name for cell in cells for name in cell.tensors} == {"a"}
     root = parsed(file_page(facts))
     drawn = rects(root, "chunk")
-    assert [next(s for s in cell.get("class", "").split() if s != "chunk") for cell in drawn] == states
+    assert Counter(cell.get("class", "").split()[1] for cell in drawn) == Counter(states)
+    assert "4.54 of 5.60 MB proven, 1.06 MB damaged or missing" in "".join(root.itertext())
     assert [title_of(leaf).partition(":")[0] for leaf in rects(root, "broken")] == ["a"]
     assert len([path for path in root.iter(f"{SVG}path") if path.get("class") == "cross"]) == 1
     tensors = {tensor["name"]: tensor for tensor in facts["tensors"]}
@@ -354,7 +355,7 @@ def test_a_cut_file_shows_what_is_left(suffix: str, tmp_path: Path) -> None:
     assert measured["h.3.w"] is None
     for layer in (0, 1):
         assert measured[f"h.{layer}.w"]["norm"] == pytest.approx((layer + 1) * 300_000**0.5)
-    states = Counter(cell["state"] for cell in facts["chunks"]["cells"])
+    states = Counter(cell.state for cell in facts["chunks"]["cells"])
     assert states["unproven" if suffix == "safetensors" else "intact"] == 4
     assert states["lost"] == 3
     parsed(file_page(facts))
@@ -400,14 +401,33 @@ def test_states_of_chunks_in_a_pack(tmp_path: Path) -> None:
 
 
 def test_too_many_chunks_are_told_together() -> None:
-    states = [ChunkState("lost" if n == 777 else "intact", f"record 0, chunk {n}", ("a",)) for n in range(1000)]
+    states = [ChunkState("lost" if n == 777 else "intact", 2**20, f"record 0, chunk {n}", ("a",)) for n in range(1000)]
     cells, size = merged(states, 100)
     assert (len(cells), size) == (100, 10)
     assert [n for n, cell in enumerate(cells) if cell.state == "lost"] == [77]
     assert cells[77].place == "record 0, chunk 770 to record 0, chunk 779"
     assert merged(states, 1000) == (states, 1)
-    drawn = ElementTree.fromstring(chunk_map([cell._asdict() for cell in states]))
+    drawn = ElementTree.fromstring(chunk_map(states))
     assert len(rects(drawn, "chunk")) == 1000
+    assert cells[77].nbytes == 10 * 2**20
+
+
+def test_the_map_is_in_proportion_to_bytes() -> None:
+    """A million bytes that are lost and a hundred storages of four bytes that are not: nearly all of it is lost."""
+    sizes = [("lost", 10**6)] + [("intact", 4)] * 99 + [("damaged", 4)]
+    cells = [ChunkState(state, size, f"storage {n}", ()) for n, (state, size) in enumerate(sizes)]
+    drawn = ElementTree.fromstring(chunk_map(cells))
+    widths: dict[str, list[float]] = {}
+    for rect in rects(drawn, "chunk"):
+        widths.setdefault(rect.get("class", "").split()[1], []).append(float(rect.get("width", "")))
+    assert sum(widths["lost"]) > 880
+    assert sum(widths["intact"]) < 1
+    assert widths["damaged"] == [1.5]  # Seen all the same.
+    cells[0] = ChunkState("lost", 7 * 10**8, "storage 0", ())
+    rows = rects(ElementTree.fromstring(chunk_map(cells)), "lost")
+    areas = [float(rect.get("width", "")) * float(rect.get("height", "")) for rect in rows]
+    assert len(rows) > 10
+    assert max(areas) == pytest.approx(areas[0])
 
 
 # --- directories ---
@@ -549,7 +569,7 @@ def test_names() -> None:
 
 
 def test_labels_and_ticks() -> None:
-    assert nice_ticks(0.93, 1.07, 5)[:2] == pytest.approx([0.95, 1.0])
+    assert nice_ticks(0.93, 1.07)[:2] == pytest.approx([0.95, 1.0])
     assert log_ticks(0.004, 500) == pytest.approx([0.01, 0.1, 1, 10, 100])
     assert log_ticks(0.27, 55) == pytest.approx([0.5, 1, 2, 5, 10, 20, 50])
     assert tick_labels([748.2, 748.4]) == ["748.2", "748.4"]

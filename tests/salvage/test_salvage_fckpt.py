@@ -66,12 +66,12 @@ def test_any_one_copy_is_enough(path: Path, tmp_path: Path, what: str) -> None:
         "superblock manifest footer": [(0, 4096), found[1], (size - 4096, 4096)],
     }[what]
     destroy(path, *extents)
-    report = fastckpt.salvage(path, tmp_path / "out.pt")
+    report = fastckpt.salvage(path, tmp_path / "out.fckpt")
     assert set(status(report).values()) == {"intact"}
     assert list(report.tensors) == list(ORIGINAL)
     assert (report.exit_code, report.structure, report.complete) == (1, "whole", True)
     assert report.findings
-    assert check_written(tmp_path / "out.pt", report, ORIGINAL)["step"] == 7
+    assert check_written(tmp_path / "out.fckpt", report, ORIGINAL)["step"] == 7
 
 
 def test_both_manifests_lost(path: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -94,19 +95,47 @@ def test_damage_in_a_tensor(tmp_path: Path) -> None:
     assert torch.equal(torch.load(tmp_path / "c.pt", weights_only=False)["model"]["b"], torch.full((60,), 2.0))
 
 
-def test_other_formats_cannot_hold_it(tmp_path: Path) -> None:
+def test_a_fckpt_holds_values_of_python(tmp_path: Path) -> None:
     path = save(tmp_path / "a.pt")
     report = fastckpt.salvage(path, tmp_path / "b.fckpt")
-    assert not report.complete
-    assert report.exit_code == 3
-    assert sorted(fastckpt.load(tmp_path / "b.fckpt")["model"]) == ["a", "b"]
+    assert (report.exit_code, report.complete) == (0, True)
+    loaded = fastckpt.load(tmp_path / "b.fckpt")
+    assert loaded["args"].lr == 0.1
+    assert torch.equal(loaded["args"].hidden, torch.full((70,), 3.0))
+    assert loaded["milestones"] == Counter({3: 1})
+
+
+@dataclasses.dataclass
+class Config:
+    """A class of a program."""
+
+    rate: float
+    mean: torch.Tensor
 
 
 def test_a_legacy_file(tmp_path: Path) -> None:
+    """Its pickle is proven by nothing and is not kept. Values of Python are written anew as what they are."""
     torch.save(state(), tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     report = fastckpt.salvage(tmp_path / "a.pt", tmp_path / "b.pt", include=["unverified"])
+    assert (report.complete, report.notes) == (True, [])
+    loaded = torch.load(tmp_path / "b.pt", weights_only=False)
+    assert type(loaded["args"]) is argparse.Namespace
+    assert loaded["args"].lr == 0.1
+    assert torch.equal(loaded["args"].hidden, torch.full((70,), 3.0))
+    assert loaded["milestones"] == Counter({3: 1})
+
+
+def test_objects_in_a_legacy_file(tmp_path: Path) -> None:
+    """A .pt written anew has plain values in the place of objects."""
+    whole = {**state(), "config": Config(0.5, torch.ones(3))}
+    torch.save(whole, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    report = fastckpt.salvage(tmp_path / "a.pt", tmp_path / "b.pt", include=["unverified"])
     assert not report.complete
-    assert any("left out" in note for note in report.notes)
+    assert any("come back as plain values: " in note and "Config" in note for note in report.notes)
+    loaded = torch.load(tmp_path / "b.pt", weights_only=False)
+    assert loaded["config"]["rate"] == 0.5
+    assert torch.equal(loaded["config"]["mean"], torch.ones(3))
+    assert loaded["milestones"] == Counter({3: 1})
 
 
 def test_a_plain_state_loses_its_damaged_tensors(tmp_path: Path) -> None:

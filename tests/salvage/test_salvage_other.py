@@ -17,7 +17,8 @@ import torch
 from salvage.support import REAL, check_written, equal, flat, make_state, overwrite, places, status, with_real_files
 
 import fastckpt
-from fastckpt.foreign.zip_layout import BIG, layouts, next_place
+from fastckpt.errors import NotACheckpointError
+from fastckpt.layout.zip_layout import BIG, layouts, next_place
 from fastckpt.salvaging.directory import salvage_directory
 
 ORIGINAL = flat(make_state())
@@ -331,9 +332,42 @@ def test_every_dtype_and_view_through_pt(tmp_path: Path) -> None:
     check_written(tmp_path / "b.pt", report, {**flat(state), "parameter": state["parameter"]})  # type: ignore[dict-item]
 
 
+def test_a_safetensors_that_ends_in_its_header_has_no_data(tmp_path: Path) -> None:
+    """The rows that are there tell sizes, and the file has bytes: none of them are a tensor's."""
+    path = tmp_path / "file.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(3), "w": torch.arange(1000.0)}, path)
+    raw = path.read_bytes()
+    for size in range(raw.index(b"}") + 1, raw.index(b"}}") + 1):
+        path.write_bytes(raw[:size])
+        report = fastckpt.salvage(path)
+        assert (report.exit_code, set(status(report).values())) == (2, {"lost"}), size
+        assert fastckpt.verify(path).exit_code == 2
+
+
 @pytest.mark.parametrize("text", ["5", "[]", '"x"', "null", '{"a": 5}', '{"a": {"dtype": "F32"}}', '{"a": []}'])
 def test_safetensors_header_that_is_no_table(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.safetensors"
     path.write_bytes(struct.pack("<Q", len(text)) + text.encode() + bytes(100))
+    if not text.startswith("{"):
+        with pytest.raises(NotACheckpointError, match="--like OTHER"):
+            fastckpt.salvage(path)
+        return
     report = fastckpt.salvage(path)
     assert (report.exit_code, report.tensors) == (2, {})
+
+
+def test_safetensors_that_overlap(tmp_path: Path) -> None:
+    """One place cannot hold two tensors: the one that does not come back is lost, and named."""
+    path, out = tmp_path / "m.safetensors", tmp_path / "out.safetensors"
+    rows = {"a": (0, 8), "b": (4, 12), "c": (12, 16)}
+    table = {name: {"dtype": "F32", "shape": [(e - b) // 4], "data_offsets": [b, e]} for name, (b, e) in rows.items()}
+    header = json.dumps(table).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
+    report = fastckpt.salvage(path, out, include=("unverified",))
+    assert (report.exit_code, report.complete) == (3, False)
+    assert {name: fate.status for name, fate in report.tensors.items()} == {
+        "a": "unverified",
+        "b": "lost",
+        "c": "unverified",
+    }
+    assert set(safetensors.torch.load_file(out)) == {"a", "c"}

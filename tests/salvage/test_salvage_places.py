@@ -12,7 +12,7 @@ import torch
 from salvage.support import equal, flat, make_state, overwrite, places, status
 
 import fastckpt
-from fastckpt.foreign.zip_layout import BIG, end_of, next_place, place_before
+from fastckpt.layout.zip_layout import BIG, end_of, next_place, place_before
 
 ORIGINAL = flat(make_state())
 KEYS = {name: f"data/{number}" for number, name in enumerate(ORIGINAL)}

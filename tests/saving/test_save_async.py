@@ -52,6 +52,13 @@ def gate() -> Iterator[Gate]:
     made.open.set()
 
 
+@pytest.fixture
+def nowhere(tmp_path: Path) -> Path:
+    """A path that cannot be saved to: a file stands where its directory should."""
+    (tmp_path / "no").write_bytes(b"")
+    return tmp_path / "no" / "s"
+
+
 def file_of(state: object, path: Path, **options: str) -> bytes:
     """The bytes that a plain save writes."""
     fastckpt.save(state, path, durable=False, **options)  # type: ignore[arg-type]
@@ -134,12 +141,12 @@ def test_what_cannot_be_stored_is_refused_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_errors_come_from_result_every_time(tmp_path: Path) -> None:
-    pending = fastckpt.save_async({"a": torch.ones(5)}, tmp_path / "no" / "s")
+def test_errors_come_from_result_every_time(tmp_path: Path, nowhere: Path) -> None:
+    pending = fastckpt.save_async({"a": torch.ones(5)}, nowhere)
     for _ in range(2):
         with pytest.raises(CheckpointIOError) as caught:
             pending.result(SECONDS)
-        assert caught.value.errno == errno.ENOENT
+        assert caught.value.errno == errno.ENOTDIR
     assert "failed" in repr(pending)
     # The next one is not concerned.
     fastckpt.save_async({"a": torch.ones(5)}, tmp_path / "s").result(SECONDS)
@@ -216,8 +223,8 @@ def test_a_plain_save_of_the_same_path_comes_later(tmp_path: Path, gate: Gate) -
     assert_same(fastckpt.load(tmp_path / "s"), state)
 
 
-def test_an_error_that_nobody_asks_for_is_a_warning(tmp_path: Path, gate: Gate) -> None:
-    pending = fastckpt.save_async({"a": torch.ones(5)}, tmp_path / "no" / "s")
+def test_an_error_that_nobody_asks_for_is_a_warning(nowhere: Path, gate: Gate) -> None:
+    pending = fastckpt.save_async({"a": torch.ones(5)}, nowhere)
     while not pending.done():
         time.sleep(0.01)
     kept = [pending]
@@ -226,8 +233,8 @@ def test_an_error_that_nobody_asks_for_is_a_warning(tmp_path: Path, gate: Gate) 
         kept.clear()
 
     def let_go() -> None:
-        fastckpt.save_async({"a": torch.ones(5)}, tmp_path / "no" / "s")
-        background.wait_for(tmp_path / "no" / "s")
+        fastckpt.save_async({"a": torch.ones(5)}, nowhere)
+        background.wait_for(nowhere)
         with background._lock:  # It is held until the thread itself has said so.
             pass
 
@@ -235,7 +242,7 @@ def test_an_error_that_nobody_asks_for_is_a_warning(tmp_path: Path, gate: Gate) 
         let_go()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        asked = fastckpt.save_async({"a": torch.ones(5)}, tmp_path / "no" / "s")
+        asked = fastckpt.save_async({"a": torch.ones(5)}, nowhere)
         with pytest.raises(CheckpointIOError):
             asked.result(SECONDS)
         del asked
@@ -253,23 +260,22 @@ def run(code: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd:9"])
-def test_the_interpreter_waits_for_the_save(tmp_path: Path, codec: str) -> None:
+def test_the_interpreter_waits_for_the_save(tmp_path: Path) -> None:
     code = """
-state = {"a": torch.arange(4_000_000)}
-fastckpt.save_async(state, sys.argv[1], codec=sys.argv[2])
+state = {"a": torch.arange(1_000_000)}
+fastckpt.save_async(state, sys.argv[1], codec="zstd:9")
 state["a"].zero_()
 """
-    ended = run(code, tmp_path / "s", codec)
+    ended = run(code, tmp_path / "s")
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert torch.equal(fastckpt.load(tmp_path / "s")["a"], torch.arange(4_000_000))
+    assert torch.equal(fastckpt.load(tmp_path / "s")["a"], torch.arange(1_000_000))
 
 
-def test_the_exit_tells_of_errors_nobody_asked_for(tmp_path: Path) -> None:
+def test_the_exit_tells_of_errors_nobody_asked_for(nowhere: Path) -> None:
     code = """
 kept = fastckpt.save_async({"a": torch.ones(5)}, sys.argv[1])
 """
-    ended = run(code, tmp_path / "no" / "s")
+    ended = run(code, nowhere)
     assert "nobody asked for its result" in ended.stderr
     assert "RuntimeWarning" in ended.stderr
 

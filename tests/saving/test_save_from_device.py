@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,10 +16,13 @@ from fake_device import device_engine, nbytes_of, pretend
 from states import everything, pattern
 
 import fastckpt
+import fastckpt.io.transfer
 import fastckpt.staging.fetching
+from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError
-from fastckpt.fckpt.content import Delivery
+from fastckpt.fckpt.content import LeafDigests
+from fastckpt.kernels.dispatch import Engine
 from fastckpt.layout.blocks import align
 from fastckpt.staging.fetching import slot_loads
 from fastckpt.staging.ring import Ring
@@ -65,19 +69,66 @@ def test_digests_come_from_the_device(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("when", [0, 1, 3, 7])
+def test_the_device_takes_digests_from_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, when: int
+) -> None:
+    """Until its kernel is compiled the host hashes; the file is the same. The device is asked piece by piece."""
+    state = {"large": pattern(13 * MIB + 5), "small": [pattern(i) for i in range(50)]}
+    fastckpt.save(state, tmp_path / "host", codec=codec, durable=False)
+    pretend(monkeypatch, ring=SMALL_RING)
+    device_engine(monkeypatch)
+    hashed, answers = [], iter([None] * when)
+    hash_leaves = fastckpt.staging.fetching.hash_leaves
+    monkeypatch.setattr(
+        fastckpt.staging.fetching,
+        "hash_leaves",
+        lambda *columns: (hashed.append(len(columns[0])), hash_leaves(*columns)),
+    )
+    live = Engine("triton", "for this test")
+    monkeypatch.setattr(fastckpt.staging.fetching, "engine_now", lambda *_, **__: next(answers, live))
+    fastckpt.save(state, tmp_path / "device", codec=codec, durable=False)
+    assert (tmp_path / "device").read_bytes() == (tmp_path / "host").read_bytes()
+    pieces = [*[2 * 64] * 6, 65, 1]  # Slots of 2 MiB; the last one takes the small ones too.
+    assert sum(hashed) == sum(pieces[when:])
+
+
+def test_the_same_threads_write_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And only what has no digests from the device is hashed on the way."""
+    made: list[bytearray] = []
+
+    def filler(*arguments: object, hashed: bytearray | None, **options: object) -> _core.SlotFiller:
+        if hashed is not None:  # There is nothing else to write.
+            made.append(hashed)
+        return _core.SlotFiller(*arguments, hashed=hashed, **options)  # type: ignore[arg-type]
+
+    pretend(monkeypatch, ring=Ring(slots=4, slot_size=MIB))
+    monkeypatch.setattr(fastckpt.io.transfer, "_core", SimpleNamespace(SlotFiller=filler))
+    fastckpt.save({"large": pattern(20 * MIB)}, tmp_path / "s", durable=False)
+    assert made == [b"\1" * 20]
+    device_engine(monkeypatch)
+    fastckpt.save({"large": pattern(20 * MIB)}, tmp_path / "t", durable=False)
+    assert made[1:] == [bytes(20)]
+    monkeypatch.undo()
+    assert (tmp_path / "s").read_bytes() == (tmp_path / "t").read_bytes()
+    assert fastckpt.verify(tmp_path / "s").ok
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
 def test_a_wrong_copy_does_not_match_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     pretend(monkeypatch, ring=SMALL_RING)
     device_engine(monkeypatch)
-    deliver = fastckpt.staging.fetching.DeviceSupply.deliver
+    wait = fastckpt.staging.fetching._SlotLoads.wait
+    turns = itertools.count()
 
-    def deliver_wrong(self: fastckpt.staging.fetching.DeviceSupply, plans: object) -> Iterator[list[Delivery]]:
-        for pieces in deliver(self, plans):  # type: ignore[arg-type]
-            for piece in pieces:
-                if piece.start == SMALL_RING.slot_size:
-                    ctypes.memset(piece.address + LEAF_SIZE + 7, 0, 1)
-            yield pieces
+    def wait_wrong(self: fastckpt.staging.fetching._SlotLoads) -> LeafDigests:
+        digests = wait(self)
+        for piece in self.turns[next(turns)]:
+            if piece.start == SMALL_RING.slot_size:
+                ctypes.memset(piece.address + LEAF_SIZE + 7, 0, 1)
+        return digests
 
-    monkeypatch.setattr(fastckpt.staging.fetching.DeviceSupply, "deliver", deliver_wrong)
+    monkeypatch.setattr(fastckpt.staging.fetching._SlotLoads, "wait", wait_wrong)
     fastckpt.save({"large": torch.full((5 * MIB,), 7, dtype=torch.uint8)}, tmp_path / "s", codec=codec, durable=False)
     with pytest.raises(DamagedError, match="large") as caught:
         fastckpt.load(tmp_path / "s")
@@ -131,8 +182,8 @@ def test_with_the_real_kernel_in_its_interpreter(tmp_path: Path) -> None:
 import sys, pytest, torch, fastckpt
 from fake_device import pretend
 from fastckpt.kernels.dispatch import engine_for
-assert engine_for("cpu").name == "triton", engine_for("cpu").why
-state = {"large": torch.arange(70_000), "small": [torch.full((i,), i) for i in range(20)]}
+assert engine_for("cpu", "hash_kernel").name == "triton", engine_for("cpu", "hash_kernel").why
+state = {"large": torch.arange(20_000), "small": [torch.full((i,), i) for i in range(20)]}
 fastckpt.save(state, sys.argv[1] + "/host")
 with pytest.MonkeyPatch.context() as patch:
     pretend(patch)

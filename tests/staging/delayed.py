@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import torch
 
-from fastckpt.staging.device import HostDevice, Range
+from fastckpt.staging.device import Copy, HostDevice, Work
 
 POISON = 0xA5
 
@@ -54,27 +54,22 @@ class DelayedDevice(HostDevice):
         self.allocated += sizes
         return [torch.full((size,), POISON, dtype=torch.uint8) for size in sizes]
 
-    def copy(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        self._queue.put(lambda: self.carry(destination, source))
-
-    def carry(self, destination: torch.Tensor, source: torch.Tensor) -> None:
-        destination.copy_(source)
-
-    def then(self, work: Callable[[], object]) -> None:
-        self._queue.put(work)
-
-    def separate(self, memory: torch.Tensor, ranges: Sequence[Range]) -> list[torch.Tensor]:
-        own = self.allocate([nbytes for _, nbytes in ranges])
-        parts = [memory[start : start + nbytes] for start, nbytes in ranges]
-        self._queue.put(lambda: [target.copy_(part) for target, part in zip(own, parts, strict=True)])
-        return own
-
-    def mark(self) -> threading.Event:
+    def send(self, copies: Sequence[Copy], works: Sequence[Work] = ()) -> threading.Event:
+        for to, origin in copies:
+            self._queue.put(lambda to=to, origin=origin: self.carry(to, origin))
+        for work in works:
+            self._queue.put(work)
         event = threading.Event()
         self._marks += 1
         self.most_marks = max(self.most_marks, self._marks)
         self._queue.put(event.set)
         return event
+
+    def carry(self, destination: torch.Tensor, source: torch.Tensor) -> None:
+        destination.copy_(source)
+
+    def has_passed(self, mark: threading.Event) -> bool:
+        return mark.is_set()
 
     def wait(self, mark: threading.Event) -> None:
         mark.wait()

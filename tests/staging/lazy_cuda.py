@@ -23,6 +23,7 @@ from leaf_oracle import oracle
 import fastckpt.staging.check
 import fastckpt.staging.device
 import fastckpt.staging.fetching
+import fastckpt.staging.page_lock
 import fastckpt.staging.stage
 from fastckpt.kernels import xxh3
 from fastckpt.kernels.dispatch import Engine
@@ -36,6 +37,10 @@ class Event:
     def __init__(self, cuda: LazyCuda) -> None:
         self.cuda = cuda
         self.reached = False
+
+    def query(self) -> bool:
+        self.cuda.run_some()
+        return self.reached
 
     def synchronize(self) -> None:
         self.cuda.run_until(lambda: self.reached)
@@ -58,8 +63,11 @@ class Stream:
         self.queue.append(lambda: setattr(event, "reached", True))
         return event
 
+    def wait_event(self, event: Event) -> None:
+        self.queue.append(event)
+
     def wait_stream(self, other: Stream) -> None:
-        self.queue.append(other.record_event())
+        self.wait_event(other.record_event())
 
     def synchronize(self) -> None:
         self.record_event().synchronize()
@@ -102,6 +110,19 @@ class LazyCuda:
         before, self.current = self.current, stream
         yield
         self.current = before
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    def cudart(self) -> LazyCuda:
+        return self
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        return 0
 
     def run_some(self) -> None:
         """Most of the time nothing happens, as if the device were far behind."""
@@ -156,9 +177,11 @@ def install(patch: pytest.MonkeyPatch, seed: int) -> LazyCuda:
     patch.setattr(torch, "_foreach_copy_", lambda to, parts: cuda.current.add(lambda: foreach(to, parts)))
     fake = _Torch(cuda=cuda, empty=empty)
     patch.setattr(fastckpt.staging.device, "torch", fake)
+    patch.setattr(fastckpt.staging.page_lock, "torch", fake)
     patch.setattr(fastckpt.staging.fetching, "torch", fake)
     patch.setattr(fastckpt.staging.fetching, "hash_leaves", hash_leaves)
     patch.setattr(fastckpt.staging.check, "check_leaves", check_leaves)
     for module in (fastckpt.staging.fetching, fastckpt.staging.stage):
-        patch.setattr(module, "engine_for", lambda target: Engine("triton", "for this test"))
+        for ask in ("engine_for", "engine_now"):
+            patch.setattr(module, ask, lambda *_, **__: Engine("triton", "for this test"))
     return cuda

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ import fastckpt
 from fastckpt.errors import UsageError
 from fastckpt.loading.stream import load_through
 from fastckpt.staging import device as device_module
+from fastckpt.staging import page_lock
+from fastckpt.staging import ring as ring_module
 from fastckpt.staging.device import CudaDevice, device_of
 from fastckpt.staging.ring import borrowed_slots
 from fastckpt.staging.stage import staging_for
@@ -33,7 +36,11 @@ class Stream:
 
     def record_event(self) -> Any:
         self.log.append(f"event on {self.name}")
-        return SimpleNamespace(synchronize=lambda: self.log.append(f"host waits for event on {self.name}"))
+        wait = functools.partial(self.log.append, f"host waits for event on {self.name}")
+        return SimpleNamespace(query=lambda: False, synchronize=wait, name=self.name)
+
+    def wait_event(self, event: Any) -> None:
+        self.log.append(f"{self.name} waits for event on {event.name}")
 
     def synchronize(self) -> None:
         self.log.append(f"host waits for {self.name}")
@@ -56,6 +63,21 @@ class Cuda:
 
     def current_stream(self, device: torch.device) -> Stream:
         return self.current
+
+    @contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        yield
+
+    def cudart(self) -> Cuda:
+        return self
+
+    def cudaHostRegister(self, address: int, size: int, flags: int) -> int:
+        self.log.append(f"lock {size}")
+        return 0
+
+    def cudaHostUnregister(self, address: int) -> int:
+        self.log.append("unlock")
+        return 0
 
     @contextmanager
     def stream(self, stream: Stream) -> Iterator[None]:
@@ -82,9 +104,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         uint8=torch.uint8,
         empty=empty,
         Tensor=torch.Tensor,
-        _foreach_copy_=lambda to, parts: (log.append(f"{len(to)} small copies"), torch._foreach_copy_(to, parts)),
     )
     monkeypatch.setattr(device_module, "torch", fake)
+    monkeypatch.setattr(page_lock, "torch", fake)
+    monkeypatch.setattr(ring_module, "_idle", {})
     return log
 
 
@@ -94,31 +117,31 @@ def test_order_of_calls(tmp_path: Path, calls: list[str]) -> None:
     device = CudaDevice(torch.device("cuda"))
     how = staging_for(device, ring=fastckpt.Ring(2, 256 * 1024), verify="host")
     assert_same(load_through(tmp_path / "s", how, None), state)
-    slot = ["on copies", "checks waits for copies", "event on checks"]
     assert calls == [
-        *["pin 262144"] * 2,
-        "copies waits for caller",
-        # The large storage in two slots. Its memory may still be in use by the caller.
-        "allocate 500000",
-        "copies waits for caller",
-        *slot,
-        # The rest of it, then the small ones: memory they share on the way, then some of their own.
-        "on copies",
-        "allocate 140",
-        "copies waits for caller",
-        "on copies",
-        *["allocate 10", "allocate 11", "allocate 12"],
-        "copies waits for caller",
-        "checks waits for copies",
-        "on checks",
-        "3 small copies",
-        "checks waits for copies",
-        "event on checks",
-        *["host waits for event on checks"] * 2,
+        # A slot is locked when its turn comes: by then all of them are being filled.
+        "lock 262144",
+        # The large storage takes both. Its memory may still be in use by the caller.
+        *["allocate 500000", "copies waits for caller", "on copies", "event on copies"],
+        "lock 262144",
+        # The rest of it and the small ones, which share the memory they arrive in.
+        *["allocate 140", "copies waits for caller", "on copies", "event on copies"],
+        *["host waits for event on copies"] * 2,
         # All is over before the slots are given back.
         "host waits for copies",
         "host waits for checks",
     ]
+
+
+def test_work_follows_the_copies_of_its_turn(calls: list[str]) -> None:
+    device = CudaDevice(torch.device("cuda"))
+    here, there = torch.ones(8, dtype=torch.uint8), torch.zeros(8, dtype=torch.uint8)
+    device.wait(device.send([(there, here)] * 3, [lambda: calls.append("work")] * 2))
+    assert calls == [
+        *["copies waits for caller", "on copies", "event on copies"],
+        *["on checks", "checks waits for event on copies", "work", "work", "event on checks"],
+        "host waits for event on checks",
+    ]
+    assert torch.equal(here, there)
 
 
 def test_slots_made_in_inference_mode_serve_outside_of_it(tmp_path: Path, calls: list[str]) -> None:
@@ -128,8 +151,34 @@ def test_slots_made_in_inference_mode_serve_outside_of_it(tmp_path: Path, calls:
     with torch.inference_mode(), borrowed_slots(ring, device) as slots:
         assert not any(slot.is_inference() for slot in slots)
     with borrowed_slots(ring, device) as again:
-        device.copy(again[0], slots[1])
+        device.send([(again[0], slots[1])])
     assert [slot.data_ptr() for slot in again] == [slot.data_ptr() for slot in slots]
+
+
+def test_slots_stay_locked_from_one_transfer_to_the_next(tmp_path: Path, calls: list[str]) -> None:
+    fastckpt.save({"a": pattern(500_000)}, tmp_path / "s", durable=False)
+    device = CudaDevice(torch.device("cuda"))
+    small = staging_for(device, ring=fastckpt.Ring(4, 64 * 1024), verify="host")
+    for keys in (None, None):
+        load_through(tmp_path / "s", small, keys)
+    assert calls.count("lock 65536") == 4
+    assert "unlock" not in calls
+    load_through(tmp_path / "s", staging_for(device, ring=fastckpt.Ring(2, 1 << 20), verify="host"), None)
+    assert calls.count("unlock") == 4, "a ring of another kind takes their place"
+    assert calls.count(f"lock {1 << 20}") == 1, "what one turn needs"
+    assert ring_module._lent == []
+
+
+def test_two_rings_that_come_back(calls: list[str]) -> None:
+    """One of them is kept."""
+    device = CudaDevice(torch.device("cuda"))
+    rings = [fastckpt.Ring(1, 64 * 1024), fastckpt.Ring(2, 32 * 1024)]
+    with borrowed_slots(rings[0], device) as one, borrowed_slots(rings[1], device) as two:
+        one.lock(0, device)
+        one.lock(0, device)
+        two.lock(1, device)
+    assert calls == ["lock 65536", "lock 32768", "unlock"]
+    assert ring_module._idle[True][1] is one
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

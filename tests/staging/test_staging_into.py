@@ -51,7 +51,9 @@ def test_every_build_of_destination(tmp_path: Path, name: str, ring: fastckpt.Ri
         fill(device, destination, path, ring)
         direct = sum(destination[key].nbytes for key in ("plain", "bits"))
         everything_else = sum(tensor.nbytes for tensor in state.values()) - direct
-        assert sum(device.allocated) <= everything_else + 100 * 64, "contiguous tensors take no second memory"
+        assert sum(device.allocated) <= everything_else + 100 * 64 + 2 * 4096, (
+            "contiguous tensors take no second memory"
+        )
     for key, tensor in destination.items():
         assert tensor.data_ptr() == places[key]
         assert_same_elements(tensor, state[key])

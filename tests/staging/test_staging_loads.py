@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 from delayed import DelayedDevice, delayed
 from golden_states import GOLDEN
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from states import assert_same, compressible, everything, of_dtype, pattern, states
+from states import assert_same, compressible, element_bytes, everything, of_dtype, pattern, states
 
 import fastckpt
 from fastckpt.constants import LEAF_SIZE
@@ -53,9 +53,9 @@ def test_golden_files(path: Path, ring: fastckpt.Ring) -> None:
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One large state in every format."""
     directory = tmp_path_factory.mktemp("loads")
-    state = {f"large.{i}": of_dtype(torch.bfloat16, 700_000 + i, i).view(-1, 1) for i in range(4)}
-    state |= {f"soft.{i}": compressible(1_500_000 + i, i) for i in range(3)}
-    state |= {f"small.{i}": torch.full((i % 90,), float(i)) for i in range(3000)}
+    state = {f"large.{i}": of_dtype(torch.bfloat16, 600_000 + i, i).view(-1, 1) for i in range(4)}
+    state |= {f"soft.{i}": compressible(1_100_000 + i, i) for i in range(3)}
+    state |= {f"small.{i}": torch.full((i % 90,), float(i)) for i in range(1000)}
     paths = {name: directory / name for name in ("raw.fckpt", "zstd.fckpt", "zip.pt", "legacy.pt", "m.safetensors")}
     fastckpt.save(state, paths["raw.fckpt"], durable=False)
     fastckpt.save(state, paths["zstd.fckpt"], codec="zstd", durable=False)
@@ -103,9 +103,24 @@ def test_a_storage_is_allocated_once(files: dict[str, Path], name: str) -> None:
         assert extra < 1_000_000, "only the small ones come through memory of their own"
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@pytest.mark.parametrize("name", FORMATS)
+def test_neighbours_share_memory_and_not_their_storages(files: dict[str, Path], tmp_path: Path, name: str) -> None:
+    """Each has a storage of its own size, which lives on without the others, and saves as it was saved."""
+    expected = fastckpt.load(files[name])
+    fastckpt.save(expected, tmp_path / "host", durable=False)
+    with delayed() as device:
+        state = through(files[name], device, fastckpt.Ring(2, 1 << 20))
+        assert len(device.allocated) < 50
+    assert all(
+        tensor.untyped_storage().nbytes() == expected[key].untyped_storage().nbytes() for key, tensor in state.items()
+    )
+    fastckpt.save(state, tmp_path / "device", durable=False)
+    assert (tmp_path / "device").read_bytes() == (tmp_path / "host").read_bytes()
+    kept = state["small.77"]
+    del state
+    assert element_bytes(kept) == element_bytes(expected["small.77"])
+
+
 @given(state=states(), codec=st.sampled_from(["none", "zstd"]), ring=st.sampled_from(RINGS))
 def test_any_state(tmp_path: Path, state: Any, codec: str, ring: fastckpt.Ring) -> None:
     fastckpt.save(state, tmp_path / "s", codec=codec, durable=False)
@@ -121,7 +136,7 @@ def test_everything_on_a_delayed_device(tmp_path: Path, codec: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("keys", [["small.1?"], ["large.2", "small.0", "small.2999"], ["soft.*", "small.90"]])
+@pytest.mark.parametrize("keys", [["small.1?"], ["large.2", "small.0", "small.999"], ["soft.*", "small.90"]])
 def test_keys(files: dict[str, Path], name: str, keys: list[str]) -> None:
     expected = fastckpt.load(files[name], keys=keys)
     with delayed() as device:
@@ -134,7 +149,7 @@ def test_keys(files: dict[str, Path], name: str, keys: list[str]) -> None:
 def test_keys_read_only_their_leaves(files: dict[str, Path]) -> None:
     with delayed() as device:
         through(files["raw.fckpt"], device, fastckpt.Ring(), keys=["small.10", "large.0"])
-        assert sum(device.allocated) < 1_400_000 + 2 * LEAF_SIZE + 1000
+        assert sum(device.allocated) < 1_200_000 + 2 * LEAF_SIZE + 1000
 
 
 def test_mixed_codecs(tmp_path: Path) -> None:

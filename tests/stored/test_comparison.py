@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from measured import measured
-from states import DTYPES, copied, everything, of_dtype, states
+from states import DTYPES, copied, everything, of_dtype, states, tensors_of
 
 import fastckpt
 from fastckpt.cli.demo import flip_bit
@@ -113,7 +113,6 @@ def test_the_state_with_everything_in_it(compared):
     assert not found.same
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(state=states())
 def test_any_state_is_the_same_in_another_codec(state, tmp_path_factory):
     directory = tmp_path_factory.mktemp("any")
@@ -381,27 +380,46 @@ def reads(monkeypatch):
     return done
 
 
-def test_equal_roots_are_not_read(tmp_path, reads):
+def test_equal_roots_are_not_read_if_digests_will_do(tmp_path, reads):
     a = write(flat_state(), tmp_path / "a.fckpt")
     b = write(flat_state(), tmp_path / "b.fckpt")
-    found = compare(a, b)
+    found = compare(a, b, digests_only=True)
     assert found.same
     assert found.roots_equal
     assert {tensor.compared for tensor in found.tensors.values()} == {"digests"}
     assert reads == []
     assert found.a.bytes_read == found.b.bytes_read == 0
+    found = compare(a, b)
+    assert found.same
+    assert not found.roots_equal
+    assert {tensor.compared for tensor in found.tensors.values() if tensor.a.nbytes} == {"data"}
+
+
+@pytest.mark.parametrize("suffix", ["fckpt", "zstd.fckpt"])
+def test_a_copy_that_rotted_is_not_the_same(tmp_path, suffix):
+    state = {"t": of_dtype(torch.int32, 60_000), "u": torch.arange(9)}
+    a, b = (write(state, tmp_path / f"{side}.{suffix}") for side in "ab")
+    raw = bytearray(b.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    b.write_bytes(raw)
+    assert compare(a, b, digests_only=True).same
+    for one, other in ((a, b), (b, a)):
+        found = compare(one, other)
+        assert found.same is False
+        assert found.damaged
+        assert found.tensors["t"].status == "damaged"
 
 
 @pytest.mark.parametrize("codecs", [("fckpt", "fckpt"), ("fckpt", "zstd.fckpt"), ("zstd.fckpt", "zstd.fckpt")])
 def test_only_leaves_whose_digests_differ_are_read(codecs, compared, reads):
     a = {f"t{i}": of_dtype(torch.int32, 500_000, i) for i in range(5)} | {"s": torch.arange(5)}
     b = copied(a)
-    found = compared(a, {**b, "extra": 1}, formats=codecs)
+    found = compared(a, {**b, "extra": 1}, formats=codecs, digests_only=True)
     assert [tensor.compared for tensor in found.tensors.values()] == ["digests"] * 6
     assert not found.roots_equal
     assert reads == []
     b["t3"][200_000] += 1
-    found = compared(a, b, formats=codecs)
+    found = compared(a, b, formats=codecs, digests_only=True)
     statuses = {name: (tensor.status, tensor.compared) for name, tensor in found.tensors.items()}
     assert statuses.pop("t3") == ("differs", "data")
     assert set(statuses.values()) == {("identical", "digests")}
@@ -451,7 +469,7 @@ def test_names_types_and_flags(compared):
     }
     b = {"t": torch.ones(3), "d": torch.ones(2).half(), "s": torch.ones(3, 2), "p": torch.ones(2), "b": torch.ones(1)}
     found = compared(a, b).structure
-    assert found.common == ["t", "d", "s", "p"]
+    assert list(found.pairs) == ["t", "d", "s", "p"]
     assert [entry.name for entry in found.only_a] == ["a"]
     assert [entry.name for entry in found.only_b] == ["b"]
     assert found.tensors == {
@@ -489,9 +507,61 @@ def test_containers(compared):
     assert found.containers == {
         "state['o']": ("OrderedDict", "dict"),
         "state['l']": ("list", "tuple"),
-        "state['k']": ("dict with int keys", "dict"),
     }
+    assert found.tensors == {"k.0": {"place": ("state['k'][0]", "state['k']['0']")}}
     assert found.values.changed == {"e": ({}, [])}
+
+
+def with_attribute(items, value):
+    made = OrderedDict(items)
+    made.kept = value
+    return made
+
+
+ONE = torch.ones(1)
+ALMOST = {
+    "int and text as keys of one dict": ({0: 1, "1": 2}, {"0": 1, 1: 2}),
+    "the same with tensors": ({0: ONE, "1": ONE}, {"0": ONE, 1: ONE}),
+    "a dot in a key, as much nesting in both": ({"a": {"b": 1}, "a.x": 2}, {"a.b": 1, "a": {"x": 2}}),
+    "the same for tensors": ({"a": {"b": ONE}, "a.x": ONE}, {"a.b": ONE, "a": {"x": ONE}}),
+    "a key and an attribute": (with_attribute({"x": 1}, 2), OrderedDict(x=1, __dict__=OrderedDict(kept=2))),
+    "an attribute of what is empty": ({"o": with_attribute({}, 2)}, {"o": with_attribute({}, 3)}),
+    "keys that are tuples": ({"d": {(1, 2): ONE}}, {"d": {(1, 3): ONE}}),
+    "None and its name as a key": ({"d": {None: ONE}}, {"d": {"None": ONE}}),
+    "True and its name as a key": ({"d": {True: ONE}}, {"d": {"True": ONE}}),
+    "keys that are floats": ({"d": {1.0: ONE}}, {"d": {2.0: ONE}}),
+    "a set of another type": ({"s": {1}}, {"s": {True}}),
+    "a set with another zero": ({"s": {0.0}}, {"s": {-0.0}}),
+}
+
+
+@pytest.mark.parametrize("format_", ["fckpt", "pt"])
+@pytest.mark.parametrize("what", ALMOST)
+def test_what_has_the_same_flat_names_is_not_the_same(compared, what, format_):
+    a, b = ALMOST[what]
+    assert compared(a, b, formats=(format_, format_)).same is False
+    assert compared(a, a, formats=(format_, format_)).same
+
+
+@pytest.mark.parametrize(
+    ("a", "b"), [({"x": [{"y": 1}]}, {"x": ({"y": 1},)}), ({"a": {"b": 1}}, {"a.b": 1}), ({0: 1}, {"0": 1})]
+)
+def test_nesting_of_metadata(tmp_path, a, b):
+    for name, metadata in (("a", a), ("b", b)):
+        fastckpt.save({"t": ONE}, tmp_path / f"{name}.fckpt", metadata=metadata, durable=False)
+    assert compare(tmp_path / "a.fckpt", tmp_path / "b.fckpt").same is False
+
+
+@pytest.mark.parametrize("format_", ["fckpt", "pt"])
+@pytest.mark.parametrize("other", [slice(4, 8), slice(2, 6)], ids=["apart", "overlapping"])
+def test_tied_weights_and_neighbours_in_one_storage_are_not_the_same(compared, format_, other):
+    """A step of training would change one of them, or both."""
+    tied, apart = (
+        {"x": whole[:4], "y": whole[part]} for whole, part in ((torch.zeros(8), slice(4)), (torch.zeros(8), other))
+    )
+    found = compared(tied, apart, formats=(format_, format_))
+    assert found.same is False
+    assert found.structure.tensors == {"y": {"offset": (0, 4 * other.start)}}
 
 
 def test_attributes_of_ordered_dicts(compared):
@@ -518,16 +588,137 @@ def test_metadata(tmp_path):
     found = compare(*paths[:2])
     assert found.structure.metadata.changed == {"run": (1, 2)}
     assert not found.same
-    assert compare(paths[0], paths[2]).same  # A .pt has no metadata to compare with.
+    found = compare(paths[0], paths[2])  # A .pt has none: what only one of them has is a difference.
+    assert found.same is False
+    assert found.structure.metadata.only_a == {"run": 1}
 
 
-def test_what_a_safetensors_cannot_hold_is_no_difference(tmp_path):
-    tied = torch.ones(2, 3).T
-    a = write({"w": tied, "p": torch.nn.Parameter(torch.ones(1)), "step": 3}, tmp_path / "a.pt")
-    b = write({"w": tied.contiguous(), "p": torch.ones(1)}, tmp_path / "b.safetensors")
-    found = compare(a, b)
-    assert found.same
-    assert "holds tensors only" in found.structure.notes[0]
+UNCOMPARED = {
+    "attributes": (lambda: torch.nn.Linear(1, 1, bias=False).state_dict(), "weight", "1 attribute of containers"),
+    "nesting": (lambda: {"m": {"w": torch.ones(1)}}, "m.w", "1 container"),
+    "strides": (lambda: {"w": torch.ones(2, 3).T}, "w", "1 tensor with strides of its own"),
+    "parameter": (lambda: {"w": torch.nn.Parameter(torch.ones(1))}, "w", "1 parameter"),
+}
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("format_", ["pt", "fckpt"])
+@pytest.mark.parametrize("kind", UNCOMPARED)
+def test_what_a_safetensors_cannot_hold_is_not_compared(tmp_path, kind, format_, swapped):
+    make, name, said = UNCOMPARED[kind]
+    state = make()
+    (tensor,) = tensors_of(state)
+    paths = [
+        write(state, tmp_path / f"a.{format_}"),
+        write({name: tensor.detach().clone().contiguous()}, tmp_path / "b.safetensors"),
+    ]
+    found = compare(*(reversed(paths) if swapped else paths))
+    assert found.same is None
+    assert said in found.structure.uncompared
+
+
+def test_tied_weights_are_not_compared_with_copies(tmp_path):
+    tied = torch.ones(3)
+    a = write({"x": tied, "y": tied}, tmp_path / "a.pt")
+    found = compare(a, write({"x": tied, "y": tied.clone()}, tmp_path / "b.safetensors"))
+    assert (found.same, found.structure.uncompared) == (None, ["2 tensors that share a storage"])
+
+
+@pytest.mark.parametrize("format_", ["pt", "fckpt"])
+@pytest.mark.parametrize("value", [3, "text", [1, 2], None])
+def test_a_value_on_one_side_only_is_a_difference(tmp_path, value, format_):
+    a = write({"w": torch.ones(1), "step": value}, tmp_path / f"a.{format_}")
+    b = write({"w": torch.ones(1)}, tmp_path / "b.safetensors")
+    for one, other, side in ((a, b, "only_a"), (b, a, "only_b")):
+        found = compare(one, other)
+        assert found.same is False
+        assert getattr(found.structure.values, side) == {"step": value}
+
+
+def test_tensors_alone_are_the_same_in_a_safetensors(tmp_path):
+    state = {"w": torch.ones(2, 3), "h": torch.zeros(5).half()}
+    b = write(state, tmp_path / "b.safetensors")
+    for suffix in ("pt", "fckpt"):
+        assert compare(write(state, tmp_path / f"a.{suffix}"), b).same is True
+
+
+def prefixed(state, prefix):
+    return type(state)((f"{prefix}{name}", value) for name, value in state.items())
+
+
+PREFIXES = ["_orig_mod.", "module.", "model.", "_orig_mod.module.", "module._orig_mod."]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "format_a", "format_b"),
+    [
+        *((prefix, "pt", "fckpt") for prefix in PREFIXES),
+        *(("_orig_mod.", a, b) for a in FORMATS for b in FORMATS if "safetensors" in (a, b) or a == b),
+    ],
+)
+def test_a_renamed_set_is_paired(tmp_path, prefix, format_a, format_b):
+    state = {"h.0.w": torch.arange(6.0), "h.1.w": torch.ones(2), "head": torch.zeros(3)}
+    a = write(prefixed(state, prefix), tmp_path / f"a.{format_a}")
+    b = write({**state, "head": torch.ones(3)}, tmp_path / f"b.{format_b}")
+    for one, other, sides, start in ((a, b, (prefix, ""), prefix), (b, a, ("", prefix), "")):
+        found = compare(one, other)
+        assert found.structure.renamed == sides
+        assert not found.structure.only_a
+        assert not found.structure.only_b
+        assert {name: tensor.status for name, tensor in found.tensors.items()} == {
+            f"{start}h.0.w": "identical",
+            f"{start}h.1.w": "identical",
+            f"{start}head": "differs",
+        }
+        assert found.same is False
+
+
+@pytest.mark.parametrize("format_", ["fckpt", "pt"])
+def test_a_renamed_model_inside_a_state_is_paired(tmp_path, format_):
+    net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 2))
+    compiled = torch.nn.Module()  # As torch.compile wraps it.
+    compiled._orig_mod = net
+    a = {"model": compiled.state_dict(), "ema": compiled.state_dict(), "step": 3}
+    b = {"model": net.state_dict(), "ema": net.state_dict(), "step": 3}
+    found = compare(write(a, tmp_path / f"a.{format_}"), write(b, tmp_path / f"b.{format_}"))
+    assert found.structure.renamed == ("_orig_mod.", "")
+    assert {tensor.status for tensor in found.tensors.values()} == {"identical"}
+    assert not found.structure.values  # The versions of modules have the prefix, too.
+    assert not found.structure.containers
+    assert found.same is False
+
+
+def test_two_different_prefixes_are_paired(compared):
+    state = {"w": torch.ones(2), "b": torch.ones(1)}
+    found = compared(prefixed(state, "_orig_mod."), prefixed(state, "module."))
+    assert found.structure.renamed == ("_orig_mod.", "module.")
+    found = compared(prefixed(state, "model.model."), prefixed(state, "model."))
+    assert found.structure.renamed == ("model.", "")
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (["module.w"], ["v"]),
+        (["module.w", "x"], ["w", "y"]),
+        (["module.w", "w"], ["w", "v"]),
+        (["encoder.w"], ["w"]),
+        (["module.w", "module.v"], ["w"]),
+        (["module."], [""]),
+    ],
+)
+def test_other_names_are_not_paired(compared, a, b):
+    found = compared(*({name: torch.ones(1) for name in names} for names in (a, b)))
+    assert found.structure.renamed is None
+    assert found.same is False
+
+
+def test_keys_find_renamed_tensors_by_either_name(compared):
+    state = {"h.w": torch.ones(2), "h.b": torch.ones(1), "o": torch.ones(1)}
+    for keys in ("h.*", "module.h.*"):
+        found = compared(prefixed(state, "module."), state, keys=keys)
+        assert list(found.tensors) == ["module.h.w", "module.h.b"]
+        assert found.same is False
 
 
 def test_another_order_is_only_noted(compared):
@@ -617,7 +808,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is not there")
 def test_memory_does_not_grow_with_the_files(tmp_path):
-    a = {f"layer.{i}": torch.arange(25_000_000, dtype=torch.float32) for i in range(3)}
+    a = {f"layer.{i}": torch.arange(12_000_000, dtype=torch.float32) for i in range(3)}
     b = {name: tensor + 1 for name, tensor in a.items()}
     write(a, tmp_path / "a.pt")
     write(b, tmp_path / "b.fckpt")
@@ -634,8 +825,8 @@ print(json.dumps({"growth": peak.growth, "all": now("VmHWM") - before, "statuses
 """
     result = measured(code, *(tmp_path / name for name in ("a.pt", "b.fckpt", "x.pt", "y.fckpt")))
     assert result["statuses"] == ["differs"] * 3
-    assert result["growth"] < 200 * 2**20
-    assert result["all"] < 200 * 2**20
+    assert result["growth"] < 96 * 2**20
+    assert result["all"] < 96 * 2**20
 
 
 def test_tensors_that_overlap_without_end_differ_without_numbers(tmp_path: Path) -> None:

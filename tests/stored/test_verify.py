@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import safetensors.torch
 import torch
@@ -219,9 +218,7 @@ else:
         path = tmp_path / "s"
         fastckpt.save({"a": torch.zeros(3_000_000), "b": torch.ones(5)}, path)
         path.read_bytes()  # A durable save leaves it out of the page cache, and a cold file is not mapped by verify.
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(path), how, str(size)], capture_output=True, text=True, check=False
-        )
+        run = forked.run("-c", code, str(path), how, str(size))
         if how == "load" and size == 0:
             # The second load meets an empty file.
             assert "NotACheckpointError" in run.stderr

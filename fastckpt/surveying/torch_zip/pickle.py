@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from fastckpt.errors import FastckptError
 from fastckpt.foreign.pickle_input import PickleCutError
 from fastckpt.foreign.torch_state import TorchState, read_state
-from fastckpt.foreign.zip_layout import ALIGNMENT, DirectoryEntry, next_place
 from fastckpt.io.source import Source
 from fastckpt.io.unreadable import read_there
+from fastckpt.layout.zip_layout import ALIGNMENT, DirectoryEntry, next_place
 from fastckpt.surveying.torch_zip.evidence import descriptor_at, local_header_at
 
 _FIRST_WINDOW: Final = 4 * 2**20
@@ -28,6 +28,9 @@ _MAX_STARTS: Final = 16
 """Places in the first bytes of a file where a pickle may begin that are tried."""
 
 
+NOT_THERE: Final = "data.pkl is not there"
+
+
 @dataclass(slots=True)
 class FoundPickle:
     """``data.pkl`` as far as it stands.
@@ -37,7 +40,9 @@ class FoundPickle:
         state: What it describes; None if it cannot be read.
         offset: Where it begins.
         end: First byte after it.
-        proven: Whether its CRC-32 matches.
+        crc: Its CRC-32; 0 if it cannot be read.
+        stated: Those that the file states for it.
+        proven: Whether one of them matches that counts.
         contradicted: Whether there is a CRC-32 that does not match.
         not_computed: Whether its writer computed no CRC-32.
         doubt: Why it is not proven.
@@ -48,6 +53,8 @@ class FoundPickle:
     state: TorchState | None = None
     offset: int = 0
     end: int = 0
+    crc: int = 0
+    stated: set[int] = field(default_factory=set)
     proven: bool = False
     contradicted: bool = False
     not_computed: bool = False
@@ -70,8 +77,13 @@ def find_pickle(source: Source, directory: dict[str, DirectoryEntry]) -> FoundPi
             if not best.problem:
                 best.offset, best.problem = found.offset, found.problem
     if best.state is None and not best.problem:
-        best.problem = "data.pkl is not there"
+        best.problem = NOT_THERE
     return best
+
+
+def is_pickle_name(name: str) -> bool:
+    """Whether a record of this name is the ``data.pkl`` of an archive."""
+    return name.endswith(_NAME) and name.count("/") == 1
 
 
 def _prefix_in(directory: dict[str, DirectoryEntry]) -> str:
@@ -84,7 +96,7 @@ def _prefix_in(directory: dict[str, DirectoryEntry]) -> str:
 
 def _candidates(source: Source, directory: dict[str, DirectoryEntry]) -> Iterator[tuple[str, int, set[int]]]:
     """``(prefix, offset of the pickle, CRC-32s that the directory or else a header states)``."""
-    entry = next((entry for name, entry in directory.items() if name.endswith(_NAME) and name.count("/") == 1), None)
+    entry = next((entry for name, entry in directory.items() if is_pickle_name(name)), None)
     stated_crcs = {entry.crc} - {0} if entry is not None else set()
     header = local_header_at(source, 0)
     if header is not None and header.name.endswith(_NAME):
@@ -126,6 +138,7 @@ def _read(source: Source, prefix: str, at: int, crcs: set[int]) -> FoundPickle:
     descriptor = descriptor_at(source, found.end, size, 16)
     signed = descriptor is not None and descriptor.signed
     behind = {descriptor.crc} - {0} if descriptor is not None else set()
+    found.crc, found.stated = crc, crcs | behind
     # What the directory states is about data.pkl; what stands behind it can have come with the bytes of another save.
     found.proven = crc in (crcs or behind)
     found.contradicted = not found.proven and bool(crcs or (signed and behind))

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
-from fastckpt.foreign.zip_layout import LocalHeader, Place, descriptor_size, end_of, layouts, next_place, place_before
+from fastckpt.layout.zip_layout import LocalHeader, Place, descriptor_size, end_of, layouts, next_place, place_before
 from fastckpt.surveying.torch_zip.evidence import Archive, descriptor_at, local_header_at, search_local_headers
 from fastckpt.surveying.torch_zip.pickle import FoundPickle
 from fastckpt.surveying.torch_zip.storages import Candidate, Sums, judge, look
@@ -235,6 +235,23 @@ def listed_places(archive: Archive, sizes: Sizes) -> dict[str, Place]:
     """The first place of each storage that the directory gives."""
     found = ((key, next(_listed(archive, key, size), None)) for key, size in sizes)
     return {key: place for key, place in found if place is not None}
+
+
+def agreed_places(archive: Archive, sizes: Sizes) -> dict[str, Place]:
+    """The places of storages where the local header in place names the record that a whole directory puts there.
+
+    Two places that agree with one another are where it stands, whatever the order of torch would be.
+    """
+    found = {}
+    for key, size in sizes if archive.whole_directory else ():
+        entry = archive.directory.get(archive.name(key))
+        header = local_header_at(archive.source, entry.header) if entry is not None else None
+        if entry is None or header is None or header.name != entry.name or entry.size != size:
+            continue
+        # The length of a header can have rotted. What is not there at all nobody would look for elsewhere.
+        if header.data + size <= archive.source.size:
+            found[key] = Place(entry.header, header.data, descriptor_size(entry.header, size))
+    return found
 
 
 def _headers_outside(archive: Archive, taken: Sequence[tuple[int, int]]) -> Iterator[tuple[int, str, LocalHeader]]:

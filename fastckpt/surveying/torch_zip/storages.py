@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from fastckpt.findings import Kind
-from fastckpt.foreign.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry, LocalHeader, Place, end_of, places
+from fastckpt.io.part import Part
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move, Progress
 from fastckpt.io.unreadable import narrowed, read_there
+from fastckpt.layout.zip_layout import CENTRAL_HEADER, END_SIZE, DirectoryEntry, LocalHeader, Place, end_of, places
+from fastckpt.surveying.holes import Hole, merge_holes
 from fastckpt.surveying.torch_zip.evidence import Archive, Descriptor, descriptor_at, local_header_at
-from fastckpt.surveying.wreck import Hole, StorageState, merge_holes
+from fastckpt.surveying.wreck import StorageState
 
 _TORCH_RECORD: Final = re.compile(r"[^/]+/(version|byteorder|\.format_version|\.data/serialization_id|data/[^/]+)")
 _ZERO_RUN: Final = 16
@@ -143,13 +145,14 @@ class Sums:
     def read(self, candidates: Iterable[Candidate]) -> None:
         """Read the bytes of these, unless that was done. Of those that overlap only one is read."""
         wanted = [c for c in candidates if c.nbytes and c.place is not None and self.of(c) is None]
-        chosen = without_overlaps([c for c in wanted if _is_inside(c, self._source.size)], lambda c: (-c.witnesses,))
-        moves = [Move(c.place.data, 0, c.nbytes) for c in chosen if c.place is not None]
+        chosen = without_overlaps([c for c in wanted if _is_inside(c, self._source)], lambda c: (-c.witnesses,))
+        file, begin = self._source.base, self._source.begin
+        moves = [Move(begin + c.place.data, 0, c.nbytes) for c in chosen if c.place is not None]
         if not moves:
             return
         done, progress = self._done, self._progress
         moved = sum_parts(
-            self._source,
+            file,
             moves,
             threads=self._threads,
             progress=None if progress is None else (lambda count: progress(done + count)),
@@ -158,10 +161,10 @@ class Sums:
         holes: dict[int, list[Hole]] = {}
         for fault in moved.faults:
             kind = Kind.UNREADABLE if fault.errno else Kind.MISSING
-            for part in narrowed(self._source, moves[fault.move].source, fault):
+            for part in narrowed(file, moves[fault.move].source, fault):
                 holes.setdefault(fault.move, []).append(Hole(part.offset, part.offset + part.size, kind))
         for number, (move, crc) in enumerate(zip(moves, moved.crcs, strict=True)):
-            self._sums[move.source, move.size] = _Sum(crc, holes.get(number, []))
+            self._sums[move.source - begin, move.size] = _Sum(crc, holes.get(number, []))
 
     def of(self, candidate: Candidate) -> _Sum | None:
         """The sum of a candidate; None if it was not read."""
@@ -190,7 +193,7 @@ def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list
     size = archive.source.size
     sums.read(candidates)
     _find_line(archive, placed, sums)
-    inside = [c for c in candidates if c.nbytes and _is_inside(c, size)]
+    inside = [c for c in candidates if c.nbytes and _is_inside(c, archive.source)]
     alone = {id(c) for c in without_overlaps(inside, lambda c: (not sums.prove(c), -c.witnesses))}
     standing = {c.key: c.place.header for c in candidates if c.named and c.place is not None}
     copies: dict[tuple[int, int], str] = {}
@@ -207,7 +210,9 @@ def judge(archive: Archive, candidates: Sequence[Candidate], sums: Sums) -> list
             state.proven = True
         elif place is None:
             state.lose("its record is nowhere to be found")
-        elif not _is_inside(candidate, size):
+        elif place.data + archive.source.begin < 0:
+            state.lose("the file begins behind its first byte")
+        elif not _is_inside(candidate, archive.source):
             _judge_cut(candidate, place, state, size)
         elif id(candidate) not in alone or found is None:
             state.lose("its record overlaps another one")
@@ -228,15 +233,20 @@ def _judge_disputed(candidate: Candidate, state: StorageState, copies: Mapping[t
     """A storage whose bytes are as what stands behind them says: that is no proof that they are its own."""
     found = candidate.descriptor.crc if candidate.descriptor is not None else 0
     if candidate.entry is not None and candidate.entry.crc:
-        state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]
-        state.reason = (
-            "its bytes are whole, but not those of which the directory has the CRC-32: they are of another save, or of "
-            "another tensor"
-        )
+        call_misplaced(state)
     elif copies.get((found, candidate.nbytes), candidate.key) != candidate.key:
         state.lose(f"a copy of data/{copies[found, candidate.nbytes]} is in its place")
     else:
         state.reason = "its header is damaged: nothing says that the bytes in its place are its own"
+
+
+def call_misplaced(state: StorageState) -> None:
+    """Note that a storage's bytes are whole, and others than the ones that belong in their place."""
+    state.holes = [Hole(0, state.nbytes, Kind.ROTTED, located=False)]
+    state.reason = (
+        "its bytes are whole, but not those of which the file has the CRC-32: they are of another save, or of another "
+        "tensor"
+    )
 
 
 def _is_replaced(archive: Archive, candidate: Candidate, place: Place, standing: Mapping[str, int]) -> bool:
@@ -266,7 +276,7 @@ def _find_line(archive: Archive, placed: Sequence[Candidate], sums: Sums) -> Non
     source, prefix = archive.source, archive.prefix
     following = False
     # A file of exactly the length that its layout gives has lost or gained no byte.
-    whole = bool(placed) and _expected_size(placed, prefix) == source.size
+    whole = bool(placed) and expected_size(placed, prefix) == source.size
     anchored = False
     for candidate in placed:
         candidate.anchored = anchored
@@ -282,7 +292,7 @@ def _find_line(archive: Archive, placed: Sequence[Candidate], sums: Sums) -> Non
         following = following or candidate.is_witnessed
 
 
-def _expected_size(placed: Sequence[Candidate], prefix: str) -> int:
+def expected_size(placed: Sequence[Candidate], prefix: str) -> int:
     """The length of a file that torch wrote, given its storages: two small records and the directory follow them."""
     last = placed[-1]
     assert last.place is not None
@@ -293,8 +303,9 @@ def _expected_size(placed: Sequence[Candidate], prefix: str) -> int:
     return at + sum(CENTRAL_HEADER.size + len(f"{prefix}/{name}".encode()) for name in names) + END_SIZE
 
 
-def _is_inside(candidate: Candidate, size: int) -> bool:
-    return candidate.place is not None and candidate.place.data + candidate.nbytes <= size
+def _is_inside(candidate: Candidate, source: Part) -> bool:
+    place = candidate.place
+    return place is not None and place.data + source.begin >= 0 and place.data + candidate.nbytes <= source.size
 
 
 def without_overlaps(candidates: Sequence[Candidate], rank: Callable[[Candidate], tuple[int, ...]]) -> list[Candidate]:
@@ -318,11 +329,10 @@ def without_overlaps(candidates: Sequence[Candidate], rank: Callable[[Candidate]
 def _judge_cut(candidate: Candidate, place: Place, state: StorageState, size: int) -> None:
     """A storage that ends beyond the file."""
     there = size - place.data
-    if there <= 0 or not candidate.named:
-        state.lose("the file ends before it" if there <= 0 else "another record, or none, is in its place")
+    if there <= 0 or candidate.named:
+        state.cut(there)
     else:
-        state.holes = [Hole(there, state.nbytes, Kind.MISSING)]
-        state.reason = f"the file ends inside it: {there} of {state.nbytes} bytes are there, unproven"
+        state.lose("another record, or none, is in its place")
 
 
 def _judge_unproven(archive: Archive, candidate: Candidate, place: Place, state: StorageState) -> None:

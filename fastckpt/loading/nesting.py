@@ -1,0 +1,34 @@
+"""How the names of a checkpoint of several files were nested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastckpt.errors import DamagedError
+
+
+def nested(paths: Mapping[str, tuple[Any, ...]], values: dict[str, Any]) -> Any:
+    """The state as it was nested, by the paths that were kept; flat without them."""
+    if not paths:
+        return values
+    root: dict[Any, Any] = {}
+    for name, value in values.items():
+        path = paths.get(name) or (name,)
+        node = root
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise DamagedError(f"the manifest nests {name} below a value")
+        node[path[-1]] = value
+    return _with_lists(root)
+
+
+def _with_lists(node: Any) -> Any:
+    """Keys 0, 1, 2, ... stand for the items of a list."""
+    if not isinstance(node, dict):
+        return node
+    inner = {key: _with_lists(value) for key, value in node.items()}
+    if inner and all(type(key) is int for key in inner) and sorted(inner) == list(range(len(inner))):
+        return [inner[number] for number in range(len(inner))]
+    return inner

@@ -1,0 +1,56 @@
+"""A model in shards as one flat dict; of some tensors, only their shards are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from fastckpt.errors import DamagedError
+from fastckpt.io.source import Source
+from fastckpt.layout.selection import select_names
+from fastckpt.sets.judge import tensors_in
+from fastckpt.sets.model import CheckpointSet, Member
+from fastckpt.sets.require_sound import require_manifest, require_there
+from fastckpt.text import some
+
+
+def load_shards(
+    checkpoint: CheckpointSet, keys: str | Iterable[str] | None, load_file: Callable[..., Any]
+) -> dict[str, torch.Tensor]:
+    wanted = keys if keys is None or isinstance(keys, str) else list(keys)
+    if wanted is None:
+        require_manifest(checkpoint)
+        require_there(checkpoint, checkpoint.members)
+    by_shard: dict[str, Member] = {}
+    names: list[str] = []
+    for member in checkpoint.members:
+        own = member.tensors if member.tensors is not None else list(_names_in(member))
+        names += own
+        by_shard |= dict.fromkeys(own, member)
+    chosen = names if wanted is None else select_names(names, wanted, checkpoint.path)
+    state: dict[str, torch.Tensor] = {}
+    for member in checkpoint.members:
+        own = [name for name in chosen if by_shard[name] is member]
+        if not own:
+            continue
+        require_there(checkpoint, [member])
+        there = _names_in(member)
+        lost = [name for name in own if name not in there]
+        if lost:
+            message = f"the index puts {some(lost)} into this file, and it is not there"
+            raise DamagedError(message, path=member.path)
+        strange = sorted(there.keys() - set(own)) if wanted is None else []
+        if strange:
+            message = f"{some(strange)} is in this file, and the index does not put it there"
+            raise DamagedError(message, path=member.path)
+        # A shard that is wanted whole is read as a whole: nothing has to be looked up by name.
+        loaded = load_file(member.path, keys=None if len(own) == len(there) else own)
+        state |= loaded if isinstance(loaded, dict) else {}
+    return {name: state[name] for name in chosen}
+
+
+def _names_in(member: Member) -> dict[str, int]:
+    with Source(member.path) as source:
+        return tensors_in(source)

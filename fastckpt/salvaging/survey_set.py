@@ -1,0 +1,97 @@
+"""What stands of a directory that is one checkpoint, as salvage asks it of a file."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from fastckpt.errors import FastckptError, UsageError
+from fastckpt.findings import Finding, Kind
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.salvaging.set_fragments import outline_of
+from fastckpt.salvaging.set_spool import SetSpool
+from fastckpt.salvaging.set_wreck import SetWreck
+from fastckpt.sets import dcp, own
+from fastckpt.sets.judge import judge
+from fastckpt.sets.model import CheckpointSet
+from fastckpt.sets.recognise import recognise
+from fastckpt.surveying.wreck import Wreck
+
+
+def the_one(found: Sequence[CheckpointSet], directory: str) -> CheckpointSet | None:
+    """Of what was recognised, the one checkpoint that the directory is and that can be put together; None without one.
+
+    It can if its manifest says of which pieces each tensor is made.
+    """
+    is_one = len(found) == 1 and found[0].kind in (dcp.KIND, own.KIND) and found[0].path == directory
+    return found[0] if is_one else None
+
+
+def set_in(directory: str) -> CheckpointSet:
+    """The one checkpoint that a directory is; see `the_one`.
+
+    Raises:
+        UsageError: There is none.
+        CheckpointIOError: It cannot be read.
+    """
+    one = the_one(recognise(directory), directory)
+    if one is not None:
+        return one
+    raise UsageError(
+        "this is a directory of several checkpoints, or files that are salvaged one by one",
+        path=directory,
+        next_step=f"fastckpt salvage {shlex.quote(directory)} shows what there is; then name one",
+    )
+
+
+def survey_set(
+    checkpoint: CheckpointSet,
+    destination: str | None,
+    stack: ExitStack,
+    *,
+    like: str | None,
+    threads: int,
+    progress: Progress | None,
+) -> tuple[Wreck, Source | None]:
+    """What stands of a checkpoint of several files, and the file in which its tensors are put together.
+
+    Args:
+        checkpoint: Its files.
+        destination: Where its tensors will be written: they are put together beside it. None only looks.
+        stack: Closes and removes what is opened.
+        like: The directory of another checkpoint of the same structure.
+        threads: Worker threads.
+        progress: Called with the bytes done so far.
+
+    Raises:
+        DamagedError, CheckpointNotFoundError, UnsupportedStateError: There is no manifest that can be read.
+        OutOfSpaceError, CheckpointIOError: There is no room, or a file cannot be read.
+    """
+    try:
+        outline = outline_of(checkpoint.kind, checkpoint.path)
+    except FastckptError as error:
+        if like is None:
+            error.next_step = "name another checkpoint of the same run, for the names: --like DIR"
+            raise
+        outline = outline_of(checkpoint.kind, like)
+        outline.is_other = True
+    if destination is None:
+        return SetWreck(checkpoint, outline, None, threads=threads, progress=progress).run(), None
+    beside = os.path.dirname(os.path.realpath(destination))
+    directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=".fastckpt-", dir=beside))
+    spool = stack.enter_context(SetSpool(os.path.join(directory, "tensors"), threads=threads))
+    wreck = SetWreck(checkpoint, outline, spool, threads=threads, progress=progress).run()
+    source = stack.enter_context(Source(spool.path))
+    wreck.path, wreck.identity = source.path, source.identity
+    return wreck, source
+
+
+def around_pieces(checkpoint: CheckpointSet, threads: int) -> list[Finding]:
+    """What is wrong with the files of a checkpoint of which every tensor is there."""
+    report = judge(checkpoint, threads=threads)
+    found = [finding for file in report.files for finding in file.findings if finding.kind is not Kind.UNPROVEN]
+    return found + [Finding(Kind.INCONSISTENT, each.message, 0, 0, loss=each.loss) for each in report.problems]

@@ -1,0 +1,91 @@
+"""What DeepSpeed writes: ``latest`` names a directory, which has a file for each rank of each kind.
+
+``mp_rank_MM_model_states.pt`` has the model of a tensor-parallel rank and says
+how many data-parallel ranks there were; ``zero_pp_rank_R_mp_rank_MM_optim_states.pt``
+is the share of the optimizer that one of these had.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from fastckpt.errors import FastckptError
+from fastckpt.sets.listing import Listing
+from fastckpt.sets.model import UNREADABLE, CheckpointSet, Member, Problem
+from fastckpt.stored.open_file import open_file
+
+KIND: Final = "DeepSpeed checkpoint"
+LATEST: Final = "latest"
+_MODEL: Final = r"(?:mp_rank_(\d+)|zero_pp_rank_(\d+)_mp_rank_(\d+))_model_states\.pt"
+_OPTIM: Final = r"(?P<start>(?:bf16_)?zero_pp_rank_)(?P<rank>\d+)(?P<middle>_mp_rank_)(?P<mp>\d+)_optim_states\.pt"
+_MAX_NAME: Final = 4096
+
+
+def recognise(listing: Listing) -> list[CheckpointSet]:
+    """The steps below a directory, or the one step if the directory is one."""
+    if listing.matching(_MODEL) or listing.matching(_OPTIM):
+        return [_step(listing)]
+    inner = [Listing(listing.path(name)) for name in listing.directories]
+    steps = [step for step in inner if step.matching(_MODEL) or step.matching(_OPTIM)]
+    found = sorted(map(_step, steps), key=lambda step: -1 if step.step is None else step.step)
+    if found and LATEST in listing.names:
+        problem = _check_latest(listing)
+        if problem is not None:
+            found[-1].problems.append(problem)
+    return found
+
+
+def _check_latest(listing: Listing) -> Problem | None:
+    """``latest`` must name a directory that is there: DeepSpeed loads from the one that it names."""
+    path = listing.path(LATEST)
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            named = file.read(_MAX_NAME).strip()
+    except OSError as error:
+        return Problem(UNREADABLE, path, f"`latest` cannot be read: {error.strerror}")
+    if named in listing.directories:
+        return None
+    return Problem("missing", path, f"`latest` names {named[:80]!r}, which is not there")
+
+
+def _step(listing: Listing) -> CheckpointSet:
+    number = re.search(r"(\d+)$", os.path.basename(os.path.abspath(listing.directory)))
+    checkpoint = CheckpointSet(KIND, listing.directory, int(number[1]) if number is not None else None)
+    models = listing.matching(_MODEL)
+    optims = listing.matching(_OPTIM)
+    tensor_ranks = sorted({match[1] or match[3] for match in models} | {match["mp"] for match in optims})
+    width = len(tensor_ranks[0])
+    tensor_ranks = [f"{rank:0{width}d}" for rank in range(int(tensor_ranks[-1]) + 1)]
+    sharded = any(match[1] is None for match in models)
+    ranks = _data_parallel_ranks(checkpoint, [listing.path(match[0]) for match in models])
+    seen = [int(match["rank"]) for match in optims] + [int(match[2]) for match in models if match[2] is not None]
+    ranks = max(ranks, max(seen, default=-1) + 1)
+    start = optims[0]["start"] if optims else ""
+    for number_of_rank in tensor_ranks:
+        if not sharded:
+            name = f"mp_rank_{number_of_rank}_model_states.pt"
+            checkpoint.members.append(Member(listing.path(name), f"model, tensor-parallel rank {number_of_rank}"))
+        for rank in range(ranks):
+            if sharded:
+                name = f"zero_pp_rank_{rank}_mp_rank_{number_of_rank}_model_states.pt"
+                checkpoint.members.append(Member(listing.path(name), f"model, rank {rank} of {ranks}"))
+            if start:
+                name = f"{start}{rank}_mp_rank_{number_of_rank}_optim_states.pt"
+                checkpoint.members.append(Member(listing.path(name), f"optimizer, rank {rank} of {ranks}"))
+    return checkpoint
+
+
+def _data_parallel_ranks(checkpoint: CheckpointSet, paths: list[str]) -> int:
+    """How many data-parallel ranks the model files say that there were; 0 if none says it."""
+    for path in paths:
+        try:
+            with open_file(path) as opened:
+                tree = opened.tree
+        except FastckptError:
+            continue  # Said when its bytes are looked at.
+        stated = tree.get("dp_world_size") if isinstance(tree, dict) else None
+        if isinstance(stated, int) and 0 < stated < 10**6:
+            return stated
+    return 0

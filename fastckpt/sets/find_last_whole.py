@@ -1,0 +1,52 @@
+"""The newest checkpoint of a directory that training can go on from."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from fastckpt.errors import CheckpointIOError
+from fastckpt.io.os_errors import exists
+from fastckpt.io.transfer import thread_count
+from fastckpt.sets.judge import judge
+from fastckpt.sets.recognise import recognise_steps
+
+_log = logging.getLogger("fastckpt")
+
+
+def find_last_whole(directory: str | os.PathLike[str], *, threads: int | None = None) -> str | None:
+    """The newest checkpoint in a directory of which nothing is missing or damaged.
+
+    It knows what the Trainer of transformers writes (``checkpoint-500``), accelerate, torch.distributed.checkpoint
+    (torchtitan's ``step-500``), DeepSpeed (``global_step500``), Lightning (``*.ckpt``), models in several shards, and
+    plain directories of steps (``step_500.pt``, ``ckpt_500.fckpt``, ``step_500/``). Every byte of the newest one is
+    read; if it is not whole, why is logged, and the one before is looked at. For nanochat's directories see
+    `fastckpt.nanochat.find_last_step`.
+
+    Args:
+        directory: Where the checkpoints are.
+        threads: Worker threads; None takes one per CPU.
+
+    Returns:
+        The path of the directory or file to resume from; None if none is whole, or there is no such directory yet.
+
+    Raises:
+        CheckpointIOError: The directory, or a file of a checkpoint that may be the newest whole one, cannot be read.
+
+    Example:
+        >>> fastckpt.find_last_whole("checkpoints")
+        'checkpoints/step_20.fckpt'
+    """
+    if not exists(directory):
+        return None
+    for checkpoint in reversed(recognise_steps(os.fspath(directory))):
+        report = judge(checkpoint, threads=thread_count(threads))
+        if report.is_whole:
+            return checkpoint.path
+        if report.unread:
+            # An older one would be taken, and this one perhaps pruned, for a fault that may pass.
+            raise CheckpointIOError(report.unread[0].message, path=report.unread[0].path)
+        reasons = [problem.message for problem in report.problems]
+        reasons += [f"{file.path}: {file.findings[0].message}" for file in report.files if not file.ok]
+        _log.warning("%s is not whole: %s", checkpoint.path, "; ".join(reasons))
+    return None

@@ -1,0 +1,245 @@
+"""Whether a checkpoint of several files is whole: all there, every byte as its format can prove it, all as named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypedDict
+
+from fastckpt.errors import FastckptError
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.findings import Kind, Report, VerifiedFile
+from fastckpt.foreign.model import ForeignFile
+from fastckpt.foreign.open_foreign import open_foreign
+from fastckpt.foreign.safetensors_table import read_table
+from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.os_errors import exists
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.sets.listing import read_json
+from fastckpt.sets.model import JSON, UNREADABLE, CheckpointSet, Member, Problem, ProblemFacts, kind_of_fault
+from fastckpt.sets.set_manifest import NAME as MANIFEST
+from fastckpt.stored.verify import verify_source
+from fastckpt.text import count_text, some
+from fastckpt.verdicts import Verdict
+
+NOT_WHOLE: Final = "not whole"
+UNREAD: Final = "not read"
+"""Instead, where the system could not read a part of it, which may be whole."""
+
+
+class SetDocument(TypedDict):
+    path: str
+    kind: str
+    step: int | None
+    verdict: str
+    of_one_save: bool
+    files: list[VerifiedFile]
+    problems: list[ProblemFacts]
+    exit_code: int
+    next: str | None
+
+
+@dataclass(slots=True)
+class SetReport:
+    """What was found about a set.
+
+    Attributes:
+        checkpoint: The set.
+        files: The report on each of its files that could be read as a checkpoint.
+        problems: What is wrong beside the findings in these.
+    """
+
+    checkpoint: CheckpointSet
+    files: list[Report] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if it is whole; otherwise that of the worst of its files and problems."""
+        return max([*(report.exit_code for report in self.files), *(each.exit_code for each in self.problems), 0])
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file is there, no byte that can be proven is wrong, and all is as the manifest says."""
+        return self.exit_code == 0
+
+    @property
+    def is_of_one_save(self) -> bool:
+        """Whether it is whole and proven to be of one save: it is one file, or its manifest has the digest of each."""
+        members = [member for member in self.checkpoint.members if member.name != MANIFEST]
+        is_one = len(members) == 1 and not members[0].pieces
+        return self.is_whole and (is_one or all(member.root for member in members))
+
+    @property
+    def unread(self) -> list[Problem]:
+        """What the system could not read: nothing says that it is not whole."""
+        inside = [
+            Problem(UNREADABLE, file.path, finding.message, finding.tensors)
+            for file in self.files
+            for finding in file.findings
+            if finding.kind is Kind.UNREADABLE
+        ]
+        return [problem for problem in self.problems if problem.kind == UNREADABLE] + inside
+
+    @property
+    def unproven(self) -> int:
+        """How many files have no checksum for every byte: they are present, and not proven."""
+        return sum(report.verdict is Verdict.PRESENT for report in self.files)
+
+    @property
+    def next_step(self) -> str | None:
+        """The command that helps."""
+        for each in self.problems:
+            if each.next_step is not None:
+                return each.next_step
+        return next((report.next_step for report in self.files if report.next_step is not None), None)
+
+    def as_dict(self) -> SetDocument:
+        """Plain values, for JSON."""
+        return {
+            "path": self.checkpoint.path,
+            "kind": self.checkpoint.kind,
+            "step": self.checkpoint.step,
+            "verdict": Verdict.WHOLE.value if self.is_whole else UNREAD if self.unread else NOT_WHOLE,
+            "of_one_save": self.is_of_one_save,
+            "files": [report.as_dict() for report in self.files],
+            "problems": [problem.as_dict() for problem in self.problems],
+            "exit_code": self.exit_code,
+            "next": self.next_step,
+        }
+
+
+def judge(checkpoint: CheckpointSet, *, threads: int, progress: Progress | None = None) -> SetReport:
+    """Read every byte of every file of a set, and compare what they hold with what the manifest says.
+
+    What the system could not read is a problem of the kind `UNREADABLE`. ``progress`` counts from 0 for each file.
+    """
+    report = SetReport(checkpoint, [], list(checkpoint.problems))
+    held: dict[str, list[Member]] = {}
+    total = 0
+    for member in checkpoint.members:
+        looked_at = _look_at(member, threads, progress)
+        report.problems += looked_at.problems
+        if looked_at.report is not None:
+            report.files.append(looked_at.report)
+        for name in looked_at.tensors:
+            held.setdefault(name, []).append(member)
+        total += looked_at.nbytes
+    if not report.problems and all(file.ok for file in report.files):
+        report.problems += _total_size(checkpoint, total)
+    if all(member.pieces == () for member in checkpoint.members):
+        report.problems += _twice(held)
+    return report
+
+
+@dataclass(slots=True)
+class _LookedAt:
+    problems: list[Problem] = field(default_factory=list)
+    report: Report | None = None
+    tensors: Sequence[str] = ()
+    nbytes: int = 0
+
+
+def _look_at(member: Member, threads: int, progress: Progress | None) -> _LookedAt:
+    if not exists(member.path):
+        tensors = tuple(member.tensors or ())
+        holding = f" with {count_text(len(tensors), 'tensor')} ({some(tensors)})" if tensors else ""
+        return _LookedAt(
+            [Problem("missing", member.path, f"{member.name} is not there: {member.what}{holding}", tensors)]
+        )
+    if member.read_as == JSON:
+        try:
+            read_json(member.path)
+        except FastckptError as error:
+            return _LookedAt([_refused(member, error)])
+        return _LookedAt()
+    try:
+        return _verify(member, threads, progress)
+    except FastckptError as error:
+        return _LookedAt([_refused(member, error)])
+
+
+def _refused(member: Member, error: FastckptError) -> Problem:
+    """What could not be read at all is not called damaged: nothing is known about it."""
+    kind = kind_of_fault(error)
+    message = f"{member.name} ({member.what}): {error.message}"
+    return Problem(kind, member.path, message, tuple(member.tensors or ()), True, error.exit_code, error.next_step)
+
+
+def _verify(member: Member, threads: int, progress: Progress | None) -> _LookedAt:
+    with Source(member.path) as source:
+        if not source.size and member.path.endswith(".distcp") and not member.pieces:
+            return _LookedAt()  # A rank that had nothing of its own to write.
+        report = verify_source(source, threads=threads, progress=progress)
+        result = _LookedAt([], report)
+        if not report.ok:
+            return result
+        if member.root and report.root != member.root:
+            message = f"{member.name} ({member.what}) is whole, but of another save than the set that names it"
+            result.problems.append(Problem("inconsistent", member.path, message, tuple(member.tensors or ())))
+            return result
+        if member.pieces:
+            result.problems += _pieces(member, open_foreign(source))
+            return result
+        sizes = tensors_in(source)
+    result.tensors, result.nbytes = list(sizes), sum(sizes.values())
+    if member.tensors is not None:
+        result.problems += _compare_names(member, result.tensors)
+    return result
+
+
+def tensors_in(source: Source) -> dict[str, int]:
+    """The bytes of each tensor in a file by its name, also where torch has no type for them."""
+    kind = kind_of(source)
+    if kind == "safetensors":
+        return {row.name: row.end - row.start for row in read_table(source).rows}
+    entries = CheckpointFile(source).checked_entries() if kind in (None, "fckpt") else open_foreign(source).entries
+    return {entry.name: entry.nbytes for entry in entries}
+
+
+def _compare_names(member: Member, found: Sequence[str]) -> Iterator[Problem]:
+    named, there = set(member.tensors or ()), set(found)
+    lost = [name for name in member.tensors or () if name not in there]
+    extra = [name for name in found if name not in named]
+    if lost:
+        message = f"{member.name} ({member.what}) has no {some(lost)}, which the index puts into it"
+        yield Problem("inconsistent", member.path, message, tuple(lost))
+    if extra:
+        message = f"{member.name} ({member.what}) has {some(extra)}, which the index does not put into it"
+        yield Problem("inconsistent", member.path, message, tuple(extra))
+
+
+def _pieces(member: Member, opened: ForeignFile) -> Iterator[Problem]:
+    """The archives of a file must be those that the manifest names: the same places, no more and no fewer."""
+    named = {(piece.offset, piece.length): piece for piece in member.pieces}
+    there = {(archive.begin, archive.end - archive.begin) for archive in opened.archives}
+    lost = [piece for place, piece in named.items() if place not in there]
+    extra = sorted(place for place in there if place not in named)
+    if lost:
+        names = tuple(dict.fromkeys(piece.name for piece in lost))
+        message = f"{member.name} ({member.what}) does not hold {some(names)} where the manifest says"
+        yield Problem("inconsistent", member.path, message, names)
+    elif extra:
+        message = (
+            f"{member.name} ({member.what}) has {count_text(len(extra), 'archive')} that the manifest does not name"
+        )
+        yield Problem("inconsistent", member.path, message, loss=False, exit_code=1)
+
+
+def _twice(held: dict[str, list[Member]]) -> Iterator[Problem]:
+    """A name in two shards: which of the two is loaded depends on the order in which they are read."""
+    shards = {name: members for name, members in held.items() if all(m.tensors is not None for m in members)}
+    for name, members in shards.items():
+        if len(members) > 1:
+            message = f"{name} is in {some([member.name for member in members], 4)}"
+            yield Problem("inconsistent", members[0].path, message, (name,))
+
+
+def _total_size(checkpoint: CheckpointSet, total: int) -> Iterator[Problem]:
+    if checkpoint.total_size is not None and checkpoint.total_size != total:
+        message = f"the index states {checkpoint.total_size} bytes of tensors, and the shards have {total}"
+        yield Problem("inconsistent", checkpoint.path, message, loss=False, exit_code=1)
+
+
+__all__ = ["NOT_WHOLE", "SetDocument", "SetReport", "judge"]

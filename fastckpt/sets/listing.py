@@ -1,0 +1,60 @@
+"""The names in a directory, read once and asked by every kind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from functools import cached_property
+from typing import Any, Final
+
+from fastckpt.errors import DamagedError
+from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.source import read_small
+
+MAX_JSON: Final = 256 * 2**20
+"""Bytes of a JSON file that are read. The index of a model with a million tensors has some 150 MB."""
+
+
+class Listing:
+    """A directory. Hidden names are saves in progress, and not looked at, but for ``.metadata``.
+
+    Raises:
+        CheckpointIOError: It cannot be read.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        try:
+            self.names = sorted(os.listdir(directory))
+        except OSError as error:
+            raise translate_os_error(error, directory) from error
+
+    def path(self, name: str) -> str:
+        """The path of a name."""
+        return os.path.join(self.directory, name)
+
+    def matching(self, pattern: str) -> list[re.Match[str]]:
+        """The names that a pattern describes from end to end."""
+        compiled = re.compile(pattern)
+        return [match for name in self.names if (match := compiled.fullmatch(name)) is not None]
+
+    @cached_property
+    def directories(self) -> list[str]:
+        """The names of the directories in it."""
+        return [name for name in self.names if not name.startswith(".") and os.path.isdir(self.path(name))]
+
+
+def read_json(path: str) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        CheckpointIOError: It cannot be read.
+        DamagedError: It is no JSON, or larger than such files are.
+    """
+    content = read_small(path, limit=MAX_JSON)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        what = "is empty" if not content else f"is no valid JSON: {str(error)[:80]}"
+        raise DamagedError(f"this file {what}", path=path, offset=getattr(error, "pos", 0)) from None

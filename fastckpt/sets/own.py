@@ -1,0 +1,59 @@
+"""Sets of ``.fckpt`` shards with a ``set.fckpt``: what `fastckpt.dcp` writes."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fastckpt.errors import FastckptError
+from fastckpt.sets.dcp_metadata import uncovered
+from fastckpt.sets.listing import Listing
+from fastckpt.sets.model import CheckpointSet, Member, Problem, kind_of_fault
+from fastckpt.sets.set_manifest import NAME, SHARD, TENSORS, SetManifest, key_of, read_set_manifest
+from fastckpt.sets.step_directories import checkpoints_in
+
+KIND: Final = "set of shards"
+
+
+def recognise(listing: Listing) -> list[CheckpointSet]:
+    """The steps below a directory, or the one set if the directory is one."""
+    return checkpoints_in(listing, _is_one, _set)
+
+
+def _is_one(listing: Listing) -> bool:
+    return NAME in listing.names or any(SHARD.fullmatch(name) for name in listing.names)
+
+
+def _set(listing: Listing, step: int | None) -> CheckpointSet:
+    checkpoint = CheckpointSet(KIND, listing.directory, step)
+    path = listing.path(NAME)
+    shards = [name for name in listing.names if SHARD.fullmatch(name)]
+    if NAME not in listing.names:
+        message = f"{NAME}, which is written last and names every shard, is not there: the save did not end"
+        checkpoint.problems.append(Problem("missing", path, message))
+        checkpoint.members += [Member(listing.path(name), "shard") for name in shards]
+        return checkpoint
+    checkpoint.members.append(Member(path, "manifest of the set"))
+    try:
+        manifest = read_set_manifest(path)
+    except FastckptError as error:
+        checkpoint.problems.append(Problem(kind_of_fault(error), path, f"{NAME}: {error.message}"))
+        checkpoint.members += [Member(listing.path(name), "shard") for name in shards]
+        return checkpoint
+    checkpoint.members += _members(listing, manifest)
+    for name, tensor in manifest.tensors.items():
+        wrong = uncovered(tensor)
+        if wrong is not None:
+            checkpoint.problems.append(Problem("inconsistent", path, f"{name}: {wrong}", (name,)))
+    return checkpoint
+
+
+def _members(listing: Listing, manifest: SetManifest) -> list[Member]:
+    held: dict[str, list[str]] = {name: [] for name in manifest.shards}
+    for name, tensor in manifest.tensors.items():
+        for (offsets, sizes), shard in zip(tensor.chunks, tensor.shards, strict=True):
+            held[shard].append(f"{TENSORS}.{key_of(name, offsets, sizes, tensor.shape)}")
+    count = len(manifest.shards)
+    return [
+        Member(listing.path(name), f"shard {number} of {count}", held[name], root=shard.root)
+        for number, (name, shard) in enumerate(manifest.shards.items(), 1)
+    ]

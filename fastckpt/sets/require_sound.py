@@ -1,0 +1,30 @@
+"""What has to be so before any file of a checkpoint is read: the manifest makes sense, and every file is there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+
+from fastckpt.errors import DamagedError
+from fastckpt.io.os_errors import exists
+from fastckpt.sets.model import CheckpointSet, Member
+from fastckpt.text import some
+
+
+def require_manifest(checkpoint: CheckpointSet) -> None:
+    """Raise DamagedError for what the manifest, or the names of the files, show to be wrong."""
+    for problem in checkpoint.problems:
+        if problem.loss:
+            raise DamagedError(problem.message, path=problem.path, next_step=problem.next_step)
+
+
+def require_there(checkpoint: CheckpointSet, members: Iterable[Member]) -> None:
+    """Raise DamagedError, which names its tensors, for a file that is not there."""
+    for member in members:
+        if not exists(member.path):
+            tensors = f" with {some(member.tensors)}" if member.tensors else ""
+            raise DamagedError(
+                f"{member.what}{tensors} is not there",
+                path=member.path,
+                next_step=f"fastckpt verify {shlex.quote(checkpoint.path)}",
+            )

@@ -1,0 +1,71 @@
+"""The steps of a run that saves each in a directory of its own: a model, and beside it what training resumes from.
+
+Which files these are is up to the options of the run, so that a step should
+have what the other steps of the same run have.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fastckpt.sets.huggingface import model_of
+from fastckpt.sets.listing import Listing
+from fastckpt.sets.model import CheckpointSet, Member, Problem
+
+
+class RunKind(NamedTuple):
+    """How a program lays out its steps.
+
+    Attributes:
+        kind: What one is called, in words.
+        directory: What the name of the directory of a step is; its group is the number.
+        random: What the file with the random state of a rank is called; its group is the rank, if it has one.
+        is_step: Whether a directory is that of a step.
+        parts: Which of the files that training resumes from a step has, or must have for those that it has.
+    """
+
+    kind: str
+    directory: str
+    random: str
+    is_step: Callable[[Listing], bool]
+    parts: Callable[[Listing], set[str]]
+
+
+def steps_of_run(listing: Listing, kind: RunKind) -> list[CheckpointSet]:
+    """The steps below a directory, or the one step if the directory is one."""
+    steps = {name: int(match[1]) for name in listing.directories if (match := re.fullmatch(kind.directory, name))}
+    inner = {name: Listing(listing.path(name)) for name in steps}
+    if any(map(kind.is_step, inner.values())):
+        usual = set().union(*map(kind.parts, inner.values()))
+        return [_step(inner[name], kind, number, usual) for name, number in sorted(steps.items(), key=lambda it: it[1])]
+    if not kind.is_step(listing):
+        return []
+    match = re.fullmatch(kind.directory, os.path.basename(os.path.abspath(listing.directory)))
+    return [_step(listing, kind, int(match[1]) if match is not None else None, kind.parts(listing))]
+
+
+def _step(listing: Listing, kind: RunKind, number: int | None, usual: set[str]) -> CheckpointSet:
+    checkpoint = CheckpointSet(kind.kind, listing.directory, number)
+    model = model_of(listing)
+    if model is not None:
+        checkpoint.members += model.members
+        checkpoint.problems += model.problems
+        checkpoint.total_size = model.total_size
+    else:
+        checkpoint.problems.append(Problem("missing", listing.path("model.safetensors"), "there is no model in it"))
+    parts = usual
+    if listing.matching(kind.random):
+        # A run can go on with another number of ranks: a step has the random states of its own ranks.
+        parts = {part for part in usual if not re.fullmatch(kind.random, part)} | kind.parts(listing)
+    checkpoint.members += [Member(listing.path(part), _what(part, kind)) for part in sorted(parts)]
+    return checkpoint
+
+
+def _what(name: str, kind: RunKind) -> str:
+    match = re.fullmatch(kind.random, name)
+    if match is not None:
+        return "random state" if match[1] is None else f"random state of rank {match[1]}"
+    return name.partition(".")[0].replace("_", " ")

@@ -1,0 +1,63 @@
+"""Directories of steps by their names alone: ``ckpt_500.pt``, ``epoch=3-step=400.ckpt``, ``step_500/``.
+
+That is what own training loops, nanoGPT and Lightning leave. Each file is a
+checkpoint by itself; of a directory that holds one step, all its files are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Final
+
+from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.sets.listing import Listing
+from fastckpt.sets.model import CheckpointSet, Member
+
+_LIGHTNING: Final = "Lightning checkpoint"
+_FILE: Final = "checkpoint file"
+_DIRECTORY: Final = "step directory"
+_LAST: Final = ("last", "latest")
+_STEP_DIRECTORY: Final = r"(?:step|steps|iter|ckpt|checkpoint|global_step)[-_=]?(\d+)"
+
+
+def recognise(listing: Listing) -> list[CheckpointSet]:
+    """Every checkpoint file as one checkpoint, and every directory that is named after a step, the oldest first."""
+    found = []
+    for name in listing.names:
+        suffix = os.path.splitext(name)[1].lower()
+        if name.startswith(".") or suffix not in FORMAT_OF or os.path.isdir(listing.path(name)):
+            continue
+        path = listing.path(name)
+        kind = _LIGHTNING if suffix == ".ckpt" else _FILE
+        found.append(CheckpointSet(kind, path, step_in(name), [Member(path, kind)]))
+    for name in listing.directories:
+        match = re.fullmatch(_STEP_DIRECTORY, name)
+        members = _members(Listing(listing.path(name))) if match is not None else []
+        if match is not None and members:
+            found.append(CheckpointSet(_DIRECTORY, listing.path(name), int(match[1]), members))
+    return sorted(found, key=_age)
+
+
+def step_in(name: str) -> int | None:
+    """The step that a file is named after: what stands behind ``step``, else the last number in its name."""
+    stem = os.path.splitext(name)[0]
+    stated = re.search(r"step[s]?[-_=]?(\d+)", stem)
+    numbers = re.findall(r"\d+", stem)
+    text = stated[1] if stated is not None else numbers[-1] if numbers else ""
+    return int(text) if text and len(text) < 19 else None
+
+
+def _members(listing: Listing) -> list[Member]:
+    paths = [listing.path(name) for name in listing.names if os.path.splitext(name)[1].lower() in FORMAT_OF]
+    return [Member(path, _FILE) for path in paths if os.path.isfile(path)]
+
+
+def _age(checkpoint: CheckpointSet) -> tuple[bool, int, int]:
+    """By step; what has none is as old as its file, and what is called the last one is the newest."""
+    name = os.path.splitext(os.path.basename(checkpoint.path))[0].lower()
+    try:
+        written = os.stat(checkpoint.path).st_mtime_ns
+    except OSError:
+        written = 0
+    return name in _LAST, -1 if checkpoint.step is None else checkpoint.step, written

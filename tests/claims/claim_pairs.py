@@ -1,0 +1,117 @@
+"""Pairs of files that differ in one thing."""
+
+from __future__ import annotations
+
+import argparse
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from claim_inputs import flip_tensor, tensors, write
+from claim_tables import Make
+
+import fastckpt
+
+State = Callable[[], Any]
+ACROSS = (("pt", "fckpt"), ("legacy", "zstd"), ("safetensors", "fckpt"), ("fckpt", "fckpt"), ("pt", "pt"))
+WITH_VALUES = (("pt", "fckpt"), ("legacy", "zstd"), ("fckpt", "fckpt"), ("pt", "pt"))
+
+
+def pair(a: State, b: State, forms: tuple[str, str]) -> Make:
+    """Two states in two formats."""
+    return lambda directory: [write(a(), forms[0], directory, "a"), write(b(), forms[1], directory, "b")]
+
+
+def pairs(what: str, a: State, b: State, forms: tuple[tuple[str, str], ...] = ACROSS) -> dict[str, Make]:
+    """The same difference in several formats, from both sides."""
+    return {f"{one} and {other}: {what}": pair(a, b, (one, other)) for one, other in forms} | {
+        f"{other} and {one}: {what}, from the other side": pair(b, a, (other, one)) for one, other in forms[:1]
+    }
+
+
+def with_(**more: Any) -> State:
+    """The tensors, and more."""
+    return lambda: {**tensors(), **more}
+
+
+def other_value(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> State:
+    """The tensors, one of them changed."""
+
+    def make() -> dict[str, torch.Tensor]:
+        state = tensors()
+        state[name] = change(state[name].clone()).contiguous()
+        return state
+
+    return make
+
+
+def one_bit(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.view(torch.int32)[11] ^= 1
+    return tensor
+
+
+def sign_of_zero(tensor: torch.Tensor) -> torch.Tensor:
+    tensor[0] = -0.0
+    return tensor
+
+
+def tied() -> dict[str, torch.Tensor]:
+    tensor = torch.arange(9.0)
+    return {"x": tensor, "y": tensor}
+
+
+def untied() -> dict[str, torch.Tensor]:
+    return {"x": torch.arange(9.0), "y": torch.arange(9.0)}
+
+
+def prefixed(prefix: str) -> State:
+    return lambda: {f"{prefix}{name}": tensor for name, tensor in tensors().items()}
+
+
+def nested() -> dict[str, Any]:
+    return {"model": tensors()}
+
+
+def flat_nested() -> dict[str, Any]:
+    return {f"model.{name}": tensor for name, tensor in tensors().items()}
+
+
+def ordered() -> Any:
+    return OrderedDict(tensors())
+
+
+def namespace(lr: float) -> State:
+    return lambda: {**tensors(), "args": argparse.Namespace(lr=lr, mask=torch.ones(3))}
+
+
+def damaged_pair(form: str) -> Make:
+    """Two whole files of one content, of which one then gets a wrong bit."""
+
+    def make(directory: Path) -> list[Path]:
+        a, b = (write(tensors(), form, directory, stem) for stem in "ab")
+        raw = bytearray(b.read_bytes())
+        flip_tensor(raw)
+        b.write_bytes(raw)
+        return [a, b]
+
+    return make
+
+
+def metadata_pair(form: str) -> Make:
+    """One of them has metadata."""
+
+    def make(directory: Path) -> list[Path]:
+        a = directory / "a.fckpt"
+        fastckpt.save(tensors(), a, metadata={"run": 7})
+        return [a, write(tensors(), form, directory, "b")]
+
+    return make
+
+
+def too_deep(directory: Path) -> list[Path]:
+    value: object = 0
+    for _ in range(200):
+        value = argparse.Namespace(inside=value)
+    return [write({**tensors(), "deep": value}, "pt", directory, stem) for stem in "ab"]

@@ -1,0 +1,192 @@
+"""``whole``: all files of a step are there, none is damaged, and they are of one save.
+
+Of nanochat's steps. What breaks a checkpoint of another program is in ``tests/sets/test_judge.py``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from claim_steps import (
+    FORMS,
+    Fault,
+    around,
+    broken_number,
+    change,
+    cut,
+    delete,
+    delete_meta,
+    delete_optimizer,
+    flip,
+    in_both,
+    other_format,
+    other_sizes,
+    prefixed,
+    replace,
+    run_with,
+    swap,
+)
+from claim_tables import Claim, Make, Row, Tell, made
+
+import fastckpt
+from fastckpt.cli.main import main
+from fastckpt.verdicts import Verdict
+
+
+def by_salvage(tell: Tell, inputs: list[Path]) -> bool:
+    return "newest whole step: step 8" in tell("salvage", *inputs).text
+
+
+def by_salvage_json(tell: Tell, inputs: list[Path]) -> bool:
+    return bool(tell("salvage", *inputs, "--json").json["newest_whole"] == 8)
+
+
+def by_doctor(tell: Tell, inputs: list[Path]) -> bool:
+    (tag,) = tell("doctor", *inputs, "--deep", "--json").json["tags"]
+    return bool(tag["newest_whole"] == 8)
+
+
+def by_doctor_steps(tell: Tell, inputs: list[Path]) -> bool:
+    (tag,) = tell("doctor", *inputs, "--deep", "--json").json["tags"]
+    return any(step["whole"] for step in tag["examined"] if step["step"] == 8)
+
+
+def by_doctor_text(tell: Tell, inputs: list[Path]) -> bool:
+    text = " ".join(tell("doctor", *inputs, "--deep").text.split())
+    return ": steps 4, 8, whole, " in text
+
+
+def by_backup(tell: Tell, inputs: list[Path]) -> bool:
+    document = tell("backup", *inputs, inputs[0].parent / "copy", "--json").json
+    return 8 in [step["step"] for step in document.get("steps", [])]
+
+
+CLAIM = Claim(
+    Verdict.WHOLE,
+    {
+        "salvage": by_salvage,
+        "salvage, JSON": by_salvage_json,
+        "doctor": by_doctor,
+        "doctor, each step": by_doctor_steps,
+        "doctor, text": by_doctor_text,
+        "backup": by_backup,
+    },
+    {form: run_with(form) for form in FORMS},
+    [
+        Row(
+            "all its files are there",
+            {
+                **in_both("no model", delete("model_000008")),
+                **in_both("a rank less", delete("optim_000008_rank1")),
+                **in_both("no meta", delete_meta),
+            },
+        ),
+        Row(
+            "none of them is damaged",
+            {
+                **in_both("a bit of the model", change("model_000008", flip)),
+                **in_both("a bit of a rank", change("optim_000008_rank1", flip)),
+                **in_both("the model is cut", change("model_000008", cut)),
+                **in_both("a rank is empty", change("optim_000008_rank0", lambda raw: b"")),
+                **in_both("a byte around the tensors", change("model_000008", around)),
+                **in_both("a byte around those of a rank", change("optim_000008_rank1", around)),
+            },
+        ),
+        Row(
+            "they are of one save, each in its own place",
+            {
+                **in_both("two ranks are swapped", swap("optim_000008_rank0", "optim_000008_rank1")),
+                **in_both("a rank of another step", replace("optim_000008_rank1", "optim_000004_rank1")),
+                **in_both("a rank twice", replace("optim_000008_rank1", "optim_000008_rank0")),
+            },
+        ),
+    ],
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_of_another_step_in_the_other_format(
+    form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Either file can be the one that a program loads; a backup takes those that are of one save."""
+    told = made(CLAIM, run_with(form, other_format("model_000008", "model_000004")), tmp_path, capsys)
+    assert not any(said for way, said in told.items() if way != "backup"), told
+    copied = {path.suffix for path in tmp_path.rglob("copy/model_000008.*")}
+    assert copied == {f".{form}"}
+
+
+def renamed(directory: Path, form: str) -> None:
+    """Step 8 under the names of step 9."""
+    for path in directory.glob("*_000008*"):
+        path.rename(path.with_name(path.name.replace("8", "9")))
+
+
+def salvaged(directory: Path, form: str) -> None:
+    """What came back of a damaged file, in its place."""
+    path = directory / f"optim_000008_rank1.{form}"
+    raw = bytearray(path.read_bytes())
+    flip(raw)
+    path.write_bytes(raw)
+    fastckpt.salvage(path, directory / f"rescued.{form}", durable=False)
+    (directory / f"rescued.{form}").rename(path)
+
+
+FAULTS: dict[str, Fault] = {
+    "none": lambda directory, form: None,
+    "a wrapper's prefix": prefixed,
+    "a meta file of another model": other_sizes,
+    "a NaN": broken_number,
+    "no optimizer": delete_optimizer,
+    "another number": renamed,
+    "salvaged": salvaged,
+    "a file that may not be read": lambda directory, form: (directory / f"model_000008.{form}").chmod(0),
+    "the other format has another step": other_format("model_000008", "model_000004"),
+    "a byte around the tensors": change("model_000008", around),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("what", FAULTS)
+def test_every_command_means_the_same(
+    what: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever else speaks against a step, `salvage` and `doctor` call the same ones whole."""
+    opening = os.open
+
+    def refuse(path: Any, *arguments: Any, **named: Any) -> int:
+        if isinstance(path, str) and os.path.exists(path) and not os.stat(path).st_mode & 0o400:
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opening(path, *arguments, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    (directory,) = run_with(form, FAULTS[what])(tmp_path)
+    answers = []
+    for command in ("salvage", "doctor --deep"):
+        capsys.readouterr()
+        main([*command.split(), str(directory), "--json"])
+        document = json.loads(capsys.readouterr().out)
+        tag = document["tags"][0] if "tags" in document else document
+        steps = tag.get("examined") or tag["steps"]
+        whole = {step["step"]: step["whole"] if "whole" in step else step["state"] == "whole" for step in steps}
+        unread = {step["step"] for step in steps if step.get("state") == "unread" or step.get("whole", 0) is None}
+        answers.append((tag["newest_whole"], {number for number in whole if whole[number]}, unread))
+    assert answers[0] == answers[1]
+    number = 9 if what == "another number" else 8
+    expected = what in ("none", "a wrapper's prefix", "a meta file of another model", "a NaN", "another number")
+    assert (number in answers[0][1]) == expected
+    assert bool(answers[0][2]) == (what == "a file that may not be read")
+
+
+def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = made(CLAIM, true, tmp_path, capsys)
+    assert all(told.values()), told
+
+
+def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = made(CLAIM, broken, tmp_path, capsys)
+    assert not any(told.values()), told

@@ -1,0 +1,136 @@
+"""A run's own directory: the newest whole step is found and resumed from, and nothing good is deleted."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fastckpt
+from fastckpt.errors import CheckpointIOError, UsageError
+
+
+def state_at(step: int) -> dict[str, Any]:
+    torch.manual_seed(step)
+    model = torch.nn.Linear(64, 64)
+    return {"model": model, "optimizer": torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), "step": step}
+
+
+def steps(directory: Path) -> list[int]:
+    return sorted(int(path.stem.removeprefix("step_")) for path in directory.iterdir())
+
+
+def flip(path: str) -> None:
+    content = bytearray(Path(path).read_bytes())
+    content[len(content) // 2 :: 4096] = bytes(byte ^ 1 for byte in content[len(content) // 2 :: 4096])
+    Path(path).write_bytes(content)
+
+
+def test_save_and_resume(tmp_path: Path) -> None:
+    run = fastckpt.CheckpointDirectory(tmp_path / "new" / "run")
+    state = state_at(0)
+    assert not run.resume(state)
+    assert run.latest() is None
+    saved = state_at(7)
+    assert run.save(saved, 7) == run.latest()
+    assert run.resume(state)
+    assert state["step"] == 7
+    assert torch.equal(state["model"].weight, saved["model"].weight)
+
+
+def test_in_the_background(tmp_path: Path) -> None:
+    run = fastckpt.CheckpointDirectory(tmp_path, keep_last=1)
+    for step in (1, 2, 3):
+        pending = run.save_async(state_at(step), step)
+        assert pending is not None
+        pending.result()
+    assert steps(tmp_path) == [2, 3]
+    assert run.latest() == str(tmp_path / "step_00000003.fckpt")
+
+
+def test_what_is_kept(tmp_path: Path) -> None:
+    run = fastckpt.CheckpointDirectory(tmp_path, keep_last=2, keep_every=10)
+    for step in range(5, 36, 5):
+        run.save(state_at(step), step)
+    assert steps(tmp_path) == [10, 20, 30, 35]
+
+
+def test_a_damaged_step_is_passed_over_and_costs_no_good_one(tmp_path: Path) -> None:
+    run = fastckpt.CheckpointDirectory(tmp_path, keep_last=1)
+    fastckpt.CheckpointDirectory(tmp_path).save(state_at(1), 1)
+    flip(fastckpt.CheckpointDirectory(tmp_path).save(state_at(2), 2))
+    assert run.latest() == str(tmp_path / "step_00000001.fckpt")
+    assert run.prune() == []  # The newest is damaged, and nothing newer than it is proven.
+    assert steps(tmp_path) == [1, 2]
+    run.save(state_at(3), 3)
+    assert steps(tmp_path) == [3]
+
+
+def test_what_cannot_be_read_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2, 3):
+        fastckpt.CheckpointDirectory(tmp_path).save(state_at(step), step)
+    real = os.open
+
+    def refuse(path: object, *arguments: object, **named: object) -> int:
+        if str(path).endswith("step_00000002.fckpt"):
+            raise OSError(24, "Too many open files", str(path))
+        return real(path, *arguments, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refuse)
+    run = fastckpt.CheckpointDirectory(tmp_path, keep_last=2)
+    assert run.prune() == []
+    monkeypatch.undo()
+    (tmp_path / "step_00000003.fckpt").unlink()
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(CheckpointIOError):
+        run.latest()
+
+
+@pytest.mark.parametrize("call", ["stat", "unlink"])
+def test_what_the_system_refuses_has_a_type(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (1, 2):
+        fastckpt.CheckpointDirectory(tmp_path).save(state_at(step), step)
+    actual = getattr(os, call)
+
+    def refuse(path: Any, *args: Any, **options: Any) -> Any:
+        if os.fspath(path) == str(tmp_path / "step_00000001.fckpt"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return actual(path, *args, **options)
+
+    # What is older than the steps that are kept goes without a look.
+    keep = 2 if call == "stat" else 1
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(CheckpointIOError, match=r"(examine|delete) the step") as caught:
+        fastckpt.CheckpointDirectory(tmp_path, keep_last=keep).prune()
+    assert caught.value.path == str(tmp_path / "step_00000001.fckpt")
+    monkeypatch.undo()
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_other_files_are_nobodys_to_delete(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "step_00000001.pt")
+    fastckpt.save({"w": torch.ones(3)}, tmp_path / "best.fckpt")
+    run = fastckpt.CheckpointDirectory(tmp_path, keep_last=1)
+    for step in (2, 3):
+        run.save(state_at(step), step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.fckpt", "step_00000001.pt", "step_00000003.fckpt"]
+
+
+def test_a_save_that_fails_deletes_nothing(tmp_path: Path) -> None:
+    run = fastckpt.CheckpointDirectory(tmp_path, keep_last=1)
+    run.save(state_at(1), 1)
+    with pytest.raises(fastckpt.errors.UnsupportedStateError):
+        run.save({"strange": object()}, 2)
+    assert steps(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("wrong", [{"keep_last": 0}, {"keep_every": -1}, {"keep_last": True}])
+def test_bad_numbers(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        fastckpt.CheckpointDirectory(tmp_path, **wrong)
+    with pytest.raises(UsageError):
+        fastckpt.CheckpointDirectory(tmp_path).save({}, -1)

@@ -1,0 +1,109 @@
+"""The pages say only what is so: code runs, commands run, tables are the committed figures, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastckpt.cli.main import main
+
+sys.path.append(str(Path(__file__).parent / "sets"))
+from set_builds import write_shards
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the pages are not beside these tests")
+
+
+def _script(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.S | re.M)
+
+
+@pytest.fixture
+def _a_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty directory but for what a training run has left."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        monkeypatch.setenv("MASTER_PORT", str(probe.getsockname()[1]))
+    weights = {"layer.weight": torch.randn(64, 64), "layer.bias": torch.randn(64)}
+    torch.save({"state_dict": weights, "epoch": 3}, "epoch.ckpt")
+    write_shards(Path("sharded"))
+    torch.save({f"layer.{index}": torch.randn(64, 64) for index in range(8)}, "broken.pt")
+    os.truncate("broken.pt", Path("broken.pt").stat().st_size * 9 // 10)
+
+
+def test_tables_are_the_committed_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    table = _script(ROOT / "benchmarks" / "table.py")
+    for page, rendered in table.pages().items():
+        assert table.update(page.read_text(), rendered) == page.read_text(), f"{page}: benchmarks/table.py --update"
+
+
+def test_the_distributed_figures_are_the_committed_ones() -> None:
+    jobs = json.loads((ROOT / "benchmarks" / "results" / "dcp.json").read_text())["jobs"]
+    shown = re.findall(r"(\d\.\d\d) s \| (\d\.\d\d) s", (DOCS / "speed.md").read_text())
+    ours, theirs = (
+        [row["median"] for name, row in jobs.items() if word in name] for word in ("fastckpt", "FileSystem")
+    )
+    assert shown == [(f"{a:.2f}", f"{b:.2f}") for a, b in zip(ours, theirs, strict=True)]
+
+
+def test_python_md_is_made_from_the_docstrings() -> None:
+    reference = _script(DOCS / "reference.py")
+    assert reference.PAGE.read_text() == reference.render(), "python docs/reference.py --update"
+
+
+def test_readme_is_short_and_starts_soon() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 130
+    assert max(number for number, line in enumerate(lines, 1) if line.startswith("python3 -m venv")) < 60
+
+
+def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(4, 4)
+    (code,) = _blocks(ROOT / "README.md", "python")
+    exec(compile(code, "README.md", "exec"), {"model": model, "optimizer": torch.optim.AdamW(model.parameters())})
+
+
+@pytest.mark.usefixtures("_a_training_run")
+def test_recipes_run(capsys: pytest.CaptureFixture[str]) -> None:
+    page = DOCS / "recipes.md"
+    for language, block in re.findall(r"^```(python|sh)\n(.*?)^```", page.read_text(), re.S | re.M):
+        if language == "python":
+            exec(compile(block, page.name, "exec"), {"__name__": "__main__"})
+            continue
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line, comments=True)
+            assert program == "fastckpt"
+            # 1: `diff` of two steps finds differences; 3: a part of the broken file came back.
+            assert main(arguments) in (0, 1, 3), line
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
