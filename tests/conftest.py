@@ -35,8 +35,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # A change must fail for what it does: the same examples every time, and more of them where the long forms run too. New
 # ones are drawn at night.
 _HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-settings.register_profile("default", max_examples=30, derandomize=True, deadline=None, suppress_health_check=_HEALTH)
-settings.register_profile("thorough", settings.get_profile("default"), max_examples=150)
+settings.register_profile("default", max_examples=20, derandomize=True, deadline=None, suppress_health_check=_HEALTH)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=100)
 settings.register_profile("nightly", print_blob=True, deadline=None, suppress_health_check=_HEALTH)
 settings.load_profile("default")
 

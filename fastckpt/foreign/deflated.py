@@ -12,7 +12,6 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
-from weakref import WeakKeyDictionary
 
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedStateError
 from fastckpt.findings import Finding
@@ -30,13 +29,11 @@ _STRUCTURE_ALLOWED: Final = 2**18
 """The same for a pickle, which takes far longer to read than to inflate. Those of torch become 4 to 5 times as many."""
 _PIECE: Final = 2**20
 
-_FOUND: Final[WeakKeyDictionary[Source, list[Finding]]] = WeakKeyDictionary()
-"""Of files that are read in another form: what is strange about the bytes of the file itself."""
-
 
 def findings_of(source: Source) -> list[Finding] | None:
     """What is strange about the bytes of a file that is read in another form; None of all others."""
-    return _FOUND.get(source)
+    found: list[Finding] | None = source.remembered.get("strange")
+    return found
 
 
 def is_deflated(names: Iterable[tuple[str, bool]]) -> bool:
@@ -76,7 +73,7 @@ def inflate_file(source: Source, archives: Sequence[ZipArchive]) -> bool:
     except OSError as error:
         doing = f"inflate it to a temporary file in {tempfile.gettempdir()}"
         raise translate_os_error(error, source.path, doing=doing) from error
-    _FOUND[source] = found
+    source.remembered["strange"] = found
     return True
 
 

@@ -7,7 +7,6 @@ import re
 import shlex
 import struct
 from typing import Final, NamedTuple
-from weakref import WeakKeyDictionary
 
 from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_SUPERBLOCK
 from fastckpt.errors import NotACheckpointError
@@ -95,23 +94,20 @@ _END_OF_ZIP: Final = b"PK\x05\x06"
 _END_OF_ZIP_SIZE: Final = 22
 
 
-_KINDS: Final[WeakKeyDictionary[Source, str | None]] = WeakKeyDictionary()
-"""What the files are that are open now: each is asked once, and nothing can give two answers."""
-
-
 def kind_of(source: Source) -> str | None:
     """The kind of checkpoint a file is: what `sniff` says or, where its beginning tells nothing, its end.
 
     A zip archive ends as one also when its records stand in another order, as
     after repacking, or when its beginning is destroyed. The answer is kept as
-    long as the file is open.
+    long as the file is open, so that nothing can give two.
 
     Raises:
         CheckpointIOError: The beginning cannot be read, and the end does not tell.
     """
-    if source not in _KINDS:
-        _KINDS[source] = _kind_by_its_bytes(source)
-    return _KINDS[source]
+    if "kind" not in source.remembered:
+        source.remembered["kind"] = _kind_by_its_bytes(source)
+    kind: str | None = source.remembered["kind"]
+    return kind
 
 
 def _kind_by_its_bytes(source: Source) -> str | None:

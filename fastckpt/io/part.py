@@ -20,6 +20,7 @@ class Part(Source):
     def __init__(self, base: Source, begin: int, size: int) -> None:
         self.path, self.fd, self.size = base.path, base.fd, size
         self.base, self.begin = base, begin
+        self.remembered = {}
 
     def close(self) -> None:
         """Nothing is closed: the file belongs to the source that opened it."""

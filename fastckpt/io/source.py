@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
 from fastckpt.io.direct import open_direct
@@ -44,6 +44,8 @@ class Source:
         warm: What `fastckpt.io.residency.is_warm` found when it was first asked.
         unread_head: Why the system did not let `head` be read, if so.
         unpacked: What the folder is that is read as an archive; None of a file.
+        remembered: What was found out about the file, for those who ask again while it is open. Not in a dict with weak
+            keys: a Ctrl-C that Python hears in a callback of such a dict is lost.
 
     Raises:
         NotACheckpointError: It is empty, a directory, a pipe or a device.
@@ -57,6 +59,7 @@ class Source:
         self._direct_fd: int | None = None
         self._file_fd = -1
         self.warm: bool | None = None
+        self.remembered: dict[str, Any] = {}
         self.unpacked: Unpacked | None = None
         try:
             # Without O_NONBLOCK, opening a pipe waits for a writer.
