@@ -95,6 +95,18 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+_RUN = pytest.StashKey[int]()
+_IMPORTED = 300
+"""After so many tests most of what they import is there."""
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """What the tests import stays as well."""
+    tests = item.session.stash[_RUN] = item.session.stash.get(_RUN, 0) + 1
+    if tests == _IMPORTED:
+        pytest_collection_finish()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     """Nothing else runs while a test marked serial does."""

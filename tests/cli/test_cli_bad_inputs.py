@@ -248,6 +248,7 @@ def test_a_nul_in_an_argument_is_64(command, here, tmp_path):
     check_error(here(*command, f"{tmp_path}/a\0b.pt"), 64, "NUL")
 
 
+@pytest.mark.thorough
 def test_no_warning_of_torch_reaches_the_terminal_without_numpy(cli, samples, tmp_path):
     (tmp_path / "numpy.py").write_text("raise ModuleNotFoundError(name='numpy')")
     (tmp_path / "imports_torch.py").write_text("import warnings, torch\nwarnings.warn('of the program')\n")

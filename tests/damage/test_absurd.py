@@ -224,6 +224,7 @@ def test_globals_are_shown_and_never_called(tmp_path: Path, how: str) -> None:
     assert not trap.exists()
 
 
+@pytest.mark.thorough
 def test_huge_sparse_file(tmp_path: Path) -> None:
     """A file that is larger than memory should ever be: it is read piece by piece."""
     path = tmp_path / "file.pt"

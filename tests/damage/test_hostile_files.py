@@ -15,8 +15,8 @@ from hostile_files import BUILDERS, bad_leaves
 from slowness import within
 
 HERE = Path(__file__).parent
-FEW = ("load", "verify", "salvage")
-OTHERS = ("inspect", "tree", "convert", "export", "diff", "rescue", "plot")
+FEW = ("load", "salvage")
+OTHERS = ("verify", "inspect", "tree", "convert", "export", "diff", "rescue", "plot")
 """Commands that read a file in no other way than those do, and then do more."""
 Run = Callable[..., Any]
 

@@ -97,7 +97,9 @@ def start(tmp_path: Path, server: subprocess.Popen[str]) -> Iterator[Start]:
     assert [path.name for path in (tmp_path / "run").glob(".*")] == [], "nothing is left behind"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.thorough), (signal.SIGTERM, 143)]
+)
 def test_saves_the_step_and_ends(start: Start, number: int, code: int) -> None:
     run = start("plain")
     run.wait_for("ready")
@@ -109,6 +111,7 @@ def test_saves_the_step_and_ends(start: Start, number: int, code: int) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.thorough
 def test_signals_in_a_row_are_one_wish(start: Start) -> None:
     """What a rank under torchrun gets: the terminal's SIGINT, and then torchrun's."""
     run = start("slow rank")
@@ -136,8 +139,15 @@ def test_sigusr1_saves_and_goes_on(start: Start) -> None:
     assert 0 < steps[0] < steps[1] < run.saved_step()
 
 
-@pytest.mark.parametrize("mode", ["slow python", "slow native"])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("mode", "number", "code"),
+    [
+        ("slow native", signal.SIGINT, 130),
+        pytest.param("slow native", signal.SIGTERM, 143, marks=pytest.mark.thorough),
+        pytest.param("slow python", signal.SIGINT, 130, marks=pytest.mark.thorough),
+        ("slow python", signal.SIGTERM, 143),
+    ],
+)
 def test_second_signal_gives_up_the_save(start: Start, mode: str, number: int, code: int) -> None:
     run = start(mode)
     run.wait_for("ready")
@@ -155,6 +165,7 @@ def test_second_signal_gives_up_the_save(start: Start, mode: str, number: int, c
         assert within(time.monotonic() - sent, 5)
 
 
+@pytest.mark.thorough
 def test_second_signal_where_no_step_ends(start: Start) -> None:
     run = start("no boundary")
     run.wait_for("ready")
@@ -230,6 +241,7 @@ def saved_steps(run: Run) -> list[int]:
     return [int(state["first"][0]) for state in states]
 
 
+@pytest.mark.thorough
 def test_one_rank_gets_the_signal(start: Start) -> None:
     run = start("ranks")
     ranks = ranks_of(run)

@@ -311,6 +311,7 @@ backup(sys.argv[1], sys.argv[2], threads=1)
 """
 
 
+@pytest.mark.thorough
 def test_killed_anywhere_and_finished(tmp_path: Path) -> None:
     tag = write_head(tmp_path / "d12", 2)
     fastckpt.convert(write_head(tag, 4), step=4, replace=True)

@@ -84,6 +84,7 @@ def test_killed_at_any_moment(forker: Forker, tmp_path: Path, monkeypatch: pytes
     assert sweep_moments(forker, tmp_path, moments, monkeypatch) > moments // 2
 
 
+@pytest.mark.thorough
 def test_killed_while_steps_are_saved_again(forker: Forker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four steps, saved again and again by three ranks that drift apart: every mix is told from a whole step."""
     chance = random.Random(6)

@@ -67,6 +67,7 @@ def test_in_place(tmp_path: Path) -> None:
     assert halfway, "some kills came between the files"
 
 
+@pytest.mark.thorough
 def test_elsewhere(tmp_path: Path) -> None:
     source = write_ranks(tmp_path / "source", BEFORE)
     old, new = contents(source), contents(write_ranks(tmp_path / "expected", AFTER))
@@ -95,6 +96,7 @@ def test_another_number_after_the_kill(tmp_path: Path) -> None:
     assert contents(target) == contents(write_ranks(tmp_path / "expected", AFTER))
 
 
+@pytest.mark.thorough
 def test_saved_anew_after_the_kill(tmp_path: Path) -> None:
     """Training came back to the step before the reshard was run again: what it saved counts."""
     source = write_ranks(tmp_path / "source", BEFORE)

@@ -140,6 +140,7 @@ def collisions(page: str, browser: Callable[..., str]) -> tuple[int, list[list[s
     return count, found
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("make", PAGES)
 def test_words_in_figures_neither_collide_nor_are_cut(
     make: Callable[[Path], str], browser: Callable[..., str], tmp_path: Path

@@ -322,6 +322,7 @@ def test_whoever_waits_for_a_failed_save_finds_it_among_the_failed(tmp_path: Pat
     assert found == [True]
 
 
+@pytest.mark.thorough
 def test_a_forked_child_has_no_part_in_it(tmp_path: Path) -> None:
     code = """
 gate = threading.Event()
@@ -346,6 +347,7 @@ pending.result(30)
     assert torch.equal(fastckpt.load(tmp_path / "t")["b"], torch.ones(3))
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow(tmp_path: Path) -> None:
     code = """
 def anonymous():

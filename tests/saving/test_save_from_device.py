@@ -176,6 +176,7 @@ def test_slot_loads_cover_every_byte_once(capacity: int) -> None:
     assert len(slot_loads(sizes, sum(map(align, sizes)))) == 1
 
 
+@pytest.mark.thorough
 def test_with_the_real_kernel_in_its_interpreter(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     code = """

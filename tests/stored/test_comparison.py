@@ -806,6 +806,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
 # Memory
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is not there")
 def test_memory_does_not_grow_with_the_files(tmp_path):
     a = {f"layer.{i}": torch.arange(12_000_000, dtype=torch.float32) for i in range(3)}
