@@ -11,7 +11,8 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from contextlib import contextmanager
+from typing import IO, Final
 
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedStateError
 from fastckpt.findings import Finding
@@ -62,19 +63,29 @@ def inflate_file(source: Source, archives: Sequence[ZipArchive]) -> bool:
         if record.full is not None:
             require_growth(source, record.name, record.size, record.full)
     found = list(account_for(source, list(archives)))
+    with read_instead_of(source) as there, zipfile.ZipFile(there, "w") as archive:
+        for record in records:
+            if not record.name.endswith("/"):
+                _copy(source, record, archive)
+    source.remembered["strange"] = found
+    return True
+
+
+@contextmanager
+def read_instead_of(source: Source) -> Iterator[IO[bytes]]:
+    """A temporary file for the form that torch writes: once that stands in it, it is read in place of the file.
+
+    Raises:
+        OutOfSpaceError, CheckpointIOError: There is no room for it, or the file cannot be read.
+    """
     try:
         with tempfile.TemporaryFile() as there:
-            with zipfile.ZipFile(there, "w") as archive:
-                for record in records:
-                    if not record.name.endswith("/"):
-                        _copy(source, record, archive)
+            yield there
             there.flush()
             source.read_instead(os.dup(there.fileno()))
     except OSError as error:
         doing = f"inflate it to a temporary file in {tempfile.gettempdir()}"
         raise translate_os_error(error, source.path, doing=doing) from error
-    source.remembered["strange"] = found
-    return True
 
 
 def most_inflated(source: Source) -> int:

@@ -7,8 +7,6 @@ cannot be inflated any more is zeros from there on, which no CRC-32 proves.
 
 from __future__ import annotations
 
-import os
-import tempfile
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -16,9 +14,15 @@ from dataclasses import dataclass, field, replace
 from typing import IO, Final, NamedTuple
 
 from fastckpt.findings import Finding, Kind
-from fastckpt.foreign.deflated import inflate_if_whole, is_deflated, most_inflated, require_growth, too_large
+from fastckpt.foreign.deflated import (
+    inflate_if_whole,
+    is_deflated,
+    most_inflated,
+    read_instead_of,
+    require_growth,
+    too_large,
+)
 from fastckpt.foreign.zip_account import unaccounted
-from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.part import Part
 from fastckpt.io.source import Source
 from fastckpt.io.unreadable import read_there
@@ -116,14 +120,8 @@ def inflate_what_stands(source: Source) -> Form | None:
     if failure is not None:
         at = min(failure.offset or 0, source.size)
         form.failure = Finding(Kind.ROTTED, failure.message, at, 0, loss=False)
-    try:
-        with tempfile.TemporaryFile() as there:
-            _write(part, there, form)
-            there.flush()
-            source.read_instead(os.dup(there.fileno()))
-    except OSError as error:
-        doing = f"inflate it to a temporary file in {tempfile.gettempdir()}"
-        raise translate_os_error(error, source.path, doing=doing) from error
+    with read_instead_of(source) as there:
+        _write(part, there, form)
     return form
 
 
