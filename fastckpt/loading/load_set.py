@@ -36,7 +36,7 @@ def load_set(
     Args:
         directory: The directory of one checkpoint.
         keys: What is wanted; None is all.
-        load_file: `fastckpt.load` of a single file, with all other options.
+        load_file: `fastckpt.load` of a single file, by path or open already, with all other options.
         device: Where the tensors shall be.
         threads: Worker threads.
         opaque: What to do about objects that are not known.

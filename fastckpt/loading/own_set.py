@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastckpt.errors import DamagedError
+from fastckpt.io.source import Source
 from fastckpt.layout.selection import select_names
 from fastckpt.loading.nesting import nested
 from fastckpt.sets.model import CheckpointSet
@@ -41,11 +42,11 @@ def load_own_set(
         if shard not in parts:
             continue
         require_there(checkpoint, [member])
-        with open_file(member.path) as file:
-            if file.root != roots[member.path]:
-                raise DamagedError("this shard is of another save than the set that names it", path=member.path)
         wanted = None if keys is None else [f"{TENSORS}.{key}" for _, key, _ in parts[shard]]
-        loaded = load_file(member.path, keys=wanted)
+        with Source(member.path) as source:
+            if open_file(source).root != roots[member.path]:
+                raise DamagedError("this shard is of another save than the set that names it", path=member.path)
+            loaded = load_file(source, keys=wanted)
         tensors = loaded[TENSORS] if keys is None else {key.partition(".")[2]: each for key, each in loaded.items()}
         for name, key, place in parts[shard]:
             tensor = manifest.tensors[name]

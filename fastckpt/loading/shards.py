@@ -26,7 +26,7 @@ def load_shards(
     by_shard: dict[str, Member] = {}
     names: list[str] = []
     for member in checkpoint.members:
-        own = member.tensors if member.tensors is not None else list(_names_in(member))
+        own = member.tensors if member.tensors is not None else _names_in(member)
         names += own
         by_shard |= dict.fromkeys(own, member)
     chosen = names if wanted is None else select_names(names, wanted, checkpoint.path)
@@ -36,21 +36,22 @@ def load_shards(
         if not own:
             continue
         require_there(checkpoint, [member])
-        there = _names_in(member)
-        lost = [name for name in own if name not in there]
-        if lost:
-            message = f"the index puts {some(lost)} into this file, and it is not there"
-            raise DamagedError(message, path=member.path)
-        strange = sorted(there.keys() - set(own)) if wanted is None else []
-        if strange:
-            message = f"{some(strange)} is in this file, and the index does not put it there"
-            raise DamagedError(message, path=member.path)
-        # A shard that is wanted whole is read as a whole: nothing has to be looked up by name.
-        loaded = load_file(member.path, keys=None if len(own) == len(there) else own)
-        state |= loaded if isinstance(loaded, dict) else {}
+        with Source(member.path) as source:
+            there = tensors_in(source)
+            lost = [name for name in own if name not in there]
+            if lost:
+                message = f"the index puts {some(lost)} into this file, and it is not there"
+                raise DamagedError(message, path=member.path)
+            strange = sorted(there.keys() - set(own)) if wanted is None else []
+            if strange:
+                message = f"{some(strange)} is in this file, and the index does not put it there"
+                raise DamagedError(message, path=member.path)
+            # A shard that is wanted whole is read as a whole: nothing has to be looked up by name.
+            loaded = load_file(source, keys=None if len(own) == len(there) else own)
+            state |= loaded if isinstance(loaded, dict) else {}
     return {name: state[name] for name in chosen}
 
 
-def _names_in(member: Member) -> dict[str, int]:
+def _names_in(member: Member) -> list[str]:
     with Source(member.path) as source:
-        return tensors_in(source)
+        return list(tensors_in(source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
@@ -110,6 +111,26 @@ OTHERS: dict[str, Callable[[Path], object]] = {
 
 def same(found: State, expected: State) -> bool:
     return describe(dict(sorted(found.items()))) == describe(dict(sorted(expected.items())))
+
+
+def write_set(directory: Path, kind: str) -> Path:
+    """A checkpoint of several files; one of them."""
+    if kind == "a set of our own":
+        fastckpt.dcp.save(OLD, checkpoint_id=directory, no_dist=True)
+        return next(directory.glob("*.fckpt"))
+    directory.mkdir()
+    names = {name: f"model-0000{number}-of-00002.safetensors" for number, name in enumerate(OLD, 1)}
+    for name, shard in names.items():
+        save_file({name: OLD[name]}, directory / shard)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    return directory / names["b"]
+
+
+@pytest.mark.parametrize("keys", [None, "*"])
+@pytest.mark.parametrize("kind", ["a set of our own", "a model in shards"])
+def test_a_file_of_a_set_is_opened_once(tmp_path: Path, kind: str, keys: str | None) -> None:
+    member = write_set(tmp_path / "set", kind)
+    assert opens(member, lambda: fastckpt.load(member.parent, keys=keys)) == 1
 
 
 @pytest.mark.parametrize("name", FORMATS)
