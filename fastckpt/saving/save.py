@@ -13,6 +13,7 @@ from fastckpt.collector import collector_paused
 from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.fckpt.content import Content, Supply
 from fastckpt.fckpt.writer import write_checkpoint
+from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.commit import make_directory
 from fastckpt.io.file_object import Writables, write_whole
 from fastckpt.io.os_errors import exists, file_path
@@ -131,7 +132,7 @@ def content_of(flat: FlatState, metadata_tree: bytes, origins: Sequence[int], su
     )
 
 
-_OTHER_NAMES: Final = (".pt", ".pth", ".bin", ".safetensors")
+_OTHER_NAMES: Final = FORMAT_OF.keys() - {".fckpt", ".ckpt"}
 """Names that other programs open as what they say. Any program's checkpoint can be called .ckpt."""
 
 
