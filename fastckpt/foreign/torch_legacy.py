@@ -36,6 +36,11 @@ def open_torch_legacy(source: Source) -> ForeignFile:
     missing = [key for key in state.all_storages if key not in ranges]
     if missing:
         raise missing_storages(state, missing, total=len(state.all_storages), what="not listed in the file")
+    return legacy_file(source, state, ranges, end)
+
+
+def legacy_file(source: Source, state: TorchState, places: dict[str, ForeignStorage], end: int) -> ForeignFile:
+    """The structure of a file that torch wrote before zip archives, from its object and where its storages lie."""
     used = {storage.key for storage in state.storages}
     return ForeignFile(
         path=source.path,
@@ -43,10 +48,10 @@ def open_torch_legacy(source: Source) -> ForeignFile:
         size=source.size,
         tree=state.tree,
         entries=state.entries,
-        storages=[ranges[storage.key] for storage in state.storages],
+        storages=[places[storage.key] for storage in state.storages],
         opaque=state.opaque,
         locations=state.locations,
-        others=[storage for key, storage in ranges.items() if key not in used],
+        others=[place for key, place in places.items() if key not in used],
         end=end,
     )
 

@@ -16,6 +16,7 @@ from fastckpt.foreign.model import ForeignFile, ForeignStorage, Opaque
 from fastckpt.foreign.pickle_input import PickleCutError
 from fastckpt.foreign.pickle_reader import PickleReader
 from fastckpt.foreign.tar_members import TarMember, tar_members
+from fastckpt.foreign.torch_legacy import legacy_file
 from fastckpt.foreign.torch_objects import KNOWN_GLOBALS, MAX_EXTENT, Storage, StorageType, apply, bad_call
 from fastckpt.foreign.torch_semantics import TorchSemantics
 from fastckpt.foreign.torch_state import TorchState, read_state
@@ -63,19 +64,7 @@ def open_torch_tar(source: Source) -> ForeignFile:
     state = parts.state
     if parts.problem is not None or state is None:
         raise parts.problem or DamagedError("there is no object in it")
-    used = {storage.key for storage in state.storages}
-    return ForeignFile(
-        path=source.path,
-        kind="torch-legacy",
-        size=source.size,
-        tree=state.tree,
-        entries=state.entries,
-        storages=[parts.places[storage.key] for storage in state.storages],
-        opaque=state.opaque,
-        locations=state.locations,
-        others=[place for key, place in parts.places.items() if key not in used],
-        end=parts.end,
-    )
+    return legacy_file(source, state, parts.places, parts.end)
 
 
 def read_parts(source: Source) -> TarParts:
