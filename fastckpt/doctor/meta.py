@@ -83,32 +83,29 @@ def _is_marked(step: StepFacts) -> bool:
 
 def _repaired(tag: TagFacts, step: StepFacts, kind: str, path: str, what: str, cause: str) -> Diagnosis:
     """The diagnosis with the best way to get a meta file that nanochat can use."""
-    meta = step.meta
-    fallback = tag.fallback(step.number)
-    marked, loss = _is_marked(step), fallback is None and not tag.unread
+    meta, fallback = step.meta, tag.fallback(step.number)
+    marked, loss, mends = _is_marked(step), fallback is None and not tag.unread, False
+    whole = meta.whole_values if meta is not None else {}
     # A cut file can be that of another step, too.
-    kept = meta is not None and meta.whole_values.get("step", step.number) == step.number
-    if meta is not None and kept and "model_config" in meta.whole_values and (fallback is None or not marked):
-        rest = {key: value for key, value in _TO_RESUME.items() if step.optimizers and key not in meta.whole_values}
-        if not rest:
-            how = f"{', '.join(meta.whole_values)} can be kept"
-            command = commands.close_meta(path, meta.whole_until, {})
-            return Diagnosis(
-                kind, "bad", path, step.number, what, f"{cause}; {how}", command, loss and marked, not marked
-            )
-        if fallback is None:
-            how = f"{', '.join(meta.whole_values)} can be kept; {' and '.join(rest)}: not known, begun anew"
-            command = commands.close_meta(path, meta.whole_until, rest | {MADE_ANEW: [*rest]})
-            return Diagnosis(kind, "bad", path, step.number, what, f"{cause}; {how}", command, loss)
-    made = sizes_of_model(model_shapes(step), {})
-    if fallback is not None or made is None:
+    is_own = "model_config" in whole and whole.get("step", step.number) == step.number
+    rest: dict[str, Any] = {key: value for key, value in _TO_RESUME.items() if step.optimizers and key not in whole}
+    if meta is not None and is_own and (fallback is None or not (marked or rest)):
+        how = f"{', '.join(whole)} can be kept"
+        if rest:
+            how += f"; {' and '.join(rest)}: not known, begun anew"
+            rest[MADE_ANEW] = [*rest]
+        else:
+            loss, mends = loss and marked, not marked
+        command = commands.close_meta(path, meta.whole_until, rest)
+    elif fallback is None and (made := sizes_of_model(model_shapes(step), {})) is not None:
+        how = "its sizes follow from the model; sequence_len, window_pattern and the vocab_size before padding are "
+        how += "nanochat's defaults: correct them if yours differ"
+        if step.optimizers:
+            how += f"; {' and '.join(_TO_RESUME)}: not known, begun anew"
+        command = commands.write_meta(path, _rebuilt(step, made), there=meta is not None)
+    else:
         return _set_aside(tag, step, kind, path, what, cause)
-    how = "its sizes follow from the model; sequence_len, window_pattern and the vocab_size before padding are "
-    how += "nanochat's defaults: correct them if yours differ"
-    if step.optimizers:
-        how += f"; {' and '.join(_TO_RESUME)}: not known, begun anew"
-    command = commands.write_meta(path, _rebuilt(step, made), there=meta is not None)
-    return Diagnosis(kind, "bad", path, step.number, what, f"{cause}; {how}", command, loss)
+    return Diagnosis(kind, "bad", path, step.number, what, f"{cause}; {how}", command, loss, mends)
 
 
 def _set_aside(tag: TagFacts, step: StepFacts, kind: str, path: str, what: str, cause: str) -> Diagnosis:
