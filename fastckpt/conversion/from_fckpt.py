@@ -28,7 +28,7 @@ from fastckpt.io.commit import Commit
 from fastckpt.io.copying import sum_written
 from fastckpt.io.how import How
 from fastckpt.nanochat.names import parse_name
-from fastckpt.nanochat.save_mark import no_place_in_torch, parse_mark
+from fastckpt.nanochat.save_mark import no_place_in_torch, note_of_metadata, parse_mark
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.text import some
 
@@ -80,11 +80,7 @@ def convert_from_fckpt(
             raise
         if confirm:
             confirm_export(file, destination, literals=[], segments=segments)
-        lost = metadata_lost(file, exact=exact)
-        notes: tuple[str, ...] = (
-            (f"its metadata ({some(lost)}) is not in the .pt, which has no place for it",) if lost else ()
-        )
-        notes += note_of_classes(file.tree())
+        notes = (*note_of_metadata(metadata_lost(file, exact=exact)), *note_of_classes(file.tree()))
         return replace(_conversion(file, destination, "torch-zip", exact=False), notes=notes)
     export_file(file, destination, size=plan.size, literals=plan.literals, segments=plan.segments, how=how)
     if confirm:

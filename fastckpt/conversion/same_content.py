@@ -16,7 +16,7 @@ from fastckpt.foreign.checks import is_verified
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.source import Source
-from fastckpt.layout.tree import Path, encode_tree, path_text
+from fastckpt.layout.tree import encode_tree
 
 
 class Match(NamedTuple):
@@ -92,14 +92,10 @@ def _same_structure(file: CheckpointFile, foreign: ForeignFile) -> list[Segment]
     # A .safetensors has no nesting and no order of its own; in a .pt these must be the same.
     if foreign.kind in TORCH_KINDS:
         try:
-            tree = encode_tree(foreign.tree, _refuse)
+            tree = encode_tree(foreign.tree)
         except UnsupportedStateError:
             return None
         if tree != file.manifest.tree or list(theirs) != [entry.name for entry in ours]:
             return None
     stored = [(a, foreign.storages[b]) for a, b in place_of.items() if places[a].nbytes]
     return [Segment(storage.offset, a, storage.nbytes, storage.unit) for a, storage in stored]
-
-
-def _refuse(value: object, path: Path) -> object:
-    raise UnsupportedStateError(f"{path_text(path)}: cannot store {type(value).__name__}")

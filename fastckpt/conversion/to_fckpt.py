@@ -25,11 +25,7 @@ from fastckpt.io.how import How
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY
 from fastckpt.layout.entries import StorageBytes
-from fastckpt.layout.tree import Path, encode_tree, path_text
-
-
-def _refuse(value: object, path: Path) -> object:
-    raise UnsupportedStateError(f"{path_text(path)}: cannot store {type(value).__name__}")
+from fastckpt.layout.tree import encode_tree
 
 
 def convert_to_fckpt(
@@ -64,8 +60,8 @@ def convert_to_fckpt(
         segments = [Segment(s.offset, number, s.nbytes, s.unit) for number, s in enumerate(foreign.storages)]
         sections[SECTION_SOURCE] = encode_source_section(read_source_file(source, foreign.kind, segments))
     content = Content(
-        tree=encode_tree(foreign.tree, _refuse),
-        metadata_tree=encode_tree(dict(foreign.metadata), _refuse),
+        tree=encode_tree(foreign.tree),
+        metadata_tree=encode_tree(dict(foreign.metadata)),
         entries=foreign.entries,
         storage_sizes=[storage.nbytes for storage in foreign.storages],
         origins=[storage.offset for storage in foreign.storages],

@@ -21,12 +21,11 @@ from fastckpt.io.how import How
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.prefixes import with_names, without_prefix
-from fastckpt.layout.tree import Path, encode_tree, path_text
-from fastckpt.nanochat.save_mark import no_place_in_torch
+from fastckpt.layout.tree import encode_tree
+from fastckpt.nanochat.save_mark import no_place_in_torch, note_of_metadata
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
-from fastckpt.text import some
 
 
 def convert_without_prefix(
@@ -54,9 +53,8 @@ def convert_without_prefix(
         raise UsageError(f"no tensor's name begins with {prefix!r}", path=file.path)
     sizes = list(file.storage_sizes)
     notes = [f"{changed} of {len(entries)} tensors had the prefix {prefix}"] if prefix else []
-    lost = no_place_in_torch(file.metadata, file.path) if to == "pt" else []
-    notes += [f"its metadata ({some(lost)}) is not in the .pt, which has no place for it"] if lost else []
     if to == "pt":
+        notes += note_of_metadata(no_place_in_torch(file.metadata, file.path))
         stored = storages_beside(tree, entries, len(sizes))
         write_torch(
             destination,
@@ -70,8 +68,8 @@ def convert_without_prefix(
         bytes_of = file.bring(range(len(sizes)), threads=how.threads, verify=True, progress=how.progress, mapped=True)
         regions = [bytes_of(storage) for storage in range(len(sizes))]
         content = Content(
-            tree=encode_tree(tree, _refuse),
-            metadata_tree=encode_tree(_with_note(file.metadata, prefix), _refuse),
+            tree=encode_tree(tree),
+            metadata_tree=encode_tree(_with_note(file.metadata, prefix)),
             entries=entries,
             storage_sizes=sizes,
             origins=[_core.address(region) + start if size else 0 for region, start, size in regions],
@@ -117,7 +115,3 @@ def _fill(file: Opened, sink: Commit, places: Mapping[int, tuple[int, int]], how
             how.progress(done)
     file.source.require_unchanged(next_step="convert it again")
     return list(crcs.values())
-
-
-def _refuse(value: object, path: Path) -> object:
-    raise UnsupportedStateError(f"{path_text(path)}: cannot store {type(value).__name__}")

@@ -285,8 +285,16 @@ def _make_slow(keys: list[Any]) -> bool:
         return False
 
 
+def _refuse(value: object, path: Path) -> object:
+    """Raise UnsupportedStateError: a tree that was read from a file holds nothing that has to be resolved."""
+    raise UnsupportedStateError(f"{path_text(path)}: cannot store {type(value).__name__}")
+
+
 def encode_tree(
-    state: object, resolve: Callable[[Any, Path], object], *, refusals: list[UnsupportedStateError] | None = None
+    state: object,
+    resolve: Callable[[Any, Path], object] = _refuse,
+    *,
+    refusals: list[UnsupportedStateError] | None = None,
 ) -> bytes:
     """Encode ``state``.
 
@@ -294,7 +302,7 @@ def encode_tree(
         state: Any nesting of the storable types.
         resolve: Called with every object this module does not know (a tensor,
             a ``torch.dtype``, ...) and its path; returns the reference or named value to store,
-            whose payload may hold objects of that kind again; or raises.
+            whose payload may hold objects of that kind again; or raises, as it does unless given.
         refusals: Where to note what cannot be stored, instead of raising; None stands in its place then.
 
     Raises:

@@ -14,7 +14,7 @@ number would have to be sent to the other ranks first.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,6 +23,7 @@ import xxhash
 from fastckpt.constants import SALVAGE_KEY, SAVE_HEAD_SIZE, SAVE_MARK_KEY, SAVED_AS_KEY
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.nanochat.names import MODEL, OPTIM, Stem, parse_name
+from fastckpt.text import some
 
 if TYPE_CHECKING:
     import torch
@@ -97,6 +98,11 @@ def no_place_in_torch(metadata: Mapping[str, Any], path: str) -> list[str]:
     told |= {SAVE_MARK_KEY} if named is not None and mark is not None and mark.stem == named[0] else set()
     told |= {SAVED_AS_KEY} if named is not None and metadata.get(SAVED_AS_KEY) == str(named[0]) else set()
     return [key for key in metadata if key not in told]
+
+
+def note_of_metadata(lost: Sequence[str]) -> list[str]:
+    """What is said of the keys that `no_place_in_torch` found; nothing if there are none."""
+    return [f"its metadata ({some(lost)}) is not in the .pt, which has no place for it"] if lost else []
 
 
 def read_mark(path: str | os.PathLike[str]) -> SaveMark | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastckpt.constants import SALVAGE_KEY
-from fastckpt.errors import DamagedError, UnsupportedStateError, UsageError
+from fastckpt.errors import DamagedError, UsageError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.pickle_named import note_of_classes
@@ -24,10 +24,9 @@ from fastckpt.io.copying import copy_storages
 from fastckpt.io.how import How
 from fastckpt.io.os_errors import file_path
 from fastckpt.io.source import Source
-from fastckpt.layout.tree import Path as TreePath
-from fastckpt.layout.tree import TensorRef, encode_tree, path_text
+from fastckpt.layout.tree import TensorRef, encode_tree
 from fastckpt.layout.walk import map_tensors, tensors_below
-from fastckpt.nanochat.save_mark import no_place_in_torch
+from fastckpt.nanochat.save_mark import no_place_in_torch, note_of_metadata
 from fastckpt.salvaging.gather import Gathered, gathered
 from fastckpt.salvaging.plain import as_plain, lost_names
 from fastckpt.salvaging.report import SalvageReport
@@ -65,10 +64,9 @@ def refuse_what_does_not_fit(selection: Selection, wreck: Wreck, kind: str) -> N
             selection.is_reduced = True
             _drop_unnamed(selection)
         selection.notes += note_of_classes(selection.tree)
-    lost = no_place_in_torch(wreck.metadata, wreck.path) if kind == "pt" else []
-    if lost:
-        selection.notes.append(f"its metadata ({some(lost)}) is not in the .pt, which has no place for it")
-        selection.is_reduced = True
+    lost = note_of_metadata(no_place_in_torch(wreck.metadata, wreck.path)) if kind == "pt" else []
+    selection.notes += lost
+    selection.is_reduced |= bool(lost)
     if kind == "safetensors":
         sizes = [piece.state.nbytes for piece in selection.pieces]
         content = content_of(selection.tree, selection.entries, sizes, wreck.metadata)
@@ -145,8 +143,8 @@ def write_destination(
             write_safetensors(path, selection.as_safetensors._replace(texts=texts), found.origins, sizes, how)
         else:
             content = Content(
-                tree=encode_tree(selection.tree, _refuse),
-                metadata_tree=encode_tree({**wrecks[0].metadata, **metadata}, _refuse),
+                tree=encode_tree(selection.tree),
+                metadata_tree=encode_tree({**wrecks[0].metadata, **metadata}),
                 entries=selection.entries,
                 storage_sizes=sizes,
                 origins=[origin.offset for origin in found.origins],
@@ -157,10 +155,6 @@ def write_destination(
             )
         for source in sources.values():
             source.require_unchanged(next_step="salvage it again; what was written is not to be used")
-
-
-def _refuse(value: object, path: TreePath) -> object:
-    raise UnsupportedStateError(f"{path_text(path)}: cannot store {type(value).__name__}")
 
 
 def _provenance(report: SalvageReport, *, fill: str, filled: int) -> Mapping[str, Any]:
