@@ -121,6 +121,11 @@ class Opened(ABC):
     def witness(self, storage: int) -> Witness:
         """What proves the bytes of a storage."""
 
+    def has_checksums(self, storages: Iterable[int] | None = None) -> bool:
+        """Whether each of these storages has a checksum in the file; None is all of them."""
+        numbers = range(len(self.storage_sizes)) if storages is None else storages
+        return all(self.witness(number) != "nothing" for number in numbers)
+
     @abstractmethod
     def bring(
         self, storages: Iterable[int], *, threads: int | None, verify: bool, progress: Progress | None, mapped: bool
