@@ -15,7 +15,7 @@ from fastckpt.fckpt.content import Content, Supply
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.commit import make_directory
-from fastckpt.io.file_object import Writables, write_whole
+from fastckpt.io.file_object import Writables, is_path, write_whole
 from fastckpt.io.os_errors import exists, file_path
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.encode_tree import all_refusals
@@ -86,15 +86,9 @@ def save(
         flat, metadata_tree = taken_apart(state, metadata)
     supply, origins = _sources(flat.storages)
     content = content_of(flat, metadata_tree, origins, supply)
-
-    def write(target: str | os.PathLike[str], *, durable: bool) -> None:
-        write_content(content, target, codec=codec, durable=durable, threads=threads, progress=progress)
-
-    if isinstance(path, str | bytes | os.PathLike):
+    if is_path(path):
         wait_for(path)
-        write(path, durable=durable)
-    else:
-        write_whole(path, lambda target: write(target, durable=False))
+    write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress)
 
 
 def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, list[int]]:
@@ -153,14 +147,18 @@ def require_name(path: Writables, format: str | None) -> None:
 
 def write_content(
     content: Content,
-    path: str | os.PathLike[str],
+    path: Writables,
     *,
     codec: str,
     durable: bool,
     threads: int | None,
     progress: Progress | None,
 ) -> None:
-    """`writer.write_checkpoint` with as many threads as the medium wants, in a directory that is made if need be."""
+    """Write to a path with as many threads as the medium wants, in a directory that is made; or to a file object."""
+    if not isinstance(path, str | bytes | os.PathLike):
+        options: dict[str, Any] = {"codec": codec, "durable": False, "threads": threads, "progress": progress}
+        write_whole(path, lambda made: write_content(content, made, **options))
+        return
     count = direct_threads(threads) if durable and codec == "none" else thread_count(threads)
     codec_for_writing(codec)
     directory = os.path.dirname(os.path.realpath(file_path(path)))

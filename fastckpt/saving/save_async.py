@@ -18,7 +18,7 @@ from typing import Any, Literal
 from fastckpt.codec.registry import codec_for_writing
 from fastckpt.collector import collector_paused
 from fastckpt.errors import FILE_OBJECT, CheckpointIOError, UsageError
-from fastckpt.io.file_object import Writables, is_path, require_writable, write_whole
+from fastckpt.io.file_object import Writables, is_path, require_writable
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.saving import snapshots
 from fastckpt.saving.background import BackgroundSave
@@ -153,14 +153,8 @@ def save_async(
                 if progress is not None:
                     progress(done)
 
-            def write(place: str | os.PathLike[str], *, durable: bool) -> None:
-                write_content(content, place, codec=codec, durable=durable, threads=threads, progress=report)
-
             try:
-                if isinstance(target, str | bytes | os.PathLike):
-                    write(target, durable=durable)
-                else:
-                    write_whole(target, lambda place: write(place, durable=False))
+                write_content(content, target, codec=codec, durable=durable, threads=threads, progress=report)
             finally:
                 _turn.release()
 
