@@ -12,15 +12,16 @@ from collections.abc import Iterable, Sequence
 
 from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE
-from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.errors import DamagedError
 from fastckpt.fckpt.bad_ranges import raise_damage
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, read_chunk, read_targets
 from fastckpt.fckpt.source_section import Segment
 from fastckpt.foreign.byte_order import turn_round
-from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.commit import Commit
 from fastckpt.io.how import How
 from fastckpt.io.memory import allocate
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.records import Record
@@ -74,12 +75,8 @@ def export_storages(file: CheckpointFile, sink: Commit, segments: Sequence[Segme
     tell = how.progress
     report = None if tell is None else lambda count: tell(done + count)
     reading = Reading(how.threads, progress=report, sink=sink.fd, sink_direct=sink.direct_fd)
-    try:
+    with typed_os_errors(sink.path):
         raise_damage(file.source, read_targets(file.source, targets, reading))
-    except FastckptError:
-        raise
-    except OSError as error:
-        raise translate_os_error(error, sink.path) from error
     file.source.require_unchanged(next_step="convert it again")
 
 
@@ -95,10 +92,8 @@ def _export_from_memory(
         start = places[segment.storage].offset
         turn_round(pack[start : start + segment.size], segment.unit)
     moves = [Move(base + places[s.storage].offset, s.offset, s.size) for s in segments]
-    try:
+    with typed_os_errors(sink.path):
         transfer(moves, source=MEMORY, sink=sink.fd, threads=threads, leaves=False)
-    except OSError as error:
-        raise translate_os_error(error, sink.path) from error
 
 
 def confirm_export(

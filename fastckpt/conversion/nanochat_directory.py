@@ -42,8 +42,8 @@ from fastckpt.errors import (
     UsageError,
 )
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.io.commit import fsync_directory, make_directory, publish_bytes, translate_os_error
-from fastckpt.io.os_errors import exists, is_directory, status
+from fastckpt.io.commit import fsync_directory, make_directory, publish_bytes
+from fastckpt.io.os_errors import exists, is_directory, status, typed_os_errors
 from fastckpt.io.transfer import thread_count
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.completeness import step_in_use
@@ -248,9 +248,7 @@ def _delete_sources(converted: list[Conversion], *, threads: int) -> None:
     for conversion in converted:
         confirm(conversion, threads=threads)
     for conversion in reversed(converted):
-        try:
+        with typed_os_errors(conversion.source, doing="delete the converted file"):
             os.unlink(conversion.source)
-        except OSError as error:
-            raise translate_os_error(error, conversion.source, doing="delete the converted file") from error
         # One by one: after a power cut, too, there is no model without its optimizer.
         fsync_directory(os.path.dirname(os.path.abspath(conversion.source)))

@@ -16,8 +16,9 @@ from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.pickle_named import note_of_classes, storages_beside
 from fastckpt.foreign.torch_pickle import pickle_state
 from fastckpt.foreign.write_torch import write_torch
-from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.commit import Commit
 from fastckpt.io.how import How
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.prefixes import with_names, without_prefix
@@ -105,10 +106,8 @@ def _fill(file: Opened, sink: Commit, places: Mapping[int, tuple[int, int]], how
         for storage in full:
             region, start, size = bytes_of(storage)
             moves.append(Move(_core.address(region) + start, places[storage][0], size))
-        try:
+        with typed_os_errors(sink.path, doing="write the file"):
             moved = transfer(moves, source=MEMORY, sink=sink.fd, threads=how.threads, leaves=False, crcs=True)
-        except OSError as error:
-            raise translate_os_error(error, sink.path, doing="write the file") from error
         crcs.update(zip(full, moved.crcs, strict=True))
         done += sum(places[storage][1] for storage in full)
         if how.progress is not None:

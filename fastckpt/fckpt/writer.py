@@ -27,12 +27,13 @@ from fastckpt.constants import (
     SECTION_MANIFEST_COPY,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.errors import CheckpointIOError
 from fastckpt.fckpt.content import Content, Delivery, Supply, brought_pieces
 from fastckpt.fckpt.encoding import encode_payload
 from fastckpt.fckpt.turns import RawTurns, RecordToWrite, SuppliedTurns, origin_of
-from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.commit import Commit
 from fastckpt.io.memory import allocate
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, TurnMover, transfer
 from fastckpt.layout.blocks import Extent, align, block_digest
 from fastckpt.layout.columns import rows_of
@@ -382,7 +383,7 @@ def write_checkpoint(
         extent = Extent(SUPERBLOCK_SIZE, len(writer.manifest))
         sink.write(0, encode_superblock(extent, block_digest(writer.manifest)))
         sink.write(SUPERBLOCK_SIZE, writer.manifest)
-        try:
+        with typed_os_errors(path):
             if encoder is None:
                 # What comes late is written last: then no header waits for long.
                 writer.write_raw(sink, [record for record in writer.records if not content.covered(record.plan)])
@@ -391,10 +392,6 @@ def write_checkpoint(
                     writer.write_supplied(sink, supplied, content.supply)
             else:
                 writer.write_encoded(sink, codec_id, encoder)
-        except FastckptError:
-            raise
-        except OSError as error:
-            raise translate_os_error(error, path) from error
         if check_crcs is not None:
             check_crcs(writer.crcs)
         sink.finish(writer.write_tail(sink))

@@ -19,7 +19,7 @@ from fastckpt.findings import Finding
 from fastckpt.foreign.inflate import inflated
 from fastckpt.foreign.zip_account import account_for
 from fastckpt.foreign.zip_records import PACK_AGAIN, ZipArchive, ZipRecord, read_archives
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import Source
 
 _GROWTH: Final = 100
@@ -78,14 +78,11 @@ def read_instead_of(source: Source) -> Iterator[IO[bytes]]:
     Raises:
         OutOfSpaceError, CheckpointIOError: There is no room for it, or the file cannot be read.
     """
-    try:
-        with tempfile.TemporaryFile() as there:
-            yield there
-            there.flush()
-            source.read_instead(os.dup(there.fileno()))
-    except OSError as error:
-        doing = f"inflate it to a temporary file in {tempfile.gettempdir()}"
-        raise translate_os_error(error, source.path, doing=doing) from error
+    doing = f"inflate it to a temporary file in {tempfile.gettempdir()}"
+    with typed_os_errors(source.path, doing=doing), tempfile.TemporaryFile() as there:
+        yield there
+        there.flush()
+        source.read_instead(os.dup(there.fileno()))
 
 
 def most_inflated(source: Source) -> int:

@@ -9,10 +9,11 @@ from fastckpt import _core
 from fastckpt.errors import DamagedError
 from fastckpt.foreign.safetensors_content import SafetensorsContent, is_plain
 from fastckpt.foreign.safetensors_header import lay_out
-from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.commit import Commit
 from fastckpt.io.copying import FilePlace, copy_storages
 from fastckpt.io.how import How
 from fastckpt.io.memory import allocate
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.transfer import MEMORY, Move, transfer
 from fastckpt.layout.entries import Entry, StorageBytes, by_storage
 from fastckpt.needs import needs_torch
@@ -82,8 +83,6 @@ def put_in_order(
             plain = tensor.detach().resolve_conj().resolve_neg().contiguous()
             kept.append(plain)
             moves.append(Move(plain.data_ptr(), at, entry.nbytes))
-    try:
+    with typed_os_errors(sink.path, doing="write the file"):
         transfer(moves, source=MEMORY, sink=sink.fd, threads=threads, leaves=False)
-    except OSError as error:
-        raise translate_os_error(error, sink.path, doing="write the file") from error
     return sum(move.size for move in moves)

@@ -30,12 +30,12 @@ from typing import Final, TypeGuard
 from fastckpt import _core
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.io.direct import open_direct
-from fastckpt.io.os_errors import exists, file_path, translate_os_error
+from fastckpt.io.os_errors import exists, file_path, translate_os_error, typed_os_errors
 from fastckpt.io.space import check_space, reserve_space
 from fastckpt.io.temp_file import create_temp, keep_ownership, sweep
 from fastckpt.io.transfer import MEMORY, Move, transfer
 
-__all__ = ["Commit", "fsync_directory", "make_directory", "publish_bytes", "translate_os_error"]
+__all__ = ["Commit", "fsync_directory", "make_directory", "publish_bytes"]
 
 _DIRECTORY_SYNC_UNSUPPORTED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 """What fsync on a directory says where the file system has no such thing."""
@@ -110,10 +110,8 @@ class Commit:
             OutOfSpaceError: They are not to be had.
             CheckpointIOError: The system refused for another reason.
         """
-        try:
+        with typed_os_errors(self.path, doing=f"reserve {size} bytes"):
             reserve_space(self.fd, size, self.path)
-        except OSError as error:
-            raise translate_os_error(error, self.path, doing=f"reserve {size} bytes") from error
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of ``data`` at ``offset``, through the page cache.
@@ -158,11 +156,9 @@ class Commit:
         Raises:
             CheckpointIOError: The system refused.
         """
-        try:
+        with typed_os_errors(self.path, size, doing="set the length of the file"):
             if os.fstat(self.fd).st_size > size:
                 os.ftruncate(self.fd, size)
-        except OSError as error:
-            raise translate_os_error(error, self.path, size, doing="set the length of the file") from error
         self._size = size
 
     def _begin(self) -> None:
@@ -216,7 +212,7 @@ class Commit:
         assert self._temp_name is not None
         if self._size is None:
             raise RuntimeError("a commit ended without a call of finish(size)")
-        try:
+        with typed_os_errors(self.path, doing="complete the new file"):
             if self._replaced is not None:
                 keep_ownership(self.fd, self._replaced)
             actual = os.fstat(self.fd).st_size
@@ -234,17 +230,9 @@ class Commit:
                 os.close(os.dup(self.fd))
             os.rename(self._temp_name, self._target_name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
             self._temp_name = None
-        except CheckpointIOError:
-            raise
-        except OSError as error:
-            raise translate_os_error(error, self.path, doing="complete the new file") from error
         if self._durable:
-            try:
+            with typed_os_errors(self.path, doing="make the new file safe from a power cut (it is whole and in place)"):
                 _fsync_directory(self._directory_fd)
-            except OSError as error:
-                raise translate_os_error(
-                    error, self.path, doing="make the new file safe from a power cut (it is whole and in place)"
-                ) from error
 
     def _discard(self) -> None:
         """Remove the temp file unless it became the target, and close everything."""
@@ -282,10 +270,8 @@ def make_directory(path: str, *, durable: bool = True) -> None:
     while not exists(above):
         missing.append(above)
         above = os.path.dirname(above)
-    try:
+    with typed_os_errors(path, doing="make the directory"):
         os.makedirs(file_path(path), exist_ok=True)  # Other ranks make it, too.
-    except OSError as error:
-        raise translate_os_error(error, path, doing="make the directory") from error
     for each in missing if durable else ():
         fsync_directory(os.path.dirname(each))
 
@@ -296,14 +282,12 @@ def fsync_directory(path: str | os.PathLike[str]) -> None:
     Raises:
         CheckpointIOError: The directory cannot be opened, or the fsync failed.
     """
-    try:
+    with typed_os_errors(path, doing="sync the directory"):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             _fsync_directory(fd)
         finally:
             os.close(fd)
-    except OSError as error:
-        raise translate_os_error(error, path, doing="sync the directory") from error
 
 
 def _fsync_directory(fd: int) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastckpt.errors import CheckpointIOError, DamagedError
-from fastckpt.io.commit import Commit, translate_os_error
+from fastckpt.io.commit import Commit
 from fastckpt.io.how import How
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.transfer import NOWHERE, Move, transfer
 
 
@@ -33,7 +34,7 @@ def copy_storages(sink: Commit, origins: Sequence[FilePlace], places: Sequence[t
     done = 0
     for fd, numbers in by_fd.items():
         report = None if how.progress is None else (lambda count, base=done, tell=how.progress: tell(base + count))
-        try:
+        with typed_os_errors(sink.path, doing="write the file"):
             moved = transfer(
                 [Move(origins[n].offset, places[n][0], places[n][1]) for n in numbers],
                 source=fd,
@@ -44,10 +45,6 @@ def copy_storages(sink: Commit, origins: Sequence[FilePlace], places: Sequence[t
                 crcs=True,
                 progress=report,
             )
-        except CheckpointIOError:
-            raise
-        except OSError as error:
-            raise translate_os_error(error, sink.path, doing="write the file") from error
         if moved.faults:
             raise DamagedError("a file became shorter or unreadable while it was read; nothing was written")
         for number, crc in zip(numbers, moved.crcs, strict=True):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias, TypeGuard
 
 from fastckpt.errors import FILE_OBJECT, NotACheckpointError, UsageError
-from fastckpt.io.os_errors import file_path, translate_os_error
+from fastckpt.io.os_errors import file_path, typed_os_errors
 
 _PIECE: Final = 8 * 2**20
 
@@ -69,21 +69,19 @@ def spool(file: Readable) -> int:
         NotACheckpointError: Nothing follows.
         OutOfSpaceError, CheckpointIOError: The temporary file cannot be written, or the object not be read.
     """
-    try:
-        with tempfile.TemporaryFile(buffering=0) as there:
-            while (data := _next(file)).nbytes:
-                _write(there, data)
-            if not there.tell():
-                raise NotACheckpointError(
-                    "nothing follows the place where the file object stands",
-                    path=FILE_OBJECT,
-                    next_step="if it was just written, go back to its beginning: file.seek(0)",
-                )
-            return os.dup(there.fileno())
-    except OSError as error:
-        raise translate_os_error(
-            error, FILE_OBJECT, doing=f"copy the file object to a temporary file in {tempfile.gettempdir()}"
-        ) from error
+    with (
+        typed_os_errors(FILE_OBJECT, doing=f"copy the file object to a temporary file in {tempfile.gettempdir()}"),
+        tempfile.TemporaryFile(buffering=0) as there,
+    ):
+        while (data := _next(file)).nbytes:
+            _write(there, data)
+        if not there.tell():
+            raise NotACheckpointError(
+                "nothing follows the place where the file object stands",
+                path=FILE_OBJECT,
+                next_step="if it was just written, go back to its beginning: file.seek(0)",
+            )
+        return os.dup(there.fileno())
 
 
 def _next(file: Readable) -> memoryview:
@@ -121,12 +119,12 @@ def write_whole(file: Writable, write: Callable[[str], Any]) -> None:
             object refused a part of it.
     """
     require_writable(file)
-    try:
-        with tempfile.TemporaryDirectory(prefix="fastckpt-") as room:
-            path = os.path.join(room, "state.fckpt")
-            write(path)
-            with open(path, "rb") as whole:
-                while data := whole.read(_PIECE):
-                    _write(file, memoryview(data))
-    except OSError as error:
-        raise translate_os_error(error, FILE_OBJECT, doing="write to the file object") from error
+    with (
+        typed_os_errors(FILE_OBJECT, doing="write to the file object"),
+        tempfile.TemporaryDirectory(prefix="fastckpt-") as room,
+    ):
+        path = os.path.join(room, "state.fckpt")
+        write(path)
+        with open(path, "rb") as whole:
+            while data := whole.read(_PIECE):
+                _write(file, memoryview(data))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, OutOfSpaceError, UsageError
@@ -124,3 +126,20 @@ def translate_os_error(
         kind = CheckpointNotFoundError if code == errno.ENOENT and next_step is None else kind
     message = f"cannot {doing}: {reason}" if doing else reason
     return kind(message, errno=code, path=path, offset=offset, next_step=next_step or advice)
+
+
+@contextmanager
+def typed_os_errors(
+    path: str | os.PathLike[str] | None,
+    offset: int | None = None,
+    *,
+    doing: str | None = None,
+    next_step: str | None = None,
+) -> Iterator[None]:
+    """What the system refuses inside of this ``with`` is raised as `translate_os_error` says it."""
+    try:
+        yield
+    except CheckpointIOError:
+        raise  # With the cause that it has.
+    except OSError as error:
+        raise translate_os_error(error, path, offset, doing=doing, next_step=next_step) from error

@@ -16,7 +16,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
 from fastckpt.io.direct import open_direct
 from fastckpt.io.file_object import Readables, name_of, spool
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import translate_os_error, typed_os_errors
 from fastckpt.io.unpacked import Unpacked, pack, unpacked_folder
 
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -248,10 +248,8 @@ class Source:
 
     def require_in_place(self, *, next_step: str) -> None:
         """Raise DamagedError unless the path still names this file, as it was: before what has the name is deleted."""
-        try:
+        with typed_os_errors(self.path, doing="look at the file"):
             now = os.stat(self.path)
-        except OSError as error:
-            raise translate_os_error(error, self.path, doing="look at the file") from error
         if _identity(now) != self.identity:
             raise DamagedError("another file has taken its place", path=self.path, next_step=next_step)
 
@@ -280,10 +278,8 @@ class Source:
         Raises:
             CheckpointIOError: The system cannot say.
         """
-        try:
+        with typed_os_errors(self.path, doing="look at the file"):
             now = os.fstat(self._file_fd if self.has_other_form else self.fd)
-        except OSError as error:
-            raise translate_os_error(error, self.path, doing="look at the file") from error
         return _identity(now) == self.identity
 
 
@@ -310,11 +306,8 @@ def read_small(path: str, *, limit: int) -> bytes:
         DamagedError: It is larger; no more of it was read.
         CheckpointIOError: The system could not read it.
     """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise translate_os_error(error, path, doing="read the file") from error
+    with typed_os_errors(path, doing="read the file"), open(path, "rb") as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise DamagedError(f"it is larger than {limit} bytes, which no such file is", path=path)
     return data

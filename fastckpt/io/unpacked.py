@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 
 from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.findings import Finding, Kind
-from fastckpt.io.os_errors import is_directory, translate_os_error
+from fastckpt.io.os_errors import is_directory, translate_os_error, typed_os_errors
 from fastckpt.io.space import check_space
 from fastckpt.layout.zip_bytes import descriptor, directory_row, end_records, local_header
 from fastckpt.layout.zip_layout import Place, end_of, next_place
@@ -136,13 +136,11 @@ def pack(folder: str) -> Unpacked:
     text = "the folder of an unpacked .pt: its checksums were in the archive, and nothing proves its files"
     packed.findings.append(Finding(Kind.UNPROVEN, f"{text}; to pack it: {packed.how_to_pack}", 0, 0, loss=False))
     with contextlib.ExitStack() as stack:
-        try:
+        with typed_os_errors(folder, doing="read the folder"):
             top = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             stack.callback(os.close, top)
             files = list(islice(_files_below(top, packed.findings), _MOST_FILES + 1))
             there = stack.enter_context(tempfile.TemporaryFile()).fileno()
-        except OSError as error:
-            raise translate_os_error(error, folder, doing="read the folder") from error
         if len(files) > _MOST_FILES:
             raise UnsupportedStateError(f"the folder has more than {_MOST_FILES} files", path=folder)
         packed.size = sum(status.st_size for _, status in files)
@@ -206,18 +204,18 @@ def _problem(name: str, mode: int, depth: int) -> str | None:
 
 def _copy(top: int, name: str, status: os.stat_result, there: int, at: int, *, path: str) -> None:
     """Copy a file below the open folder ``top`` into ``there``, to the byte ``at``."""
-    try:
-        with open(_open_below(top, name), "rb", buffering=0) as file:
-            os.lseek(there, at, os.SEEK_SET)
-            done = 0
-            while done < status.st_size:
-                count = os.sendfile(there, file.fileno(), done, status.st_size - done)
-                if not count:
-                    break
-                done += count
-            now = os.fstat(file.fileno())
-    except OSError as error:
-        raise translate_os_error(error, path, doing=f"copy it into a file in {tempfile.gettempdir()}") from error
+    with (
+        typed_os_errors(path, doing=f"copy it into a file in {tempfile.gettempdir()}"),
+        open(_open_below(top, name), "rb", buffering=0) as file,
+    ):
+        os.lseek(there, at, os.SEEK_SET)
+        done = 0
+        while done < status.st_size:
+            count = os.sendfile(there, file.fileno(), done, status.st_size - done)
+            if not count:
+                break
+            done += count
+        now = os.fstat(file.fileno())
     if _what(now) != _what(status) or done < status.st_size:
         raise DamagedError("the file changed while it was read", path=path, next_step="read the folder again")
 

@@ -25,7 +25,7 @@ from fastckpt.constants import SAVED_AS_KEY
 from fastckpt.errors import FastckptError, UnsupportedStateError, UsageError
 from fastckpt.io.cloning import clone
 from fastckpt.io.commit import make_directory
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.source import Source
 from fastckpt.io.space import check_space
@@ -220,10 +220,8 @@ def _make_room(target: str, plan: Plan, files: RankFiles) -> None:
     """Make the directory, and see that there is room for what comes into it and for one rank more."""
     sizes = [joined_size(tree) for tree in plan.trees]
     make_directory(target)
-    try:
+    with typed_os_errors(target, doing="look up the free space"):
         check_space(target, files.model.size + sum(sizes) + max(sizes), target)
-    except OSError as error:
-        raise translate_os_error(error, target, doing="look up the free space") from error
 
 
 def _write_ranks(files: RankFiles, plan: Plan, part: str, options: Options, progress: Progress | None) -> int:

@@ -33,8 +33,8 @@ from dataclasses import dataclass, replace
 from typing import Final, ParamSpec, TypeVar
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UsageError
-from fastckpt.io.commit import fsync_directory, translate_os_error
-from fastckpt.io.os_errors import status
+from fastckpt.io.commit import fsync_directory
+from fastckpt.io.os_errors import status, translate_os_error, typed_os_errors
 from fastckpt.io.space import free_bytes
 from fastckpt.nanochat.completeness import StepState, step_state
 from fastckpt.nanochat.meta import read_meta
@@ -338,10 +338,8 @@ def _amount(text: str | int, *, total: int) -> int:
 
 def _space(directory: str, min_free: str | int) -> tuple[int, int]:
     """Bytes that are free, and bytes that should be."""
-    try:
+    with typed_os_errors(directory, doing="look up the free space"):
         status, free = os.statvfs(directory), free_bytes(directory)
-    except OSError as error:
-        raise translate_os_error(error, directory, doing="look up the free space") from error
     if free is None:
         raise UsageError("this file system does not say how much is free: leave out min_free", path=directory)
     return free, _amount(min_free, total=status.f_blocks * status.f_frsize)

@@ -20,7 +20,7 @@ from fastckpt.foreign.torch_pickle import pickle_state
 from fastckpt.foreign.write_torch import write_torch
 from fastckpt.io.copying import FilePlace, copy_storages
 from fastckpt.io.how import How
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.space import reserve_space
 from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry, contiguous_stride
@@ -147,9 +147,6 @@ def _scratch(target: str, sizes: Sequence[int]) -> Iterator[tuple[int, list[int]
     for size in sizes:
         offsets.append(end)
         end = align(end + size, _PAGE)
-    try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(target)) as file:
-            reserve_space(file.fileno(), max(end, _PAGE), target)
-            yield file.fileno(), offsets
-    except OSError as error:
-        raise translate_os_error(error, target, doing="write the file") from error
+    with typed_os_errors(target, doing="write the file"), tempfile.TemporaryFile(dir=os.path.dirname(target)) as file:
+        reserve_space(file.fileno(), max(end, _PAGE), target)
+        yield file.fileno(), offsets

@@ -33,8 +33,8 @@ from typing import Final
 
 from fastckpt.errors import CheckpointIOError
 from fastckpt.io.cloning import clone
-from fastckpt.io.commit import fsync_directory, translate_os_error
-from fastckpt.io.os_errors import exists
+from fastckpt.io.commit import fsync_directory
+from fastckpt.io.os_errors import exists, translate_os_error, typed_os_errors
 from fastckpt.io.source import Source
 from fastckpt.nanochat.completeness import state_at_names
 from fastckpt.nanochat.names import BEFORE, META, MODEL, hidden_name, parse_name
@@ -64,10 +64,8 @@ def keep_whole(directory: str, step: int) -> None:
         state = state_at_names(here, verify=False)
         # What cannot be read may be whole. It must not cost what is kept, which is.
         if state.complete or (state.unread and here.before is None):
-            try:
+            with typed_os_errors(directory, doing=f"keep what step {step} is now"):
                 _link(directory, here, unread=state.unread)
-            except OSError as error:
-                raise translate_os_error(error, directory, doing=f"keep what step {step} is now") from error
 
 
 def drop_kept(directory: str, step: int) -> None:
@@ -111,11 +109,9 @@ def stage(directory: str, step: int, *, removing: Sequence[str] = ()) -> Iterato
         CheckpointIOError: The system refused, or another process is at the same step.
     """
     part = _path(directory, step, NEW)
-    try:
+    with typed_os_errors(part, doing="make the directory"):
         os.makedirs(part, exist_ok=True)
         fd = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise translate_os_error(error, part, doing="make the directory") from error
     try:
         _lock(fd, part)
         for name in os.listdir(part):  # What a killed run has left.
@@ -205,10 +201,8 @@ def _remove_kept(directory: str, step: int) -> None:
 @contextlib.contextmanager
 def _locked(directory: str) -> Iterator[None]:
     """Alone, of all processes that keep or drop something in a directory."""
-    try:
+    with typed_os_errors(directory, doing="open the directory"):
         fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise translate_os_error(error, directory, doing="open the directory") from error
     try:
         with contextlib.suppress(OSError):  # A file system without locks.
             fcntl.flock(fd, fcntl.LOCK_EX)

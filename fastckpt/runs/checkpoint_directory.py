@@ -12,7 +12,7 @@ import torch.distributed
 
 from fastckpt.errors import FastckptError, UsageError
 from fastckpt.io.commit import fsync_directory, make_directory
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.transfer import thread_count
 from fastckpt.loading.load_into import load_into
 from fastckpt.saving.save import save
@@ -146,20 +146,16 @@ class CheckpointDirectory:
             if not stays and (fault == "old" or (fault == "damaged" and whole)):
                 doomed.append(found.path)
         for path in doomed[::-1]:
-            try:
+            with typed_os_errors(path, doing="delete the step"):
                 os.unlink(path)
-            except OSError as error:
-                raise translate_os_error(error, path, doing="delete the step") from error
         if doomed:
             fsync_directory(self.path)
         return doomed[::-1]
 
     def _fault(self, found: CheckpointSet) -> str:
         """``damaged`` or ``unreadable``; empty if every byte of a step is as it was. Each is read once."""
-        try:
+        with typed_os_errors(found.path, doing="examine the step"):
             status = os.stat(found.path)
-        except OSError as error:
-            raise translate_os_error(error, found.path, doing="examine the step") from error
         version = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self._proven.get(found.path) == version:
             return ""

@@ -18,7 +18,7 @@ from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.fckpt.payload import Reading, Target, read_targets
 from fastckpt.foreign.byte_order import turn_round
 from fastckpt.io.copying import FilePlace
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import Source
 from fastckpt.io.space import check_space
 from fastckpt.io.transfer import MEMORY, Move, transfer
@@ -102,11 +102,9 @@ class _Spool:
     """A temporary file without a name."""
 
     def __init__(self, stack: contextlib.ExitStack, directory: str, threads: int) -> None:
-        try:
+        with typed_os_errors(directory, doing="make a temporary file in"):
             # It has no name: the system removes it when it is closed, or when the process dies.
             self._file: IO[Any] = stack.enter_context(tempfile.TemporaryFile(dir=directory))  # noqa: SIM115
-        except OSError as error:
-            raise translate_os_error(error, directory, doing="make a temporary file in") from error
         self._threads = threads
         self._directory = directory
         self._end = 0
@@ -114,16 +112,12 @@ class _Spool:
 
     def take(self, piece: Part, source: Source, holes: Sequence[Hole], pattern: bytes) -> FilePlace:
         """Copy a storage here, decoded, with its holes filled."""
-        try:
+        with typed_os_errors(self._directory, doing="write a temporary file in"):
             encoded = piece.state.record is not None
             offset = self._decode(piece, source) if encoded else self._copy(piece, source, holes)
             self._turn_round(offset, piece.state.nbytes, piece.state.unit)
             for hole in holes:
                 self._fill(offset, hole, piece.state.nbytes, pattern)
-        except (CheckpointIOError, DamagedError):
-            raise
-        except OSError as error:
-            raise translate_os_error(error, self._directory, doing="write a temporary file in") from error
         return FilePlace(self._file.fileno(), offset)
 
     def _reserve(self, size: int) -> int:

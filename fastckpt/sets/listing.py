@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from fastckpt.errors import DamagedError
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import read_small
 
 MAX_JSON: Final = 256 * 2**20
@@ -25,10 +25,8 @@ class Listing:
 
     def __init__(self, directory: str) -> None:
         self.directory = directory
-        try:
+        with typed_os_errors(directory):
             self.names = sorted(os.listdir(directory))
-        except OSError as error:
-            raise translate_os_error(error, directory) from error
 
     def path(self, name: str) -> str:
         """The path of a name."""

@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, OutOfSpaceError
-from fastckpt.io.os_errors import translate_os_error
+from fastckpt.io.os_errors import translate_os_error, typed_os_errors
 
 
 @pytest.mark.parametrize("code", sorted(errno.errorcode))
@@ -37,6 +37,16 @@ def test_next_step_of_the_caller_wins() -> None:
 def test_typed_errors_come_back_as_they_are() -> None:
     error = OutOfSpaceError("full", errno=errno.ENOSPC, path="b", offset=3)
     assert translate_os_error(error, "a", 7) is error
+
+
+def test_what_is_refused_inside_gets_its_type_once() -> None:
+    with pytest.raises(CheckpointIOError, match=r"^a: cannot read: ") as caught, typed_os_errors("a", doing="read"):
+        raise OSError(errno.EIO, "text")
+    assert isinstance(caught.value.__cause__, OSError)
+    with pytest.raises(CheckpointIOError) as again, typed_os_errors("b", doing="do more"):
+        raise caught.value
+    assert again.value is caught.value
+    assert caught.value.__cause__ is not caught.value
 
 
 def test_error_without_a_number() -> None:
