@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from fastckpt.foreign.write_torch import SALVAGED
-from fastckpt.nanochat.names import BEFORE, hidden_name, parse_name
+from fastckpt.nanochat.names import BEFORE, hidden_name, parse_hidden, parse_name
 
 ASIDE: Final = "damaged"
 """Where files go that nanochat shall not find: it looks at no directory inside a tag's."""
@@ -98,7 +98,9 @@ def rename_all(pairs: Sequence[tuple[str, str]]) -> str:
 def set_aside(paths: Sequence[str]) -> str:
     """Move files into a subdirectory of their own, where neither nanochat nor fastckpt takes them for a step."""
     directory, names = os.path.dirname(paths[0]), [os.path.basename(path) for path in paths]
-    aside = _aside(directory, set(names).__contains__)
+    # What is kept of a step gets its names back: nothing but its files may be there.
+    beside = "../" if parse_hidden(os.path.basename(directory)) else ""
+    aside = beside + _aside(os.path.join(directory, beside), set(names).__contains__)
     return inside(directory, f"mkdir -p {aside}", shlex.join(["mv", "-n", "--", *names, aside]))
 
 
@@ -249,6 +251,13 @@ def remove_directory(path: str) -> str:
     """Delete a directory and all in it."""
     directory, name = _place(path)
     return inside(directory, shlex.join(["rm", "-r", "--", name]))
+
+
+def remove_if_intact(path: str, names: Sequence[str]) -> str:
+    """Delete a directory and all in it, if files beside it are intact to the last byte."""
+    directory, name = _place(path)
+    verify = shlex.join(["fastckpt", "verify", *names])
+    return inside(directory, verify, shlex.join(["rm", "-r", "--", name]))
 
 
 def find_copy(path: str) -> str:

@@ -15,7 +15,7 @@ from fastckpt.doctor.diagnosis import Diagnosis, Severity, worst_first
 from fastckpt.doctor.directories import Places, diagnose_places, diagnose_strays, find_places
 from fastckpt.doctor.disk import Space, diagnose_orphans, diagnose_space, read_space
 from fastckpt.doctor.facts import MOST_TRIED, FileFacts, StepFacts, TagFacts, read_file
-from fastckpt.doctor.interrupted import diagnose_interrupted
+from fastckpt.doctor.interrupted import diagnose_interrupted, wait_for_names
 from fastckpt.doctor.meta import diagnose_meta
 from fastckpt.doctor.moments import diagnose_lone_numbers, diagnose_numbers, diagnose_shapes
 from fastckpt.doctor.not_found import missing_step, missing_tag, nothing_there
@@ -240,6 +240,7 @@ def _diagnose_tag(tag: TagFacts, question: Question, salvager: Salvager) -> Iter
     # Where files are damaged, it matters whether another step can be made whole without loss: those come first.
     for step in sorted(steps, key=lambda step: bool(step.broken)):
         found = list(_diagnose_step(tag, step, question, salvager, is_target=step is target))
+        found = wait_for_names(step, found)
         if not step.is_whole and all(one.mends for one in found if one.severity == "bad"):
             tag.mendable.append(step)
         yield from found

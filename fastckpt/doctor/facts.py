@@ -260,7 +260,7 @@ def read_tag(path: str, *, deep: bool, threads: int | None, progress: Progress |
 
 
 def _read_step(tag: TagFacts, step: Step) -> StepFacts:
-    state = step_state(step, verify=False, threads=tag.threads)
+    state = _state_in_use(tag, step)
     if state.before and step.before is not None:
         step = step.before
     files = [
@@ -277,6 +277,15 @@ def _read_step(tag: TagFacts, step: Step) -> StepFacts:
     if against.unread:
         state = replace(state, unread=True, reasons=(*state.reasons, *against.unread))
     return StepFacts(tag.path, step.number, files, meta, state, tuple(against.reasons))
+
+
+def _state_in_use(tag: TagFacts, step: Step) -> StepState:
+    """As a load chooses, if every byte is read; where no choice is whole, or nothing is read, by the structure."""
+    if tag.deep and step.before is not None:
+        state = step_state(step, verify=True, threads=tag.threads)
+        if state.complete or state.unread:
+            return state
+    return step_state(step, verify=False, threads=tag.threads)
 
 
 def read_file(path: str, stem: Stem, *, deep: bool, threads: int | None, progress: Progress | None) -> FileFacts:
