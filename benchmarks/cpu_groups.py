@@ -55,7 +55,12 @@ def into(bench: Bench, of: Inputs) -> None:
     into_state = of.other_state
     bench.group(
         {
-            "limit: pread into touched memory": lambda: limits.read_file(of.ours, of.touched, of.threads, direct=False),
+            "limit: pread into huge pages in use": lambda: limits.read_file(
+                of.ours, [of.touched], of.threads, direct=False
+            ),
+            "limit: pread into the tensors": lambda: limits.read_file(
+                of.ours, of.other_pages, of.threads, direct=False
+            ),
             "fastckpt.load_into": lambda: fastckpt.load_into(into_state, of.ours),
         },
         of.nbytes,
@@ -87,7 +92,13 @@ def cold(bench: Bench, of: Inputs) -> None:
     """Files that only the disk has."""
     into_state = of.other_state
     jobs: dict[str, Job] = {
-        f"limit: O_DIRECT read, {n} threads": lambda n=n: limits.read_file(of.ours, of.touched, n, direct=True)  # type: ignore[misc]
+        f"limit: O_DIRECT read, {n} threads": lambda n=n: limits.read_file(of.ours, [of.touched], n, direct=True)  # type: ignore[misc]
+        for n in of.many
+    }
+    jobs |= {
+        f"limit: O_DIRECT read into the tensors, {n} threads": lambda n=n: limits.read_file(  # type: ignore[misc]
+            of.ours, of.other_pages, n, direct=True
+        )
         for n in of.many
     }
     jobs |= {
@@ -125,7 +136,13 @@ def durable(bench: Bench, of: Inputs) -> None:
     new, flat = of.at("new"), of.flat
     jobs: dict[str, Job] = {
         f"limit: O_DIRECT write + fsync, {n} threads": lambda n=n: limits.write_file(  # type: ignore[misc]
-            new, of.touched, n, direct=True, sync=True
+            new, of.pages, n, direct=True, sync=True
+        )
+        for n in of.many
+    }
+    jobs |= {
+        f"limit: hashed, O_DIRECT write + fsync, {n} threads": lambda n=n: limits.write_file(  # type: ignore[misc]
+            new, of.pages, n, direct=True, sync=True, hashed=True
         )
         for n in of.many
     }
@@ -146,7 +163,7 @@ def buffered(bench: Bench, of: Inputs) -> None:
     new, flat = of.at("new"), of.flat
     jobs: dict[str, Job] = {
         f"limit: buffered pwrite, {n} threads": lambda n=n: limits.write_file(  # type: ignore[misc]
-            new, of.touched, n, direct=False, sync=False
+            new, of.pages, n, direct=False, sync=False
         )
         for n in (1, of.threads)
     }

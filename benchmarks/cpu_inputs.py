@@ -69,6 +69,16 @@ class Inputs:
         return limits.touched_memory(self.size)
 
     @cached_property
+    def pages(self) -> list[memoryview]:
+        """The memory that the state itself is in: a disk takes other memory, huge pages above all, at another speed."""
+        return limits.whole_pages(self.flat.values())
+
+    @cached_property
+    def other_pages(self) -> list[memoryview]:
+        """That of the state to load into."""
+        return limits.whole_pages(flat_tensors(self.other_state).values())
+
+    @cached_property
     def ours(self) -> str:
         """As a .fckpt."""
         return self._made("state.fckpt", lambda path: fastckpt.save(self.state, path))

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import torch
 import xxhash
 
 BLOCK = 8 * 1024 * 1024
@@ -85,19 +86,44 @@ def read_map(path: str, threads: int, *, populated: bool = False) -> mmap.mmap:
     return mapped
 
 
-def read_file(path: str, target: memoryview, threads: int, *, direct: bool) -> None:
-    """pread a file into ``target``; with ``direct``, past the page cache."""
+def whole_pages(tensors: Iterable[torch.Tensor]) -> list[memoryview]:
+    """The memory of contiguous tensors: of each what begins and ends with a page."""
+    found = []
+    for tensor in tensors:
+        first, end = -(-tensor.data_ptr() // 4096) * 4096, (tensor.data_ptr() + tensor.nbytes) // 4096 * 4096
+        if first < end:
+            flat = tensor.detach().view(-1).view(torch.uint8).numpy()
+            found.append(memoryview(flat)[first - tensor.data_ptr() : end - tensor.data_ptr()])
+    return found
+
+
+def _pieces(memory: list[memoryview], size: int) -> list[tuple[memoryview, int]]:
+    """Blocks of memory, whole pages in all, and where each stands in a file of that size."""
+    pieces, begin = [], 0
+    for part in memory:
+        for at in range(0, len(part), BLOCK):
+            block = part[at : min(at + BLOCK, at + (size - begin) // 4096 * 4096)]
+            if not block:
+                return pieces
+            pieces.append((block, begin))
+            begin += len(block)
+    return pieces
+
+
+def read_file(path: str, target: list[memoryview], threads: int, *, direct: bool) -> None:
+    """pread a file into memory, as far as that goes; with ``direct``, past the page cache."""
     flags = os.O_RDONLY | (os.O_DIRECT if direct else 0)
     fd = os.open(path, flags)
     try:
-        size = min(os.fstat(fd).st_size, len(target)) // 4096 * 4096
+        pieces = _pieces(target, os.fstat(fd).st_size)
 
-        def work(at: int, count: int) -> None:
+        def work(number: int, _: int) -> None:
+            block, begin = pieces[number]
             done = 0
-            while done < count:
-                done += os.preadv(fd, [target[at + done : at + count]], at + done)
+            while done < len(block):
+                done += os.preadv(fd, [block[done:]], begin + done)
 
-        _blocks(size, threads, work)
+        _blocks(len(pieces), threads, work, 1)
     finally:
         os.close(fd)
 
@@ -105,25 +131,34 @@ def read_file(path: str, target: memoryview, threads: int, *, direct: bool) -> N
 def read_fresh(path: str, threads: int, *, direct: bool) -> memoryview:
     """pread a file into fresh huge pages, which are returned; with ``direct``, past the page cache."""
     target = huge_memory(os.path.getsize(path))
-    read_file(path, target, threads, direct=direct)
+    read_file(path, [target], threads, direct=direct)
     return target
 
 
-def write_file(path: str, source: memoryview, threads: int, *, direct: bool, sync: bool) -> None:
-    """pwrite ``source`` to a preallocated new file; with ``sync``, fsync at the end."""
+def write_file(
+    path: str, source: list[memoryview], threads: int, *, direct: bool, sync: bool, hashed: bool = False
+) -> None:
+    """pwrite whole pages of memory to a preallocated new file, one behind the other; with ``sync``, fsync at the end.
+
+    With ``hashed``, each block is read by the xxhash package before it is written. A disk that is as fast as memory is
+    slower beside that: this is the limit of a save that proves what it writes.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (os.O_DIRECT if direct else 0)
     fd = os.open(path, flags, 0o644)
     try:
-        size = len(source) // 4096 * 4096
+        pieces = _pieces(source, sum(map(len, source)))
         if direct:
-            os.posix_fallocate(fd, 0, size)
+            os.posix_fallocate(fd, 0, sum(len(block) for block, _ in pieces))
 
-        def work(at: int, count: int) -> None:
+        def work(number: int, _: int) -> None:
+            block, begin = pieces[number]
+            if hashed:
+                xxhash.xxh3_64_digest(block)
             done = 0
-            while done < count:
-                done += os.pwrite(fd, source[at + done : at + count], at + done)
+            while done < len(block):
+                done += os.pwrite(fd, block[done:], begin + done)
 
-        _blocks(size, threads, work)
+        _blocks(len(pieces), threads, work, 1)
         if sync:
             os.fsync(fd)
     finally:

@@ -107,7 +107,7 @@ def measure(bench: Bench, directory: str, depth: int) -> dict[str, Any]:
 
     bench.group(
         {
-            "limit: pread into touched memory": lambda: limits.read_file(files["cut"], memory, threads, direct=False),
+            "limit: pread into touched memory": lambda: limits.read_file(files["cut"], [memory], threads, direct=False),
             "limit: read the warm map": lambda: limits.read_map(files["cut"], threads),
             "limit: ISA-L CRC-32 of memory": lambda: crc_of_memory(memory, threads),
             "limit: ISA-L CRC-32 of the warm map": lambda: crc_of_map(good, threads),

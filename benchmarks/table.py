@@ -53,7 +53,8 @@ GROUPS = (
             ("torch.load", "`torch.load`", "no"),
             ("dcp.load", "`torch.distributed.checkpoint`", "no"),
             ("moonclip.load_latest", "`moonclip`", "yes"),
-            ("limit: pread into touched memory", "limit: read into memory in use", ""),
+            ("limit: pread into huge pages in use", "limit: read into huge pages in use", ""),
+            ("limit: pread into the tensors", "limit: read into the tensors", ""),
             ("fastckpt.load_into", "**`fastckpt.load_into`**", "yes"),
         ),
     ),
@@ -61,6 +62,7 @@ GROUPS = (
         "load, cold",
         (
             ("limit: O_DIRECT read", "limit: O_DIRECT read into memory in use", ""),
+            ("limit: O_DIRECT read into the tensors", "limit: O_DIRECT read into the tensors", ""),
             ("fastckpt.load_into, cold", "**`fastckpt.load_into`**", "yes"),
             ("fastckpt.verify, cold", "**`fastckpt.verify`**", "yes"),
             ("limit: O_DIRECT into fresh huge pages", "limit: O_DIRECT read into fresh memory", ""),
@@ -78,7 +80,8 @@ GROUPS = (
     (
         "save, durable",
         (
-            ("limit: O_DIRECT write + fsync", "limit: O_DIRECT write + fsync", ""),
+            ("limit: O_DIRECT write + fsync", "limit: O_DIRECT write + fsync, from the tensors", ""),
+            ("limit: hashed, O_DIRECT write + fsync", "limit: the same, hashed on the way", ""),
             ("fastckpt.save", "**`fastckpt.save`**", "yes"),
             ("torch.save + fsync", "`torch.save` + fsync", "no"),
             ("safetensors.save_file + fsync", "`safetensors.save_file` + fsync", "no"),
