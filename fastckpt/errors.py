@@ -8,6 +8,8 @@ chunk, what was expected and what was found, and the next step.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar, Final
 
 __all__ = [
@@ -180,3 +182,13 @@ class UsageError(FastckptError, ValueError):
 
 class MissingPackageError(UsageError, ImportError):
     """What is asked for needs a package that is not installed; the next step is the command that installs it."""
+
+
+@contextmanager
+def errors_about(path: str) -> Iterator[None]:
+    """What is raised inside of this ``with``, and names no file, is about this one."""
+    try:
+        yield
+    except FastckptError as error:
+        error.path = error.path or path
+        raise

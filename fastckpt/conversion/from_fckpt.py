@@ -16,7 +16,7 @@ from fastckpt.constants import SALVAGE_KEY
 from fastckpt.conversion.arrays import array_reader
 from fastckpt.conversion.export import Literals, confirm_export, export_file, export_storages
 from fastckpt.conversion.result import Conversion
-from fastckpt.errors import MismatchError, UnsupportedStateError
+from fastckpt.errors import MismatchError, UnsupportedStateError, errors_about
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, SourceFile, source_file
 from fastckpt.foreign.pickle_named import note_of_classes, storages_beside
@@ -73,11 +73,8 @@ def convert_from_fckpt(
     elif to == "safetensors":
         plan = _Plan(*plan_safetensors(file), "safetensors", False)
     else:
-        try:
+        with errors_about(file.path):
             segments = _write_torch(file, destination, how)
-        except UnsupportedStateError as error:
-            error.path = error.path or file.path
-            raise
         if confirm:
             confirm_export(file, destination, literals=[], segments=segments)
         notes = (*note_of_metadata(metadata_lost(file, exact=exact)), *note_of_classes(file.tree()))

@@ -11,7 +11,7 @@ from typing import Final
 from fastckpt import _core
 from fastckpt.constants import SECTION_SOURCE
 from fastckpt.conversion.result import Conversion
-from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.errors import DamagedError, UnsupportedStateError, errors_about
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.source_section import Segment, encode_source_section, read_source_file
 from fastckpt.fckpt.writer import write_checkpoint
@@ -74,7 +74,7 @@ def convert_to_fckpt(
         check_crcs(foreign, crcs)
         source.require_unchanged(next_step="convert it again")
 
-    try:
+    with errors_about(foreign.path):
         turned = _turned_round(foreign, source, how)
         write_checkpoint(
             content if turned is None else replace(content, origins=turned[0], source=MEMORY, source_direct=-1),
@@ -85,9 +85,6 @@ def convert_to_fckpt(
             progress=how.progress,
             check_crcs=check if turned is None else None,
         )
-    except FastckptError as error:
-        error.path = error.path or foreign.path
-        raise
     return Conversion(
         foreign.path,
         os.fspath(destination),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion
-from fastckpt.errors import MismatchError, UnsupportedStateError, UsageError
+from fastckpt.errors import MismatchError, UnsupportedStateError, UsageError, errors_about
 from fastckpt.foreign.safetensors_content import SafetensorsContent, content_of
 from fastckpt.foreign.safetensors_header import lay_out
 from fastckpt.foreign.write_safetensors import put_in_order
@@ -104,7 +104,7 @@ def _content(file: Opened, request: Request) -> SafetensorsContent:
     if isinstance(file, OpenedForeign) and file.foreign.kind == "safetensors" and file.opaque:
         _refuse_elements(file, {entry.name for entry in entries})
     names = _names(entries, request.strip_prefix or "", file.path)
-    try:
+    with errors_about(file.path):
         content = content_of(
             file.tree if request.keys is None else {},
             entries,
@@ -113,20 +113,14 @@ def _content(file: Opened, request: Request) -> SafetensorsContent:
             names=names,
             copy_shared=request.copy_shared,
         )
-    except UnsupportedStateError as error:
-        error.path = error.path or file.path
-        raise
     if isinstance(file, OpenedForeign) and file.foreign.program:
         content.left_out.append(f"the program of {file.foreign.program}")
     return content
 
 
 def _write(file: Opened, content: SafetensorsContent, destination: str | os.PathLike[str], how: How) -> Conversion:
-    try:
+    with errors_about(file.path):
         layout = lay_out(content.tensors, content.texts)
-    except UnsupportedStateError as error:
-        error.path = error.path or file.path
-        raise
     with Commit(destination, durable=how.durable, reserve=layout.size) as sink:
         sink.preallocate(layout.size)
         sink.write(0, layout.header)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from fastckpt.collector import collector_paused
-from fastckpt.errors import FastckptError
+from fastckpt.errors import errors_about
 from fastckpt.io.source import Openable
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select
@@ -64,14 +64,10 @@ def opened(
             understood. Or the installed torch lacks a dtype.
         NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
     """
-    with open_file(path) as file:
-        try:
-            with collector_paused():
-                if keys is None and opaque == "error":
-                    file.require_plain()
-                entries = file.entries if keys is None else select(file.entries, keys, file.path)
-                require_dtypes(entries, file.path)
-            yield Wanted(file, entries, whole=keys is None)
-        except FastckptError as error:
-            error.path = error.path or file.path
-            raise
+    with open_file(path) as file, errors_about(file.path):
+        with collector_paused():
+            if keys is None and opaque == "error":
+                file.require_plain()
+            entries = file.entries if keys is None else select(file.entries, keys, file.path)
+            require_dtypes(entries, file.path)
+        yield Wanted(file, entries, whole=keys is None)

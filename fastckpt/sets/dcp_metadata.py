@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 from typing import Any, Final
 
-from fastckpt.errors import DamagedError
+from fastckpt.errors import DamagedError, errors_about
 from fastckpt.foreign.model import Opaque
 from fastckpt.foreign.pickle_reader import KEY, PickleReader
 from fastckpt.foreign.torch_semantics import TorchSemantics
@@ -67,14 +67,11 @@ def read_metadata(path: str) -> Metadata:
         if source.size > MAX_SIZE:
             raise DamagedError(f"it has more than {MAX_SIZE} bytes, more than any file of its kind", path=path)
         data = bytes(source.read(0, source.size))
-    try:
+    with errors_about(path):
         root = PickleReader(data, TorchSemantics(len(data))).read()
         fields = _state(root, "Metadata")
         tensors, objects = _named(fields.get("state_dict_metadata"))
         return Metadata(tensors, objects, list(_pieces(fields.get("storage_data"))), _paths(fields.get("planner_data")))
-    except DamagedError as error:
-        error.path = error.path or path
-        raise
 
 
 def _bad(what: str) -> DamagedError:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple
 
-from fastckpt.errors import FastckptError, UnsupportedStateError
+from fastckpt.errors import UnsupportedStateError, errors_about
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry, StorageBytes
@@ -75,11 +75,8 @@ class Opened(ABC):
         Raises:
             DamagedError: It cannot be decoded.
         """
-        try:
+        with errors_about(self.path):
             return self._tree()
-        except FastckptError as error:
-            error.path = error.path or self.path
-            raise
 
     @cached_property
     def opaque(self) -> list[tuple[str, str]]:
