@@ -19,6 +19,12 @@ from fastckpt.text import some
 def load_shards(
     checkpoint: CheckpointSet, keys: str | Iterable[str] | None, load_file: Callable[..., Any]
 ) -> dict[str, torch.Tensor]:
+    """The tensors of all shards in their order, or of those that ``keys`` name; ``load_file`` reads a shard.
+
+    Raises:
+        DamagedError: A shard that is needed is missing, damaged, or does not hold what the index says.
+        TensorNotFoundError: A key matches no tensor.
+    """
     wanted = keys if keys is None or isinstance(keys, str) else list(keys)
     if wanted is None:
         require_manifest(checkpoint)

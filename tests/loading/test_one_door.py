@@ -126,6 +126,7 @@ def write_set(directory: Path, kind: str) -> Path:
     return directory / names["b"]
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("keys", [None, "*"])
 @pytest.mark.parametrize("kind", ["a set of our own", "a model in shards"])
 def test_a_file_of_a_set_is_opened_once(tmp_path: Path, kind: str, keys: str | None) -> None:

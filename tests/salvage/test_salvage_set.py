@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CASES = next((place / "shared/cases" for place in (ROOT, ROOT.parent) if (place / "shared/cases").is_dir()), ROOT)
 STEP = Path(os.environ.get("FASTCKPT_CASES", CASES)) / "dcp" / "step-100"
 needs_cases = pytest.mark.skipif(not STEP.is_dir(), reason="the folder with inputs of real shapes is not there")
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 STATE = {
     "model": {"w": torch.arange(24.0).reshape(6, 4), "b": torch.ones(3, dtype=torch.bfloat16)},
@@ -56,9 +56,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """What torch writes of `STATE`, in one process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(STATE, checkpoint_id=str(tmp_path / "step-7"), no_dist=True)
+    dcp.save(STATE, checkpoint_id=str(tmp_path / "step-7"), no_dist=True)
     return tmp_path / "step-7"
 
 
@@ -126,9 +124,7 @@ def test_a_manifest_that_names_other_tensors_is_never_complete(saved: Path, tmp_
 def test_conjugated_and_negated_tensors_have_their_values(tmp_path: Path) -> None:
     values = torch.randn(6, 4, dtype=torch.complex64)
     state = {"conj": values.conj(), "neg": values.conj().imag, "in": {"list": [values.conj()]}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=str(tmp_path / "step"), no_dist=True)
+    dcp.save(state, checkpoint_id=str(tmp_path / "step"), no_dist=True)
     fastckpt.salvage(tmp_path / "step", tmp_path / "all.fckpt", durable=False)
     back = fastckpt.load(tmp_path / "all.fckpt")
     assert torch.equal(back["conj"], state["conj"])
@@ -138,9 +134,7 @@ def test_conjugated_and_negated_tensors_have_their_values(tmp_path: Path) -> Non
 
 def test_a_piece_that_moved_into_the_place_of_another_is_not_taken_for_it(tmp_path: Path) -> None:
     state = {f"w{number}": torch.full((64, 32), float(number)) for number in range(4)}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(state, checkpoint_id=str(tmp_path / "step"), no_dist=True)
+    dcp.save(state, checkpoint_id=str(tmp_path / "step"), no_dist=True)
     shard = tmp_path / "step" / "__0_0.distcp"
     raw = shard.read_bytes()
     size = len(raw) // 4
@@ -197,9 +191,7 @@ def test_a_lost_object_is_named(saved: Path, tmp_path: Path) -> None:
 
 def test_the_names_of_another_step(saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = tmp_path / "step-8"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(STATE | {"names": ["a", "b", "c"]}, checkpoint_id=str(other), no_dist=True)
+    dcp.save(STATE | {"names": ["a", "b", "c"]}, checkpoint_id=str(other), no_dist=True)
     (saved / ".metadata").unlink()
     with pytest.raises(FastckptError) as caught:
         fastckpt.salvage(saved)
@@ -251,9 +243,7 @@ def test_a_manifest_whose_pieces_leave_a_hole(saved: Path, tmp_path: Path, monke
 @pytest.fixture
 def own_set(tmp_path: Path) -> Path:
     """What `fastckpt.dcp` writes of `STATE`, in one process."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        fastckpt.dcp.save(STATE, checkpoint_id=str(tmp_path / "own-7"))
+    fastckpt.dcp.save(STATE, checkpoint_id=str(tmp_path / "own-7"))
     return tmp_path / "own-7"
 
 
@@ -291,10 +281,8 @@ def test_a_flipped_bit_in_a_shard(own_set: Path, tmp_path: Path) -> None:
 
 
 def test_a_shard_of_another_save_gives_nothing(own_set: Path, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        other = {**STATE, "model": {"w": torch.zeros(6, 4), "b": torch.ones(3, dtype=torch.bfloat16)}}
-        fastckpt.dcp.save(other, checkpoint_id=str(tmp_path / "own-8"))
+    other = {**STATE, "model": {"w": torch.zeros(6, 4), "b": torch.ones(3, dtype=torch.bfloat16)}}
+    fastckpt.dcp.save(other, checkpoint_id=str(tmp_path / "own-8"))
     (shard,), (strange,) = own_set.glob("shard-*.fckpt"), (tmp_path / "own-8").glob("shard-*.fckpt")
     shard.write_bytes(strange.read_bytes())
     report = fastckpt.salvage(own_set, tmp_path / "left.fckpt", durable=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import filecmp
 import json
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from fastckpt.sets.judge import judge
 from fastckpt.sets.recognise import recognise
 
 SHARD = "model-00002-of-00003.safetensors"
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 # --- models in shards ---------------------------------------------------------
@@ -168,9 +168,7 @@ def saved(tmp_path: Path) -> Path:
     """What torch.distributed.checkpoint itself writes, in one process."""
     import torch.distributed.checkpoint as dcp
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dcp.save(STATE, checkpoint_id=str(tmp_path / "step-7"), no_dist=True)
+    dcp.save(STATE, checkpoint_id=str(tmp_path / "step-7"), no_dist=True)
     return tmp_path / "step-7"
 
 
