@@ -11,12 +11,13 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastckpt.doctor.sizes import HEAD_SIZE, sizes_of_depth
+
 if TYPE_CHECKING:
     import torch
 
 STEP = 500
 VOCAB = 32768
-_HEAD = 128
 _GATE = 12
 _SMEAR = 24
 
@@ -36,14 +37,9 @@ def write_checkpoint(directory: Path, *, depth: int) -> list[Path]:
     return paths
 
 
-def width(depth: int) -> int:
-    """Width of the model: 64 per layer, rounded up to whole heads."""
-    return -(-64 * depth // _HEAD) * _HEAD
-
-
 def estimate(depth: int) -> int:
     """About how many bytes the files of such a checkpoint have together."""
-    wide = width(depth)
+    wide = sizes_of_depth(depth).n_embd
     blocks = 12 * depth * wide * wide
     embeddings = VOCAB * wide * (1 + -(-depth // 2))
     # Weights and AdamW's two moments of the embeddings are bf16, all else fp32; muon keeps one moment.
@@ -54,8 +50,8 @@ def build_model(depth: int, generator: torch.Generator) -> OrderedDict[str, torc
     """The model's state dict, with the ``_metadata`` that ``Module.state_dict()`` attaches."""
     import torch
 
-    wide = width(depth)
-    heads = wide // _HEAD
+    wide = sizes_of_depth(depth).n_embd
+    heads = wide // HEAD_SIZE
     gated = [layer for layer in range(depth) if layer % 2 == (depth - 1) % 2]
 
     def normal(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -126,13 +122,13 @@ def build_optimizer(model: OrderedDict[str, torch.Tensor], generator: torch.Gene
 
 def build_meta(depth: int) -> dict[str, Any]:
     """The JSON beside the two files."""
-    wide = width(depth)
+    wide = sizes_of_depth(depth).n_embd
     config = {
         "sequence_len": 2048,
         "vocab_size": VOCAB,
         "n_layer": depth,
-        "n_head": wide // _HEAD,
-        "n_kv_head": wide // _HEAD,
+        "n_head": wide // HEAD_SIZE,
+        "n_kv_head": wide // HEAD_SIZE,
         "n_embd": wide,
         "window_pattern": "SSSL",
     }

@@ -23,6 +23,7 @@ from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Output, Styled
 from fastckpt.cli.set_text import other_sets, show_sets
 from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.nanochat.meta import MAX_META_SIZE
 from fastckpt.nanochat.names import parse_name
 from fastckpt.text import count_text, size_text, some
 from fastckpt.verdicts import Verdict
@@ -103,7 +104,7 @@ def _sizes(args: argparse.Namespace) -> tuple[Sizes | None, str]:
         return None, ""
     try:
         with open(args.config, "rb") as file:
-            config = json.loads(file.read(1 << 24))
+            config = json.loads(file.read(MAX_META_SIZE))
     except OSError as error:
         raise CheckpointIOError(error.strerror or str(error), errno=error.errno, path=args.config) from error
     except (ValueError, RecursionError) as error:

@@ -20,6 +20,7 @@ from fastckpt.doctor.facts import StepFacts
 from fastckpt.layout.prefixes import bare_name
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import is_optimizer
+from fastckpt.nanochat.model_tensors import VOCAB_MULTIPLE
 
 
 class Change(NamedTuple):
@@ -132,7 +133,7 @@ def _of_model(step: StepFacts) -> Iterator[Trace]:
     if any(name.startswith("bigram_") for name in shapes):
         yield Trace(BIGRAMS, True, "bigram embeddings are there")
         yield Trace(NO_BIGRAMS, False, "bigram embeddings are there")
-    if embedding[0] % 64:
+    if embedding[0] % VOCAB_MULTIPLE:
         yield Trace(PADDED, False, f"the vocabulary of {embedding[0]} is not padded")
     elif step.meta is not None and step.meta.section("model_config").get("vocab_size") not in (None, embedding[0]):
         yield Trace(PADDED, True, f"the vocabulary is padded to {embedding[0]}")
