@@ -43,7 +43,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Final
 
-from fastckpt.errors import UsageError
+from fastckpt.errors import UsageError, require_positive
 
 ONE_SIGNAL_SECONDS: Final = 1.0
 """Signals this soon after the first that asks to stop count as one."""
@@ -85,8 +85,7 @@ class EmergencySave:
         signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1),
         every: int = 1,
     ) -> None:
-        if type(every) is not int or every < 1:
-            raise UsageError("every must be a whole number of at least 1", actual=every)
+        require_positive("every", every)
         self._save = save
         self._signals = tuple(dict.fromkeys(signals))
         self._every = every

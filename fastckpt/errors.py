@@ -192,3 +192,9 @@ def errors_about(path: str) -> Iterator[None]:
     except FastckptError as error:
         error.path = error.path or path
         raise
+
+
+def require_positive(name: str, value: object) -> None:
+    """Raise UsageError, which says what ``name`` is, unless a user's number is a whole one of at least 1."""
+    if type(value) is not int or value < 1:
+        raise UsageError(f"{name} must be a whole number of at least 1", actual=value)

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
-from fastckpt.errors import UsageError
+from fastckpt.errors import require_positive
 
 Progress = Callable[[int], None]
 """Called now and then with the bytes done so far in the current move."""
@@ -69,8 +69,7 @@ def thread_count(threads: int | None) -> int:
     """Check a user's ``threads`` argument. Raises UsageError unless it is None or at least 1."""
     if threads is None:
         return default_threads()
-    if type(threads) is not int or threads < 1:
-        raise UsageError("threads must be a whole number of at least 1", actual=threads)
+    require_positive("threads", threads)
     return min(threads, 256)
 
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastckpt.constants import SAVED_AS_KEY
-from fastckpt.errors import FastckptError, UnsupportedStateError, UsageError
+from fastckpt.errors import FastckptError, UnsupportedStateError, UsageError, require_positive
 from fastckpt.io.cloning import clone
 from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import typed_os_errors
@@ -107,8 +107,7 @@ def reshard(
         >>> fastckpt.nanochat.reshard("two_ranks", "four_ranks", step=12, world_size=4).ranks
         4
     """
-    if type(world_size) is not int or world_size < 1:
-        raise UsageError("the number of ranks must be a whole number of at least 1", actual=world_size)
+    require_positive("the number of ranks", world_size)
     directory = os.fsdecode(directory)
     in_place = destination is None
     target = directory if destination is None else _other_directory(directory, os.fsdecode(destination))

@@ -32,7 +32,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, ParamSpec, TypeVar
 
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UsageError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UsageError, require_positive
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.os_errors import status, translate_os_error, typed_os_errors
 from fastckpt.io.space import free_bytes
@@ -107,10 +107,9 @@ class Retention:
     min_free: str | int | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("keep_last", 1), ("keep_every", 1)):
-            value = getattr(self, name)
-            if not (value is None and name == "keep_every") and (type(value) is not int or value < least):
-                raise UsageError(f"{name} must be a whole number of at least {least}", actual=value)
+        require_positive("keep_last", self.keep_last)
+        if self.keep_every is not None:
+            require_positive("keep_every", self.keep_every)
         if self.min_free is not None:
             _amount(self.min_free, total=0)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import torch.distributed
 
-from fastckpt.errors import FastckptError, UsageError
+from fastckpt.errors import FastckptError, UsageError, require_positive
 from fastckpt.io.commit import fsync_directory, make_directory
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.transfer import thread_count
@@ -58,8 +58,8 @@ class CheckpointDirectory:
         threads: int | None = None,
     ) -> None:
         for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
-            if value is not None and (type(value) is not int or value < 1):
-                raise UsageError(f"{name} must be a whole number of at least 1", actual=value)
+            if value is not None:
+                require_positive(name, value)
         self.path = os.fspath(path)
         self.keep_last = keep_last
         self.keep_every = keep_every
