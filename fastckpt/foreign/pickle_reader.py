@@ -18,6 +18,7 @@ from fastckpt.errors import UnsupportedStateError
 from fastckpt.foreign.model import Opaque
 from fastckpt.foreign.pickle_input import u32_at
 from fastckpt.foreign.pickle_limits import is_plain_key, slow_keys
+from fastckpt.foreign.pickle_opcodes import OPCODES
 from fastckpt.foreign.pickle_values import PickleValues
 from fastckpt.layout.key_watch import KeyWatch
 from fastckpt.layout.tree import AttributedDict
@@ -75,7 +76,7 @@ class PickleReader(PickleValues):
         """
         data = self.data
         dispatch: list[Callable[[], None]] = [self.unknown_opcode] * 256
-        for opcode, method in _OPCODES.items():
+        for opcode, method in OPCODES.items():
             dispatch[opcode] = getattr(self, method)
         try:
             while True:
@@ -333,76 +334,3 @@ class PickleReader(PickleValues):
 
     def out_of_band(self) -> None:
         raise UnsupportedStateError("the pickle refers to buffers that are kept outside of it")
-
-
-# Opcode bytes as the pickle protocol assigns them (see the standard library's pickletools).
-_OPCODES: Final = {
-    ord("("): "mark",
-    ord("."): "stop",
-    ord("0"): "pop",
-    ord("1"): "pop_mark_",
-    ord("2"): "dup",
-    ord("F"): "float_line",
-    ord("I"): "int_line",
-    ord("J"): "binint",
-    ord("K"): "binint1",
-    ord("L"): "long_line",
-    ord("M"): "binint2",
-    ord("N"): "none",
-    ord("P"): "persid_line",
-    ord("Q"): "binpersid",
-    ord("R"): "reduce",
-    ord("S"): "string_line",
-    ord("T"): "binstring",
-    ord("U"): "short_binstring",
-    ord("V"): "unicode_line",
-    ord("X"): "binunicode",
-    ord("a"): "append",
-    ord("b"): "build",
-    ord("c"): "global_line",
-    ord("d"): "dict_",
-    ord("}"): "empty_dict",
-    ord("e"): "appends",
-    ord("g"): "get_line",
-    ord("h"): "binget",
-    ord("i"): "inst",
-    ord("j"): "long_binget",
-    ord("l"): "list_",
-    ord("]"): "empty_list",
-    ord("o"): "obj",
-    ord("p"): "put_line",
-    ord("q"): "binput",
-    ord("r"): "long_binput",
-    ord("s"): "setitem",
-    ord("t"): "tuple_",
-    ord(")"): "empty_tuple",
-    ord("u"): "setitems",
-    ord("G"): "binfloat",
-    ord("B"): "binbytes",
-    ord("C"): "short_binbytes",
-    0x80: "proto",
-    0x81: "reduce",  # NEWOBJ: cls.__new__(*args), the same to a machine that calls neither
-    0x82: "extension",
-    0x83: "extension",
-    0x84: "extension",
-    0x85: "tuple1",
-    0x86: "tuple2",
-    0x87: "tuple3",
-    0x88: "newtrue",
-    0x89: "newfalse",
-    0x8A: "long1",
-    0x8B: "long4",
-    0x8C: "short_binunicode",
-    0x8D: "binunicode8",
-    0x8E: "binbytes8",
-    0x8F: "empty_set",
-    0x90: "additems",
-    0x91: "frozenset_",
-    0x92: "newobj_ex",
-    0x93: "stack_global",
-    0x94: "memoize",
-    0x95: "frame",
-    0x96: "bytearray8",
-    0x97: "out_of_band",
-    0x98: "out_of_band",
-}
