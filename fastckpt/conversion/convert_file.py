@@ -19,7 +19,7 @@ from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import direct_threads
-from fastckpt.stored.verify import require_verified
+from fastckpt.stored.verify import require_every_byte, require_verified
 
 
 def convert_file(source: Openable, destination: str | os.PathLike[str], request: Request, *, to: Format) -> Conversion:
@@ -47,6 +47,7 @@ def convert_file(source: Openable, destination: str | os.PathLike[str], request:
             file = CheckpointFile(opened)
             if replace:
                 require_nothing_lost(file, to=to, exact=exact)
+                require_every_byte(opened, threads=count)
             result = convert_from_fckpt(file, destination, how, to=to, exact=exact, confirm=replace)
         elif kind != "fckpt" and to == "fckpt":
             result = convert_to_fckpt(opened, destination, how, codec=codec, exact=exact, confirm=replace)

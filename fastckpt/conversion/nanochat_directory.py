@@ -33,6 +33,7 @@ from fastckpt.conversion.finished import ALREADY_THERE, confirm, find_finished, 
 from fastckpt.conversion.from_fckpt import require_nothing_lost
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
+from fastckpt.conversion.to_fckpt import require_all_carried
 from fastckpt.errors import (
     DamagedError,
     FastckptError,
@@ -42,8 +43,10 @@ from fastckpt.errors import (
     UsageError,
 )
 from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.commit import fsync_directory, make_directory, publish_bytes
 from fastckpt.io.os_errors import exists, is_directory, status, typed_os_errors
+from fastckpt.io.source import Source
 from fastckpt.io.transfer import thread_count
 from fastckpt.nanochat.checks import check_step
 from fastckpt.nanochat.completeness import step_in_use
@@ -52,6 +55,7 @@ from fastckpt.nanochat.meta import read_meta_bytes
 from fastckpt.nanochat.names import BEFORE, MODEL, OPTIM, Stem, ask_doctor, hidden_name
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import Step, choose_steps, list_numbers, read_steps
+from fastckpt.stored.verify import require_every_byte
 
 _ABOUT_A_STEP = (DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError)
 """What is wrong with one step and says nothing about the next; anything else ends the run."""
@@ -162,9 +166,8 @@ class _Run:
         facts = [read_facts(plan.get(stem) or next(iter(present[stem].values())), stem) for stem in ordered]
         notes = check_step(step.number, facts, step.meta or there.meta)
         notes += self.left_out(step)
-        for path in plan.values() if self.replace and self.to == "pt" else ():
-            with CheckpointFile(path) as file:
-                require_nothing_lost(file, to=self.to, exact=self.request.exact)
+        for path in plan.values() if self.replace else ():
+            self.require_deletable(path)
         make_directory(self.destination, durable=self.request.durable)
         converted = [self.convert_state(plan[stem], stem) for stem in ordered if stem in plan and stem.role == OPTIM]
         if step.meta is not None and not self.in_place:
@@ -173,6 +176,15 @@ class _Run:
         if self.replace:
             _delete_sources(converted, threads=self.threads)
         return _with_notes(converted, notes)
+
+    def require_deletable(self, path: str) -> None:
+        """Raise if deleting a file would lose what its conversion does not hold, or what nobody has looked at."""
+        with Source(path) as source:
+            if self.to == "fckpt":
+                require_all_carried(open_foreign(source), source, exact=self.request.exact)
+            else:
+                require_nothing_lost(CheckpointFile(source), to=self.to, exact=self.request.exact)
+                require_every_byte(source, threads=self.threads)
 
     def plan(self, step: Step) -> dict[Stem, str]:
         """The files of a step that can become the wanted format."""

@@ -51,7 +51,7 @@ def convert_to_fckpt(
     # Storages that no tensor lies in are carried, too: something that is not understood has its bytes there.
     foreign = replace(foreign, storages=[*foreign.storages, *filter(foreign.is_storage, foreign.others)])
     if confirm:
-        _require_all_carried(foreign, source, exact=exact)
+        require_all_carried(foreign, source, exact=exact)
     sections = {}
     if exact:
         check_others(foreign, source, threads=how.threads)
@@ -156,7 +156,7 @@ def _turned_round(foreign: ForeignFile, source: Source, how: How) -> tuple[list[
     return [_core.address(region) + start if nbytes else 0 for region, start, nbytes in places], places
 
 
-def _require_all_carried(foreign: ForeignFile, source: Source, *, exact: bool) -> None:
+def require_all_carried(foreign: ForeignFile, source: Source, *, exact: bool) -> None:
     """Raise DamagedError if deleting the file would lose what the conversion does not carry."""
     lost = [finding.message for finding in account_for_bytes(foreign, source)]
     if not exact:

@@ -107,6 +107,27 @@ def require_verified(path: str | os.PathLike[str], *, threads: int, next_step: s
         raise DamagedError(message, path=path, next_step=next_step)
 
 
+def require_every_byte(source: Source, *, threads: int) -> None:
+    """Raise unless every byte of a file was read and is accounted for: what must be true before it is deleted.
+
+    Whatever else proves its tensors: what could not be read may be all that tells of a damage elsewhere.
+
+    Raises:
+        CheckpointIOError: Not all of it can be read.
+        DamagedError: Some of it is not what was written, or belongs to nothing.
+    """
+    report = verify_source(source, threads=threads)
+    wrong = [finding for finding in report.findings if finding.kind is not Kind.UNPROVEN]
+    unread = next((finding for finding in wrong if finding.kind is Kind.UNREADABLE), None)
+    advice = "convert it without --replace, and keep it"
+    if unread is not None:
+        message = f"not every byte of it can be read, so it cannot be deleted: {unread.message}"
+        raise CheckpointIOError(message, path=source.path, offset=unread.offset, next_step=advice)
+    if wrong:
+        message = f"not every byte of it is accounted for, so it cannot be deleted: {wrong[0].message}"
+        raise DamagedError(message, path=source.path, offset=wrong[0].offset, next_step=advice)
+
+
 def verify_source(source: Source, *, threads: int, progress: Progress | None = None) -> Report:
     """`verify` for an open file, which stays open."""
     failure: FastckptError | None = None

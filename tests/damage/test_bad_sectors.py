@@ -58,6 +58,9 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
         destination: Path | None = None,
         include: tuple[str, ...] = (),
         steps: Path | None = None,
+        *,
+        replace: bool = False,
+        directory: bool = False,
     ) -> Any:
         request = {
             "source": str(source),
@@ -65,6 +68,8 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
             "pages": pages,
             "include": include,
             "steps": str(steps) if steps else None,
+            "replace": replace,
+            "directory": directory,
         }
         requests.write(json.dumps(request) + "\n")
         requests.flush()
@@ -212,3 +217,30 @@ def test_what_cannot_be_read_is_not_deleted_and_makes_no_older_step_the_newest(t
         assert answer.get("error") == "CheckpointIOError", (page, answer)
         assert older.exists()
         assert newest.exists()
+
+
+@pytest.mark.parametrize("name", ["a.fckpt", "a.pt", "a.safetensors"])
+def test_no_source_goes_of_which_a_page_was_not_read(name: str, ask: Ask, tmp_path: Path) -> None:
+    """Also where digests prove all that is converted."""
+    few = {"a": torch.arange(3000.0), "b": torch.ones(5)}
+    source = tmp_path / name
+    target = tmp_path / ("b.pt" if name.endswith(".fckpt") else "b.fckpt")
+    {"a.fckpt": fastckpt.save, "a.pt": torch.save, "a.safetensors": safetensors.torch.save_file}[name](few, source)
+    pages = -(-source.stat().st_size // PAGE)
+    for page in range(pages):
+        answer = ask(source, [page], target, replace=True)
+        assert answer["error"] in ("CheckpointIOError", "DamagedError", "NotACheckpointError"), (page, answer)
+        assert source.exists()
+    assert ask(source, [], target, replace=True) == {}
+    assert not source.exists()
+
+
+@pytest.mark.parametrize("page", [0, 1, -1])
+def test_a_directory_keeps_its_step(page: int, ask: Ask, tmp_path: Path) -> None:
+    source = tmp_path / "model_000001.fckpt"
+    (tmp_path / "meta_000001.json").write_text("{}")
+    fastckpt.save({"a": torch.arange(3000.0)}, source)
+    page %= source.stat().st_size // PAGE
+    answer = ask(source, [page], tmp_path, directory=True, replace=True)
+    assert answer["error"], (page, answer)
+    assert source.exists()
