@@ -60,7 +60,8 @@ def convert(
         codec: See `fastckpt.save`.
         exact: Keep, or give back, the foreign file byte for byte.
         durable: Return only when the result survives a power cut.
-        replace: Delete the source once the result was read back from disk and verified, and every byte of the source was read.
+        replace: Delete the source once the result was read back from disk and verified, and every byte of
+            the source was read.
         strip_prefix: What a wrapper put before the names of a model, such as ``_orig_mod.``: it is taken off. The
             state is then written anew, also from a file of the same format.
         keys: To ``.safetensors``: a name or glob; only these tensors are written.

@@ -47,7 +47,6 @@ def convert_file(source: Openable, destination: str | os.PathLike[str], request:
             file = CheckpointFile(opened)
             if replace:
                 require_nothing_lost(file, to=to, exact=exact)
-                require_every_byte(opened, threads=count)
             result = convert_from_fckpt(file, destination, how, to=to, exact=exact, confirm=replace)
         elif kind != "fckpt" and to == "fckpt":
             result = convert_to_fckpt(opened, destination, how, codec=codec, exact=exact, confirm=replace)
@@ -73,9 +72,13 @@ def _confirm_and_remove(source: Source, destination: str | os.PathLike[str], *, 
     """Delete ``source`` once ``destination``, read from disk and not from the page cache, verifies.
 
     Raises:
-        DamagedError: It does not, or the source is no longer the file that was converted; it is kept.
+        DamagedError: It does not, or the source is no longer the file that was converted, or not all of it is as it
+            was written; it is kept.
+        CheckpointIOError: Not all of the source can be read; it is kept.
     """
     require_verified(destination, threads=threads, next_step="check the disk; the source was kept")
+    if kind_of(source) in (None, "fckpt"):  # Of another one all was asked for before it was converted.
+        require_every_byte(source, threads=threads)
     source.require_in_place(next_step="convert it again; the file that is there now was kept")
     os.unlink(source.path)
     fsync_directory(os.path.dirname(os.path.abspath(source.path)))

@@ -178,13 +178,12 @@ class _Run:
         return _with_notes(converted, notes)
 
     def require_deletable(self, path: str) -> None:
-        """Raise if deleting a file would lose what its conversion does not hold, or what nobody has looked at."""
+        """Raise if deleting a file would lose what its conversion does not hold."""
         with Source(path) as source:
             if self.to == "fckpt":
                 require_all_carried(open_foreign(source), source, exact=self.request.exact)
             else:
                 require_nothing_lost(CheckpointFile(source), to=self.to, exact=self.request.exact)
-                require_every_byte(source, threads=self.threads)
 
     def plan(self, step: Step) -> dict[Stem, str]:
         """The files of a step that can become the wanted format."""
@@ -259,6 +258,9 @@ def _delete_sources(converted: list[Conversion], *, threads: int) -> None:
     """
     for conversion in converted:
         confirm(conversion, threads=threads)
+        if conversion.source.endswith(".fckpt"):
+            with Source(conversion.source) as source:
+                require_every_byte(source, threads=threads)
     for conversion in reversed(converted):
         with typed_os_errors(conversion.source, doing="delete the converted file"):
             os.unlink(conversion.source)
