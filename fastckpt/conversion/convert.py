@@ -100,18 +100,16 @@ def convert(
             next_step="fastckpt convert SRC DIR --shard-size 5GB",
         )
     if is_path(source) and is_directory_of_checkpoints(source):
-        found = recognise(os.fsdecode(source))
-        if found and not is_nanochat(os.fsdecode(source)):
+        directory = os.fsdecode(source)
+        into = None if destination is None else require_path(destination, "the destination of a directory")
+        found = recognise(directory)
+        if found and not is_nanochat(directory):
             from fastckpt.conversion.set_directory import convert_set
 
-            target = destination if destination is None else require_path(destination, "the destination of a directory")
-            return convert_set(
-                found, os.fsdecode(source), None if target is None else os.fsdecode(target), request, to=to
-            )
+            return convert_set(found, directory, into, request, to=to)
         from fastckpt.conversion.nanochat_directory import convert_directory
 
-        into = source if destination is None else require_path(destination, "the destination of a directory")
-        return convert_directory(source, into, request, to=to, step=step)
+        return convert_directory(directory, directory if into is None else into, request, to=to, step=step)
     if step is not None:
         raise UsageError("a step can be chosen only when a directory is converted", path=name_of(source))
     if replace and not (is_path(source) and (destination is None or is_path(destination))):
