@@ -23,7 +23,7 @@ from fastckpt.stored.comparison import Side
 from fastckpt.text import count_text, duration_text, size_text
 from fastckpt.verdicts import Verdict
 
-_OBJECT_WORDS = {"differs": "differs", "unknown": "not compared"}
+_OBJECT_WORDS = {"differs": "differs", "unknown": "not compared", "damaged": "damaged"}
 
 
 def pair_lines(facts: DiffDocument, limit: int | None, *, role: str | None = None) -> Iterator[str | Styled]:

@@ -31,6 +31,7 @@ from fastckpt.stored.object_comparison import ObjectDifference, compare_objects
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
 from fastckpt.stored.structure_difference import StructureDifference, compare_structure
+from fastckpt.stored.unreferenced import compare_unreferenced
 
 if TYPE_CHECKING:
     from fastckpt.tensor.difference import Elements, Tally
@@ -83,7 +84,8 @@ class Comparison:
         a, b: The files.
         structure: Everything but the bytes of tensors.
         tensors: The common tensors by their names in A, in its order.
-        objects: What is neither a tensor nor a plain value, by place; empty where only some names were wanted.
+        objects: What is neither a tensor nor a plain value, by place, and what no tensor lies in, by its name in the
+            file; empty where only some names were wanted.
         roots_equal: Whether equal root digests made any comparison needless, since no more was wanted.
     """
 
@@ -168,6 +170,8 @@ def compare(
         objects = {}
         if keys is None and not roots_equal:
             objects = compare_objects(a, b)
+            if not structure_only:
+                objects |= compare_unreferenced(a, b, threads=count)
         for file in (a, b):
             file.source.require_unchanged(next_step="compare it again")
         return Comparison(_side(a), _side(b), structure, tensors, objects, roots_equal)

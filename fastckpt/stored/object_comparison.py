@@ -21,7 +21,7 @@ class ObjectDifference:
     """What was found about one object.
 
     Attributes:
-        status: ``identical``, ``differs``, or ``unknown``: it cannot be compared.
+        status: ``identical``, ``differs``, ``damaged``, or ``unknown``: it cannot be compared.
         reason: Why, unless it is identical.
     """
 

@@ -86,6 +86,30 @@ def namespace(lr: float) -> State:
     return lambda: {**tensors(), "args": argparse.Namespace(lr=lr, mask=torch.ones(3))}
 
 
+def beside(a: bytes | None, b: bytes | None, forms: tuple[str, str] = ("pt", "pt")) -> Make:
+    """A .pt with a record that nothing refers to, and one with another or none; converted where that is asked for."""
+
+    def make(directory: Path) -> list[Path]:
+        paths = []
+        for name, form, data in (("a", forms[0], a), ("b", forms[1], b)):
+            plain = write(tensors(), "pt", directory, f"plain_{name}")
+            reader, path = torch._C.PyTorchFileReader(str(plain)), directory / f"{name}.pt"
+            writer = torch._C.PyTorchFileWriter(str(path))
+            for record in ["data.pkl", *(each for each in reader.get_all_records() if each.startswith("data/"))]:
+                content = reader.get_record(record)
+                writer.write_record(record, content, len(content))
+            if data is not None:
+                writer.write_record("data/99", data, len(data))
+            writer.write_end_of_file()
+            if form == "fckpt":
+                fastckpt.convert(path, path.with_suffix(".fckpt"))
+                path = path.with_suffix(".fckpt")
+            paths.append(path)
+        return paths
+
+    return make
+
+
 def damaged_pair(form: str) -> Make:
     """Two whole files of one content, of which one then gets a wrong bit."""
 

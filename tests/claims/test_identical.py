@@ -10,6 +10,7 @@ from claim_inputs import PROVEN, module_state, tensors
 from claim_pairs import (
     ACROSS,
     WITH_VALUES,
+    beside,
     damaged_pair,
     flat_nested,
     metadata_pair,
@@ -52,6 +53,8 @@ CLAIM = Claim(
         **{f"{one} and {other}": pair(tensors, tensors, (one, other)) for one, other in ACROSS},
         "objects": pair(namespace(0.1), namespace(0.1), ("pt", "pt")),
         "values": pair(with_(step=3), with_(step=3), ("pt", "fckpt")),
+        "records that nothing refers to": beside(b"ab", b"ab"),
+        "and of a converted one": beside(b"ab", b"ab", ("pt", "fckpt")),
     },
     [
         Row(
@@ -90,6 +93,15 @@ CLAIM = Claim(
                 **pairs("nested and flat", nested, flat_nested, WITH_VALUES),
                 **pairs("another kind of dict", tensors, ordered, WITH_VALUES),
                 **pairs("tied and not", tied, untied, WITH_VALUES),
+            },
+        ),
+        Row(
+            "what nothing refers to is the same",
+            {
+                "pt and pt: one of other bytes": beside(b"ab", b"ac"),
+                "pt and fckpt: one of other bytes": beside(b"ab", b"ac", ("pt", "fckpt")),
+                "fckpt and pt: only in one": beside(b"ab", None, ("fckpt", "pt")),
+                "fckpt and fckpt: only in the other": beside(None, b"ab", ("fckpt", "fckpt")),
             },
         ),
         Row(
