@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any, Final, TypedDict
 
 from fastckpt.errors import FastckptError
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import find_optimizers
 from fastckpt.nanochat.checks import world_size_by_shapes
-from fastckpt.nanochat.meta import read_meta
+from fastckpt.nanochat.meta import made_anew, read_meta
 from fastckpt.nanochat.model_tensors import padded_vocabulary
 from fastckpt.nanochat.names import META, OPTIM, Stem, parse_name, parse_stem
 from fastckpt.stored.inspection import Inspection
+from fastckpt.text import some
 
 _LAYER: Final = re.compile(r"(?:^|\.)transformer\.h\.(\d+)\.")
 
@@ -98,6 +100,24 @@ def meta_facts(path: str) -> MetaFacts | None:
         "val_bpb": meta.get("val_bpb"),
         "model_config": meta.get("model_config"),
     }
+
+
+def notes_on_meta(paths: Iterable[str]) -> dict[str, str]:
+    """What is said of the meta files beside files of steps: by path, those that are not as their save wrote them."""
+    notes: dict[str, str] = {}
+    for path in paths:
+        directory, name = os.path.split(path)
+        parsed = parse_name(name)
+        meta_path = os.path.join(directory, f"{Stem(META, parsed[0].step)}.json") if parsed is not None else ""
+        if not meta_path or meta_path in notes:
+            continue
+        try:
+            names = made_anew(read_meta(meta_path))
+        except FastckptError:
+            continue  # Whether a step is whole is what doctor says.
+        if names:
+            notes[meta_path] = f"{some(names, 3)} made anew, not those of its save"
+    return notes
 
 
 def nanochat_line(facts: NanochatFacts) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, TypedDict, cast
 
 from fastckpt.cli.files import checkpoint_files
+from fastckpt.cli.nanochat_facts import notes_on_meta
 from fastckpt.cli.near import with_near_names
 from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts
@@ -55,6 +56,7 @@ class FailedFile(TypedDict):
 class VerifySeveralDocument(TypedDict):
     files: Sequence[VerifyDocument | VerifiedFile | FailedFile]
     sets: Sequence[SetDocument]
+    meta_notes: dict[str, str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,9 +99,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
         verified += checkpoint["files"]
         files += checkpoint["files"]
         codes.append(checkpoint["exit_code"])
+    notes = notes_on_meta(paths)
+    out.show(notes, lambda notes: [Styled(f"{path}: {note}", "warn") for path, note in notes.items()])
     refused = sum(_refused(checkpoint) for checkpoint in judged)
     out.show(verified, lambda verified: _summary_lines(verified, len(files) + refused, judged))
-    summary: VerifySeveralDocument = {"files": files, "sets": judged}
+    summary: VerifySeveralDocument = {"files": files, "sets": judged, "meta_notes": notes}
     out.document(summary)
     return max(codes)
 

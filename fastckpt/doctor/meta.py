@@ -10,10 +10,10 @@ from typing import Any, Final
 from fastckpt.doctor import commands
 from fastckpt.doctor.diagnosis import Diagnosis
 from fastckpt.doctor.facts import StepFacts, TagFacts
-from fastckpt.doctor.meta_facts import MADE_ANEW
 from fastckpt.doctor.ranks import mark_of
 from fastckpt.doctor.sizes import Sizes, sizes_of_model
 from fastckpt.doctor.versions import model_shapes
+from fastckpt.nanochat.meta import MADE_ANEW
 from fastckpt.nanochat.names import META, Stem
 from fastckpt.text import some
 

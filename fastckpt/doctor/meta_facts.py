@@ -6,13 +6,10 @@ import json
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from fastckpt.errors import CheckpointIOError, DamagedError
-from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
-
-MADE_ANEW: Final = "made_anew"
-"""The key under which a meta file that a command of doctor made lists the entries that are not those of a save."""
+from fastckpt.nanochat.meta import made_anew, parse_meta, read_meta_bytes
 
 
 @dataclass(slots=True)
@@ -51,8 +48,7 @@ class MetaFacts:
     @property
     def made_anew(self) -> list[str]:
         """Which of its entries are not those of a save, if it says so."""
-        names = self.values.get(MADE_ANEW)
-        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+        return made_anew(self.values)
 
     def section(self, key: str) -> dict[str, Any]:
         """A dict inside it, or inside what is whole of it; empty if there is none."""

@@ -10,6 +10,14 @@ from fastckpt.io.source import read_small
 
 MAX_META_SIZE: Final = 16 * 2**20
 """nanochat's are about 2 kB."""
+MADE_ANEW: Final = "made_anew"
+"""The key under which a meta file that a command of doctor made lists the entries that are not those of a save."""
+
+
+def made_anew(meta: dict[str, Any]) -> list[str]:
+    """Which entries of a meta file are not those of a save, if it says so."""
+    names = meta.get(MADE_ANEW)
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def read_meta_bytes(path: str) -> bytes:

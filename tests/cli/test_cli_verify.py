@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
+
+from fastckpt import save
+from fastckpt.cli.main import main
 
 REPORT_KEYS = {
     "path",
@@ -85,7 +90,7 @@ def test_several_files_end_with_the_worst(here, samples, tmp_path):
     assert ended.code == 5
     assert ended.out.splitlines()[-1].endswith("1 intact, 2 not")
     document = here("verify", samples.fckpt, samples.damaged, missing, "--json").json
-    assert set(document) == {"files", "sets"}
+    assert set(document) == {"files", "sets", "meta_notes"}
     assert document["sets"] == []
     assert [file["ok"] for file in document["files"]] == [True, False, False]
     assert document["files"][2]["error"]["type"] == "CheckpointNotFoundError"
@@ -125,3 +130,20 @@ def test_names_cannot_steer_the_terminal(here, tmp_path):
     ended = here("inspect", path)
     assert "\033" not in ended.out
     assert "\\x1b[2Jname\\n" in ended.out
+
+
+@pytest.mark.parametrize("suffix", ["pt", "fckpt"])
+def test_a_meta_file_that_was_made_anew(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The files beside it are intact, and it is not that of their save."""
+    (save if suffix == "fckpt" else torch.save)({"w": torch.ones(3)}, tmp_path / f"model_000004.{suffix}")
+    meta = tmp_path / "meta_000004.json"
+    meta.write_text(json.dumps({"step": 4}))
+    main(["verify", str(tmp_path)])
+    assert "made anew" not in capsys.readouterr().out
+    meta.write_text(json.dumps({"step": 4, "loop_state": {}, "made_anew": ["loop_state"]}))
+    main(["verify", str(tmp_path)])
+    assert f"{meta}: loop_state made anew, not those of its save" in capsys.readouterr().out
+    main(["verify", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out)["meta_notes"] == {
+        str(meta): "loop_state made anew, not those of its save"
+    }
