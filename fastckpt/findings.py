@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Final, NamedTuple, TypedDict, cast
 
 from fastckpt.errors import for_file_object
+from fastckpt.text import quoted
 from fastckpt.verdicts import Verdict
 
 
@@ -204,4 +204,4 @@ def conclude(report: Report) -> None:
     serious = [finding for finding in report.findings if finding.kind is not Kind.UNPROVEN]
     if serious:
         report.exit_code = 2 if any(finding.loss for finding in serious) else 1
-        report.next_step = for_file_object(f"fastckpt salvage {shlex.quote(report.path)}")
+        report.next_step = for_file_object(f"fastckpt salvage {quoted(report.path)}")

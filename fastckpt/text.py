@@ -6,11 +6,23 @@ Numbered siblings that are alike stand on one line: ``transformer.h.{0..11}.attn
 from __future__ import annotations
 
 import math
+import os
 import re
+import shlex
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Generic, TypeVar
+
+
+def plain_path(path: str) -> str:
+    """A path that no command takes for an option: ``./-w.pt`` for one that begins with a dash."""
+    return os.path.join(os.curdir, path) if path.startswith("-") else path
+
+
+def quoted(path: str) -> str:
+    """A path as it is typed in a command that is printed: `plain_path`, quoted for a shell."""
+    return shlex.quote(plain_path(path))
 
 
 def size_text(count: float) -> str:

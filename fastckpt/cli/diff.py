@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import time
 from functools import partial
 from typing import Final
@@ -25,6 +24,7 @@ from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.stored.comparison import compare
 from fastckpt.stored.inspection import outline
+from fastckpt.text import quoted
 
 EXAMPLES: Final = (
     "fastckpt diff model_000400.pt model_000500.pt --top 5",
@@ -131,5 +131,5 @@ def _has_tensors(facts: DiffDocument) -> bool:
 def _require_match(args: argparse.Namespace) -> None:
     """Raise TensorNotFoundError if names were asked for that no file has."""
     if args.keys is not None:
-        next_step = f"fastckpt inspect {shlex.quote(args.paths[0])}"
+        next_step = f"fastckpt inspect {quoted(args.paths[0])}"
         raise TensorNotFoundError(f"no tensor matches {args.keys!r}", path=args.paths[0], next_step=next_step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, TypedDict
 
@@ -21,6 +20,7 @@ from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import NamedRef, Path, TensorRef
 from fastckpt.layout.walk import find_optimizers, leaves, tensors_below
 from fastckpt.stored.inspection import Inspection, StorageFacts, inspect_file
+from fastckpt.text import quoted
 
 
 class TensorFacts(TypedDict):
@@ -122,7 +122,7 @@ def file_facts(path: str, *, keys: str | None = None) -> InspectDocument:
     if keys is not None:
         tensors = {name: entry for name, entry in tensors.items() if fnmatch.fnmatchcase(name, keys)}
         if not tensors:
-            next_step = f"fastckpt inspect {shlex.quote(path)}"
+            next_step = f"fastckpt inspect {quoted(path)}"
             raise TensorNotFoundError(f"no tensor matches {keys!r}", path=path, next_step=next_step)
     return {
         "path": path,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-import shlex
 from typing import Final
 
 from fastckpt.cli.files import is_checkpoint_file
 from fastckpt.errors import CheckpointNotFoundError, FastckptError
-from fastckpt.text import close_to, some
+from fastckpt.text import close_to, quoted, some
 
 _MOST_LOOKED_AT: Final = 2000
 """Names of a directory that are compared: with more, the answer would keep people waiting."""
@@ -36,8 +35,8 @@ def _advice(path: str) -> str | None:
     close = close_to(name, names, 3)
     whole = [os.path.join(above, one, rest) for one in close if rest and os.path.exists(os.path.join(above, one, rest))]
     if close:
-        return f"did you mean {' or '.join(map(shlex.quote, whole or [os.path.join(above, one) for one in close]))}?"
+        return f"did you mean {' or '.join(map(quoted, whole or [os.path.join(above, one) for one in close]))}?"
     if rest:
         return f"there is no {name} in {above or 'this directory'}"
     files = sorted(one for one in names if is_checkpoint_file(os.path.join(above, one)))
-    return f"{above or 'this directory'} has {some(map(shlex.quote, files))}" if files else None
+    return f"{above or 'this directory'} has {some(map(quoted, files))}" if files else None

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
-import os
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 import fastckpt
 from fastckpt.errors import UsageError
-from fastckpt.text import did_you_mean
+from fastckpt.text import did_you_mean, plain_path
 
 COMMANDS: Final = {
     "convert": "turn .pt and .safetensors files, or a nanochat directory, into .fckpt and back",
@@ -49,7 +48,7 @@ _PATHS: Final = ("DST", "FILE", "OTHER", "HTML")
 
 def _as_path(word: str) -> str:
     """A path as it can stand in every command that is printed: it is taken for no option."""
-    return os.path.join(".", word) if word.startswith("-") else word
+    return plain_path(word)
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
@@ -33,6 +32,7 @@ from fastckpt.sets.listing import MAX_JSON
 from fastckpt.sets.model import JSON, CheckpointSet, Member
 from fastckpt.sets.require_sound import require_manifest, require_there
 from fastckpt.stored.open_file import open_file
+from fastckpt.text import quoted
 
 _ORIGINAL: Final = "made_from"
 """The key of an index of ``.fckpt`` shards that keeps name and text of the one they were made from."""
@@ -66,7 +66,7 @@ def convert_set(
     chosen = [each for each in found if _is_wanted(each, found, to)]
     if len(chosen) != 1 or not chosen[0].kind.startswith(huggingface.KIND):
         kinds = chosen[0].kind if len(chosen) == 1 else f"a directory of {len(found)} checkpoints"
-        example = f"fastckpt convert {shlex.quote(source)} state.fckpt" if chosen[0].kind == dcp.KIND else None
+        example = f"fastckpt convert {quoted(source)} state.fckpt" if chosen[0].kind == dcp.KIND else None
         raise UsageError(f"this is {kinds}: it has no shards to convert one by one", path=source, next_step=example)
     return list(_shards(chosen[0], source, destination or source, request, to=to))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate, groupby
@@ -13,7 +12,7 @@ from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.layout.records import Record
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 
 class BadRange(NamedTuple):
@@ -124,5 +123,5 @@ def raise_damage(source: Source, bad: Sequence[BadRange]) -> None:
         offset=first.offset,
         tensor=first.tensors[0] if first.tensors else None,
         chunk=first.chunk,
-        next_step=f"fastckpt salvage {shlex.quote(source.path)}",
+        next_step=f"fastckpt salvage {quoted(source.path)}",
     )

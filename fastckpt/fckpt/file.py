@@ -6,7 +6,6 @@ another proves itself by the footer's digests, the other one is used.
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Callable, Collection
 from functools import cached_property
@@ -41,6 +40,7 @@ from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.records import NO_LINKS, Links, Record, decode_record_header
 from fastckpt.layout.tree import decode_tree
+from fastckpt.text import quoted
 
 _FEW: Final = 1 / 8
 """Of all records. The index of more of them is read faster in one piece."""
@@ -82,7 +82,7 @@ class CheckpointFile:
         if error.offset is None:
             error.offset = offset
         if isinstance(error, DamagedError) and error.next_step is None:
-            error.next_step = f"fastckpt salvage {shlex.quote(self.path)}"
+            error.next_step = f"fastckpt salvage {quoted(self.path)}"
         return error
 
     def _read_footer(self) -> Footer:
@@ -120,7 +120,7 @@ class CheckpointFile:
         return NotACheckpointError(
             f"this is a {kind} file, not a .fckpt file",
             path=self.path,
-            next_step=f"fastckpt convert {shlex.quote(self.path)}",
+            next_step=f"fastckpt convert {quoted(self.path)}",
         )
 
     @staticmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Sequence
 
 from fastckpt.errors import DamagedError
@@ -11,7 +10,7 @@ from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.io.source import Source
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 
 def check_crcs(foreign: ForeignFile, crcs: Sequence[int]) -> None:
@@ -71,7 +70,7 @@ def _mismatch(path: str, record: ForeignStorage, crc: int, more: str, *, tensor:
         tensor=tensor,
         expected=f"{record.crc:08x}",
         actual=f"{crc:08x}",
-        next_step=f"fastckpt salvage {shlex.quote(path)}",
+        next_step=f"fastckpt salvage {quoted(path)}",
     )
 
 

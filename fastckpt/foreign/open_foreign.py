@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.safetensors_file import open_safetensors
@@ -12,6 +10,7 @@ from fastckpt.foreign.torch_legacy import open_torch_legacy
 from fastckpt.foreign.torch_tar import open_torch_tar
 from fastckpt.foreign.torch_zip import open_torch_zip
 from fastckpt.io.source import Source
+from fastckpt.text import quoted
 
 
 def open_foreign(source: Source) -> ForeignFile:
@@ -32,7 +31,7 @@ def open_foreign(source: Source) -> ForeignFile:
         if error.path is None:
             error.path = source.path
         if isinstance(error, DamagedError) and error.next_step is None:
-            error.next_step = f"fastckpt salvage {shlex.quote(source.path)}"
+            error.next_step = f"fastckpt salvage {quoted(source.path)}"
         raise
 
 

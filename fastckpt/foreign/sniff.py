@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import re
-import shlex
 import struct
 from typing import Final, NamedTuple
 
@@ -12,7 +11,7 @@ from fastckpt.constants import FOOTER_SIZE, MAGIC_FOOTER, MAGIC_SUPERBLOCK
 from fastckpt.errors import NotACheckpointError
 from fastckpt.foreign.tar_members import names_in
 from fastckpt.io.source import Source
-from fastckpt.text import count_text
+from fastckpt.text import count_text, quoted
 
 HEAD_SIZE: Final = 4096
 """Bytes from the beginning of a file that `sniff` wants to see."""
@@ -151,7 +150,7 @@ def not_a_checkpoint(head: bytes, *, path: str, size: int) -> NotACheckpointErro
     other = find_other(head, size=size)
     if other is not None:
         return NotACheckpointError(other.what, path=path, actual=other.actual, next_step=other.next_step)
-    salvage = f"if it was a checkpoint: fastckpt salvage {shlex.quote(path)} --like OTHER"
+    salvage = f"if it was a checkpoint: fastckpt salvage {quoted(path)} --like OTHER"
     if not any(head):
         return NotACheckpointError(
             f"the first {len(head)} bytes are zero: the file was never written, or its beginning is lost",

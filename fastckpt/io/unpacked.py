@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import stat
 import tempfile
 import zlib
@@ -24,6 +23,7 @@ from fastckpt.io.os_errors import is_directory, translate_os_error, typed_os_err
 from fastckpt.io.space import check_space
 from fastckpt.layout.zip_bytes import descriptor, directory_row, end_records, local_header
 from fastckpt.layout.zip_layout import Place, end_of, next_place
+from fastckpt.text import quoted
 
 _MOST_FILES: Final = 1_000_000
 """Files in a folder that are read: no state has so many storages."""
@@ -70,7 +70,7 @@ class Unpacked:
     def how_to_pack(self) -> str:
         """The command that makes a .pt of the folder, beside it."""
         above, name = os.path.split(self.folder)
-        return f"(cd {shlex.quote(above)} && zip -0 -r -D {shlex.quote(name + '.pt')} {shlex.quote(name)})"
+        return f"(cd {quoted(above)} && zip -0 -r -D {quoted(name + '.pt')} {quoted(name)})"
 
     def state_sums(self) -> None:
         """Let the archive state the CRC-32s of what was read, for whoever keeps it."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import shlex
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fastckpt.errors import MismatchError, TensorNotFoundError
 from fastckpt.layout.entries import Entry
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 
 def select(entries: Sequence[Entry], keys: str | Iterable[str], path: str) -> list[Entry]:
@@ -37,7 +36,7 @@ def select_names(names: Sequence[str], keys: str | Iterable[str], path: str) -> 
                 path=path,
                 expected=f"one of {some(close or known)}" if known else "a name; there are no tensors",
                 actual=pattern,
-                next_step=f"fastckpt inspect {shlex.quote(path)}",
+                next_step=f"fastckpt inspect {quoted(path)}",
             )
         chosen |= matched
     return [name for name in names if name in chosen]
@@ -86,7 +85,7 @@ def refuse(differences: Sequence[str], path: str) -> MismatchError:
     return MismatchError(
         f"{len(differences)} differences, nothing was written:\n  " + "\n  ".join(sorted(differences)),
         path=path,
-        next_step=f"fastckpt inspect {shlex.quote(path)}",
+        next_step=f"fastckpt inspect {quoted(path)}",
     )
 
 

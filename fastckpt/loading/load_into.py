@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import bring, staging_for
 from fastckpt.stored.opened import Opened
 from fastckpt.tensor.rebuild import build_tensors
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 
 class Unmatched(NamedTuple):
@@ -132,7 +131,7 @@ def _part(there: Named, prefix: str, path: str) -> Named:
             f"no name is or begins with {prefix!r}",
             path=path,
             expected=f"one of {some(names)}" if names else "a name; there are no tensors",
-            next_step=f"fastckpt inspect {shlex.quote(path)}",
+            next_step=f"fastckpt inspect {quoted(path)}",
         )
     return part
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal
 
@@ -16,7 +15,7 @@ from fastckpt.loading.shards import load_shards
 from fastckpt.sets import dcp, huggingface, own
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise_steps
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 _PREFERRED: Final = {".fckpt": 0, ".safetensors": 1}
 """As transformers does it, but for the format that proves every byte."""
@@ -59,12 +58,12 @@ def load_set(
         raise NotACheckpointError(
             "this is a directory, and no checkpoint of several files",
             path=directory,
-            next_step=f"name a file in it; fastckpt inspect {shlex.quote(directory)} shows what there is",
+            next_step=f"name a file in it; fastckpt inspect {quoted(directory)} shows what there is",
         )
     # The newest checkpoint comes first, and of one the model.
     paths = [member.path for member in one.members] if one is not None else [each.path for each in found[::-1]]
     what = f"a {one.kind}: several files" if one is not None else f"a directory of {len(found)} checkpoints"
-    raise UsageError(f"this is {what}", path=directory, next_step=f"name one: {some(map(shlex.quote, paths))}")
+    raise UsageError(f"this is {what}", path=directory, next_step=f"name one: {some(map(quoted, paths))}")
 
 
 def _same_model(found: Sequence[CheckpointSet]) -> CheckpointSet | None:

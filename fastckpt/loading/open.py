@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +21,7 @@ from fastckpt.layout.subtree import NOTHING, below
 from fastckpt.layout.tree import decode_tree
 from fastckpt.layout.walk import tensors_below
 from fastckpt.tensor.rebuild import build_tensors, resolve_tree
+from fastckpt.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 f"there is no tensor {name!r}",
                 path=self._file.path,
                 expected=", ".join(close) if close else None,
-                next_step=f"fastckpt inspect {shlex.quote(self._file.path)}",
+                next_step=f"fastckpt inspect {quoted(self._file.path)}",
             )
         if self._file.source.fd < 0:
             raise UsageError("the checkpoint is closed", path=self._file.path)

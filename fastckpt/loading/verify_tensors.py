@@ -8,7 +8,6 @@ meant, or the wrong model is found at the speed of the device's memory.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import NamedTuple, cast
@@ -31,6 +30,7 @@ from fastckpt.layout.selection import require_match, select
 from fastckpt.loading.storage_images import Image, is_dense, record_images, storage_images
 from fastckpt.staging.fetching import digests_of
 from fastckpt.tensor.flatten import flatten
+from fastckpt.text import quoted
 
 _BATCH = 1024 * 1024 * 1024
 """Bytes that are hashed between two looks at the result; what had to be rebuilt in memory is freed then."""
@@ -299,6 +299,4 @@ def _conclude(report: Report) -> None:
     """1: they differ from a file that is none the worse for it."""
     if not report.ok:
         report.exit_code = 1
-        report.next_step = for_file_object(
-            f"fastckpt verify {shlex.quote(report.path)}; if it is intact, load it again"
-        )
+        report.next_step = for_file_object(f"fastckpt verify {quoted(report.path)}; if it is intact, load it again")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -28,6 +27,7 @@ from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import choose_steps, read_steps
 from fastckpt.nanochat.wholeness import lacks_optimizer
 from fastckpt.stored.is_whole import is_whole
+from fastckpt.text import quoted
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ def backup(
     """
     source, destination = os.fsdecode(source), os.fsdecode(destination)
     count = thread_count(threads)
-    steps = choose_steps(source, step, command=f"fastckpt backup {{}} {shlex.quote(destination)}")
+    steps = choose_steps(source, step, command=f"fastckpt backup {{}} {quoted(destination)}")
     refuse_overwriting(destination, [source])
     refuse_taken_for_model(source, destination, to="fckpt")
     make_directory(destination)

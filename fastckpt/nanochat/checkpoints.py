@@ -21,7 +21,6 @@ import contextlib
 import json
 import logging
 import os
-import shlex
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError
@@ -37,6 +36,7 @@ from fastckpt.nanochat.save_mark import SaveMark, is_first_rank, meta_digest, re
 from fastckpt.nanochat.step_change import drop_kept, keep_whole
 from fastckpt.nanochat.steps import Step, list_numbers, read_steps
 from fastckpt.needs import needs_torch
+from fastckpt.text import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -289,7 +289,7 @@ def _check_role(mark: SaveMark | None, path: str, role: str) -> None:
 
 
 def _check_ranks(mark: SaveMark, optimizer: str, rank: int) -> None:
-    directory = shlex.quote(place_of_step(optimizer))
+    directory = quoted(place_of_step(optimizer))
     if mark.rank != rank:
         raise MismatchError(
             f"this was saved as {mark.stem}: training would go on wrongly without an error",

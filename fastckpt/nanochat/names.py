@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from typing import Final, NamedTuple
+
+from fastckpt.text import quoted
 
 MODEL: Final = "model"
 OPTIM: Final = "optim"
@@ -77,7 +78,7 @@ def place_of_step(path: str) -> str:
 
 def ask_doctor(directory: str) -> str:
     """The command that says what is wrong in a directory."""
-    return f"fastckpt doctor {shlex.quote(directory or os.curdir)}"
+    return f"fastckpt doctor {quoted(directory or os.curdir)}"
 
 
 def parse_hidden(name: str) -> tuple[int, str] | None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,7 +41,7 @@ from fastckpt.nanochat.shard_rules import Plan, plan_shards
 from fastckpt.nanochat.step_change import clear, drop_kept, in_order, stage, was_cut_short
 from fastckpt.nanochat.steps import Step, choose_steps, read_steps
 from fastckpt.stored.verify import require_verified
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ def reshard(
             raise UsageError(
                 f"the step is for {world_size} ranks already",
                 path=directory,
-                next_step=f"fastckpt backup {shlex.quote(directory)} {shlex.quote(target)} --step {step}",
+                next_step=f"fastckpt backup {quoted(directory)} {quoted(target)} --step {step}",
             )
         plan = _plan(files, world_size)
         # What the step was before is all there is of it: whatever has its names is of a change that was cut short.

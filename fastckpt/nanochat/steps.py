@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,7 +11,7 @@ from typing import Final
 from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
 from fastckpt.io.os_errors import exists, file_path, status, translate_os_error
 from fastckpt.nanochat.names import BEFORE, META, MODEL, OPTIM, Stem, hidden_name, parse_hidden, parse_name
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 _SHOWN = 8
 _PREFERRED: Final = ("fckpt", "pt", "safetensors")
@@ -155,7 +154,7 @@ def _no_steps(directory: str, command: str) -> FastckptError:
     return UsageError(
         f"the checkpoints are in its subdirectories: {shown}",
         path=directory,
-        next_step=f"name one of them: {command.format(shlex.quote(tags[0]))}",
+        next_step=f"name one of them: {command.format(quoted(tags[0]))}",
     )
 
 

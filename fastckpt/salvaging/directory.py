@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
@@ -17,6 +16,7 @@ from fastckpt.nanochat.names import BEFORE, MODEL, Stem, hidden_name
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.nanochat.wholeness import NO_OPTIMIZER, lacks_optimizer, wholeness
 from fastckpt.salvaging.report import SalvageReport
+from fastckpt.text import quoted
 from fastckpt.verdicts import Verdict
 
 
@@ -212,11 +212,10 @@ def _file_state(path: str, role: str, *, threads: int) -> FileState:
 
 
 def _conclude(report: DirectoryReport) -> None:
-    quoted = shlex.quote(report.path)
     newest = report.steps[-1]
     resume = f"resume with --resume-from-step {report.newest_whole}"
     # Whole files can be of a model that nanochat does not take, or hold no sound numbers.
-    doctor = f"fastckpt doctor {quoted} says whether training can go on from it"
+    doctor = f"fastckpt doctor {quoted(report.path)} says whether training can go on from it"
     if all(step.state == Verdict.WHOLE.value for step in report.steps):
         report.next_step = f"nothing to salvage: {resume}; {doctor}"
         return
@@ -233,7 +232,9 @@ def _conclude(report: DirectoryReport) -> None:
         return
     usable = any(file.state not in ("unusable", "unread") for step in report.steps for file in step.files)
     report.exit_code = 3 if usable else 2
-    report.next_step = " && ".join(commands) if commands else f"no step in {quoted} is whole; take another copy"
+    report.next_step = (
+        " && ".join(commands) if commands else f"no step in {quoted(report.path)} is whole; take another copy"
+    )
 
 
 def _commands(step: StepSalvage) -> list[str]:

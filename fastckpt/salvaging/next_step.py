@@ -15,6 +15,7 @@ from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.request import Request
 from fastckpt.surveying.blueprint import read_blueprint
 from fastckpt.surveying.fates import Status
+from fastckpt.text import plain_path, quoted
 
 
 def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
@@ -23,7 +24,7 @@ def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
         return _after_writing(report, request, threads)
     if report.exit_code == 0:
         there = "every tensor is there" if report.tensors else "it has no tensors"
-        return f"nothing to salvage: {there}. fastckpt verify {shlex.quote(report.path)}"
+        return f"nothing to salvage: {there}. fastckpt verify {quoted(report.path)}"
     sibling = _sibling(report)
     unverified = Status.UNVERIFIED not in request.include and bool(report.counts["unverified"])
     if not report.tensors and report.structure == "whole":
@@ -65,13 +66,13 @@ def _after_writing(report: SalvageReport, request: Request, threads: int) -> str
     if report.structure == "none":
         return _with_names(report, request, destination)
     if parsed is None:
-        return f"fastckpt verify {shlex.quote(destination)}{'' if report.complete else '  # it is not complete'}"
+        return f"fastckpt verify {quoted(destination)}{'' if report.complete else '  # it is not complete'}"
     stem = parsed[0]
     if not report.complete and (stem.role == MODEL or report.broken_groups):
         return _complete_it(report, request, destination, threads)
     if destination.endswith(".safetensors"):
         again = request.command(report.path, f"{os.path.splitext(destination)[0]}.pt")
-        return f"fastckpt verify {shlex.quote(destination)}  # nanochat resumes from a .pt: {again}"
+        return f"fastckpt verify {quoted(destination)}  # nanochat resumes from a .pt: {again}"
     return _put_in_place(report, stem, destination)
 
 
@@ -79,7 +80,7 @@ def _complete_it(report: SalvageReport, request: Request, destination: str, thre
     """A model is loaded strictly, and an optimizer needs all of its param_groups: what to do about what is missing."""
     count = len(report.broken)
     if not count:
-        return f"fastckpt verify {shlex.quote(destination)}  # it is not certain to be whole: see the report"
+        return f"fastckpt verify {quoted(destination)}  # it is not certain to be whole: see the report"
     needing = "a model needs all of them" if not report.broken_groups else "the param_groups need theirs"
     text = f"{count} of {len(report.tensors)} tensors are missing or not whole, and {needing}: "
     sibling = _sibling(report)
@@ -95,15 +96,15 @@ def _put_in_place(report: SalvageReport, stem: Stem, destination: str) -> str:
     same_format = os.path.splitext(report.path)[1] == os.path.splitext(destination)[1]
     target = report.path if same_format else os.path.join(os.path.dirname(report.path), f"{stem}.pt")
     if target != report.path and os.path.exists(target):
-        return f"fastckpt verify {shlex.quote(target)}  # the same state as a .pt: if it is whole, it is all you need"
+        return f"fastckpt verify {quoted(target)}  # the same state as a .pt: if it is whole, it is all you need"
     commands = []
     if os.path.abspath(destination) != os.path.abspath(target):
-        commands.append(shlex.join(["mv", report.path, report.path + ".damaged"]))
+        commands.append(f"mv {quoted(report.path)} {quoted(report.path + '.damaged')}")
         words = ["mv"] if same_format or destination.endswith(".pt") else ["fastckpt", "convert"]
-        commands.append(shlex.join([*words, destination, target]))
+        commands.append(shlex.join([*words, plain_path(destination), plain_path(target)]))
     others = list(_broken_beside(report.path, stem))
     if others:
-        commands.append(f"fastckpt salvage {shlex.quote(others[0])}  # of the same step, and damaged too")
+        commands.append(f"fastckpt salvage {quoted(others[0])}  # of the same step, and damaged too")
     else:
         step = f"--resume-from-step {stem.step}"
         commands.append(f"python -m scripts.base_train {step}  # with the options of the first run")

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from fastckpt.errors import UsageError
 from fastckpt.surveying.fates import Status
+from fastckpt.text import plain_path
 
 INCLUDABLE: Final = ("unverified", "partial", "damaged")
 FILLS: Final = ("nan", "zeros")
@@ -30,12 +31,12 @@ class Request(NamedTuple):
 
     def command(self, path: str, destination: str) -> str:
         """The command line that asks for this."""
-        words = ["fastckpt", "salvage", path, "-o", destination]
+        words = ["fastckpt", "salvage", plain_path(path), "-o", plain_path(destination)]
         include = [name for name in INCLUDABLE if Status(name) in self.include]
-        words += ["--like", self.like] if self.like is not None else []
+        words += ["--like", plain_path(self.like)] if self.like is not None else []
         words += ["--include", ",".join(include)] if include else []
         words += ["--fill", self.fill] if self.fill != "nan" else []
-        words += ["--backfill", self.backfill] if self.backfill is not None else []
+        words += ["--backfill", plain_path(self.backfill)] if self.backfill is not None else []
         return shlex.join(words)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from fastckpt.sets.judge import judge
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise
 from fastckpt.surveying.wreck import Wreck
+from fastckpt.text import quoted
 
 
 def the_one(found: Sequence[CheckpointSet], directory: str) -> CheckpointSet | None:
@@ -44,7 +44,7 @@ def set_in(directory: str) -> CheckpointSet:
     raise UsageError(
         "this is a directory of several checkpoints, or files that are salvaged one by one",
         path=directory,
-        next_step=f"fastckpt salvage {shlex.quote(directory)} shows what there is; then name one",
+        next_step=f"fastckpt salvage {quoted(directory)} shows what there is; then name one",
     )
 
 

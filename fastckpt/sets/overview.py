@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypedDict
@@ -11,6 +10,7 @@ from typing import TypedDict
 from fastckpt.io.transfer import Progress
 from fastckpt.sets.judge import SetDocument, SetReport, judge
 from fastckpt.sets.model import CheckpointSet
+from fastckpt.text import quoted
 
 
 class SetsDocument(TypedDict):
@@ -52,14 +52,14 @@ class Overview:
         """What to do."""
         newest = self.newest_whole
         if newest is self.reports[-1]:
-            return f"go on from {shlex.quote(newest.checkpoint.path)}"
+            return f"go on from {quoted(newest.checkpoint.path)}"
         unread = [problem for report in self.reports[-1:] for problem in report.unread]
         if unread:
             return f"look at the disk ({unread[0].path}: {unread[0].message}), then ask again: it may be whole"
         own = self.reports[-1].next_step
         if newest is None:
-            return own or f"no checkpoint in {shlex.quote(self.path)} is whole; take another copy"
-        older = f"go on from {shlex.quote(newest.checkpoint.path)}, which is whole"
+            return own or f"no checkpoint in {quoted(self.path)} is whole; take another copy"
+        older = f"go on from {quoted(newest.checkpoint.path)}, which is whole"
         return f"{older}; or, for the newer one, {own}" if own is not None else older
 
     def as_dict(self) -> SetsDocument:

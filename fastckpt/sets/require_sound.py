@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable
 
 from fastckpt.errors import DamagedError
 from fastckpt.io.os_errors import exists
 from fastckpt.sets.model import CheckpointSet, Member
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 
 def require_manifest(checkpoint: CheckpointSet) -> None:
@@ -26,5 +25,5 @@ def require_there(checkpoint: CheckpointSet, members: Iterable[Member]) -> None:
             raise DamagedError(
                 f"{member.what}{tensors} is not there",
                 path=member.path,
-                next_step=f"fastckpt verify {shlex.quote(checkpoint.path)}",
+                next_step=f"fastckpt verify {quoted(checkpoint.path)}",
             )

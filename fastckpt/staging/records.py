@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
@@ -17,7 +16,7 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import count_leaves
 from fastckpt.staging.fill import DecodingFiller, Filler, RawFiller
 from fastckpt.staging.regions import Part, Piece, Placed, Region, Suspect
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 
 class RecordOrigin:
@@ -92,7 +91,7 @@ class RecordOrigin:
             offset=record.chunk_extent(chunk).offset,
             tensor=names[0] if names else None,
             chunk=chunk,
-            next_step=f"load {shlex.quote(self.source.path)} again; if it happens again, "
+            next_step=f"load {quoted(self.source.path)} again; if it happens again, "
             "test the memory of this machine and the link to the device",
         )
 

@@ -6,12 +6,14 @@ import os
 import shlex
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import fastckpt
 from fastckpt.cli.main import main
+from fastckpt.errors import DamagedError
 
 COMMANDS = [
     ["verify", "--", "-w.pt"],
@@ -70,3 +72,27 @@ def test_what_is_salvaged_has_the_name_of_the_damaged_one(
     (written,) = [name for name in os.listdir() if ".salvaged" in name]
     with zipfile.ZipFile(written) as file:
         assert {name.partition("/")[0] for name in file.namelist()} == {"model_000004"}
+
+
+def printed(told: Any) -> list[str]:
+    """The words of the command that is told."""
+    return shlex.split(str(told.next_step), comments=True)
+
+
+@pytest.mark.parametrize("name", ["-w.pt", "-w.fckpt"])
+def test_what_python_is_told_runs(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a command line that has made the path a safe one."""
+    if name.endswith(".fckpt"):
+        fastckpt.save({"w": torch.arange(9000.0)}, name)
+    raw = bytearray(Path(name).read_bytes())
+    raw[raw.index(torch.arange(9000.0).numpy().tobytes()) + 9] ^= 1
+    Path(name).write_bytes(raw)
+    with pytest.raises(DamagedError) as caught:
+        fastckpt.load(name)
+    for words in (printed(caught.value), printed(fastckpt.verify(name))):
+        assert words[:1] == ["fastckpt"], words
+        assert f"./{name}" in words
+        assert main(words[1:]) in (0, 1, 2, 3), capsys.readouterr()
+    assert not any(word.startswith("-w") for word in printed(fastckpt.salvage(name)))
+    report = fastckpt.salvage(name, "-out" + Path(name).suffix, include=["damaged"])
+    assert not any(word.startswith("-out") for word in printed(report))
