@@ -13,11 +13,13 @@ namespace fastckpt {
 
 enum class Residency { kNone, kSome, kAll, kUnknown };
 
-// How much of a range of a file is cached; unknown where the kernel has no cachestat(2).
+// How much of a range of a file is cached; unknown where the kernel has no cachestat(2), or does not
+// tell this user.
 Residency QueryResidency(int fd, uint64_t offset, size_t size);
 
 // How many of the first `size` bytes of a file are cached, to whole pages; -1 where that cannot be
-// found out. Asks mincore(2) where the kernel has no cachestat(2).
+// found out. Asks mincore(2) where the kernel has no cachestat(2). Linux tells neither of a file that
+// belongs to another user and may not be written.
 int64_t CachedBytes(int fd, uint64_t size);
 
 }  // namespace fastckpt

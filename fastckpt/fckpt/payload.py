@@ -136,8 +136,13 @@ def _read_raw(source: Source, targets: Sequence[Target], reading: Reading, progr
         target = targets[fault.move]
         first = (target.start + fault.offset) // LEAF_SIZE
         count = -(-(target.start + fault.offset + fault.size) // LEAF_SIZE) - first
-        kind = Kind.UNREADABLE if fault.errno else Kind.MISSING
-        bad += [BadRange(target.record, leaf, run, kind, fault.errno) for leaf, run in _by_chunk(first, count)]
+        errno = fault.errno
+        if mapped:
+            # A map only speeds things up: what becomes of bytes that it does not have, plain reading says.
+            start = target.record.payload.offset + target.start + fault.offset
+            errno = source.errno_of_map(start, min(fault.size, LEAF_SIZE))
+        kind = Kind.UNREADABLE if errno else Kind.MISSING
+        bad += [BadRange(target.record, leaf, run, kind, errno) for leaf, run in _by_chunk(first, count)]
         unreadable.setdefault(fault.move, set()).update(range(first, first + count))
     if reading.verify:
         at = 0

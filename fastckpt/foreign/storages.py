@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from fastckpt import _core
+from fastckpt.constants import LEAF_SIZE
 from fastckpt.foreign.byte_order import turn_round_at
 from fastckpt.foreign.checks import check_crcs
 from fastckpt.foreign.model import ForeignFile
@@ -98,7 +99,10 @@ class StorageReader:
             progress=None if progress is None else lambda count: progress(done + count),
         )
         for fault in moved.faults:
-            self._source.raise_fault(self._storages[storages[fault.move]].offset + fault.offset, fault.errno)
+            offset, errno = self._storages[storages[fault.move]].offset + fault.offset, fault.errno
+            if in_place:
+                errno = self._source.errno_of_map(offset, min(fault.size, LEAF_SIZE))
+            self._source.raise_fault(offset, errno)
         for storage, crc in zip(storages, moved.crcs, strict=False):
             self._crcs[storage] = crc
         self._done += sum(move.size for move in moves)

@@ -264,6 +264,13 @@ class Source:
             raise CheckpointIOError(f"cannot read: {os.strerror(errno)}", errno=errno, path=self.path, offset=offset)
         raise DamagedError("the file became shorter while it was read", path=self.path, offset=offset)
 
+    def errno_of_map(self, offset: int, size: int) -> int:
+        """Why a map of the file does not have these bytes: what plain reading says of them, ``errno`` 0 is the end."""
+        try:
+            return errno.EFAULT if len(os.pread(self.fd, size, offset)) == size else 0
+        except OSError as error:
+            return error.errno or errno.EIO
+
     def require_unchanged(self, *, next_step: str) -> None:
         """Raise DamagedError, which advises ``next_step``, unless the file is `unchanged`."""
         if not self.unchanged():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -72,3 +74,25 @@ def test_the_end_of_a_file_counts_to_its_last_byte(tmp_path: Path) -> None:
 
 def test_a_descriptor_that_tells_nothing() -> None:
     assert _core.cached_bytes(-1, 4096) is None
+
+
+def test_a_file_of_another_user_is_as_cold_as_it_is(
+    public_dir: Path, unprivileged: Callable[[], AbstractContextManager[None]]
+) -> None:
+    """Linux calls every page of such a file cached."""
+    path = public_dir / "theirs"
+    path.write_bytes(bytes(SIZE))
+    path.chmod(0o644)
+    with Source(path) as source:
+        os.fsync(source.fd)
+        source.drop_cache()
+        if _core.cached_bytes(source.fd, SIZE) != 0:
+            pytest.skip("this file system keeps what it is asked to give up")
+    with unprivileged():
+        for _ in range(3):
+            with Source(path) as source:
+                assert not is_warm(source)
+                assert reading_threads(source, None) == direct_threads(None)
+        path.read_bytes()
+        with Source(path) as source:
+            assert is_warm(source)
