@@ -102,7 +102,10 @@ def cold(bench: Bench, of: Inputs) -> None:
         for n in of.many
     }
     jobs |= {
-        "limit: O_DIRECT into fresh huge pages": lambda: limits.read_fresh(of.ours, of.many[-1], direct=True),
+        f"limit: O_DIRECT into fresh huge pages, {n} threads": lambda n=n: limits.read_fresh(of.ours, n, direct=True)  # type: ignore[misc]
+        for n in of.many
+    }
+    jobs |= {
         "fastckpt.load_into, cold": lambda: fastckpt.load_into(into_state, of.ours),
         "fastckpt.load, cold": lambda: fastckpt.load(of.ours),
         "fastckpt.load(mmap=True) + touch, cold": lambda: touch(fastckpt.load(of.ours, mmap=True)),
@@ -179,10 +182,11 @@ def buffered(bench: Bench, of: Inputs) -> None:
 
 def stall(bench: Bench, of: Inputs) -> None:
     """How long a save in the background keeps training waiting; its end is waited for, not timed."""
+    stager = peers.dcp_stager()
     jobs: dict[str, Job] = {
         "limit: clone every tensor": lambda: [tensor.clone() for tensor in of.flat.values()],
         "fastckpt.save_async, until it returns": lambda: fastckpt.save_async(of.state, of.at("new.fckpt")),
-        "dcp.async_save, until it returns": lambda: peers.save_dcp_async(of.state, of.at("new_dcp")),
+        "dcp.async_save, until it returns": lambda: peers.save_dcp_async(of.state, of.at("new_dcp"), stager),
     }
     bench.group(
         jobs,

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import staging
 
 ZTENSOR_DTYPES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -80,9 +81,17 @@ def load_dcp(state: object, directory: str) -> object:
     return empty
 
 
-def save_dcp_async(state: object, directory: str) -> Any:
+def dcp_stager() -> Any:
+    """What keeps its copy of a state for the next one, as `fastckpt.save_async` does; a new one pays fresh memory."""
+    options = staging.StagingOptions(
+        use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+    )
+    return staging.DefaultStager(options)
+
+
+def save_dcp_async(state: object, directory: str, stager: Any) -> Any:
     """A future of the save that goes on."""
-    return dcp.async_save({"state": state}, checkpoint_id=directory, no_dist=True)
+    return dcp.async_save({"state": state}, checkpoint_id=directory, no_dist=True, async_stager=stager)
 
 
 def _empty_like(state: Any) -> Any:
