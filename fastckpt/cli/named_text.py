@@ -101,7 +101,7 @@ def _named(node: NamedRef) -> Any:
         code = _SCALARS.get(payload[0], "")
         fits = code and struct.calcsize(code) == len(payload[1])
         number = struct.unpack(code, payload[1])[0] if fits else payload[1].hex()
-        return _Shown(f"numpy.{payload[0].strip('<|')} {number}")
+        return _Shown(f"{named_type(node)} {number}")
     if name in ("memory_format", "layout"):
         return _Shown(f"torch.{payload}")
     if name == "array":

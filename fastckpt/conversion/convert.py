@@ -141,7 +141,7 @@ def _destination(source: Source, destination: str | os.PathLike[str] | None, to:
             raise UsageError(
                 f"the suffix {suffix!r} does not tell the format",
                 path=destination,
-                next_step="add --to fckpt, pt or safetensors",
+                next_step=f"add --to {'pt' if suffix == '.pt2' else 'fckpt, pt or safetensors'}",
             )
         return os.fspath(destination), to or FORMAT_OF[suffix]
     wanted = _format(source, to)

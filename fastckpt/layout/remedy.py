@@ -19,6 +19,10 @@ def remedy(value: Any) -> str:
         return "save its name, x.__name__"
     if callable(getattr(value, "state_dict", None)):
         return "x.state_dict()"
+    if any(base.__module__ == "numpy" and base.__name__ == "dtype" for base in kind.__mro__):
+        return "x.str"
+    if kind.__name__ in ("matrix", "memmap") and kind.__module__.partition(".")[0] == "numpy":
+        return "numpy.asarray(x)"
     if callable(getattr(value, "tolist", None)):
         return "x.tolist()"
     if callable(value) and hasattr(value, "__name__"):

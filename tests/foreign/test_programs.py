@@ -16,7 +16,7 @@ import torch
 
 import fastckpt
 from fastckpt.cli.main import main
-from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError
+from fastckpt.errors import DamagedError, FastckptError, UnsupportedStateError, UsageError
 from fastckpt.foreign.inflate import inflated
 from fastckpt.io.source import Source
 from fastckpt.stored.inspection import inspect_file
@@ -92,6 +92,8 @@ def test_intact_and_back_byte_for_byte(path: Path, tmp_path: Path, capsys: pytes
     assert report.as_dict()["verdict"] == "intact"
     assert main(["convert", str(path), str(tmp_path / "a.fckpt")]) == 0
     assert "its program is carried" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"Next: add --to pt$"):
+        fastckpt.convert(tmp_path / "a.fckpt", tmp_path / "back.pt2")
     fastckpt.convert(tmp_path / "a.fckpt", tmp_path / "back.pt2", to="pt")
     assert (tmp_path / "back.pt2").read_bytes() == path.read_bytes()
     with pytest.raises(UnsupportedStateError, match="program would be lost"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import enum
 import io
 import json
 import pickle
@@ -81,7 +84,26 @@ def named_values() -> Any:
         "kinds": [
             NamedRef("sparse", ("sparse_coo", {"indices": one, "values": one}, SizeRef((2, 2)), False, 0)),
             NamedRef("quantized", ("per_tensor_affine", {"values": TensorRef(2), "scale": 0.5, "zero_point": 1}, 0)),
+            NamedRef(
+                "quantized",
+                (
+                    "per_channel_affine",
+                    {"values": one, "scales": TensorRef(1), "zero_points": TensorRef(2), "axis": 0},
+                    0,
+                ),
+            ),
             NamedRef("nested", ("strided", [one, one], 0)),
+            NamedRef("nested", ("jagged", [one, TensorRef(1)], 0)),
+            NamedRef(
+                "sparse",
+                (
+                    "sparse_csr",
+                    {"crow_indices": one, "col_indices": one, "values": TensorRef(2)},
+                    SizeRef((2, 2)),
+                    False,
+                    0,
+                ),
+            ),
             NamedRef("meta", ("float32", SizeRef((2, 3)), SizeRef((3, 1)), 2)),
             NamedRef("subclass", ("my.Tensor", {"inner": one}, None, SizeRef((4,)), SizeRef((1,)), 0)),
             NamedRef("generator", ("cpu", TensorRef(2))),
@@ -104,6 +126,42 @@ def objects() -> Any:
         "ends": [thing("my.Kind", **{"class": True}), thing("my.Net", same="x"), thing("my.Deep", not_shown=True)],
         "storage": thing("my.Storage", bytes="5"),
         "array": NamedRef("array", (b"\0\0\0\1", ">i2", SizeRef((2,)), False)),
+    }
+
+
+class Colour(enum.Enum):
+    """A class of a program, of which a .pt has the name alone."""
+
+    RED = 1
+
+
+Point = collections.namedtuple("Point", "x y")
+
+
+@dataclasses.dataclass
+class Config:
+    """Another one."""
+
+    rate: float
+    weight: Any = None
+
+
+def of_a_program() -> Any:
+    """One of each form that only a new .pt, one that was no .pt before, has."""
+    return {
+        "enum": Colour.RED,
+        "namedtuple": Point(1, torch.ones(2)),
+        "dataclass": Config(0.5, torch.zeros(1)),
+        "quantized": [
+            torch.quantize_per_tensor(torch.ones(2), 0.5, 1, torch.qint8),
+            torch.quantize_per_channel(torch.ones(2, 2), torch.ones(2), torch.zeros(2), 0, torch.qint8),
+        ],
+        "nested": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+        "jagged": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
+        "sparse": [torch.eye(2).to_sparse(), torch.eye(2).to_sparse_csr()],
+        "meta": torch.empty(2, 3, device="meta"),
+        "generator": torch.Generator().manual_seed(1),
+        "formats": [torch.channels_last, torch.sparse_csr],
     }
 
 
@@ -200,6 +258,16 @@ def safetensors_inputs() -> None:
     put("safetensors", "half a header", header({"x": tensor, "y": {**tensor, "shape": [1, 1]}})[:50])
 
 
+def new_torch_inputs() -> None:
+    """A .pt that was made of a state which never was in one."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "new.pt"
+        fastckpt.save(of_a_program(), path.with_suffix(".fckpt"), durable=False)
+        fastckpt.convert(path.with_suffix(".fckpt"), path, durable=False)
+        with zipfile.ZipFile(path) as archive:
+            put("pickle", "of a program", archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
+
+
 def own_inputs() -> None:
     """Whole files, the blocks in them, and trees."""
     with tempfile.TemporaryDirectory() as name:
@@ -243,6 +311,7 @@ def own_inputs() -> None:
 if __name__ == "__main__":
     shutil.rmtree(CORPUS, ignore_errors=True)
     torch_inputs()
+    new_torch_inputs()
     safetensors_inputs()
     own_inputs()
     total = sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file())

@@ -547,6 +547,8 @@ def test_all_refusals_come_at_once_with_their_remedies(tmp_path: Path) -> None:
         "class": Anything,
         "module": OnlyHalf(),
         "masked": np.ma.masked_array([1]),
+        "mapped": np.memmap(__file__, "u1", "r", shape=(1,)),
+        "kind": np.dtype("<f4"),
         "factory": defaultdict(lambda: 1),
         "several": torch.max(torch.ones(2, 2), 0),
         "dtype": torch.qint8,
@@ -558,11 +560,13 @@ def test_all_refusals_come_at_once_with_their_remedies(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedStateError) as caught:
         fastckpt.save(state, tmp_path / "s", metadata={"note": Anything()})
     lines = str(caught.value).splitlines()
-    assert lines[0] == "15 things cannot be stored:"
+    assert lines[0] == "17 things cannot be stored:"
     remedies = {line.split(": ")[0].strip(): line.partition(". Next: ")[2] for line in lines[1:]}
     assert [name for name in remedies if name != "metadata"][:-1] == [f"state[{name!r}]" for name in state][:-1]
     assert remedies["state['object']"] == "vars(x), or fastckpt.register(Anything, to_plain, from_plain)"
     assert remedies["state['objects']"] == remedies["state['masked']"] == "x.tolist()"
+    assert remedies["state['mapped']"] == "numpy.asarray(x)"
+    assert remedies["state['kind']"] == "x.str"
     assert "x.dtype.names" in remedies["state['fields']"]
     assert remedies["state['class']"] == "save its name, x.__name__"
     assert remedies["state['module']"] == "x.state_dict()"

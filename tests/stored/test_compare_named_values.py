@@ -73,7 +73,7 @@ def test_inspect_shows_them_as_python_does(tmp_path: Path, capsys: pytest.Captur
         "Counter({'a': 2})",
         "PurePosixPath('.')",
         "<my.Colour.RED: 1>",
-        "numpy.f4 0.5",
+        "numpy.float32 0.5",
         "torch.channels_last",
     ):
         assert text in said
