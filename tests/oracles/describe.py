@@ -46,6 +46,19 @@ class Bare(NamedTuple):
     tensor: torch.Tensor
 
 
+ROWS, COLUMNS = ("crow_indices", "col_indices"), ("ccol_indices", "row_indices")
+COMPRESSED = {torch.sparse_csr: ROWS, torch.sparse_bsr: ROWS, torch.sparse_csc: COLUMNS, torch.sparse_bsc: COLUMNS}
+
+
+def quantized_parts(tensor: torch.Tensor) -> dict[str, Any]:
+    """What a quantized tensor is made of."""
+    parts: dict[str, Any] = {"values": tensor.int_repr()}
+    if tensor.qscheme() is torch.per_tensor_affine:
+        return parts | {"scale": tensor.q_scale(), "zero_point": tensor.q_zero_point()}
+    scales, zeros = tensor.q_per_channel_scales(), tensor.q_per_channel_zero_points()
+    return parts | {"scales": scales, "zero_points": zeros, "axis": tensor.q_per_channel_axis()}
+
+
 def as_named(value: Any) -> tuple[str, Any] | None:
     """Name and payload of a value that is no plain node, as the table of section 9.1 has them."""
     kind = type(value)
@@ -55,6 +68,14 @@ def as_named(value: Any) -> tuple[str, Any] | None:
         if value.layout is torch.sparse_coo:
             parts = {"indices": value._indices(), "values": value._values()}
             return "sparse", ("sparse_coo", parts, torch.Size(value.shape), value.is_coalesced(), 0)
+        if value.is_nested:
+            return "nested", (str(value.layout).removeprefix("torch."), list(value.unbind()), 0)
+        if value.is_quantized:
+            return "quantized", (str(value.qscheme()).removeprefix("torch."), quantized_parts(value), 0)
+        if value.layout in COMPRESSED:
+            names = (*COMPRESSED[value.layout], "values")
+            parts = {name: getattr(value, name)() for name in names}
+            return "sparse", (str(value.layout).removeprefix("torch."), parts, torch.Size(value.shape), False, 0)
         if value.is_meta:
             dtype = str(value.dtype).removeprefix("torch.")
             return "meta", (dtype, value.shape, torch.Size(value.stride()), int(value.requires_grad))
@@ -78,6 +99,8 @@ def as_named(value: Any) -> tuple[str, Any] | None:
         offset, name = value.utcoffset(), value.tzname() if value.tzinfo not in (None, datetime.timezone.utc) else None
         micro = None if offset is None else round(offset.total_seconds() * 1e6)
         return kind.__name__, (value.replace(tzinfo=None, fold=0).isoformat(), value.fold, micro, name)
+    if kind is torch.Generator:
+        return "generator", (str(value.device), value.get_state())
     simple: dict[Any, Any] = {
         set: list,
         frozenset: list,

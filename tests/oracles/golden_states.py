@@ -11,6 +11,7 @@ import math
 import pathlib
 import struct
 import types
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -331,6 +332,26 @@ def tensor_kinds() -> Any:
     }
 
 
+def made_tensors() -> Any:
+    """Tensors that are made of several plain ones."""
+    eye = torch.eye(4)
+    parts = [torch.ones(2), torch.arange(3.0)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls most of these new, or old.
+        return {
+            "rows": eye.to_sparse_csr(),
+            "columns": eye.to_sparse_csc(),
+            "blocks": [eye.to_sparse_bsr((2, 2)), eye.to_sparse_bsc((2, 2))],
+            "per tensor": torch.quantize_per_tensor(torch.arange(4.0), 0.5, 1, torch.quint8),
+            "per channel": torch.quantize_per_channel(
+                eye[:2], torch.tensor([0.5, 0.25]), torch.tensor([0, 1]), 0, torch.qint8
+            ),
+            "nested": torch.nested.nested_tensor(parts),
+            "jagged": torch.nested.nested_tensor(parts, layout=torch.jagged),
+            "generator": torch.Generator().manual_seed(1),
+        }
+
+
 def objects() -> Any:
     """Objects that are not understood, with all that can be in one."""
 
@@ -390,6 +411,7 @@ GOLDEN = {
     "arrays": Golden(arrays, since=2),
     "arrays_zstd": Golden(arrays, "zstd", since=2),
     "tensor_kinds": Golden(tensor_kinds, since=2),
+    "made_tensors": Golden(made_tensors, needs=("qint8", "quint8"), since=2),
     "objects": Golden(objects, since=2),
 }
 """The golden files that ``save`` makes, by name."""
