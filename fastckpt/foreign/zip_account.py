@@ -30,6 +30,10 @@ _PADDING_ID: Final = 0x4246
 _PADDING: Final = b"Z"
 _DEFLATED_VERSION: Final = 20
 """The version of zip that a deflated record needs: torch states it, and 0 for records that are stored."""
+_WRITER: Final = (0, 0, 0)
+"""Program, internal and external attributes that torch states in the directory, for every record."""
+_END64_VERSIONS: Final = (0x031E, 45)
+"""The versions that it states in the record of 64 bits at the end."""
 _ZIP64_ID: Final = 0x0001
 _ANDROID_ID: Final = 0xD935
 _MOST_EXTRA: Final = 64
@@ -72,14 +76,14 @@ def _account_for_one(source: Source, archive: ZipArchive) -> Iterator[Finding]:
     raw = source.read(archive.directory, archive.end - archive.directory)
     rows, size, problem = _read_listed(archive, raw)
     at = archive.begin
-    writers = set()
+    writers = []
     folders = tuple(f"{folder}/" for folder in folders_of(archive.records))
     for record, row in sorted(zip(archive.records.values(), rows, strict=True), key=lambda pair: pair[0].header):
         yield from unaccounted(at, record.header, f"in front of the record {record.name[:200]}")
         header = source.read(record.header, record.offset - record.header)
         wrong = _header_problem(record, row, header, archive.begin)
         if _is_padded(header):
-            writers.add(row.writer)
+            writers.append(row.writer)
         if wrong is not None:
             message = f"the local header of {record.name[:200]} {wrong}"
             yield Finding(Kind.INCONSISTENT, message, record.header, record.offset - record.header, loss=False)
@@ -95,8 +99,12 @@ def _account_for_one(source: Source, archive: ZipArchive) -> Iterator[Finding]:
                 yield Finding(Kind.INCONSISTENT, message, at, min(16, archive.directory - at), loss=False)
             at += width or min(descriptor_size(record.header, record.size), archive.directory - at)
     yield from unaccounted(at, archive.directory, "in front of the directory")
-    if len(writers) > 1:
-        problem = problem or "the directory states different programs or attributes for records of one save"
+    if set(writers) - {_WRITER}:
+        problem = problem or "the directory states a program or attributes, which torch leaves at 0"
+    # A program that added records has written the end anew.
+    own_end = len(writers) == len(rows) and raw.startswith(END64_MAGIC, size)
+    if own_end and len(raw) >= size + _END64.size and _END64.unpack_from(raw, size)[2:4] != _END64_VERSIONS:
+        problem = problem or "the record at the end states other versions than torch writes"
     problem = problem or _end_problem(archive, raw[size:], size)
     if problem is not None:
         yield Finding(Kind.INCONSISTENT, problem, archive.directory, archive.end - archive.directory, loss=False)

@@ -88,10 +88,8 @@ def test_padding_and_descriptors_are_looked_at(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.thorough)])
 def test_every_byte_around_the_records_is_looked_at(tmp_path: Path, every: int) -> None:
-    """All but the version of the zip format in the record at the end, which two programs can state differently."""
     path = tmp_path / "m.pt"
     raw = saved(path)
-    versions = raw.index(b"PK\x06\x06") + 12
     payload = data_of(path, "data/0")
     around = [at for at in range(len(raw)) if not payload < at < payload + 11_999 and raw[at] != ord("Z")][::every]
     unseen = []
@@ -99,7 +97,7 @@ def test_every_byte_around_the_records_is_looked_at(tmp_path: Path, every: int) 
         path.write_bytes(raw[:at] + bytes([raw[at] ^ 1 << at % 8]) + raw[at + 1 :])
         if fastckpt.verify(path, threads=1).ok:
             unseen.append(at)
-    assert unseen == [at for at in range(versions, versions + 4) if at in around]
+    assert unseen == []
 
 
 @pytest.mark.parametrize("comment", [b"", b"from somewhere"])
