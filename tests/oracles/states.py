@@ -123,6 +123,13 @@ def same(actual: object, expected: object) -> bool:
     return True
 
 
+def _in_order(value: Any) -> str:
+    """A text that tells types apart, the same for sets that were filled in another order."""
+    if isinstance(value, set | frozenset):
+        return f"{type(value).__name__}{sorted(map(_in_order, value))}"
+    return f"({','.join(map(_in_order, value))})" if type(value) is tuple else repr(value)
+
+
 class _Comparison:
     def __init__(self, *, by_torch: bool) -> None:
         self.by_torch = by_torch
@@ -147,7 +154,7 @@ class _Comparison:
             assert a.flags.f_contiguous == b.flags.f_contiguous, f"{path}: other order"
             assert a.tobytes("A") == b.tobytes("A"), f"{path}: other bytes"
         elif isinstance(b, set | frozenset):
-            assert sorted(map(repr, a)) == sorted(map(repr, b)), path
+            assert _in_order(a) == _in_order(b), path
         elif isinstance(b, collections.deque):
             assert a.maxlen == b.maxlen, f"{path}: other greatest length"
             self.compare(list(a), list(b), path)
