@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import _thread
 import functools
+import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -56,6 +57,7 @@ class Pool:
         self._most = threads
         self._started = 0
         self._closed = False
+        self._owner = os.getpid()
         self._tasks: SimpleQueue[Task[Any] | weakref.ref[Pool] | None] = SimpleQueue()
         self._ended: SimpleQueue[None] = SimpleQueue()
 
@@ -79,6 +81,8 @@ class Pool:
     def close(self) -> None:
         """Begin no further task; no thread is left when this returns."""
         self._closed = True
+        if os.getpid() != self._owner:
+            return  # In a process that was forked from the owner there are no threads to wait for.
         self._tasks.put(None)
         while self._started:
             self._started -= 1
