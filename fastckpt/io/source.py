@@ -267,7 +267,13 @@ class Source:
     def errno_of_map(self, offset: int, size: int) -> int:
         """Why a map of the file does not have these bytes: what plain reading says of them, ``errno`` 0 is the end."""
         try:
-            return errno.EFAULT if len(os.pread(self.fd, size, offset)) == size else 0
+            done = 0
+            while done < size:  # A read in front of a bad sector is a short one, and not the end of the file.
+                count = len(os.pread(self.fd, size - done, offset + done))
+                if not count:
+                    return 0
+                done += count
+            return errno.EFAULT
         except OSError as error:
             return error.errno or errno.EIO
 
