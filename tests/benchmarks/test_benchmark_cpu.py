@@ -53,10 +53,13 @@ def test_it_runs_and_makes_the_table(tmp_path: Path, monkeypatch: Any) -> None:
     beside = {"memcpy into touched memory", "pread into huge pages in use", "clone every tensor"}
     assert limits - counted == {f"limit: {name}" for name in beside}
 
+    stale = {"limit: of an older run": {"median": 0.1, "group": "memory"}}
+    output.write_text(json.dumps(result | {"jobs": result["jobs"] | stale}))
     again = [*command, "--only", "memory"]
     ended = subprocess.run(again, capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr
     merged = json.loads(output.read_text())
+    assert merged["jobs"].keys() == result["jobs"].keys()
     changed = [name for name, row in merged["jobs"].items() if row != result["jobs"][name]]
     assert changed == ["limit: memcpy into touched memory"]
     assert str(tmp_path) not in output.read_text()
