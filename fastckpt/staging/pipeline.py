@@ -9,6 +9,7 @@ in it come out, with every leaf of it that is bad.
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import torch
 
+from fastckpt.errors import UsageError
 from fastckpt.staging.device import Copy, Device, Work
 from fastckpt.staging.fill import Filler
 from fastckpt.staging.regions import Piece, Region, Suspect
@@ -125,6 +127,7 @@ class Pipeline(Generic[Cargo]):
         self._check = check
         self._tell = landed
         self._landed = 0
+        self._process = os.getpid()
         self._memories: dict[Region, torch.Tensor] = {}
         self._suspects: dict[Region, list[Suspect]] = {}
 
@@ -140,6 +143,9 @@ class Pipeline(Generic[Cargo]):
                     len(flying) > min(FLIGHTS, len(self._slots) - 1) or self._device.has_passed(flying[0].mark)
                 ):
                     yield from self._land(flying.popleft())
+                if os.getpid() != self._process:
+                    # Its threads are not here: it would wait for ever.
+                    raise UsageError("this was begun before the process was forked", next_step="begin it anew here")
                 found = self._filler.wait(turn)
                 while len(flying) >= FLIGHTS:
                     yield from self._land(flying.popleft())

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 import fastckpt
+from fastckpt.errors import UsageError
 
 STATE = {str(number): torch.full((50_000,), number) for number in range(12)}
 WRITERS: dict[str, Callable[[Path], Any]] = {
@@ -24,9 +25,10 @@ WRITERS: dict[str, Callable[[Path], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("used", [False, True])
 @pytest.mark.parametrize("name", WRITERS)
-def test_a_child_gives_up_a_stream_that_it_inherits(tmp_path: Path, name: str) -> None:
-    """As a data loader's worker does; the parent's goes on."""
+def test_a_child_gives_up_a_stream_that_it_inherits(tmp_path: Path, name: str, used: bool) -> None:
+    """As a data loader's worker does; one that goes on with it is told that it cannot. The parent's goes on."""
     path = tmp_path / name
     WRITERS[name](path)
     flow = fastckpt.stream(path, ring=fastckpt.Ring(2, 1 << 17))
@@ -34,7 +36,12 @@ def test_a_child_gives_up_a_stream_that_it_inherits(tmp_path: Path, name: str) -
     child = os.fork()
     if child == 0:
         signal.alarm(20)  # Ends a child that waits for ever.
+        told = not used
+        try:
+            _ = list(flow) if used else None
+        except UsageError:
+            told = True
         flow.close()
-        os._exit(7)
+        os._exit(7 if told else 8)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     assert len(list(flow)) == len(STATE) - 1
