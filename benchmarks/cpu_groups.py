@@ -201,8 +201,8 @@ def convert(bench: Bench, of: Inputs) -> None:
     """A .pt to a .fckpt and back."""
     clean, new, there = _clean(of), of.at("new"), of.at("new.fckpt")
 
-    def convert_with_torch() -> None:
-        torch.save(torch.load(of.pt), new)
+    def convert_with_torch(*, mmap: bool) -> None:
+        torch.save(torch.load(of.pt, mmap=mmap), new)
         fsync(new)
 
     def clean_and_warm() -> None:
@@ -212,7 +212,8 @@ def convert(bench: Bench, of: Inputs) -> None:
     bench.group(
         {
             "fastckpt.convert (.pt, durable)": lambda: fastckpt.convert(of.pt, there),
-            "torch.load + torch.save + fsync": convert_with_torch,
+            "torch.load + torch.save + fsync": lambda: convert_with_torch(mmap=False),
+            "torch.load(mmap=True) + torch.save + fsync": lambda: convert_with_torch(mmap=True),
         },
         of.nbytes,
         before=clean_and_warm,

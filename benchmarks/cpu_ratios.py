@@ -77,6 +77,12 @@ BARS: Final = (
         "torch.load + torch.save + fsync",
         1.5,
     ),
+    (
+        "convert / torch.load(mmap=True) + torch.save + fsync",
+        "fastckpt.convert (.pt, durable)",
+        "torch.load(mmap=True) + torch.save + fsync",
+        1,
+    ),
 )
 
 

@@ -113,6 +113,7 @@ GROUPS = (
         (
             ("fastckpt.convert (.pt, durable)", "**`fastckpt.convert`** of a `.pt`, durable", "CRC"),
             ("torch.load + torch.save + fsync", "`torch.load` + `torch.save` + fsync", "no"),
+            ("torch.load(mmap=True) + torch.save + fsync", "`torch.load(mmap=True)` + `torch.save` + fsync", "no"),
         ),
     ),
 )
