@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -59,19 +59,10 @@ class Assembly:
         """Copy the pieces that a file has to their places; objects become values."""
         with open_file(member.path) as file:
             assert isinstance(file, OpenedForeign)
-            archives = file.foreign.archives
-            at = {(archive.begin, archive.end - archive.begin): number for number, archive in enumerate(archives)}
-            items = file.tree if len(archives) > 1 else [file.tree]
+            item_at = items_of(file)
             refs: list[tuple[Piece, TensorRef]] = []
             for piece in pieces:
-                number = at.get((piece.offset, piece.length))
-                if number is None:
-                    raise DamagedError(
-                        f"the file does not hold {piece.name} where the manifest says",
-                        path=file.path,
-                        offset=piece.offset,
-                    )
-                item = items[number]
+                item = item_at(piece)
                 if isinstance(item, TensorRef):
                     refs.append((piece, item))
                 elif piece.name in metadata.tensors:
@@ -100,6 +91,23 @@ class Assembly:
         bytes_of = file.bring(storages, threads=self.threads, verify=True, progress=None, mapped=False)
         tensors = build_tensors(entries, bytes_of, _CPU)
         return resolve_tree(item, lambda ref: tensors[ref.entry])
+
+
+def items_of(file: OpenedForeign) -> Callable[[Piece], Any]:
+    """What gives the item of a file where the manifest says that a piece is; DamagedError if none is there."""
+    archives = file.foreign.archives
+    at = {(archive.begin, archive.end - archive.begin): number for number, archive in enumerate(archives)}
+    items: Any = file.tree if len(archives) > 1 else [file.tree]
+
+    def item_at(piece: Piece) -> Any:
+        number = at.get((piece.offset, piece.length))
+        if number is None:
+            raise DamagedError(
+                f"the file does not hold {piece.name} where the manifest says", path=file.path, offset=piece.offset
+            )
+        return items[number]
+
+    return item_at
 
 
 def _place(whole: torch.Tensor, described: GlobalTensor, piece: Piece, part: torch.Tensor, path: str) -> None:

@@ -22,7 +22,6 @@ from fastckpt.layout.tree import Path, TensorRef, decode_tree
 from fastckpt.layout.walk import tensors_below
 from fastckpt.loading.optimizers import problems_with, rooms_for
 from fastckpt.loading.values import take_values
-from fastckpt.stored.opened import Opened
 from fastckpt.tensor.flatten import flatten
 from fastckpt.tensor.rebuild import resolve_tree
 from fastckpt.tensor.stateful import Stateful, fills_in_place
@@ -75,15 +74,22 @@ class Destination:
                 next_step="fastckpt.load",
             )
 
-    def plan(self, there: Named, file: Opened, *, keys: str | Iterable[str] | None, strict: bool) -> Plan:
-        """Compare with a checkpoint, before a byte is written.
+    @property
+    def takes_states(self) -> bool:
+        """Whether there are objects in it that are handed a state, with the values in that."""
+        return bool(self._takers)
+
+    def plan(
+        self, there: Named, path: str, sizes: Sequence[int], *, keys: str | Iterable[str] | None, strict: bool
+    ) -> Plan:
+        """Compare with the checkpoint at ``path``, whose storages have these sizes, before a byte is written.
 
         Raises:
             MismatchError: Shapes or dtypes differ, or with ``strict`` names; lists all of them.
             TensorNotFoundError: A key matches nothing.
         """
         patterns = None if keys is None else [keys] if isinstance(keys, str) else list(keys)
-        chosen = {e.name for e in (there.entries if patterns is None else select(there.entries, patterns, file.path))}
+        chosen = {e.name for e in (there.entries if patterns is None else select(there.entries, patterns, path))}
         wanted = {name for name in self._tensors if patterns is None or matches(name, patterns)}
         rooms: dict[str, torch.Tensor] = {}
         takers: list[Stateful] = []
@@ -105,7 +111,7 @@ class Destination:
             chosen |= names
             fresh = [entry for entry in entries if entry.name not in own]
             problems += problems_with(taker, _name(taker), part, fresh)
-            rooms |= rooms_for(taker, fresh, file.storage_sizes)
+            rooms |= rooms_for(taker, fresh, sizes)
             takers.append(taker)
         found = match(
             [entry for entry in there.entries if entry.name in chosen and entry.name not in rooms],
@@ -114,7 +120,7 @@ class Destination:
         found = found._replace(missing=absent + found.missing)
         problems += found.lines() if strict else found.differing
         if problems:
-            error = refuse(problems, file.path)
+            error = refuse(problems, path)
             if len(problems) == len(found.unexpected):
                 error.next_step = "load_into(..., strict=False) leaves out what has no place here; so does keys="
             raise error

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
-
-import torch
 
 from fastckpt.errors import MismatchError, TensorNotFoundError
 from fastckpt.io.file_object import Readables
 from fastckpt.io.transfer import Progress
-from fastckpt.layout.entries import Entry, by_storage
+from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.layout.entries import Entry
 from fastckpt.layout.prefixes import Named, find_renaming, with_names, without_prefix
 from fastckpt.layout.subtree import part_of
 from fastckpt.loading.destination import Destination, Plan
+from fastckpt.loading.filling import FileFiller, Filler
 from fastckpt.loading.opening import opened
 from fastckpt.staging.device import device_of
-from fastckpt.staging.existing import ExistingTensors, copy_pairs, direct_places, without_repeats
 from fastckpt.staging.ring import Ring
-from fastckpt.staging.stage import bring, staging_for
-from fastckpt.stored.opened import Opened
-from fastckpt.tensor.rebuild import build_tensors
+from fastckpt.staging.stage import staging_for
 from fastckpt.text import quoted, some
 
 
@@ -63,7 +62,7 @@ def load_into(
         destination: A module, an optimizer, or a state: any nesting with these and with tensors in it. Its
             tensors may be on several devices. Plain values in its dicts and lists are replaced by those that the
             checkpoint has in the same place; all else stays as it is.
-        path: What `fastckpt.load` takes.
+        path: What `fastckpt.load` takes. Of a directory, every part of a tensor is read from its file to its place.
         prefix: Only the part of the checkpoint with this name, or whose names begin with it and a dot, without
             that: ``prefix="model"`` for a model that was saved as ``{"model": model, ...}``.
         strip_prefix: What a wrapper put before every name of a model, such as ``_orig_mod.``: names in the
@@ -82,8 +81,8 @@ def load_into(
     Raises:
         MismatchError: All differences are listed; nothing was written. Or an object did not take its state; then
             the destination must not be used.
-        DamagedError: The file is damaged. The destination may be partly
-            overwritten by then: load it again before use.
+        DamagedError: The file, or one of the directory, is damaged. The destination may be partly
+            overwritten by then, which the message says: load it again before use.
         TensorNotFoundError: A key matches nothing, or nothing has the prefix.
         UsageError: An array cannot be written, an object of a registered class holds tensors, or a name would
             stand for two tensors without the prefix.
@@ -96,31 +95,42 @@ def load_into(
         ([], 500)
     """
     here = Destination(destination)
-    with opened(path, None) as wanted:
-        there = Named(wanted.entries, lambda: wanted.file.tree)
+    with _source_of(path, here, keys, prefix, renamed=bool(strip_prefix)) as source:
+        there = source.named
         if prefix:
-            there = _part(there, prefix, wanted.file.path)
+            there = _part(there, prefix, source.path)
         if strip_prefix:
             there = _under_names_here(there, here.named, strip_prefix)
-        plan = _plan(here, there, wanted.file, keys=keys, strict=strict)
+        plan = _plan(here, there, source, keys=keys, strict=strict)
         tensors = {name: tensor.detach() for name, tensor in plan.tensors.items()}
         stagings = {
             device: staging_for(device_of(device), ring=ring, threads=threads, progress=progress)
             for device in dict.fromkeys(tensor.device for tensor in tensors.values())
         }
+        source.require(plan.entries)
         try:
-            for device, how in stagings.items():
-                entries = [entry for entry in plan.entries if tensors[entry.name].device == device]
-                if device.type == "cpu":
-                    _fill_host_memory(wanted.file, entries, tensors, threads=threads, progress=progress)
-                else:
-                    bring(wanted.origin_of(entries), ExistingTensors(how.device, entries, tensors), how)
+            source.fill(plan.entries, tensors, stagings)
             here.hand_over(plan)
         except BaseException as error:
             if hasattr(error, "message"):
                 error.message += "; the destination is partly overwritten and must not be used"
             raise
     return Unmatched(plan.match.missing, plan.match.unexpected)
+
+
+@contextmanager
+def _source_of(
+    path: Readables, here: Destination, keys: str | Iterable[str] | None, prefix: str | None, *, renamed: bool
+) -> Iterator[Filler]:
+    """What fills the destination: a file, or a directory with one checkpoint in it."""
+    if isinstance(path, str | os.PathLike) and is_directory_of_checkpoints(path):
+        from fastckpt.loading.set_filler import set_filler
+
+        part = None if prefix is None else prefix.removesuffix(".")
+        yield set_filler(os.fspath(path), keys, prefix=part, renamed=renamed, values=keys is None or here.takes_states)
+        return
+    with opened(path, None) as wanted:
+        yield FileFiller(wanted)
 
 
 def _part(there: Named, prefix: str, path: str) -> Named:
@@ -157,10 +167,10 @@ def _common(entries: Sequence[Entry], names: set[str]) -> int:
     return sum(entry.name in names for entry in entries)
 
 
-def _plan(here: Destination, there: Named, file: Opened, *, keys: str | Iterable[str] | None, strict: bool) -> Plan:
+def _plan(here: Destination, there: Named, source: Filler, *, keys: str | Iterable[str] | None, strict: bool) -> Plan:
     """`Destination.plan`; the error says which argument would make the names the same, if one would."""
     try:
-        return here.plan(there, file, keys=keys, strict=strict)
+        return here.plan(there, source.path, source.storage_sizes, keys=keys, strict=strict)
     except MismatchError as error:
         renamed = find_renaming(there, here.named)
         if renamed is not None:
@@ -184,41 +194,3 @@ def _prefix_of_all(there: Named, here: Named) -> str | None:
             if all(f"{prefix}.{other}" in names for other in mine):
                 return prefix
     return None
-
-
-def _fill_host_memory(
-    file: Opened,
-    entries: Sequence[Entry],
-    tensors: Mapping[str, torch.Tensor],
-    *,
-    threads: int | None,
-    progress: Progress | None,
-) -> None:
-    """Fill tensors in host memory without slots: the bytes of large ones are read to where they belong.
-
-    The others pass through memory, batch by batch, so that it is never more than a batch needs.
-    """
-    on_storage = by_storage(entries)
-    alone = {number: group for number, group in on_storage.items() if file.stands_alone(number)}
-    places = {
-        number: memory.data_ptr()
-        for number, memory in direct_places(alone, tensors).items()
-        if file.storage_sizes[number] == memory.numel()
-    }
-    file.fill(places, threads=threads, progress=progress)
-    done = sum(file.storage_sizes[number] for number in places)
-    for batch in file.batches([number for number in on_storage if number not in places]):
-
-        def report(count: int, done: int = done) -> None:
-            assert progress is not None
-            progress(done + count)
-
-        bytes_of = file.bring(
-            batch, threads=threads, verify=True, progress=None if progress is None else report, mapped=False
-        )
-        group = [entry for number in batch for entry in on_storage[number]]
-        loaded = build_tensors(group, bytes_of, torch.device("cpu"))
-        copy_pairs(
-            [without_repeats(tensors[entry.name], tensor.detach()) for entry, tensor in zip(group, loaded, strict=True)]
-        )
-        done += sum(file.storage_sizes[number] for number in batch)

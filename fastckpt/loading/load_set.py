@@ -46,14 +46,25 @@ def load_set(
         NotACheckpointError: It holds none.
         TensorNotFoundError: A key matches no tensor.
     """
+    one = one_checkpoint(directory)
+    if one.kind == dcp.KIND:
+        return Assembly(one, device, threads, opaque).load(keys)
+    if one.kind == own.KIND:
+        return load_own_set(one, keys, load_file, device)
+    return load_shards(one, keys, load_file)
+
+
+def one_checkpoint(directory: str) -> CheckpointSet:
+    """The one checkpoint of several files that a directory is: a model in shards, pieces, or a set of our own.
+
+    Raises:
+        UsageError: It holds several checkpoints, or files of several kinds.
+        NotACheckpointError: It holds none.
+    """
     found = recognise_steps(directory)
     one = found[0] if len(found) == 1 else _same_model(found)
-    if one is not None and one.kind.startswith(huggingface.KIND):
-        return load_shards(one, keys, load_file)
-    if one is not None and one.kind == dcp.KIND:
-        return Assembly(one, device, threads, opaque).load(keys)
-    if one is not None and one.kind == own.KIND:
-        return load_own_set(one, keys, load_file, device)
+    if one is not None and (one.kind.startswith(huggingface.KIND) or one.kind in (dcp.KIND, own.KIND)):
+        return one
     if not found:
         raise NotACheckpointError(
             "this is a directory, and no checkpoint of several files",

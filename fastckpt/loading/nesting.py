@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastckpt.errors import DamagedError
+from fastckpt.layout.walk import is_optimizer
 
 
 def nested(paths: Mapping[str, tuple[Any, ...]], values: dict[str, Any]) -> Any:
@@ -31,4 +32,16 @@ def _with_lists(node: Any) -> Any:
     inner = {key: _with_lists(value) for key, value in node.items()}
     if inner and all(type(key) is int for key in inner) and sorted(inner) == list(range(len(inner))):
         return [inner[number] for number in range(len(inner))]
+    if is_optimizer(inner):
+        inner["state"] = _by_number(inner["state"], inner["param_groups"])
     return inner
+
+
+def _by_number(state: dict[Any, Any], groups: list[dict[Any, Any]]) -> dict[Any, Any]:
+    """The state of an optimizer by the numbers of its parameters, of which torch's planner makes text.
+
+    ``load_state_dict`` would not find them as text, and say nothing.
+    """
+    lists = [params for group in groups if isinstance(params := group.get("params"), list)]
+    numbers = {str(one): one for params in lists for one in params if type(one) is int}
+    return {numbers[key]: value for key, value in state.items()} if state.keys() <= numbers.keys() else state

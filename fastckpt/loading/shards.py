@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ def load_shards(
     by_shard: dict[str, Member] = {}
     names: list[str] = []
     for member in checkpoint.members:
-        own = member.tensors if member.tensors is not None else _names_in(member)
+        own = member.tensors if member.tensors is not None else names_in(member)
         names += own
         by_shard |= dict.fromkeys(own, member)
     chosen = names if wanted is None else select_names(names, wanted, checkpoint.path)
@@ -44,20 +44,25 @@ def load_shards(
         require_there(checkpoint, [member])
         with Source(member.path) as source:
             there = tensors_in(source)
-            lost = [name for name in own if name not in there]
-            if lost:
-                message = f"the index puts {some(lost)} into this file, and it is not there"
-                raise DamagedError(message, path=member.path)
-            strange = sorted(there.keys() - set(own)) if wanted is None else []
-            if strange:
-                message = f"{some(strange)} is in this file, and the index does not put it there"
-                raise DamagedError(message, path=member.path)
+            require_indexed(own, there, member.path, whole=wanted is None)
             # A shard that is wanted whole is read as a whole: nothing has to be looked up by name.
             loaded = load_file(source, keys=None if len(own) == len(there) else own)
             state |= loaded if isinstance(loaded, dict) else {}
     return {name: state[name] for name in chosen}
 
 
-def _names_in(member: Member) -> list[str]:
+def names_in(member: Member) -> list[str]:
+    """The names of the tensors in a shard of which no index tells."""
     with Source(member.path) as source:
         return list(tensors_in(source))
+
+
+def require_indexed(own: Sequence[str], there: Collection[str], path: str, *, whole: bool) -> None:
+    """Raise DamagedError unless a shard has the tensors that the index puts into it; with ``whole``, no others."""
+    lost = [name for name in own if name not in there]
+    if lost:
+        raise DamagedError(f"the index puts {some(lost)} into this file, and it is not there", path=path)
+    strange = sorted(set(there) - set(own)) if whole else []
+    if strange:
+        message = f"{some(strange)} is in this file, and the index does not put it there"
+        raise DamagedError(message, path=path)
