@@ -68,6 +68,9 @@ def _saved_and_loaded(kind: str, job: str, saved: int, loaded: tuple[int, ...], 
     assert state["step"] == 7
     for name, tensor in truth["model"].items():
         assert torch.equal(state["model"][name], tensor), name
+    model = {name: torch.zeros_like(tensor) for name, tensor in truth["model"].items()}
+    fastckpt.load_into(model, place, prefix="model")
+    assert all(torch.equal(model[name], tensor) for name, tensor in truth["model"].items())
 
 
 @pytest.mark.parametrize(("kind", "job", "saved", "loaded"), QUICK)

@@ -295,6 +295,9 @@ def test_uneven_shards_of_two_ranks(tmp_path: Path) -> None:
     assert torch.equal(state["model"]["rows"], torch.arange(35.0).reshape(7, 5))
     assert torch.equal(state["model"]["columns"], torch.arange(12.0).reshape(3, 4).to(torch.bfloat16))
     assert state["step"] == 3
+    given = {"model": {name: torch.zeros_like(tensor) for name, tensor in state["model"].items()}, "step": 0}
+    fastckpt.load_into(given, tmp_path / "step-3")
+    assert dict(leaves(given)) == dict(leaves(state))
     os.unlink(tmp_path / "step-3" / "__1_0.distcp")
     (problem,) = judge(recognise(str(tmp_path / "step-3"))[0], threads=1).problems
     assert set(problem.tensors) == {"model.rows", "model.columns"}
