@@ -38,15 +38,12 @@ def moved_to(state: Any, device: torch.device) -> Any:
 
 
 def fast_safetensors(path: str, device: torch.device) -> Any:
-    """All tensors through fastsafetensors, without GPUDirect."""
+    """All tensors through fastsafetensors, without GPUDirect, and the loader that their memory belongs to."""
     module: Any = importlib.import_module("fastsafetensors")
     loader = module.SafeTensorsFileLoader(module.SingleGroup(), str(device), nogds=True)
     loader.add_filenames({0: [path]})
     buffers = loader.copy_files_to_device()
-    tensors = {name: buffers.get_tensor(name).clone() for name in loader.get_keys()}
-    buffers.close()
-    loader.close()
-    return tensors
+    return {name: buffers.get_tensor(name) for name in loader.get_keys()}, buffers, loader
 
 
 def instant_tensor(path: str, device: torch.device) -> Any:
