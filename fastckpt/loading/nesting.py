@@ -40,8 +40,8 @@ def _with_lists(node: Any) -> Any:
 def _by_number(state: dict[Any, Any], groups: list[dict[Any, Any]]) -> dict[Any, Any]:
     """The state of an optimizer by the numbers of its parameters, of which torch's planner makes text.
 
-    ``load_state_dict`` would not find them as text, and say nothing.
+    ``load_state_dict`` would not find them as text, and say nothing. What no group names keeps its key.
     """
     lists = [params for group in groups if isinstance(params := group.get("params"), list)]
     numbers = {str(one): one for params in lists for one in params if type(one) is int}
-    return {numbers[key]: value for key, value in state.items()} if state.keys() <= numbers.keys() else state
+    return {key if (number := numbers.get(key, key)) in state else number: value for key, value in state.items()}

@@ -217,3 +217,22 @@ def test_directories_that_are_no_single_checkpoint(tmp_path: Path) -> None:
     for place, kind in ((tmp_path / "run", UsageError), (tmp_path / "nothing", FastckptError)):
         with pytest.raises(kind):
             fastckpt.load_into(empty(), place)
+
+
+@pytest.mark.parametrize("more", ["global", 7, "7"])
+def test_an_optimizer_with_more_in_its_state_than_its_parameters(tmp_path: Path, more: str | int) -> None:
+    """Numbers of parameters are numbers again, whatever stands beside them: else its state would be left out unsaid."""
+    import torch.distributed.checkpoint as dcp
+
+    net = torch.nn.Linear(3, 2)
+    saved = torch.optim.AdamW(net.parameters())
+    net(torch.ones(1, 3)).sum().backward()
+    saved.step()
+    state = saved.state_dict()
+    state["state"][more] = {"seen": torch.tensor(3)}
+    dcp.save({"optimizer": state}, checkpoint_id=tmp_path / "step", no_dist=True)
+    found = fastckpt.load(tmp_path / "step")["optimizer"]
+    assert list(found["state"]) == [0, 1, str(more)]
+    other = torch.optim.AdamW(net.parameters())
+    other.load_state_dict(found)
+    assert all(torch.equal(other.state[one]["exp_avg"], saved.state[one]["exp_avg"]) for one in net.parameters())
