@@ -112,7 +112,8 @@ def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
     tensors = facts["tensors"]
     what = f"{facts['format']}, " if facts["format"] != "unknown" and tensors else ""
     counts = ByteCounts(**facts["tensor_bytes"])
-    proven = f", {share_text(counts.proven, counts.total)} of tensor data proven" if counts.total else ""
+    of_what = "tensor data" if _all_are_known(facts) else "the data of known tensors"
+    proven = f", {share_text(counts.proven, counts.total)} of {of_what} proven" if counts.total else ""
     yield f"{facts['path']}: {what}{size_text(facts['size'])}, {count_text(len(tensors), 'tensor')}{proven}"
     if facts["structure"] not in ("whole", "none"):
         yield Styled(f"  names and shapes: {_structure(facts['structure'])}", "warn")
@@ -124,6 +125,11 @@ def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
         yield Styled(f"  note: {note}", "warn")
     yield from _outcome(facts)
     yield f"next: {facts['next']}"
+
+
+def _all_are_known(facts: SalvageDocument) -> bool:
+    """Whether what is damaged cannot have named more tensors than are listed."""
+    return facts["structure"] not in ("damaged", "from index/header")
 
 
 def _structure(structure: str) -> str:
@@ -211,6 +217,8 @@ def _outcome(facts: SalvageDocument) -> Iterator[str | Styled]:
         return
     own = count - len(facts["backfilled"])
     text = f"{own} of {total} tensors" if total else "no tensors, and all besides"
+    if total and not _all_are_known(facts):
+        text += " that are known"
     for donor in sorted(set(facts["backfilled"].values())):
         text += f", and {len(facts['backfilled'])} from {os.path.basename(donor)}"
     complete = Verdict.COMPLETE if facts["complete"] else "incomplete"

@@ -3,6 +3,7 @@ than was checked."""
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
@@ -274,3 +275,20 @@ def test_usage_errors_say_only_what_is_known(run: Path, capsys: pytest.CaptureFi
     assert main(["salvage", "model_000004.pt", "-o", "out.xyz"]) == 64
     assert main(["salvage", "model_000004.pt", "--include", "everything"]) == 64
     assert "None" not in capsys.readouterr().err
+
+
+def test_what_a_damaged_structure_does_not_name_is_not_counted_as_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tensor that only the damaged pickle of one of two archives names is in no total."""
+    buffer = io.BytesIO()
+    for name in ("a", "b"):
+        torch.save({name: torch.ones(3)}, buffer)
+    data = bytearray(buffer.getvalue())
+    data[data.index(b"FloatStorage") + 11] ^= 1 << 4
+    path = tmp_path / "two.pt"
+    path.write_bytes(data)
+    assert main(["salvage", str(path)]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "1 tensor, all 12 B of the data of known tensors proven" in text
+    assert "would come back: 1 of 1 tensors that are known (incomplete)" in text
