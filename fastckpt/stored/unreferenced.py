@@ -1,12 +1,14 @@
-"""What a checkpoint keeps that no tensor lies in, in two checkpoints: compared by its bytes.
+"""What a checkpoint keeps that no tensor lies in, in two checkpoints: compared by its names and its bytes.
 
 Such are storages and records that nothing refers to, the bytes of objects that are not
 understood, and the program of an archive. A record that says something of the archive
-only, and the pickle, which is compared as the structure, are none of it.
+only, and the pickle, which is compared as the structure, are none of it. The key of a
+storage is no name where another format is on the other side: a conversion does not keep it.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -15,6 +17,7 @@ import xxhash
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.foreign.accounting import is_formality
+from fastckpt.foreign.torch_zip import name_in_row
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.object_comparison import ObjectDifference
 from fastckpt.stored.opened import Opened
@@ -32,36 +35,52 @@ class _Part(NamedTuple):
 
 
 def compare_unreferenced(a: Opened, b: Opened, *, threads: int) -> dict[str, ObjectDifference]:
-    """Compare all that no tensor lies in, whatever its name: a conversion keeps the bytes of a storage, not its key."""
+    """Compare all that no tensor lies in, by its name in A, or of what only B has, in B."""
     ours, theirs = list(_parts(a, threads)), list(_parts(b, threads))
-    result = {part.name: ObjectDifference("damaged", part.error) for part in (*ours, *theirs) if part.error}
-    left_a = Counter(part.content for part in ours)
-    left_b = Counter(part.content for part in theirs)
-    equal = left_a & left_b
-    for parts, other, left in ((ours, b, equal.copy()), (theirs, a, equal.copy())):
+    alike = a.format == b.format
+    # The keys of a legacy file are addresses: those of another save are others, and say nothing then.
+    has_keys = alike and (a.format != "torch-legacy" or {part.name for part in ours} == {part.name for part in theirs})
+
+    def name_of(part: _Part) -> str:
+        return part.name if has_keys or not part.is_storage else ""
+
+    equal = Counter((name_of(part), part.content) for part in ours)
+    equal &= Counter((name_of(part), part.content) for part in theirs)
+    same: dict[str, ObjectDifference] = {}
+    other: dict[str, ObjectDifference] = {}
+    damaged: dict[str, ObjectDifference] = {}
+    for parts, path, left in ((ours, b.path, equal.copy()), (theirs, a.path, equal.copy())):
         for part in parts:
+            place = name_of(part), part.content
             if part.error:
-                continue
-            if left[part.content]:
-                left[part.content] -= 1
-                result.setdefault(part.name, ObjectDifference("identical"))
-            elif part.is_storage or a.format == other.format == b.format:
-                result[part.name] = ObjectDifference("differs", f"nothing in {other.path} has these bytes")
+                damaged.setdefault(part.name, ObjectDifference("damaged", part.error))
+            elif left[place]:
+                left[place] -= 1
+                if parts is ours:
+                    same[part.name] = ObjectDifference("identical")
+            elif alike or part.is_storage:
+                what = "this name and these bytes" if name_of(part) else "these bytes"
+                other.setdefault(part.name, ObjectDifference("differs", f"nothing in {path} has {what}"))
             else:
-                result[part.name] = ObjectDifference("unknown", f"where {other.path} has it cannot be told")
-    return result
+                other.setdefault(part.name, ObjectDifference("unknown", f"where {path} has it cannot be told"))
+    return same | other | damaged
 
 
 def _parts(file: Opened, threads: int) -> Iterator[_Part]:
     used = {entry.storage for entry in file.entries}
     for number, nbytes in enumerate(file.storage_sizes):
-        if number not in used and nbytes:
+        if number not in used:
             yield _storage(file, number, nbytes, threads)
     if not isinstance(file, OpenedForeign):
         return
+    begins = [archive.begin for archive in file.foreign.archives]
     for record in file.foreign.others:
-        if is_formality(record) or record.key == "data.pkl" or not record.nbytes:
+        is_folder = record.key[-1:] in ("", "/") and not record.nbytes
+        if is_formality(record) or record.key == "data.pkl" or is_folder:
             continue
+        name = record.key
+        if len(begins) > 1:
+            name = name_in_row(bisect.bisect_right(begins, record.offset) - 1, name, alone=False)
         is_storage = file.foreign.is_storage(record)
         try:
             file.prove_stored(record, threads=threads)
@@ -69,9 +88,9 @@ def _parts(file: Opened, threads: int) -> Iterator[_Part]:
             for start in range(record.offset, record.offset + record.nbytes, _PIECE):
                 digest.update(file.source.read(start, min(_PIECE, record.offset + record.nbytes - start)))
         except (DamagedError, CheckpointIOError) as error:
-            yield _Part(record.key, is_storage, (0, ""), error.message)
+            yield _Part(name, is_storage, (0, ""), error.message)
         else:
-            yield _Part(record.key, is_storage, (record.nbytes, digest.hexdigest()))
+            yield _Part(name, is_storage, (record.nbytes, digest.hexdigest()))
 
 
 def _storage(file: Opened, number: int, nbytes: int, threads: int) -> _Part:

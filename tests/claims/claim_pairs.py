@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from claim_tables import Make
 import fastckpt
 
 State = Callable[[], Any]
+Records = dict[str, bytes]
 ACROSS = (("pt", "fckpt"), ("legacy", "zstd"), ("safetensors", "fckpt"), ("fckpt", "fckpt"), ("pt", "pt"))
 WITH_VALUES = (("pt", "fckpt"), ("legacy", "zstd"), ("fckpt", "fckpt"), ("pt", "pt"))
 
@@ -86,20 +88,18 @@ def namespace(lr: float) -> State:
     return lambda: {**tensors(), "args": argparse.Namespace(lr=lr, mask=torch.ones(3))}
 
 
-def beside(a: bytes | None, b: bytes | None, forms: tuple[str, str] = ("pt", "pt")) -> Make:
-    """A .pt with a record that nothing refers to, and one with another or none; converted where that is asked for."""
+def beside(a: Records, b: Records, forms: tuple[str, str] = ("pt", "pt")) -> Make:
+    """A .pt with records that nothing refers to, and one with others; converted where that is asked for."""
 
     def make(directory: Path) -> list[Path]:
         paths = []
-        for name, form, data in (("a", forms[0], a), ("b", forms[1], b)):
+        for name, form, records in (("a", forms[0], a), ("b", forms[1], b)):
             plain = write(tensors(), "pt", directory, f"plain_{name}")
             reader, path = torch._C.PyTorchFileReader(str(plain)), directory / f"{name}.pt"
             writer = torch._C.PyTorchFileWriter(str(path))
-            for record in ["data.pkl", *(each for each in reader.get_all_records() if each.startswith("data/"))]:
-                content = reader.get_record(record)
+            kept = ["data.pkl", *(each for each in reader.get_all_records() if each.startswith("data/"))]
+            for record, content in [*((each, reader.get_record(each)) for each in kept), *records.items()]:
                 writer.write_record(record, content, len(content))
-            if data is not None:
-                writer.write_record("data/99", data, len(data))
             writer.write_end_of_file()
             if form == "fckpt":
                 fastckpt.convert(path, path.with_suffix(".fckpt"))
@@ -108,6 +108,31 @@ def beside(a: bytes | None, b: bytes | None, forms: tuple[str, str] = ("pt", "pt
         return paths
 
     return make
+
+
+def in_a_row(a: list[Records], b: list[Records]) -> Make:
+    """Files of several archives, each with records that nothing refers to."""
+
+    def make(directory: Path) -> list[Path]:
+        paths = []
+        for name, archives in (("a", a), ("b", b)):
+            alone = [beside(records, {})(directory)[0].read_bytes() for records in archives]
+            paths.append(directory / f"row_{name}.pt")
+            paths[-1].write_bytes(b"".join(alone))
+        return paths
+
+    return make
+
+
+def with_folders(directory: Path) -> list[Path]:
+    """A .pt, and what a program that packs folders makes of it."""
+    path, packed = write(tensors(), "pt", directory), directory / "packed.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w") as new:
+        new.writestr("state/", b"")
+        new.writestr("state/data/", b"")
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info))
+    return [path, packed]
 
 
 def damaged_pair(form: str) -> Make:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
-from claim_inputs import PROVEN, module_state, tensors
+from claim_inputs import PROVEN, module_state, tensors, write
 from claim_pairs import (
     ACROSS,
     WITH_VALUES,
+    Records,
     beside,
     damaged_pair,
     flat_nested,
+    in_a_row,
     metadata_pair,
     namespace,
     nested,
@@ -27,10 +31,19 @@ from claim_pairs import (
     too_deep,
     untied,
     with_,
+    with_folders,
 )
 from claim_tables import Claim, Make, Row, Tell, made
 
+from fastckpt.stored.comparison import compare
 from fastckpt.verdicts import Verdict
+
+CODE = {"code/a.py": b"AAAA", "code/b.py": b"BBBB"}
+STORAGES = {"data/98": b"ab", "data/99": b"ac"}
+
+
+def swapped(records: dict[str, bytes]) -> dict[str, bytes]:
+    return dict(zip(records, reversed(records.values()), strict=True))
 
 
 def by_text(tell: Tell, inputs: list[Path]) -> bool:
@@ -53,8 +66,11 @@ CLAIM = Claim(
         **{f"{one} and {other}": pair(tensors, tensors, (one, other)) for one, other in ACROSS},
         "objects": pair(namespace(0.1), namespace(0.1), ("pt", "pt")),
         "values": pair(with_(step=3), with_(step=3), ("pt", "fckpt")),
-        "records that nothing refers to": beside(b"ab", b"ab"),
-        "and of a converted one": beside(b"ab", b"ab", ("pt", "fckpt")),
+        "records that nothing refers to": beside(CODE | STORAGES, CODE | STORAGES),
+        "and of a converted one": beside(STORAGES, STORAGES, ("pt", "fckpt")),
+        "and of one with other keys": beside(STORAGES, swapped(STORAGES), ("pt", "fckpt")),
+        "and of several archives": in_a_row([CODE, STORAGES], [CODE, STORAGES]),
+        "pt and pt: the folders are records, too": with_folders,
     },
     [
         Row(
@@ -98,10 +114,28 @@ CLAIM = Claim(
         Row(
             "what nothing refers to is the same",
             {
-                "pt and pt: one of other bytes": beside(b"ab", b"ac"),
-                "pt and fckpt: one of other bytes": beside(b"ab", b"ac", ("pt", "fckpt")),
-                "fckpt and pt: only in one": beside(b"ab", None, ("fckpt", "pt")),
-                "fckpt and fckpt: only in the other": beside(None, b"ab", ("fckpt", "fckpt")),
+                **{
+                    f"{one} and {other}: {what}": beside(a, b, (one, other))
+                    for one, other in (("pt", "pt"), ("pt", "fckpt"), ("fckpt", "pt"), ("fckpt", "fckpt"))
+                    for what, a, b in (
+                        ("a storage of other bytes", {"data/99": b"ab"}, {"data/99": b"ac"}),
+                        ("a storage only in one", {"data/99": b"ab"}, {}),
+                        ("a storage only in the other", {}, {"data/99": b"ab"}),
+                        ("an empty storage only in one", {"data/99": b""}, {}),
+                    )
+                },
+                **{
+                    f"{form} and {form}: storages swapped": beside(STORAGES, swapped(STORAGES), (form, form))
+                    for form in ("pt", "fckpt")
+                },
+                "pt and pt: a storage of another key": beside({"data/98": b"ab"}, {"data/99": b"ab"}),
+                "pt and pt: records swapped": beside(CODE, swapped(CODE)),
+                "pt and pt: records of other names": beside(CODE, {f"{name}c": CODE[name] for name in CODE}),
+                "pt and pt: an empty record only in one": beside({**CODE, "empty": b""}, CODE),
+                "pt and pt: an empty record only in the other": beside(CODE, {**CODE, "empty": b""}),
+                "pt and pt: records of two archives swapped": in_a_row(
+                    [{"code/a.py": b"A"}, {"code/a.py": b"B"}], [{"code/a.py": b"B"}, {"code/a.py": b"A"}]
+                ),
             },
         ),
         Row(
@@ -125,3 +159,41 @@ def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not any(made(CLAIM, broken, tmp_path, capsys).values())
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "said"),
+    [
+        (CODE, CODE, {"identical": 2}),
+        (CODE, swapped(CODE), {"differs": 2}),
+        (CODE, {"code/a.py": b"AAAA", "code/c.py": b"BBBB"}, {"identical": 1, "differs": 2}),
+        ({**CODE, "empty": b""}, CODE, {"identical": 2, "differs": 1}),
+        (STORAGES, swapped(STORAGES), {"differs": 2}),
+    ],
+)
+def test_each_record_is_counted_once(a: Records, b: Records, said: dict[str, int], tmp_path: Path) -> None:
+    found = compare(*beside(a, b)(tmp_path))
+    assert Counter(part.status for part in found.objects.values()) == said
+    assert found.same is (said.keys() == {"identical"})
+
+
+def test_a_storage_under_two_names_is_counted_once(tmp_path: Path) -> None:
+    assert len(compare(*beside(STORAGES, STORAGES, ("pt", "fckpt"))(tmp_path)).objects) == len(STORAGES)
+
+
+def test_where_another_format_has_a_record_is_not_known(tmp_path: Path) -> None:
+    assert compare(*beside(CODE, CODE, ("pt", "fckpt"))(tmp_path)).same is None
+    assert compare(*beside({"empty": b""}, {}, ("pt", "fckpt"))(tmp_path)).same is None
+
+
+@pytest.mark.parametrize(("other", "same"), [(1.0, None), (2.0, False)])
+def test_the_keys_of_another_legacy_save_say_nothing(other: float, same: bool | None, tmp_path: Path) -> None:
+    """What is too deep to be seen has its storages all the same; in a legacy file their keys are addresses."""
+    alive, paths = [], []
+    for stem, value in (("a", 1.0), ("b", other)):
+        deep: object = torch.full((3,), value)
+        alive.append(deep)
+        for _ in range(200):
+            deep = argparse.Namespace(inside=deep)
+        paths.append(write({**tensors(), "deep": deep}, "legacy", tmp_path, stem))
+    assert compare(*paths).same is same
