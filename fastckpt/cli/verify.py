@@ -4,8 +4,8 @@ A .fckpt file is checked by its digests, a .pt file by its CRCs; a .safetensors
 file has no checksums, so its tensors can be present but never proven. A
 directory stands for all checkpoint files in it. What is several files (a model
 in shards, a Trainer's step, torch.distributed.checkpoint, DeepSpeed) has to be
-whole as well: all of them there, each with what the others say. The exit code
-is that of the worst file.
+whole as well: all of them there, each with what the others say; and so has each
+step of nanochat. The exit code is that of the worst.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Final, TypedDict, cast
 
 from fastckpt.cli.files import checkpoint_files
 from fastckpt.cli.nanochat_facts import notes_on_meta
+from fastckpt.cli.nanochat_sets import judge_steps, step_lines
 from fastckpt.cli.near import with_near_names
 from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts
@@ -68,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Verify all paths; returns the highest exit code."""
-    sets = [found for path in args.paths if is_directory_of_checkpoints(path) for found in recognise(path)]
+    directories = [path for path in args.paths if is_directory_of_checkpoints(path)]
+    sets = [found for path in directories for found in recognise(path)]
     judged, inside = [_judge(checkpoint, args.threads) for checkpoint in sets], _files_of(sets)
     paths, single = checkpoint_files(args.paths, recursive=args.recursive, besides=inside)
     if single:
@@ -78,7 +80,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         return code
     verified: list[VerifiedFile] = []
     files: list[VerifiedFile | FailedFile] = []
-    codes = []
+    codes: dict[str, int] = {}
     for path in paths:
         try:
             facts, code = _verify(path, args.threads)
@@ -93,19 +95,26 @@ def run(args: argparse.Namespace, out: Output) -> int:
             out.show(facts, lambda facts: _lines(facts, prefix=f"{facts['path']}: "))
             verified.append(facts)
             files.append(facts)
-        codes.append(code)
+        codes[os.path.abspath(path)] = code
+    by_path = {os.path.abspath(file["path"]): file for file in verified}
+    steps = [
+        step
+        for path in dict.fromkeys(directories)
+        for step in judge_steps(path, by_path, codes, recursive=args.recursive)
+    ]
     for checkpoint in judged:
         out.show(checkpoint, _set_lines)
         verified += checkpoint["files"]
         files += checkpoint["files"]
-        codes.append(checkpoint["exit_code"])
+    for step in steps:
+        out.show(step, step_lines)
     notes = notes_on_meta(paths)
     out.show(notes, lambda notes: [Styled(f"{path}: {note}", "warn") for path, note in notes.items()])
     refused = sum(_refused(checkpoint) for checkpoint in judged)
-    out.show(verified, lambda verified: _summary_lines(verified, len(files) + refused, judged))
-    summary: VerifySeveralDocument = {"files": files, "sets": judged, "meta_notes": notes}
+    out.show(verified, lambda verified: _summary_lines(verified, len(files) + refused, [*judged, *steps]))
+    summary: VerifySeveralDocument = {"files": files, "sets": [*judged, *steps], "meta_notes": notes}
     out.document(summary)
-    return max(codes)
+    return max([*codes.values(), *(checkpoint["exit_code"] for checkpoint in [*judged, *steps])])
 
 
 def _judge(checkpoint: CheckpointSet, threads: int | None) -> SetDocument:

@@ -61,6 +61,19 @@ def by_doctor_text(tell: Tell, inputs: list[Path]) -> bool:
     return ": steps 4, 8, whole, " in text
 
 
+def by_verify(tell: Tell, inputs: list[Path]) -> bool:
+    told = tell("verify", *inputs)
+    return "; 2 of 2 checkpoints whole" in told.text or told.code == 0
+
+
+def by_verify_json(tell: Tell, inputs: list[Path]) -> bool:
+    return any(each["verdict"] == "whole" for each in _judged(tell("verify", *inputs, "--json").json, 8))
+
+
+def _judged(document: Any, step: int) -> list[Any]:
+    return [each for each in document["sets"] if each["step"] == step]
+
+
 def by_backup(tell: Tell, inputs: list[Path]) -> bool:
     document = tell("backup", *inputs, inputs[0].parent / "copy", "--json").json
     return 8 in [step["step"] for step in document.get("steps", [])]
@@ -74,6 +87,8 @@ CLAIM = Claim(
         "doctor": by_doctor,
         "doctor, each step": by_doctor_steps,
         "doctor, text": by_doctor_text,
+        "verify": by_verify,
+        "verify, JSON": by_verify_json,
         "backup": by_backup,
     },
     {form: run_with(form) for form in FORMS},
@@ -155,7 +170,7 @@ FAULTS: dict[str, Fault] = {
 def test_every_command_means_the_same(
     what: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever else speaks against a step, `salvage` and `doctor` call the same ones whole."""
+    """Whatever else speaks against a step, `salvage`, `doctor` and `verify` call the same ones whole."""
     opening = os.open
 
     def refuse(path: Any, *arguments: Any, **named: Any) -> int:
@@ -176,10 +191,70 @@ def test_every_command_means_the_same(
         unread = {step["step"] for step in steps if step.get("state") == "unread" or step.get("whole", 0) is None}
         answers.append((tag["newest_whole"], {number for number in whole if whole[number]}, unread))
     assert answers[0] == answers[1]
+    code = main(["verify", str(directory), "--json"])
+    judged = json.loads(capsys.readouterr().out)["sets"]
+    assert {each["step"] for each in judged if each["verdict"] == "whole"} == answers[0][1]
+    assert {each["step"] for each in judged if each["verdict"] == "not read"} == answers[0][2]
+    assert (code == 0) == all(each["verdict"] == "whole" for each in judged)
     number = 9 if what == "another number" else 8
     expected = what in ("none", "a wrapper's prefix", "a meta file of another model", "a NaN", "another number")
     assert (number in answers[0][1]) == expected
     assert bool(answers[0][2]) == (what == "a file that may not be read")
+
+
+VERIFIED: dict[str, tuple[Fault, str, str]] = {
+    "swapped": (swap("optim_000008_rank0", "optim_000008_rank1"), "inconsistent", " was saved as optim_000008_rank1"),
+    "another step": (replace("optim_000008_rank1", "optim_000004_rank1"), "inconsistent", "are of different steps"),
+    "no rank": (delete("optim_000008_rank1"), "missing", "there is no optimizer of rank 1 of 2"),
+    "no optimizer": (delete_optimizer, "missing", "there is no optimizer file"),
+    "no model": (delete("model_000008"), "missing", "there is no model_000008"),
+    "no meta": (delete_meta, "missing", "there is no meta_000008.json"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("what", VERIFIED)
+def test_verify_names_what_is_wrong_with_a_step(
+    what: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each of its files is intact all the same."""
+    fault, kind, message = VERIFIED[what]
+    (directory,) = run_with(form, fault)(tmp_path)
+    assert main(["verify", str(directory)]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"{kind}  d2, step 8: ") and message in line for line in lines)
+    assert f"d2, step 8: not whole; next: fastckpt doctor {directory}" in lines
+    assert lines[-1].endswith(" intact; 1 of 2 checkpoints whole")
+    for words in ([str(directory)], ["-r", str(tmp_path)]):
+        assert main(["verify", *words, "--json"]) == 2
+        document = json.loads(capsys.readouterr().out)
+        (judged,) = _judged(document, 8)
+        assert (judged["verdict"], judged["exit_code"], judged["problems"][0]["kind"]) == ("not whole", 2, kind)
+        assert all(file["verdict"] == "intact" for file in document["files"])
+        (other,) = _judged(document, 4)
+        assert (other["verdict"], other["exit_code"], other["problems"]) == ("whole", 0, [])
+
+
+def delete_optimizers(directory: Path, form: str) -> None:
+    for path in directory.glob("optim_*"):
+        path.unlink()
+
+
+def test_verify_of_files_speaks_of_these_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (directory,) = run_with("pt", delete_meta)(tmp_path)
+    assert main(["verify", *map(str, directory.glob("*_000008*")), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["sets"] == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("fault", [None, delete_optimizers, renamed], ids=["as saved", "models alone", "renamed"])
+def test_verify_takes_what_can_be_meant(
+    fault: Fault | None, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (directory,) = run_with(form, fault)(tmp_path)
+    assert main(["verify", str(directory)]) == 0
+    text = capsys.readouterr().out
+    assert ("note  d2, step 9: all files of this step were saved as step 8" in text) == (fault is renamed)
 
 
 def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
