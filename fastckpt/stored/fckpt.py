@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from fastckpt.constants import LEAF_SIZE
+from fastckpt.constants import LEAF_SIZE, SECTION_SOURCE
+from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.fckpt.bad_ranges import raise_damage
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, read_targets
+from fastckpt.fckpt.source_section import source_kind_and_size
 from fastckpt.fckpt.storages import leaves_around, read_leaves, read_storages
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.transfer import Progress, thread_count
@@ -42,6 +44,16 @@ class OpenedFckpt(Opened):
 
     def prove(self, storage: int, *, threads: int) -> None:
         """See `Opened`: every part is proven when it is read."""
+
+    @property
+    def original(self) -> tuple[str, int] | None:
+        """Kind and size of the file that it was converted from, if that is kept; the kind can be ``damaged``."""
+        if self.file.footer.section(SECTION_SOURCE) is None:
+            return None
+        try:
+            return source_kind_and_size(self.file.read_section(SECTION_SOURCE))
+        except (DamagedError, CheckpointIOError):
+            return "damaged", 0
 
     def place(self, storage: int) -> int | None:
         place = self.file.manifest.storages[storage]

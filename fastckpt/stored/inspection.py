@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from fastckpt.codec.registry import codec_name
-from fastckpt.constants import MAGIC_MANIFEST, SECTION_SOURCE, SUPERBLOCK_SIZE
+from fastckpt.constants import MAGIC_MANIFEST, SUPERBLOCK_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.remains import read_block
-from fastckpt.fckpt.source_section import source_kind_and_size
 from fastckpt.foreign.accounting import is_formality
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
@@ -118,7 +117,7 @@ def inspect_file(path: Openable) -> Inspection:
         if isinstance(opened, OpenedFckpt):
             found.version = opened.file.footer.version
             found.codecs = _codecs(opened.file.records)
-            found.original = _original(opened.file)
+            found.original = opened.original
         elif isinstance(opened, OpenedForeign):
             found.saved_as = opened.foreign.prefix or None
             found.locations = opened.foreign.locations
@@ -137,15 +136,6 @@ def _checksums(opened: Opened) -> str:
     if not proven:
         return "none"
     return "crc32" if proven == len(filled) else "crc32 (partly)"
-
-
-def _original(file: CheckpointFile) -> tuple[str, int] | None:
-    if file.footer.section(SECTION_SOURCE) is None:
-        return None
-    try:
-        return source_kind_and_size(file.read_section(SECTION_SOURCE))
-    except (DamagedError, CheckpointIOError):
-        return "damaged", 0
 
 
 def _counters(opened: Opened) -> dict[str, int | float]:

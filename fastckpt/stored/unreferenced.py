@@ -18,11 +18,13 @@ import xxhash
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.foreign.accounting import is_formality
 from fastckpt.foreign.torch_zip import name_in_row
+from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.object_comparison import ObjectDifference
 from fastckpt.stored.opened import Opened
 
 _PIECE: Final = 2**20
+_LEGACY: Final = "torch-legacy"
 
 
 class _Part(NamedTuple):
@@ -38,8 +40,9 @@ def compare_unreferenced(a: Opened, b: Opened, *, threads: int) -> dict[str, Obj
     """Compare all that no tensor lies in, by its name in A, or of what only B has, in B."""
     ours, theirs = list(_parts(a, threads)), list(_parts(b, threads))
     alike = a.format == b.format
-    # The keys of a legacy file are addresses: those of another save are others, and say nothing then.
-    has_keys = alike and (a.format != "torch-legacy" or {part.name for part in ours} == {part.name for part in theirs})
+    has_keys = alike and _keeps_keys(a) and _keeps_keys(b)
+    if a.format == b.format == _LEGACY:
+        has_keys = _names(ours) == _names(theirs)
 
     def name_of(part: _Part) -> str:
         return part.name if has_keys or not part.is_storage else ""
@@ -64,6 +67,16 @@ def compare_unreferenced(a: Opened, b: Opened, *, threads: int) -> dict[str, Obj
             else:
                 other.setdefault(part.name, ObjectDifference("unknown", f"where {path} has it cannot be told"))
     return same | other | damaged
+
+
+def _keeps_keys(file: Opened) -> bool:
+    """Whether another save has the same keys: those of a legacy file are addresses, and storages in their order."""
+    original = file.original if isinstance(file, OpenedFckpt) else None
+    return file.format != _LEGACY and (original is None or original[0] != _LEGACY)
+
+
+def _names(parts: list[_Part]) -> set[str]:
+    return {part.name for part in parts if part.is_storage}
 
 
 def _parts(file: Opened, threads: int) -> Iterator[_Part]:

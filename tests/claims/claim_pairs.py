@@ -159,8 +159,12 @@ def metadata_pair(form: str) -> Make:
     return make
 
 
-def too_deep(directory: Path) -> list[Path]:
-    value: object = 0
+def too_deep_to_see(value: object) -> object:
+    """A value inside of more objects than are gone into."""
     for _ in range(200):
         value = argparse.Namespace(inside=value)
-    return [write({**tensors(), "deep": value}, "pt", directory, stem) for stem in "ab"]
+    return value
+
+
+def too_deep(directory: Path) -> list[Path]:
+    return [write({**tensors(), "deep": too_deep_to_see(0)}, "pt", directory, stem) for stem in "ab"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from pathlib import Path
 
@@ -29,12 +28,14 @@ from claim_pairs import (
     sign_of_zero,
     tied,
     too_deep,
+    too_deep_to_see,
     untied,
     with_,
     with_folders,
 )
 from claim_tables import Claim, Make, Row, Tell, made
 
+import fastckpt
 from fastckpt.stored.comparison import compare
 from fastckpt.verdicts import Verdict
 
@@ -191,9 +192,17 @@ def test_the_keys_of_another_legacy_save_say_nothing(other: float, same: bool | 
     """What is too deep to be seen has its storages all the same; in a legacy file their keys are addresses."""
     alive, paths = [], []
     for stem, value in (("a", 1.0), ("b", other)):
-        deep: object = torch.full((3,), value)
-        alive.append(deep)
-        for _ in range(200):
-            deep = argparse.Namespace(inside=deep)
-        paths.append(write({**tensors(), "deep": deep}, "legacy", tmp_path, stem))
+        alive.append(torch.full((3,), value))
+        paths.append(write({**tensors(), "deep": too_deep_to_see(alive[-1])}, "legacy", tmp_path, stem))
     assert compare(*paths).same is same
+
+
+def test_nor_does_the_order_in_what_was_made_of_it(tmp_path: Path) -> None:
+    places, paths = [torch.empty(3), torch.empty(3)], []
+    for stem, order in (("a", places), ("b", places[::-1])):
+        for number, tensor in enumerate(order):
+            tensor.fill_(number)
+        path = write({**tensors(), "deep": [too_deep_to_see(tensor) for tensor in order]}, "legacy", tmp_path, stem)
+        paths.append(path.with_suffix(".fckpt"))
+        fastckpt.convert(path, paths[-1])
+    assert compare(*paths).same is None
