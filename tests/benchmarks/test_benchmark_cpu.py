@@ -86,7 +86,18 @@ def test_a_limit_that_was_measured_in_several_ways_counts_with_its_best(monkeypa
 
 @pytest.mark.parametrize(
     "name",
-    ["accidents.py", "cpu.py", "dcp.py", "gpu.py", "gpu_host.py", "many.py", "salvage.py", "table.py", "versions.py"],
+    [
+        "accidents.py",
+        "cpu.py",
+        "dcp.py",
+        "gpu.py",
+        "gpu_host.py",
+        "hashing.py",
+        "many.py",
+        "salvage.py",
+        "table.py",
+        "versions.py",
+    ],
 )
 def test_it_starts(name: str) -> None:
     """The short form: every module that it needs is there, and it names its options."""
