@@ -84,21 +84,10 @@ def test_a_limit_that_was_measured_in_several_ways_counts_with_its_best(monkeypa
             assert 0.5 in {ratio for ratio, _ in cpu_ratios.ratios({ours: {"median": 2.0}, **jobs}).values()}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "accidents.py",
-        "cpu.py",
-        "dcp.py",
-        "gpu.py",
-        "gpu_host.py",
-        "hashing.py",
-        "many.py",
-        "salvage.py",
-        "table.py",
-        "versions.py",
-    ],
-)
+PROGRAMS = "accidents cpu dcp gpu gpu_host hashing many salvage table versions"
+
+
+@pytest.mark.parametrize("name", [f"{name}.py" for name in PROGRAMS.split()])
 def test_it_starts(name: str) -> None:
     """The short form: every module that it needs is there, and it names its options."""
     ended = forked.run(str(BENCHMARKS / name), "--help")
