@@ -23,8 +23,14 @@ FASTCKPT_AVX512 __m512i Load(const uint8_t* from) {
   return _mm512_loadu_si512(reinterpret_cast<const void*>(from));
 }
 
+// The hardware prefetcher stops at page boundaries, and alone does not keep up with registers this
+// wide: from memory, asking this far ahead gains a third on huge pages and half on pages of 4 KiB
+// (Zen 5; benchmarks/hashing.py). What is asked for behind the end is never read.
+constexpr size_t kAhead = 2048;
+
 FASTCKPT_AVX512 void AddStripe(const uint8_t* data, __m512i secret, __m512i* products,
                                __m512i* sums) {
+  _mm_prefetch(reinterpret_cast<const char*>(data + kAhead), _MM_HINT_T0);
   const __m512i value = Load(data);
   const __m512i key = _mm512_xor_si512(value, secret);
   *products = _mm512_add_epi64(*products, _mm512_mul_epu32(key, _mm512_srli_epi64(key, 32)));
