@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from claim_inputs import SUFFIX, Change, flip_tensor, tensors, write
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Make, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 import fastckpt
 from fastckpt.verdicts import Verdict
@@ -82,11 +82,3 @@ CLAIM = Claim(
         Row("what is kept is not damaged", {f"{form}: a bit": way(form, change=source_section) for form in SOURCES}),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

@@ -29,7 +29,8 @@ from claim_inputs import (
     write,
     zero_tensor,
 )
-from claim_tables import Ask, Claim, Make, Row, Tell, made, teller
+from claim_tables import Ask, Claim, Row, Tell, teller
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 from states import assert_same
 from zip_surgery import swap_contents, swap_names
 
@@ -110,16 +111,6 @@ CLAIM = Claim(
         ),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, true, tmp_path, capsys)
-    assert all(told.values()), told
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, broken, tmp_path, capsys)
-    assert not any(told.values()), told
 
 
 W = torch.arange(5_000.0)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from claim_inputs import tensors
 from claim_pairs import flat_nested, nested, one_bit, other_value, pair, tied, untied, with_
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Make, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 from fastckpt.verdicts import Verdict
 
@@ -49,11 +49,3 @@ CLAIM = Claim(
         ),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

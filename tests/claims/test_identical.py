@@ -33,7 +33,8 @@ from claim_pairs import (
     with_,
     with_folders,
 )
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 import fastckpt
 from fastckpt.stored.comparison import compare
@@ -152,14 +153,6 @@ CLAIM = Claim(
         Row("none of it is damaged", {f"{form}: a bit of a tensor": damaged_pair(form) for form in PROVEN}),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import pytest
 import safetensors.torch
 import torch
 from claim_inputs import (
@@ -30,7 +28,8 @@ from claim_inputs import (
     without_record,
     zero_tensor,
 )
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Make, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 from zip_surgery import swap_contents, swap_names
 
 from fastckpt.verdicts import Verdict
@@ -146,11 +145,3 @@ CLAIM = Claim(
         ),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: Any) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

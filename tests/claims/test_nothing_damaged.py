@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from claim_inputs import PROVEN, UNPROVEN, good
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 from test_intact import CLAIM as INTACT
 
 from fastckpt.verdicts import Verdict
@@ -23,11 +23,3 @@ CLAIM = Claim(
     # What salvage calls undamaged is intact.
     [*INTACT.rows, Row("there is a checksum for every tensor", {f"{form}: whole": good(form) for form in UNPROVEN})],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

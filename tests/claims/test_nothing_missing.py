@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-from claim_tables import Claim, Make, Tell, made
+from claim_tables import Claim, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 from test_present import CLAIM as PRESENT
 
 from fastckpt.verdicts import Verdict
@@ -21,11 +21,3 @@ CLAIM = Claim(
     PRESENT.true,
     PRESENT.rows,
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

@@ -21,7 +21,8 @@ from claim_steps import (
     run_with,
     swap,
 )
-from claim_tables import Claim, Make, Row, Tell, made, teller
+from claim_tables import Claim, Row, Tell, teller
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 from fastckpt.verdicts import Verdict
 
@@ -106,13 +107,3 @@ def test_without_deep_it_says_what_it_looked_at(form: str, tmp_path: Path, capsy
     assert "nothing wrong" not in told.text
     assert "lm_head.weight" in told.text
     assert told.code
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, true, tmp_path, capsys)
-    assert all(told.values()), told
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, broken, tmp_path, capsys)
-    assert not any(told.values()), told

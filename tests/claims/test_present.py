@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from claim_inputs import (
     PROVEN,
     UNPROVEN,
@@ -21,7 +20,8 @@ from claim_inputs import (
     safetensors_with,
     zeros_near,
 )
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 from zip_surgery import swap_contents, swap_names
 
 from fastckpt.verdicts import Verdict
@@ -76,11 +76,3 @@ CLAIM = Claim(
         Row("no checksum that there is says otherwise", each(PROVEN, "a bit of a tensor", flip_tensor)),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from claim_inputs import module_state, tensors
 from claim_pairs import (
@@ -24,7 +23,8 @@ from claim_pairs import (
     untied,
     with_,
 )
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 from fastckpt.verdicts import Verdict
 
@@ -78,11 +78,3 @@ CLAIM = Claim(
         ),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from claim_inputs import (
     PROVEN,
     UNPROVEN,
@@ -16,7 +15,8 @@ from claim_inputs import (
     good,
     zero_tensor,
 )
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 from fastckpt.verdicts import Verdict
 
@@ -60,11 +60,3 @@ CLAIM = Claim(
         Row("all of it is there", each(PROVEN, "half is gone", cut_half) | each(("pt", "fckpt"), "an end", cut_tensor)),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from claim_steps import FORMS, change, cut, delete, flip, in_both, replace, run_with, swap
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 from fastckpt.verdicts import Verdict
 
@@ -51,13 +51,3 @@ CLAIM = Claim(
         ),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, true, tmp_path, capsys)
-    assert all(told.values()), told
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, broken, tmp_path, capsys)
-    assert not any(told.values()), told

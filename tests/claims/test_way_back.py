@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from claim_inputs import changed, cut_half, flip_near, flip_tensor, good, tensors, write
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Make, Row, Tell
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 import fastckpt
 from fastckpt.verdicts import Verdict
@@ -63,11 +63,3 @@ CLAIM = Claim(
         ),
     ],
 )
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert all(made(CLAIM, true, tmp_path, capsys).values())
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert not any(made(CLAIM, broken, tmp_path, capsys).values())

@@ -31,7 +31,8 @@ from claim_steps import (
     run_with,
     swap,
 )
-from claim_tables import Claim, Make, Row, Tell, made
+from claim_tables import Claim, Row, Tell, made
+from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 import fastckpt
 from fastckpt.cli.main import main
@@ -255,13 +256,3 @@ def test_verify_takes_what_can_be_meant(
     assert main(["verify", str(directory)]) == 0
     text = capsys.readouterr().out
     assert ("note  d2, step 9: all files of this step were saved as step 8" in text) == (fault is renamed)
-
-
-def test_it_is_said(true: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, true, tmp_path, capsys)
-    assert all(told.values()), told
-
-
-def test_it_is_not_said(broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = made(CLAIM, broken, tmp_path, capsys)
-    assert not any(told.values()), told
