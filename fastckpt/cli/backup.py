@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Back up, then show what was copied how, and what was left out."""
     start = time.perf_counter()
     name = os.path.basename(os.path.abspath(args.source))
-    with progress_bar(f"backing up {name}", bytes_at(args.source)) as progress:
+    with progress_bar(f"backing up {name}", lambda: bytes_at(args.source)) as progress:
         done = backup(
             args.source,
             args.destination,

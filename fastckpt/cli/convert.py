@@ -21,7 +21,7 @@ from fastckpt.conversion.convert import convert
 from fastckpt.conversion.result import Conversion
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.steps import read_steps
-from fastckpt.stored.inspection import outline
+from fastckpt.stored.inspection import storage_bytes
 from fastckpt.text import count_text, duration_text, rate_text, size_text
 from fastckpt.verdicts import Verdict
 
@@ -69,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Convert, then show what was written."""
     start = time.perf_counter()
-    with progress_bar(f"converting {os.path.basename(os.path.abspath(args.source))}", _size(args.source)) as progress:
+    label = f"converting {os.path.basename(os.path.abspath(args.source))}"
+    with progress_bar(label, lambda: _size(args.source)) as progress:
         converted = convert(
             args.source,
             args.destination,
@@ -103,8 +104,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _size(source: str) -> int:
     """Bytes there are to convert, about: what the progress bar is out of."""
     if not is_directory_of_checkpoints(source):
-        about = outline(source)
-        return about.nbytes if about is not None else 0
+        return storage_bytes(source)
     paths = [by_suffix.values() for step in read_steps(source).values() for by_suffix in step.states.values()]
     return sum(max(map(os.path.getsize, each)) for each in paths)
 

@@ -23,7 +23,7 @@ from fastckpt.cli.render import Output, Styled, error_facts
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.stored.comparison import compare
-from fastckpt.stored.inspection import outline
+from fastckpt.stored.inspection import storage_bytes
 from fastckpt.text import quoted
 
 EXAMPLES: Final = (
@@ -108,9 +108,8 @@ def _run_directories(args: argparse.Namespace, out: Output, limit: int | None) -
 
 def _compare(path_a: str, path_b: str, args: argparse.Namespace) -> tuple[DiffDocument, int]:
     start = time.perf_counter()
-    about = None if args.structure_only else outline(path_a)
     label = f"comparing {os.path.basename(path_a)} with {os.path.basename(path_b)}"
-    with progress_bar(label, about.nbytes if about is not None else 0) as progress:
+    with progress_bar(label, lambda: 0 if args.structure_only else storage_bytes(path_a)) as progress:
         found = compare(
             path_a,
             path_b,

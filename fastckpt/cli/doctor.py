@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if value is not None and value < (0 if name == "--step" else 1):
             raise UsageError(f"{name} cannot be {value}")
     question = Question(args.tag, args.step, sizes, sizes_as, args.world_size, args.deep, args.all)
-    with progress_bar("reading every byte", _total(path) if args.deep else 0) as progress:
+    with progress_bar("reading every byte", lambda: _total(path) if args.deep else 0) as progress:
         result = examine(path, question, threads=args.threads, progress=progress)
     space = result.space
     facts: DoctorDocument = {

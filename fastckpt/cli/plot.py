@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from fastckpt.plotting.page import directory_page, file_page
     from fastckpt.plotting.survey import measure_directory, measure_file
 
-    with progress_bar(f"measuring {_name(args.path)}", bytes_at(args.path)) as progress:
+    with progress_bar(f"measuring {_name(args.path)}", lambda: bytes_at(args.path)) as progress:
         if is_directory_of_checkpoints(args.path):
             steps = measure_directory(args.path, threads=args.threads, progress=progress)
             page, lines = partial(directory_page, steps), directory_lines(steps)

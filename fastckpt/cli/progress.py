@@ -24,14 +24,16 @@ def bytes_at(path: str) -> int:
 
 
 @contextmanager
-def progress_bar(label: str, total: int) -> Iterator[Callable[[int], None] | None]:
+def progress_bar(label: str, count: Callable[[], int]) -> Iterator[Callable[[int], None] | None]:
     """A callback for the library's ``progress``; None unless stderr is a terminal and the work is long.
 
     Args:
         label: What is being done.
-        total: Bytes of all of it. Work on several files may count from 0 for each.
+        count: Gives the bytes of all of it; asked only where someone can see the bar, since that may read every file.
+            Work on several files may count from 0 for each.
     """
-    if total < _WORTH_A_BAR or not sys.stderr.isatty():
+    total = count() if sys.stderr.isatty() else 0
+    if total < _WORTH_A_BAR:
         yield None
         return
     from rich.console import Console

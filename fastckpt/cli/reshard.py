@@ -61,7 +61,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from fastckpt.nanochat.resharding import reshard
 
     start = time.perf_counter()
-    with progress_bar(f"resharding step {args.step}", _size(args.directory, args.step)) as progress:
+    with progress_bar(f"resharding step {args.step}", lambda: _size(args.directory, args.step)) as progress:
         done = reshard(
             args.directory,
             args.output,

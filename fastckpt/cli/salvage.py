@@ -69,7 +69,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         if the_one(sets, args.source) is None:
             return _run_directory(args, sets, out)
     include = [name.strip() for name in args.include.split(",") if name.strip()]
-    with progress_bar(f"salvaging {os.path.basename(args.source)}", bytes_at(args.source)) as progress:
+    with progress_bar(f"salvaging {os.path.basename(args.source)}", lambda: bytes_at(args.source)) as progress:
         report = salvage(
             args.source,
             args.output,

@@ -30,7 +30,7 @@ from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.sets.judge import SetDocument, judge
 from fastckpt.sets.model import UNREADABLE, CheckpointSet
 from fastckpt.sets.recognise import recognise
-from fastckpt.stored.inspection import outline
+from fastckpt.stored.inspection import storage_bytes
 from fastckpt.stored.verify import verify
 from fastckpt.text import count_text, duration_text, rate_text, share_text, size_text, some
 from fastckpt.verdicts import Verdict
@@ -118,8 +118,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _judge(checkpoint: CheckpointSet, threads: int | None) -> SetDocument:
-    total = sum(bytes_at(member.path) for member in checkpoint.members)
-    with progress_bar(f"verifying {os.path.basename(checkpoint.path)}", total) as progress:
+    with progress_bar(
+        f"verifying {os.path.basename(checkpoint.path)}",
+        lambda: sum(bytes_at(member.path) for member in checkpoint.members),
+    ) as progress:
         return judge(checkpoint, threads=thread_count(threads), progress=progress).as_dict()
 
 
@@ -136,9 +138,8 @@ def _files_of(sets: Iterable[CheckpointSet]) -> set[str]:
 
 
 def _verify(path: str, threads: int | None) -> tuple[VerifyDocument, int]:
-    about = outline(path)
-    start = time.perf_counter()
-    with progress_bar(f"verifying {os.path.basename(path)}", about.nbytes if about is not None else 0) as progress:
+    with progress_bar(f"verifying {os.path.basename(path)}", lambda: storage_bytes(path)) as progress:
+        start = time.perf_counter()
         report = verify(path, threads=threads, progress=progress)
     seconds = time.perf_counter() - start
     return {**report.as_dict(), "seconds": seconds}, report.exit_code

@@ -164,27 +164,22 @@ def _codecs(records: list[Record]) -> dict[str, tuple[int, int]]:
     return totals
 
 
-class Outline(NamedTuple):
-    """How many tensors a file has, and the bytes of their storages before any encoding."""
+def storage_bytes(path: Openable) -> int:
+    """Bytes of the storages of a file before any encoding, also of a damaged one: how much there is to do.
 
-    tensors: int
-    nbytes: int
-
-
-def outline(path: Openable) -> Outline | None:
-    """The outline of a file, also of a damaged one; None of a folder, and if its structure cannot be read."""
+    0 of a folder, which would be packed once more for it, and if its structure cannot be read.
+    """
     if is_path(path) and os.path.isdir(path):
-        return None  # Only to say how much there is to do, it would be packed once more.
+        return 0
     try:
         with Source.of(path) as source:
             if kind_of(source) not in (None, "fckpt"):
-                foreign = open_foreign(source)
-                return Outline(len(foreign.entries), sum(storage.nbytes for storage in foreign.storages))
+                return sum(storage.nbytes for storage in open_foreign(source).storages)
             try:
                 manifest = CheckpointFile(source).manifest
             except DamagedError:
                 # Its end may be missing; the manifest stands at the start too.
                 manifest = decode_manifest(read_block(source, SUPERBLOCK_SIZE, MAGIC_MANIFEST, what="manifest"))
-            return Outline(len(manifest.entries), sum(place.nbytes for place in manifest.storages))
+            return sum(place.nbytes for place in manifest.storages)
     except FastckptError:
-        return None
+        return 0

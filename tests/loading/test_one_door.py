@@ -26,7 +26,7 @@ from fastckpt.salvaging.salvage import salvage
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.stage import staging_for
 from fastckpt.stored.comparison import compare
-from fastckpt.stored.inspection import inspect_file, outline
+from fastckpt.stored.inspection import inspect_file, storage_bytes
 
 State = dict[str, torch.Tensor]
 FORMATS = ["raw.fckpt", "zstd.fckpt", "zip.pt", "legacy.pt", "m.safetensors"]
@@ -104,7 +104,7 @@ LOADS = loads()
 OTHERS: dict[str, Callable[[Path], object]] = {
     "verify": fastckpt.verify,
     "inspect": inspect_file,
-    "outline": outline,
+    "storage_bytes": storage_bytes,
     "salvage": salvage,
 }
 
