@@ -110,6 +110,8 @@ class Left:
 
 def check(good: Good, left: Path, destination: Path) -> Left:
     """What stands comes back, bit for bit, and nothing else does."""
+    # Of the moment before: a salvage that finds nothing leaves a file that is there as it is.
+    destination.unlink(missing_ok=True)
     damaged = left.read_bytes()
     include = ("unverified",) if good.format == "safetensors" else ()
     case = lab.Case("interrupted", 0, good, damaged, destination.name, include)
