@@ -79,7 +79,42 @@ CODEC_NONE: Final[int] = 0
 CODEC_ZSTD: Final[int] = 1
 """One zstd frame per chunk."""
 CODEC_PLANES: Final[int] = 2
-"""The bit planes of floats, each by itself; its coding is not in this text yet, and a reader refuses the chunk."""
+"""The fields of numbers, each by itself."""
+
+# --- codec planes -----------------------------------------------------------
+
+PLANES_LAYOUT: Final[int] = 1
+"""How the stored bytes of a chunk are laid out; others are refused."""
+PLANES_TILE: Final[int] = 4096
+"""Elements of a tile, which decodes alone."""
+PLANES_GROUP: Final[int] = 8
+"""Elements under one bit of a tile's mask."""
+PLANES_BLOCK_LOG2: Final[int] = 17
+"""Raw bytes of a block, as a power of two: modes, widths and symbols are chosen for each. The least."""
+PLANES_BLOCK_LOG2_MAX: Final[int] = 20
+PLANES_HEAD_SIZE: Final[int] = 24
+PLANES_BLOCK_HEAD_SIZE: Final[int] = 8
+PLANES_PLANE_ROW_SIZE: Final[int] = 8
+PLANES_MASKED: Final[int] = 0x8000
+"""Bit of a tile's row: groups of zeros are left out."""
+PLANES_MAX_LEVELS: Final[int] = 6
+PLANES_MAX_WIDTH: Final[int] = 7
+"""Bits of one digit of a nested plane, and of a packed value."""
+PLANES_MODE_RAW: Final[int] = 0
+PLANES_MODE_PACKED: Final[int] = 1
+PLANES_MODE_NESTED: Final[int] = 2
+PLANES_KIND_BYTES: Final[int] = 0
+PLANES_KIND_WORDS: Final[int] = 1
+PLANES_KIND_DOUBLE_WORDS: Final[int] = 2
+PLANES_KIND_QUAD_WORDS: Final[int] = 3
+PLANES_KIND_FLOAT16: Final[int] = 4
+PLANES_KIND_BFLOAT16: Final[int] = 5
+PLANES_KIND_FLOAT32: Final[int] = 6
+PLANES_KIND_FLOAT64: Final[int] = 7
+PLANES_KIND_FLOAT8_E4: Final[int] = 8
+PLANES_KIND_FLOAT8_E5: Final[int] = 9
+PLANES_KIND_NIBBLES: Final[int] = 10
+"""Two 4-bit numbers in a byte."""
 
 # --- sections (footer) ------------------------------------------------------
 

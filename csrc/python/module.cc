@@ -340,7 +340,32 @@ int AddMembers(PyObject* module) {
                  {"DIGEST_SIZE", fastckpt::kDigestSize},
                  {"LEAF_DIGEST_SIZE", fastckpt::kLeafDigestSize},
                  {"MAGIC_SIZE", fastckpt::kMagicSize},
-                 {"FORMAT_VERSION", fastckpt::kFormatVersion}};
+                 {"FORMAT_VERSION", fastckpt::kFormatVersion},
+                 {"PLANES_LAYOUT", fastckpt::kPlanesLayout},
+                 {"PLANES_TILE", fastckpt::kPlanesTile},
+                 {"PLANES_GROUP", fastckpt::kPlanesGroup},
+                 {"PLANES_BLOCK_LOG2", fastckpt::kPlanesBlockLog2},
+                 {"PLANES_BLOCK_LOG2_MAX", fastckpt::kPlanesBlockLog2Max},
+                 {"PLANES_HEAD_SIZE", fastckpt::kPlanesHeadSize},
+                 {"PLANES_BLOCK_HEAD_SIZE", fastckpt::kPlanesBlockHeadSize},
+                 {"PLANES_PLANE_ROW_SIZE", fastckpt::kPlanesPlaneRowSize},
+                 {"PLANES_MASKED", fastckpt::kPlanesMasked},
+                 {"PLANES_MAX_LEVELS", fastckpt::kPlanesMaxLevels},
+                 {"PLANES_MAX_WIDTH", fastckpt::kPlanesMaxWidth},
+                 {"PLANES_MODE_RAW", fastckpt::kPlanesModeRaw},
+                 {"PLANES_MODE_PACKED", fastckpt::kPlanesModePacked},
+                 {"PLANES_MODE_NESTED", fastckpt::kPlanesModeNested},
+                 {"PLANES_KIND_BYTES", fastckpt::kPlanesKindBytes},
+                 {"PLANES_KIND_WORDS", fastckpt::kPlanesKindWords},
+                 {"PLANES_KIND_DOUBLE_WORDS", fastckpt::kPlanesKindDoubleWords},
+                 {"PLANES_KIND_QUAD_WORDS", fastckpt::kPlanesKindQuadWords},
+                 {"PLANES_KIND_FLOAT16", fastckpt::kPlanesKindFloat16},
+                 {"PLANES_KIND_BFLOAT16", fastckpt::kPlanesKindBfloat16},
+                 {"PLANES_KIND_FLOAT32", fastckpt::kPlanesKindFloat32},
+                 {"PLANES_KIND_FLOAT64", fastckpt::kPlanesKindFloat64},
+                 {"PLANES_KIND_FLOAT8_E4", fastckpt::kPlanesKindFloat8E4},
+                 {"PLANES_KIND_FLOAT8_E5", fastckpt::kPlanesKindFloat8E5},
+                 {"PLANES_KIND_NIBBLES", fastckpt::kPlanesKindNibbles}};
   for (const auto& number : numbers)
     if (PyModule_AddIntConstant(module, number.name, static_cast<long>(number.value)) != 0)
       return -1;
