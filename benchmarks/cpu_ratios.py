@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any, Final
 
 BARS: Final = (
@@ -96,11 +97,20 @@ def row_of(jobs: dict[str, Any], key: str) -> dict[str, Any] | None:
     return min(rows, key=lambda row: float(row["median"]), default=None)
 
 
+def ratio(ours: dict[str, Any], other: dict[str, Any]) -> float:
+    """How many times faster the one is: the median over the rounds that both were in.
+
+    Not the ratio of the medians: what slows the machine in one round slows both of them.
+    """
+    pairs = zip(ours["seconds"], other["seconds"], strict=False)
+    return statistics.median(slow / fast for fast, slow in pairs)
+
+
 def ratios(jobs: dict[str, Any]) -> dict[str, list[float]]:
     """Of every bar whose jobs ran: the ratio, and what is wanted."""
     found = {}
     for what, ours, other, wanted in BARS:
         one, two = row_of(jobs, ours), row_of(jobs, other)
         if one is not None and two is not None:
-            found[what] = [round(two["median"] / one["median"], 3), wanted]
+            found[what] = [round(ratio(one, two), 3), wanted]
     return found

@@ -80,8 +80,18 @@ def test_a_limit_that_was_measured_in_several_ways_counts_with_its_best(monkeypa
 
     for _, ours, limit, _ in cpu_ratios.BARS:
         if limit.startswith("limit:"):
-            jobs = {f"{limit}, {way}": {"median": seconds} for way, seconds in (("one way", 2.0), ("another", 1.0))}
-            assert 0.5 in {ratio for ratio, _ in cpu_ratios.ratios({ours: {"median": 2.0}, **jobs}).values()}
+            ways = (("one way", 2.0), ("another", 1.0))
+            jobs = {f"{limit}, {way}": {"median": seconds, "seconds": [seconds]} for way, seconds in ways}
+            mine = {"median": 2.0, "seconds": [2.0]}
+            assert 0.5 in {ratio for ratio, _ in cpu_ratios.ratios({ours: mine, **jobs}).values()}
+
+
+def test_what_slows_a_whole_round_changes_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import cpu_ratios
+
+    ours, other = [1.0, 5.0, 1.0], [0.5, 2.5, 4.0]
+    assert cpu_ratios.ratio({"seconds": ours}, {"seconds": other}) == 0.5
 
 
 PROGRAMS = "accidents cpu dcp gpu gpu_host hashing many salvage table versions"
