@@ -97,6 +97,23 @@ def test_torch_only_where_the_table_says() -> None:
     assert not early
 
 
+def test_libraries_of_others_are_imported_by_their_integrations_alone() -> None:
+    """Whoever has none of them must be able to import everything else; a short module is one that can be read first."""
+    others = {"accelerate", "fsspec", "lightning", "lightning_fabric", "pytorch_lightning", "transformers"}
+    for file in FILES:
+        found = set()
+        for node in ast.walk(parse(file)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names.append(str(node.module))
+            found |= {name.split(".")[0] for name in names} & others
+        if room_of(module_of(file)) != "integrations":
+            assert not found, file
+            continue
+        assert found <= {file.stem, "fsspec"}, file
+        assert len(file.read_text(encoding="utf-8").splitlines()) <= 80, file
+
+
 def test_packages_hold_no_code() -> None:
     """A package's ``__init__`` has a docstring, and at most the lazy names of the three faces."""
     for file in FILES:

@@ -90,13 +90,15 @@ def _judge(
     code = 0 if is_whole else CheckpointIOError.exit_code if kind == UNREADABLE else 2
     problems = [Problem(kind, where, reason, loss=not is_whole, exit_code=code) for reason in dict.fromkeys(reasons)]
     inside = [] if is_whole else [codes[path] for path in _states(step)]
+    files = [verified[path] for path in _states(step) if path in verified]
     return {
         "path": where,
         "kind": _KIND,
         "step": step.number,
         "verdict": Verdict.WHOLE.value if is_whole else UNREAD if unread and not against.mixed else NOT_WHOLE,
         "of_one_save": is_whole and all(file.mark is not None for copies in facts.values() for file in copies),
-        "files": [verified[path] for path in _states(step) if path in verified],
+        "unproven": sum(file["verdict"] == Verdict.PRESENT for file in files),
+        "files": files,
         "problems": [problem.as_dict() for problem in problems],
         "exit_code": max([*inside, *(problem.exit_code for problem in problems), 0]),
         "next": None if is_whole else f"fastckpt doctor {quoted(where)}",

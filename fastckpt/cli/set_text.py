@@ -53,7 +53,7 @@ def verdict_text(facts: SetDocument) -> str:
     files = facts["files"]
     size = size_text(sum(file["size"] for file in files))
     if facts["verdict"] == Verdict.WHOLE:
-        unproven = sum(file["verdict"] == Verdict.PRESENT for file in files)
+        unproven = facts["unproven"]
         note = f", {unproven} of them without checksums to prove every byte by" if unproven else ""
         note += "" if facts["of_one_save"] else f"; {UNSETTLED}"
         return f"{Verdict.WHOLE}: {facts['kind']}, {count_text(len(files), 'file')}, {size}{note}"
@@ -104,5 +104,5 @@ def _named(facts: SetDocument) -> str:
 def _style(facts: SetDocument) -> str:
     if facts["verdict"] != Verdict.WHOLE:
         return "bad" if facts["exit_code"] != 1 else "warn"
-    is_proven = facts["of_one_save"] and all(file["verdict"] == Verdict.INTACT for file in facts["files"])
+    is_proven = facts["of_one_save"] and not facts["unproven"]
     return "good" if is_proven else "warn"

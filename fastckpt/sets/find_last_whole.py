@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 
 from fastckpt.errors import CheckpointIOError
 from fastckpt.io.os_errors import exists
 from fastckpt.io.transfer import thread_count
 from fastckpt.sets.judge import judge
+from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise_steps
 
 _log = logging.getLogger("fastckpt")
@@ -39,14 +41,17 @@ def find_last_whole(directory: str | os.PathLike[str], *, threads: int | None = 
     """
     if not exists(directory):
         return None
-    for checkpoint in reversed(recognise_steps(os.fspath(directory))):
-        report = judge(checkpoint, threads=thread_count(threads))
+    return newest_whole(recognise_steps(os.fspath(directory)), threads=thread_count(threads))
+
+
+def newest_whole(checkpoints: Sequence[CheckpointSet], *, threads: int) -> str | None:
+    """The last of them that is whole; why the others are not is logged. Raises what `find_last_whole` does."""
+    for checkpoint in reversed(checkpoints):
+        report = judge(checkpoint, threads=threads)
         if report.is_whole:
             return checkpoint.path
         if report.unread:
             # An older one would be taken, and this one perhaps pruned, for a fault that may pass.
             raise CheckpointIOError(report.unread[0].message, path=report.unread[0].path)
-        reasons = [problem.message for problem in report.problems]
-        reasons += [f"{file.path}: {file.findings[0].message}" for file in report.files if not file.ok]
-        _log.warning("%s is not whole: %s", checkpoint.path, "; ".join(reasons))
+        _log.warning("%s is not whole: %s", checkpoint.path, "; ".join(report.reasons))
     return None

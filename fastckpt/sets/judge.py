@@ -19,6 +19,8 @@ from fastckpt.io.transfer import Progress
 from fastckpt.sets.listing import read_json
 from fastckpt.sets.model import JSON, UNREADABLE, CheckpointSet, Member, Problem, ProblemFacts, kind_of_fault
 from fastckpt.sets.set_manifest import NAME as MANIFEST
+from fastckpt.sets.sums import SUFFIX as SUMS
+from fastckpt.sets.sums import differences
 from fastckpt.stored.verify import verify_source
 from fastckpt.text import count_text, some
 from fastckpt.verdicts import Verdict
@@ -34,6 +36,7 @@ class SetDocument(TypedDict):
     step: int | None
     verdict: str
     of_one_save: bool
+    unproven: int
     files: list[VerifiedFile]
     problems: list[ProblemFacts]
     exit_code: int
@@ -48,11 +51,13 @@ class SetReport:
         checkpoint: The set.
         files: The report on each of its files that could be read as a checkpoint.
         problems: What is wrong beside the findings in these.
+        with_sums: Paths of files that were compared with the sums beside them.
     """
 
     checkpoint: CheckpointSet
     files: list[Report] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
+    with_sums: set[str] = field(default_factory=set)
 
     @property
     def exit_code(self) -> int:
@@ -85,7 +90,18 @@ class SetReport:
     @property
     def unproven(self) -> int:
         """How many files have no checksum for every byte: they are present, and not proven."""
-        return sum(report.verdict is Verdict.PRESENT for report in self.files)
+        return sum(report.verdict is Verdict.PRESENT and report.path not in self.with_sums for report in self.files)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not whole: a sentence for each file, with its path and its tensors."""
+        said = [f"{problem.path}: {problem.message}" for problem in self.problems]
+        for file in self.files:
+            if not file.ok:
+                what = file.findings[0].message
+                names = some(name for name in file.damaged_tensors if name not in what)
+                said.append(f"{file.path}: {what}{f' ({names})' if names else ''}")
+        return said
 
     @property
     def next_step(self) -> str | None:
@@ -103,6 +119,7 @@ class SetReport:
             "step": self.checkpoint.step,
             "verdict": Verdict.WHOLE.value if self.is_whole else UNREAD if self.unread else NOT_WHOLE,
             "of_one_save": self.is_of_one_save,
+            "unproven": self.unproven,
             "files": [report.as_dict() for report in self.files],
             "problems": [problem.as_dict() for problem in self.problems],
             "exit_code": self.exit_code,
@@ -123,6 +140,8 @@ def judge(checkpoint: CheckpointSet, *, threads: int, progress: Progress | None 
         report.problems += looked_at.problems
         if looked_at.report is not None:
             report.files.append(looked_at.report)
+        if looked_at.has_sums:
+            report.with_sums.add(member.path)
         for name in looked_at.tensors:
             held.setdefault(name, []).append(member)
         total += looked_at.nbytes
@@ -139,6 +158,7 @@ class _LookedAt:
     report: Report | None = None
     tensors: Sequence[str] = ()
     nbytes: int = 0
+    has_sums: bool = False
 
 
 def _look_at(member: Member, threads: int, progress: Progress | None) -> _LookedAt:
@@ -175,6 +195,9 @@ def _verify(member: Member, threads: int, progress: Progress | None) -> _LookedA
         result = _LookedAt([], report)
         if not report.ok:
             return result
+        if report.verdict is Verdict.PRESENT and exists(member.path + SUMS):
+            result.has_sums = True
+            result.problems += differences(member, source, threads=threads)
         if member.root and report.root != member.root:
             message = f"{member.name} ({member.what}) is whole, but of another save than the set that names it"
             result.problems.append(Problem("inconsistent", member.path, message, tuple(member.tensors or ())))

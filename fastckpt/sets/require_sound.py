@@ -1,11 +1,12 @@
-"""What has to be so before any file of a checkpoint is read: the manifest makes sense, and every file is there."""
+"""What must be so before a checkpoint is used: its manifest makes sense, every file is there, or all is whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fastckpt.errors import DamagedError
+from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.os_errors import exists
+from fastckpt.sets.judge import judge
 from fastckpt.sets.model import CheckpointSet, Member
 from fastckpt.text import quoted, some
 
@@ -27,3 +28,12 @@ def require_there(checkpoint: CheckpointSet, members: Iterable[Member]) -> None:
                 path=member.path,
                 next_step=f"fastckpt verify {quoted(checkpoint.path)}",
             )
+
+
+def require_whole(checkpoint: CheckpointSet, *, threads: int) -> None:
+    """Read every byte. Raise DamagedError if the checkpoint is not whole, CheckpointIOError if it cannot be read."""
+    report = judge(checkpoint, threads=threads)
+    if not report.is_whole:
+        kind = CheckpointIOError if report.unread else DamagedError
+        command = f"fastckpt verify {quoted(checkpoint.path)}"
+        raise kind("; ".join(report.reasons), path=checkpoint.path, next_step=report.next_step or command)

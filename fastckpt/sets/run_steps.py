@@ -25,6 +25,8 @@ class RunKind(NamedTuple):
         random: What the file with the random state of a rank is called; its group is the rank, if it has one.
         is_step: Whether a directory is that of a step.
         parts: Which of the files that training resumes from a step has, or must have for those that it has.
+        model: The model of a step; None if there is none.
+        stated: What a step says of itself that it has beside the model; None if it says nothing.
     """
 
     kind: str
@@ -32,6 +34,8 @@ class RunKind(NamedTuple):
     random: str
     is_step: Callable[[Listing], bool]
     parts: Callable[[Listing], set[str]]
+    model: Callable[[Listing], CheckpointSet | None] = model_of
+    stated: Callable[[Listing], set[str] | None] = lambda _: None
 
 
 def steps_of_run(listing: Listing, kind: RunKind) -> list[CheckpointSet]:
@@ -49,15 +53,16 @@ def steps_of_run(listing: Listing, kind: RunKind) -> list[CheckpointSet]:
 
 def _step(listing: Listing, kind: RunKind, number: int | None, usual: set[str]) -> CheckpointSet:
     checkpoint = CheckpointSet(kind.kind, listing.directory, number)
-    model = model_of(listing)
+    model = kind.model(listing)
     if model is not None:
         checkpoint.members += model.members
         checkpoint.problems += model.problems
         checkpoint.total_size = model.total_size
     else:
         checkpoint.problems.append(Problem("missing", listing.path("model.safetensors"), "there is no model in it"))
-    parts = usual
-    if listing.matching(kind.random):
+    stated = kind.stated(listing)
+    parts = usual if stated is None else stated | kind.parts(listing)
+    if stated is None and listing.matching(kind.random):
         # A run can go on with another number of ranks: a step has the random states of its own ranks.
         parts = {part for part in usual if not re.fullmatch(kind.random, part)} | kind.parts(listing)
     checkpoint.members += [Member(listing.path(part), _what(part, kind)) for part in sorted(parts)]

@@ -41,11 +41,17 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
 
 def step_in(name: str) -> int | None:
     """The step that a file is named after: what stands behind ``step``, else the last number in its name."""
-    stem = os.path.splitext(name)[0]
+    stem = _stem(name)
     stated = re.search(r"step[s]?[-_=]?(\d+)", stem)
     numbers = re.findall(r"\d+", stem)
     text = stated[1] if stated is not None else numbers[-1] if numbers else ""
     return int(text) if text and len(text) < 19 else None
+
+
+def _stem(name: str) -> str:
+    """A name without its suffix, and without the ``-v1`` that Lightning gives to a name that is taken."""
+    stem, suffix = os.path.splitext(name)
+    return re.sub(r"-v\d+$", "", stem) if suffix.lower() == ".ckpt" else stem
 
 
 def _members(listing: Listing) -> list[Member]:
@@ -55,7 +61,7 @@ def _members(listing: Listing) -> list[Member]:
 
 def _age(checkpoint: CheckpointSet) -> tuple[bool, int, int]:
     """By step; what has none is as old as its file, and what is called the last one is the newest."""
-    name = os.path.splitext(os.path.basename(checkpoint.path))[0].lower()
+    name = _stem(os.path.basename(checkpoint.path)).lower()
     try:
         written = os.stat(checkpoint.path).st_mtime_ns
     except OSError:

@@ -8,6 +8,7 @@ last of them.
 from __future__ import annotations
 
 import os
+import re
 from typing import Final
 
 from fastckpt.errors import FastckptError
@@ -24,6 +25,7 @@ _RESUMED_FROM: Final[tuple[str, ...]] = (
     "scaler.pt",
     "training_args.bin",
 )
+_DIRECTORY: Final = r"checkpoint-(\d+)"
 _RANDOM: Final = r"rng_state(?:_(\d+))?\.pth"
 _TOGETHER: Final[tuple[str, ...]] = ("optimizer.pt", "scheduler.pt")
 """With an optimizer the Trainer always saves these, and the random state."""
@@ -40,7 +42,11 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
 
 
 def _is_step(listing: Listing) -> bool:
-    return STATE in listing.names or ("training_args.bin" in listing.names and "scheduler.pt" in listing.names)
+    """Also of a save that was cut short. What `Trainer.save_model` writes for use has no such name."""
+    if STATE in listing.names:
+        return True
+    named = re.fullmatch(_DIRECTORY, os.path.basename(os.path.abspath(listing.directory))) is not None
+    return "training_args.bin" in listing.names and (named or "scheduler.pt" in listing.names)
 
 
 def _parts(listing: Listing) -> set[str]:
@@ -54,7 +60,7 @@ def _parts(listing: Listing) -> set[str]:
     return parts
 
 
-_RUN: Final = RunKind(KIND, r"checkpoint-(\d+)", _RANDOM, _is_step, _parts)
+_RUN: Final = RunKind(KIND, _DIRECTORY, _RANDOM, _is_step, _parts)
 
 
 def _wrong_step(path: str, number: int | None) -> list[Problem]:

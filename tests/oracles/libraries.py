@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +57,41 @@ def same_bits(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) ->
 def copy_of(model: Any) -> dict[str, torch.Tensor]:
     """The parameters and buffers of a model as they are now."""
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def begun(work: Callable[[], object]) -> int:
+    """Begin something in a forked process, which has all libraries already: its number. It ends with 0 or 1."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        torch.set_num_threads(1)  # The threads of before the fork are not there.
+        work()
+        sys.stdout.flush()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def kill(child: int) -> None:
+    """Raises AssertionError if it had ended by then."""
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended, and was not killed"
+
+
+def killed_after(seconds: float, work: Callable[[], object]) -> None:
+    """Begin something, and kill it after a while."""
+    child = begun(work)
+    time.sleep(seconds)
+    kill(child)
+
+
+def flip_in(path: Path, tensor: torch.Tensor) -> None:
+    """One bit of a tensor flips in the file that holds it."""
+    content = bytearray(path.read_bytes())
+    raw = tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+    assert content.count(raw) == 1
+    content[content.index(raw) + len(raw) // 2] ^= 1
+    path.write_bytes(content)

@@ -1,0 +1,80 @@
+"""The Trainer of transformers: each of its checkpoints made durable, read back and proven, and the newest whole one.
+
+The files stay those that the Trainer writes and reads. Beside each that has no checksum of its own (``.safetensors``)
+come its digests, as ``NAME.fckpt-sums``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from fastckpt.io.commit import fsync_directory
+from fastckpt.io.os_errors import exists, typed_os_errors
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import thread_count
+from fastckpt.saving.save import save
+from fastckpt.sets import trainer
+from fastckpt.sets.find_last_whole import newest_whole
+from fastckpt.sets.judge import judge
+from fastckpt.sets.listing import Listing
+from fastckpt.sets.sums import DIGESTS, SUFFIX, about, digests_of
+
+_log = logging.getLogger("fastckpt")
+
+
+class ProvenCheckpoints(TrainerCallback):
+    """``Trainer(callbacks=[ProvenCheckpoints()])``: after each save all of it is on the disk, and was read from there.
+
+    What is not whole is logged as an error, with its files and tensors; training goes on.
+
+    Args:
+        threads: Worker threads; None takes one per CPU.
+
+    Raises (from ``Trainer.train``):
+        OutOfSpaceError, CheckpointIOError: The system could not write or read a checkpoint.
+    """
+
+    def __init__(self, *, threads: int | None = None) -> None:
+        self.threads = thread_count(threads)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Prove the checkpoint that was just saved."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # Each rank saves the state of its random numbers.
+        directory = os.path.join(str(args.output_dir), f"checkpoint-{state.global_step}")
+        if not state.is_world_process_zero or not exists(directory):
+            return
+        for name in Listing(directory).names:
+            self._seal(os.path.join(directory, name))
+        fsync_directory(directory)
+        fsync_directory(str(args.output_dir))
+        report = judge(trainer.recognise(Listing(directory))[0], threads=self.threads)
+        if not report.is_whole:
+            _log.error("%s is not whole: %s", directory, "; ".join(report.reasons))
+
+    def _seal(self, path: str) -> None:
+        """Bring a file to the disk; what is read of it afterwards comes from there."""
+        if not os.path.isfile(path) or not os.path.getsize(path):
+            return
+        with Source(path) as source:
+            if path.endswith(".safetensors"):
+                digests = torch.frombuffer(bytearray(digests_of(source, threads=self.threads)), dtype=torch.uint8)
+                save({DIGESTS: digests}, path + SUFFIX, metadata=about(source), threads=self.threads)
+            with typed_os_errors(path, doing="bring the file to the disk"):
+                os.fsync(source.fd)
+            source.drop_cache()
+
+
+def find_last_checkpoint(output_dir: str | os.PathLike[str], *, threads: int | None = None) -> str | None:
+    """For ``resume_from_checkpoint=``: the newest checkpoint of a Trainer that is whole, every byte read.
+
+    Why newer ones are not is logged. None if there is none yet. Raises what `fastckpt.find_last_whole` does.
+    """
+    if not exists(output_dir):
+        return None
+    return newest_whole(trainer.recognise(Listing(os.fspath(output_dir))), threads=thread_count(threads))
