@@ -81,9 +81,12 @@ def kill(child: int) -> None:
     assert os.waitpid(child, 0)[1] == signal.SIGKILL, "it ended, and was not killed"
 
 
-def killed_after(seconds: float, work: Callable[[], object]) -> None:
-    """Begin something, and kill it after a while."""
+def killed_after(seconds: float, work: Callable[[], object], *, once: Callable[[], bool] = lambda: True) -> None:
+    """Begin something, and kill it a while after something has come about."""
     child = begun(work)
+    while not once():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended before"
+        time.sleep(0.002)
     time.sleep(seconds)
     kill(child)
 
