@@ -162,6 +162,22 @@ SALVAGE_KEY: Final[str] = "fastckpt.salvage"
 STRIPPED_KEY: Final[str] = "fastckpt.strip_prefix"
 """Under which key of the metadata a file says which prefixes its tensors had before they were renamed, in order."""
 
+# --- sets of files ----------------------------------------------------------
+
+SET_NAME: Final[str] = "set.fckpt"
+"""The file that names the shards of a set."""
+SET_VERSION_KEY: Final[str] = "fastckpt_set"
+"""Under which key of its state it says which version of the manifest it holds."""
+SET_VERSION: Final[int] = 1
+SET_SHARD: Final[str] = "shard-([0-9]{4,})-([0-9]{5,})[.]fckpt"
+"""The names of shards: generation and rank. A new save takes a new generation, and touches no file of an old one."""
+SET_TENSORS: Final[str] = "tensors"
+"""The part of a shard's state that holds the parts of tensors."""
+SET_OBJECTS: Final[str] = "objects"
+"""The part that holds all else."""
+SET_SHARD_KEY: Final[str] = "dcp"
+"""Under which key of its metadata a shard says what its parts are parts of."""
+
 # --- nanochat steps ---------------------------------------------------------
 
 SAVE_MARK_KEY: Final[str] = "nanochat"

@@ -13,11 +13,12 @@ def compact(tensor: torch.Tensor) -> torch.Tensor:
     `fastckpt.save` keeps whole storages, so that views of one stay views of one;
     of a shard that is a part of a larger buffer it would save all of that.
     """
-    plain = tensor.detach()
+    # A conjugated or negated view says so beside its bytes: the values are written.
+    plain = tensor.detach().resolve_conj().resolve_neg()
     nbytes = plain.numel() * plain.element_size()
     if plain.untyped_storage().nbytes() == nbytes and plain.is_contiguous():
         return plain
-    lies_together = plain.device.type == "cpu" and plain.is_contiguous() and not plain.is_conj() and not plain.is_neg()
+    lies_together = plain.device.type == "cpu" and plain.is_contiguous()
     if not lies_together or not nbytes:
         return plain.contiguous().clone()
     memory = (ctypes.c_char * nbytes).from_address(plain.data_ptr())

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed.checkpoint.metadata import (
@@ -21,17 +21,30 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
+from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, SET_NAME, SET_TENSORS
 from fastckpt.dcp.region import read_region
 from fastckpt.dcp.threads import rank_threads
-from fastckpt.errors import DamagedError, FastckptError, UsageError
+from fastckpt.errors import CheckpointNotFoundError, DamagedError, FastckptError, UsageError
 from fastckpt.layout.entries import Entry
-from fastckpt.sets.set_manifest import NAME, OBJECTS, TENSORS, SetManifest, key_of, read_set_manifest
+from fastckpt.layout.walk import tensors_below
+from fastckpt.loading.own_set import object_in
+from fastckpt.sets.dcp_metadata import uncovered
+from fastckpt.sets.set_manifest import SetManifest, key_of, read_set_manifest
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.open_file import open_file
 from fastckpt.tensor.dtypes import torch_dtype
 from fastckpt.tensor.rebuild import build_tensors, resolve_tree
+from fastckpt.text import some
 
 _CPU = torch.device("cpu")
+
+
+class _Wanted(NamedTuple):
+    """What is wanted of a shard: what the part is called there, its extents, and where it goes."""
+
+    key: str
+    sizes: tuple[int, ...]
+    item: ReadItem
 
 
 class FastckptReader(StorageReader):
@@ -72,15 +85,18 @@ class FastckptReader(StorageReader):
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether there is a set in this directory."""
-        return os.path.exists(os.path.join(os.fspath(checkpoint_id), NAME))
+        return os.path.exists(os.path.join(os.fspath(checkpoint_id), SET_NAME))
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """What the set holds."""
         if self.path is None:
             raise UsageError("no directory was given", next_step="FastckptReader(path), or checkpoint_id=")
-        manifest = self._manifest = read_set_manifest(os.path.join(self.path, NAME))
+        manifest = self._manifest = read_set_manifest(os.path.join(self.path, SET_NAME))
         state: dict[str, Any] = {name: BytesStorageMetadata() for name in manifest.objects}
         for name, tensor in manifest.tensors.items():
+            wrong = uncovered(tensor)
+            if wrong is not None:  # What no part fills would stay as it was.
+                raise DamagedError(f"{name}: {wrong}", path=os.path.join(self.path, SET_NAME))
             properties = TensorProperties(dtype=torch_dtype(tensor.dtype), requires_grad=tensor.requires_grad)
             chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in tensor.chunks]
             state[name] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
@@ -103,30 +119,32 @@ class FastckptReader(StorageReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fill the tensors and objects of this rank, shard by shard."""
         where = self._places()
-        by_shard: dict[str, list[ReadItem]] = {}
+        by_shard: dict[str, list[_Wanted]] = {}
         for item in plan.items:
-            by_shard.setdefault(where[item.storage_index][0], []).append(item)
-        for shard, items in sorted(by_shard.items()):
-            keys = [where[item.storage_index][1] for item in items]
-            self._read_shard(shard, list(zip(keys, items, strict=True)), planner)
+            shard, key, sizes = where[item.storage_index]
+            by_shard.setdefault(shard, []).append(_Wanted(key, sizes, item))
+        for shard, wanted in sorted(by_shard.items()):
+            self._read_shard(shard, wanted, planner)
         done: Future[None] = Future()
         done.set_result(None)
         return done
 
-    def _places(self) -> dict[MetadataIndex, tuple[str, str]]:
-        """The shard of every part, and what it is called there."""
+    def _places(self) -> dict[MetadataIndex, tuple[str, str, tuple[int, ...]]]:
+        """The shard of every part, what it is called there, and its extents."""
         assert self._manifest is not None, "set_up_storage_reader has read it"
-        places = {MetadataIndex(name): (shard, name) for name, shard in self._manifest.objects.items()}
+        places: dict[MetadataIndex, tuple[str, str, tuple[int, ...]]]
+        places = {MetadataIndex(name): (shard, name, ()) for name, shard in self._manifest.objects.items()}
         for name, tensor in self._manifest.tensors.items():
             for (offsets, sizes), shard in zip(tensor.chunks, tensor.shards, strict=True):
                 index = MetadataIndex(name, torch.Size(offsets))
-                places[index] = (shard, key_of(name, offsets, sizes, tensor.shape))
+                places[index] = (shard, key_of(name, offsets, sizes, tensor.shape), sizes)
         return places
 
-    def _read_shard(self, shard: str, items: list[tuple[str, ReadItem]], planner: LoadPlanner) -> None:
+    def _read_shard(self, shard: str, wanted: Sequence[_Wanted], planner: LoadPlanner) -> None:
         assert self.path is not None
         assert self._manifest is not None
         path = os.path.join(self.path, shard)
+        held = f"wanted of it: {some([each.key for each in wanted])}"
         try:
             with open_file(path) as file:
                 if not isinstance(file, OpenedFckpt) or file.root != self._manifest.shards[shard].root:
@@ -135,41 +153,45 @@ class FastckptReader(StorageReader):
                         expected=self._manifest.shards[shard].root,
                         actual=file.root,
                     )
-                self._read_objects(file, items, planner)
-                self._read_tensors(file, items, planner)
+                self._read_objects(file, wanted, planner)
+                self._read_tensors(file, wanted, planner)
                 self.bytes_read += file.bytes_read
+        except CheckpointNotFoundError as error:
+            raise DamagedError(f"the shard is not there ({held})", path=path) from error
         except FastckptError as error:
             error.path = error.path or path
-            names = ", ".join(dict.fromkeys(item.storage_index.fqn for _, item in items[:3]))
-            error.message += f" (shard of {names}{' and more' if len(items) > 3 else ''})"
+            error.message += f" ({held})"
             raise
 
-    def _read_objects(self, file: OpenedFckpt, items: Iterable[tuple[str, ReadItem]], planner: LoadPlanner) -> None:
-        wanted = [(key, item) for key, item in items if item.type == LoadItemType.BYTE_IO]
+    def _read_objects(self, file: OpenedFckpt, parts: Iterable[_Wanted], planner: LoadPlanner) -> None:
+        wanted = [(part.key, part.item) for part in parts if part.item.type == LoadItemType.BYTE_IO]
         if not wanted:
             return
-        inner = [entry for entry in file.entries if entry.name.startswith(f"{OBJECTS}.")]
+        nodes = [object_in(file.tree, key, file.path) for key, _ in wanted]
+        numbers = sorted({number for node in nodes for number in tensors_below(node)})
+        inner = [file.entries[number] for number in numbers]
         bytes_of = file.bring(
             [entry.storage for entry in inner], threads=self.threads, verify=True, progress=None, mapped=False
         )
-        tensors = dict(zip((entry.name for entry in inner), build_tensors(inner, bytes_of, _CPU), strict=True))
-        values = file.tree[OBJECTS]
-        for key, item in wanted:
-            value = resolve_tree(values[key], lambda ref: tensors[file.entries[ref.entry].name])
+        file.count(sum(file.storage_sizes[storage] for storage in {entry.storage for entry in inner}))
+        tensors = dict(zip(numbers, build_tensors(inner, bytes_of, _CPU), strict=True))
+        for (_, item), node in zip(wanted, nodes, strict=True):
+            value = resolve_tree(node, lambda ref: tensors[ref.entry])
             # The planner unpickles what it is given: these bytes are made here, none of them is of the file.
             buffer = io.BytesIO()
             torch.save(value, buffer)
             buffer.seek(0)
             planner.load_bytes(item, buffer)
 
-    def _read_tensors(self, file: OpenedFckpt, items: Iterable[tuple[str, ReadItem]], planner: LoadPlanner) -> None:
+    def _read_tensors(self, file: OpenedFckpt, parts: Iterable[_Wanted], planner: LoadPlanner) -> None:
         """All that goes to its place as it is in one call, so that all threads have work; the rest one by one."""
         direct: dict[int, int] = {}
         targets: list[tuple[ReadItem, torch.Tensor]] = []
-        for key, item in items:
+        for part in parts:
+            item = part.item
             if item.type == LoadItemType.BYTE_IO:
                 continue
-            entry = self._entry(file, f"{TENSORS}.{key}", item)
+            entry = self._entry(file, part)
             target = planner.resolve_tensor(item).detach()
             targets.append((item, target))
             if _goes_straight(file, entry, item, target) and entry.storage not in direct:
@@ -182,17 +204,18 @@ class FastckptReader(StorageReader):
         for item, target in targets:
             planner.commit_tensor(item, target)
 
-    def _entry(self, file: OpenedFckpt, name: str, item: ReadItem) -> Entry:
-        """What the shard has under a name; it must hold the part that is wanted of it."""
+    def _entry(self, file: OpenedFckpt, part: _Wanted) -> Entry:
+        """What the shard has under the name of a part, if that is what the set says."""
+        name = f"{SET_TENSORS}.{part.key}"
         entry = file.by_name.get(name)
         assert self._manifest is not None
-        tensor = self._manifest.tensors[item.storage_index.fqn]
-        sizes = dict(tensor.chunks)[tuple(item.storage_index.offset or ())]
-        if entry is None or (entry.shape, entry.dtype) != (sizes, tensor.dtype) or not entry.is_contiguous:
+        dtype = self._manifest.tensors[part.item.storage_index.fqn].dtype
+        fits = entry is not None and (entry.shape, entry.dtype) == (part.sizes, dtype) and entry.is_contiguous
+        if entry is None or not fits or entry.flags & (ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG):
             raise DamagedError(
                 "the shard does not hold this part as the set says",
                 tensor=name,
-                expected=f"{tensor.dtype}{list(sizes)}",
+                expected=f"{dtype}{list(part.sizes)}",
                 actual="nothing" if entry is None else f"{entry.dtype}{list(entry.shape)}",
             )
         return entry
@@ -202,7 +225,10 @@ def _goes_straight(file: OpenedFckpt, entry: Entry, item: ReadItem, target: torc
     """Whether all bytes of a storage, and no others, are wanted where they are in one piece of host memory."""
     return (
         target.device.type == "cpu"
+        and target.dtype == torch_dtype(entry.dtype)
         and target.is_contiguous()
+        and not target.is_conj()
+        and not target.is_neg()
         and entry.nbytes > 0
         and tuple(item.lengths) == entry.shape
         and entry.is_contiguous

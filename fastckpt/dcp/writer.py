@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, StorageMeta
-from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from fastckpt.codec.registry import codec_for_writing
+from fastckpt.constants import SET_NAME, SET_OBJECTS, SET_SHARD_KEY, SET_TENSORS, SET_VERSION, SET_VERSION_KEY
 from fastckpt.dcp.compact import compact
 from fastckpt.dcp.threads import rank_threads
 from fastckpt.errors import UnsupportedStateError, UsageError
 from fastckpt.io.commit import make_directory
+from fastckpt.io.os_errors import exists, typed_os_errors
+from fastckpt.io.temp_file import sweep_matching
 from fastckpt.saving.save import save
-from fastckpt.sets.set_manifest import NAME, OBJECTS, SHARD, TENSORS, VERSION, key_of
+from fastckpt.sets.set_manifest import SHARD, key_of, shard_name
 from fastckpt.stored.open_file import open_file
+
+_logger = logging.getLogger("fastckpt")
 
 
 class FastckptWriter(StorageWriter):
@@ -84,17 +91,27 @@ class FastckptWriter(StorageWriter):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Make the directory."""
-        make_directory(self._directory)
+        make_directory(self._directory, durable=self.durable)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Name the shards: of a generation that no file in the directory has, so that none of them is touched."""
-        taken = [int(match[1]) for match in map(SHARD.fullmatch, os.listdir(self._directory)) if match is not None]
-        generation = max(taken, default=0) + 1
-        return [
-            dataclasses.replace(plan, storage_data=f"shard-{generation:04d}-{rank:05d}.fckpt")
-            for rank, plan in enumerate(plans)
-        ]
+        _refuse_equal_keys(item for plan in plans for item in plan.items)
+        generation = self._new_generation()
+        return [dataclasses.replace(plan, storage_data=shard_name(generation, rank)) for rank, plan in enumerate(plans)]
+
+    def _new_generation(self) -> int:
+        with typed_os_errors(self._directory, doing="list the directory"):
+            names = os.listdir(self._directory)
+        return 1 + max((int(match[1]) for match in map(SHARD.fullmatch, names) if match is not None), default=0)
+
+    def _shard(self, planned: str) -> str:
+        """The name that was planned for this rank; a new one where a planner kept its plan from an earlier save."""
+        if not exists(os.path.join(self._directory, planned)):
+            return planned
+        match = SHARD.fullmatch(planned)
+        assert match is not None, "prepare_global_plan has named it"
+        return shard_name(self._new_generation(), int(match[2]))
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the shard of this rank, if it has anything to write."""
@@ -105,18 +122,16 @@ class FastckptWriter(StorageWriter):
         for item in plan.items:
             name = item.index.fqn
             if item.type == WriteItemType.BYTE_IO:
-                # Not `resolve_data`, which gives a pickle of it.
-                objects[name] = planner.lookup_object(item.index)  # type: ignore[attr-defined]
+                objects[name] = _object_of(planner, item)
                 keys.append((item.index, 0, name))
                 continue
+            key, tensor = _part_of(planner, item)
+            tensors[key] = tensor
             assert item.tensor_data is not None
-            chunk, shape = item.tensor_data.chunk, item.tensor_data.size
-            key = key_of(name, chunk.offsets, chunk.sizes, shape)
-            tensors[key] = compact(planner.resolve_data(item))  # type: ignore[arg-type]
-            about[key] = [name, tuple(chunk.offsets), tuple(shape)]
-            keys.append((item.index, tensors[key].nbytes, key))
+            about[key] = [name, tuple(item.tensor_data.chunk.offsets), tuple(item.tensor_data.size)]
+            keys.append((item.index, tensor.nbytes, key))
         written: Future[list[WriteResult]] = Future()
-        written.set_result(self._write(plan.storage_data, tensors, objects, about, keys) if keys else [])
+        written.set_result(self._write(self._shard(plan.storage_data), tensors, objects, about, keys) if keys else [])
         return written
 
     def _write(
@@ -129,12 +144,12 @@ class FastckptWriter(StorageWriter):
     ) -> list[WriteResult]:
         path = os.path.join(self._directory, shard)
         save(
-            {TENSORS: tensors, OBJECTS: objects},
+            {SET_TENSORS: tensors, SET_OBJECTS: objects},
             path,
             codec=self.codec,
             durable=self.durable,
             threads=self.threads,
-            metadata={"dcp": {"tensors": about}},
+            metadata={SET_SHARD_KEY: {SET_TENSORS: about}},
         )
         with open_file(path) as file:
             place = (shard, file.root, file.size)
@@ -168,20 +183,69 @@ class FastckptWriter(StorageWriter):
                 "parts": parts,
             }
         manifest = {
-            "fastckpt_set": VERSION,
+            SET_VERSION_KEY: SET_VERSION,
             "shards": {name: shards[name] for name in sorted(shards)},
             "entries": entries,
             "planner": _paths(metadata.planner_data),
         }
-        save(manifest, os.path.join(self._directory, NAME), durable=self.durable, threads=self.threads)
-        for name in os.listdir(self._directory):
-            if SHARD.fullmatch(name) and name not in shards:
-                os.unlink(os.path.join(self._directory, name))
+        save(manifest, os.path.join(self._directory, SET_NAME), durable=self.durable, threads=self.threads)
+        self._sweep(shards)
+
+    def _sweep(self, shards: Iterable[str]) -> None:
+        """Remove what earlier saves left, ended or cut. No rank writes now. The save is done: a fault is only told."""
+        named = set(shards)
+        try:
+            for name in os.listdir(self._directory):
+                if SHARD.fullmatch(name) and name not in named:
+                    os.unlink(os.path.join(self._directory, name))
+        except OSError as error:
+            _logger.warning("Old shards were not deleted: %s", error)
+        sweep_matching(self._directory, SHARD)
 
     @property
     def _directory(self) -> str:
         assert self.path is not None, "set_up_storage_writer has looked"
         return self.path
+
+
+def _object_of(planner: SavePlanner, item: WriteItem) -> Any:
+    """An object of the state as it is. Not by `resolve_data`, which gives a pickle of it."""
+    look_up = getattr(planner, "lookup_object", None)
+    if look_up is None:
+        raise UnsupportedStateError(
+            f"{item.index.fqn}: {type(planner).__qualname__} gives objects as pickles, and these are not stored",
+            next_step="give it a lookup_object(index), as torch's DefaultSavePlanner has",
+        )
+    return look_up(item.index)
+
+
+def _part_of(planner: SavePlanner, item: WriteItem) -> tuple[str, torch.Tensor]:
+    """What a part of a tensor is called in its shard, and its elements."""
+    assert item.tensor_data is not None
+    chunk, properties = item.tensor_data.chunk, item.tensor_data.properties
+    key = key_of(item.index.fqn, chunk.offsets, chunk.sizes, item.tensor_data.size)
+    tensor: torch.Tensor = planner.resolve_data(item)  # type: ignore[assignment]
+    if tensor.dtype != properties.dtype or tensor.shape != chunk.sizes:
+        raise UnsupportedStateError(
+            f"{key}: the planner gives other elements than it has planned",
+            expected=f"{properties.dtype}{list(chunk.sizes)}",
+            actual=f"{tensor.dtype}{list(tensor.shape)}",
+            next_step="plan what is saved: change the tensors before the save, not in the planner",
+        )
+    return key, compact(tensor)
+
+
+def _refuse_equal_keys(items: Iterable[WriteItem]) -> None:
+    """Raise UnsupportedStateError where a whole tensor is called as a part of another one would be in its shard."""
+    tensors = [(item.index.fqn, item.tensor_data) for item in items if item.tensor_data is not None]
+    alike = {name for name, _ in tensors if name.endswith("]")}
+    for name, data in tensors if alike else ():
+        key = key_of(name, data.chunk.offsets, data.chunk.sizes, data.size)
+        if key != name and key in alike:
+            raise UnsupportedStateError(
+                f"a tensor is called {key}, which is what a part of {name} is called",
+                next_step="rename it: a name that ends in [FROM:TO] is taken for a part",
+            )
 
 
 def _paths(planner_data: Any) -> dict[str, tuple[Any, ...]] | None:

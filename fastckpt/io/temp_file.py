@@ -3,7 +3,8 @@
 A temp file is named ``.NAME.RANDOM.fckpt-tmp`` after its target and stays
 locked (flock) while its writer lives. One that can be locked has no living
 writer, so the next save of the same name removes it. A lock goes away with its
-process, however that ends; no pid, clock or age has to be trusted. Where locks
+process, however that ends; no pid, clock or age has to be trusted. Who writes
+files of ever new names into a directory of its own sweeps all of them. Where locks
 are known to one machine only (some network file systems), two machines must
 not save the same name at once: one of them could lose its temp file and fail.
 """
@@ -14,6 +15,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import stat
 import zlib
 from typing import Final
@@ -75,6 +77,21 @@ def sweep(directory_fd: int, target_name: str) -> None:
         if _is_temp(name, prefix):
             with contextlib.suppress(OSError):
                 _remove_orphan(directory_fd, name)
+
+
+def sweep_matching(directory: str | os.PathLike[str], targets: re.Pattern[str]) -> None:
+    """Remove temp files of all targets whose whole name matches, if no living process holds them. Never raises OSError.
+
+    For who alone writes these names, at a moment when no other machine does: see above about locks.
+    """
+    with contextlib.suppress(OSError):
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            rests = {name[1 : -_RANDOM_DIGITS - len(SUFFIX) - 1] for name in os.listdir(directory_fd)}
+            for target in sorted(rest for rest in rests if targets.fullmatch(rest)):
+                sweep(directory_fd, target)
+        finally:
+            os.close(directory_fd)
 
 
 def _remove_orphan(directory_fd: int, name: str) -> None:

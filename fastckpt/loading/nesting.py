@@ -10,11 +10,12 @@ from fastckpt.layout.walk import is_optimizer
 
 
 def nested(paths: Mapping[str, tuple[Any, ...]], values: dict[str, Any]) -> Any:
-    """The state as it was nested, by the paths that were kept; flat without them."""
+    """The state as it was nested, by the paths that were kept and in their order; flat without them."""
     if not paths:
         return values
     root: dict[Any, Any] = {}
-    for name, value in values.items():
+    in_order = {name: values[name] for name in paths if name in values}
+    for name, value in (in_order | values).items():
         path = paths.get(name) or (name,)
         node = root
         for key in path[:-1]:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from fastckpt.constants import SET_NAME, SET_OBJECTS, SET_TENSORS
 from fastckpt.errors import DamagedError
 from fastckpt.io.source import Source
 from fastckpt.layout.selection import select_names
 from fastckpt.loading.nesting import nested
 from fastckpt.sets.model import CheckpointSet, Member
 from fastckpt.sets.require_sound import require_manifest, require_there
-from fastckpt.sets.set_manifest import NAME, OBJECTS, TENSORS, key_of, read_set_manifest
+from fastckpt.sets.set_manifest import key_of, read_set_manifest
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
 from fastckpt.tensor.dtypes import torch_dtype
+from fastckpt.text import some
+
+
+class _Part(NamedTuple):
+    """A part of a tensor: whose, what it is called in its shard, its dtype, where it begins, and its extents."""
+
+    name: str
+    key: str
+    dtype: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 def load_own_set(
@@ -25,15 +37,16 @@ def load_own_set(
 ) -> Any:
     """The nested state, or a flat dict of the tensors that ``keys`` name, put together from the parts in all shards."""
     require_manifest(checkpoint)
-    manifest = read_set_manifest(os.path.join(checkpoint.path, NAME))
+    manifest = read_set_manifest(os.path.join(checkpoint.path, SET_NAME))
     names = list(manifest.tensors) if keys is None else select_names(list(manifest.tensors), keys, checkpoint.path)
     values: dict[str, Any] = {}
-    parts: dict[str, list[tuple[str, str, tuple[slice, ...]]]] = {}
+    parts: dict[str, list[_Part]] = {}
     for name in names:
         tensor = manifest.tensors[name]
         for (offsets, sizes), shard in zip(tensor.chunks, tensor.shards, strict=True):
-            place = tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))
-            parts.setdefault(shard, []).append((name, key_of(name, offsets, sizes, tensor.shape), place))
+            parts.setdefault(shard, []).append(
+                _Part(name, key_of(name, offsets, sizes, tensor.shape), tensor.dtype, offsets, sizes)
+            )
     if keys is None:
         for shard in manifest.objects.values():
             parts.setdefault(shard, [])
@@ -42,39 +55,58 @@ def load_own_set(
         if shard not in parts:
             continue
         require_there(checkpoint, [member])
-        wanted = None if keys is None else [f"{TENSORS}.{key}" for _, key, _ in parts[shard]]
+        wanted = None if keys is None else [f"{SET_TENSORS}.{part.key}" for part in parts[shard]]
         with Source(member.path) as source:
             require_root(open_file(source), member)
             loaded = load_file(source, keys=wanted)
-        tensors = loaded[TENSORS] if keys is None else {key.partition(".")[2]: each for key, each in loaded.items()}
-        for name, key, place in parts[shard]:
-            tensor = manifest.tensors[name]
-            if key == name:
-                values[name] = tensors[key]
+        for part in parts[shard]:
+            found = _taken(loaded, part, member.path, by_name=keys is not None)
+            if part.key == part.name:
+                values[part.name] = found
                 continue
-            if name not in values:
-                values[name] = torch.empty(tensor.shape, dtype=torch_dtype(tensor.dtype), device=device)
-            values[name][place].copy_(tensors[key])
+            if part.name not in values:
+                values[part.name] = torch.empty(manifest.tensors[part.name].shape, dtype=found.dtype, device=device)
+            place = tuple(slice(at, at + size) for at, size in zip(part.offsets, part.sizes, strict=True))
+            values[part.name][place].copy_(found)
         if keys is None:
             values |= {
                 name: object_in(loaded, name, member.path)
                 for name, own_shard in manifest.objects.items()
                 if own_shard == shard
             }
-    order = [*manifest.tensors, *manifest.objects]
-    ordered = {name: values[name] for name in order if name in values}
+    ordered = {name: values[name] for name in manifest.order if name in values}
     return nested(manifest.paths, ordered) if keys is None else ordered
 
 
 def object_in(state: Any, name: str, path: str) -> Any:
     """What the state of a shard has of a name that is no tensor's. Raises DamagedError if it has nothing."""
     try:
-        return state[OBJECTS][name]
+        return state[SET_OBJECTS][name]
     except (KeyError, TypeError):
         raise DamagedError(f"the manifest puts {name} into this file, and it is not there", path=path) from None
 
 
+def _taken(loaded: Any, part: _Part, path: str, *, by_name: bool) -> torch.Tensor:
+    """A part out of what was loaded of its shard. Raises DamagedError unless it is what the manifest says."""
+    try:
+        found = loaded[f"{SET_TENSORS}.{part.key}"] if by_name else loaded[SET_TENSORS][part.key]
+    except (KeyError, TypeError):
+        found = None
+    is_tensor = isinstance(found, torch.Tensor)
+    if is_tensor and tuple(found.shape) == part.sizes and found.dtype == torch_dtype(part.dtype):
+        tensor: torch.Tensor = found
+        return tensor
+    raise DamagedError(
+        "the shard does not hold this part as the set says",
+        path=path,
+        tensor=f"{SET_TENSORS}.{part.key}",
+        expected=f"{part.dtype}{list(part.sizes)}",
+        actual=f"{found.dtype}{list(found.shape)}" if is_tensor else "nothing",
+    )
+
+
 def require_root(shard: Opened, member: Member) -> None:
-    """Raise DamagedError unless this is the shard that the manifest names."""
+    """Raise DamagedError, which names its tensors, unless this is the shard that the manifest names."""
     if shard.root != member.root:
-        raise DamagedError("this shard is of another save than the set that names it", path=shard.path)
+        held = f" ({member.what} with {some(member.tensors)})" if member.tensors else ""
+        raise DamagedError(f"this shard is of another save than the set that names it{held}", path=shard.path)

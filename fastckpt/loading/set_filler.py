@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastckpt.constants import SET_NAME, SET_TENSORS
 from fastckpt.errors import DamagedError, errors_about
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry, contiguous_stride
@@ -24,10 +25,11 @@ from fastckpt.loading.nesting import nested
 from fastckpt.loading.opening import Wanted
 from fastckpt.loading.own_set import object_in, require_root
 from fastckpt.loading.shards import names_in, require_indexed
-from fastckpt.sets import dcp, dcp_metadata, own, set_manifest
+from fastckpt.sets import dcp, dcp_metadata, own
 from fastckpt.sets.dcp_metadata import GlobalTensor
 from fastckpt.sets.model import CheckpointSet, Member, Piece
 from fastckpt.sets.require_sound import require_manifest, require_there
+from fastckpt.sets.set_manifest import key_of, read_set_manifest
 from fastckpt.staging.stage import Staging
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.open_file import open_file
@@ -209,13 +211,13 @@ class _OwnSet(_SetFiller):
     def __init__(self, checkpoint: CheckpointSet, *, values: bool) -> None:
         super().__init__(checkpoint)
         require_manifest(checkpoint)
-        manifest = set_manifest.read_set_manifest(os.path.join(checkpoint.path, set_manifest.NAME))
+        manifest = read_set_manifest(os.path.join(checkpoint.path, SET_NAME))
         members = {member.name: member for member in checkpoint.members}
         tree: dict[str, Any] = {}
         for name, tensor in manifest.tensors.items():
             tree[name] = self._add(name, tensor.dtype, tensor.shape)
             for (offsets, sizes), shard in zip(tensor.chunks, tensor.shards, strict=True):
-                key = f"{set_manifest.TENSORS}.{set_manifest.key_of(name, offsets, sizes, tensor.shape)}"
+                key = f"{SET_TENSORS}.{key_of(name, offsets, sizes, tensor.shape)}"
                 self._add_parts(members[shard].path, [_Part(tree[name].entry, key, offsets, sizes)])
         for shard in dict.fromkeys(manifest.objects.values() if values else ()):
             with self._open(members[shard]) as file, errors_about(file.path):

@@ -13,6 +13,7 @@ import torch.distributed
 from fastckpt.errors import FastckptError, UsageError, require_positive
 from fastckpt.io.commit import fsync_directory, make_directory
 from fastckpt.io.os_errors import typed_os_errors
+from fastckpt.io.temp_file import sweep_matching
 from fastckpt.io.transfer import thread_count
 from fastckpt.loading.load_into import load_into
 from fastckpt.saving.save import save
@@ -78,7 +79,7 @@ class CheckpointDirectory:
         """
         path = self._path_of(step)
         if _is_first():
-            make_directory(self.path)
+            self._begin()
             save(state, path, metadata=metadata, **self._options)
             self._prune_quietly(step)
         return path
@@ -92,7 +93,7 @@ class CheckpointDirectory:
         path = self._path_of(step)
         if not _is_first():
             return None
-        make_directory(self.path)
+        self._begin()
         self._prune_quietly(None)
         return save_async(state, path, metadata=metadata, **self._options)
 
@@ -169,6 +170,11 @@ class CheckpointDirectory:
         if type(step) is not int or not 0 <= step < 10**18:
             raise UsageError("a step is a whole number from 0 on", actual=step)
         return os.path.join(self.path, f"step_{step:08d}.fckpt")
+
+    def _begin(self) -> None:
+        """Make the directory, and remove what killed saves of any step left in it: the new one may need the room."""
+        make_directory(self.path, durable=self._options["durable"])
+        sweep_matching(self.path, _NAME)
 
     def _prune_quietly(self, saved: int | None) -> None:
         try:

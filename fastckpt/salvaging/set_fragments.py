@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from fastckpt.constants import SET_NAME, SET_OBJECTS, SET_TENSORS
 from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.io.part import Part
@@ -19,8 +20,7 @@ from fastckpt.sets import dcp
 from fastckpt.sets.dcp_metadata import NAME as METADATA
 from fastckpt.sets.dcp_metadata import GlobalTensor, read_metadata
 from fastckpt.sets.model import Member, Piece
-from fastckpt.sets.set_manifest import NAME as MANIFEST
-from fastckpt.sets.set_manifest import OBJECTS, TENSORS, key_of, read_set_manifest
+from fastckpt.sets.set_manifest import key_of, read_set_manifest
 from fastckpt.surveying.blueprint import nothing_alike
 from fastckpt.surveying.fates import THERE, Status
 from fastckpt.surveying.survey import survey
@@ -107,7 +107,7 @@ def outline_of(kind: str, directory: str) -> Outline:
             box = box_at(piece.offsets or (), extents) if extents is not None else None
             outline.wanted.setdefault(piece.file, []).append(Wanted(piece.name, box, piece))
         return outline
-    manifest = read_set_manifest(os.path.join(directory, MANIFEST))
+    manifest = read_set_manifest(os.path.join(directory, SET_NAME))
     outline = Outline(dict(manifest.tensors), manifest.paths)
     for name, tensor in manifest.tensors.items():
         for (offsets, extents), shard in zip(tensor.chunks, tensor.shards, strict=True):
@@ -168,7 +168,7 @@ def _parts(source: Source, member: Member, wanted: Sequence[Wanted], threads: in
         root = None
     is_other_save = root is not None and root != member.root
     for each in wanted:
-        found = _judged(each, wreck, at(wreck.tree, (OBJECTS if each.box is None else TENSORS, each.where)))
+        found = _judged(each, wreck, at(wreck.tree, (SET_OBJECTS if each.box is None else SET_TENSORS, each.where)))
         if is_other_save:
             found = found._replace(status=Status.LOST, reason="the shard is of another save")
         elif root is None and found.status is Status.INTACT:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
+from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, SET_NAME, SET_OBJECTS, SET_TENSORS
 from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.findings import Kind, Report, VerifiedFile
@@ -16,9 +17,18 @@ from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.os_errors import exists
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.layout.tree import TensorRef
 from fastckpt.sets.listing import read_json
-from fastckpt.sets.model import JSON, UNREADABLE, CheckpointSet, Member, Problem, ProblemFacts, kind_of_fault
-from fastckpt.sets.set_manifest import NAME as MANIFEST
+from fastckpt.sets.model import (
+    JSON,
+    UNREADABLE,
+    CheckpointSet,
+    Member,
+    Problem,
+    ProblemFacts,
+    ShardContent,
+    kind_of_fault,
+)
 from fastckpt.sets.sums import SUFFIX as SUMS
 from fastckpt.sets.sums import differences
 from fastckpt.stored.verify import verify_source
@@ -72,7 +82,7 @@ class SetReport:
     @property
     def is_of_one_save(self) -> bool:
         """Whether it is whole and proven to be of one save: it is one file, or its manifest has the digest of each."""
-        members = [member for member in self.checkpoint.members if member.name != MANIFEST]
+        members = [member for member in self.checkpoint.members if member.name != SET_NAME]
         is_one = len(members) == 1 and not members[0].pieces
         return self.is_whole and (is_one or all(member.root for member in members))
 
@@ -206,6 +216,10 @@ def _verify(member: Member, threads: int, progress: Progress | None) -> _LookedA
             result.problems += _pieces(member, open_foreign(source))
             return result
         sizes = tensors_in(source)
+        if member.content is not None:
+            result.problems += _compare_content(member, member.content, CheckpointFile(source))
+            # Of tensors inside of objects the manifest says nothing.
+            sizes = {name: size for name, size in sizes.items() if not name.startswith(f"{SET_OBJECTS}.")}
     result.tensors, result.nbytes = list(sizes), sum(sizes.values())
     if member.tensors is not None:
         result.problems += _compare_names(member, result.tensors)
@@ -231,6 +245,26 @@ def _compare_names(member: Member, found: Sequence[str]) -> Iterator[Problem]:
     if extra:
         message = f"{member.name} ({member.what}) has {some(extra)}, which the index does not put into it"
         yield Problem("inconsistent", member.path, message, tuple(extra))
+
+
+def _compare_content(member: Member, content: ShardContent, file: CheckpointFile) -> Iterator[Problem]:
+    """A shard must hold each part as `fastckpt.dcp` reads it, and every object."""
+    tree, entries = file.tree(), file.checked_entries()
+    parts, objects = (tree.get(key) if isinstance(tree, dict) else None for key in (SET_TENSORS, SET_OBJECTS))
+    names = {entry.name for entry in entries}
+    for key, (dtype, shape) in content.parts.items():
+        ref, name = parts.get(key) if isinstance(parts, dict) else None, f"{SET_TENSORS}.{key}"
+        if name not in names:
+            continue  # `_compare_names` says so.
+        entry = entries[ref.entry] if type(ref) is TensorRef else None
+        is_plain = entry is not None and entry.is_contiguous and not entry.flags & (ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG)
+        if entry is None or not is_plain or (entry.name, entry.dtype, entry.shape) != (name, dtype, shape):
+            message = f"{member.name} ({member.what}) does not hold {name} as {SET_NAME} says"
+            yield Problem("inconsistent", member.path, message, (name,))
+    lost = [name for name in content.objects if not isinstance(objects, dict) or name not in objects]
+    if lost:
+        message = f"{member.name} ({member.what}) has no {some(lost)}, which {SET_NAME} puts into it"
+        yield Problem("inconsistent", member.path, message)
 
 
 def _pieces(member: Member, opened: ForeignFile) -> Iterator[Problem]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypedDict
 
@@ -37,6 +37,13 @@ class Piece(NamedTuple):
     file: str
     offset: int
     length: int
+
+
+class ShardContent(NamedTuple):
+    """What a shard of a set of our own holds: dtype and shape of each part by its key, and the names of all else."""
+
+    parts: Mapping[str, tuple[str, tuple[int, ...]]]
+    objects: Sequence[str]
 
 
 class ProblemFacts(TypedDict):
@@ -90,6 +97,7 @@ class Member:
         tensors: Flat names of the tensors that the manifest of the set puts into it; None if it does not say.
         read_as: ``""`` for a checkpoint file, whose bytes are verified; `JSON` for one that only has to be valid.
         pieces: Which archives the manifest says that it has, and where, if it says that.
+        content: What the manifest says of a shard of a set of our own; None of any other file.
         root: The root digest that the manifest says it has; ``""`` if it does not.
     """
 
@@ -99,6 +107,7 @@ class Member:
     read_as: str = ""
     pieces: Sequence[Piece] = ()
     root: str = ""
+    content: ShardContent | None = None
 
     @property
     def name(self) -> str:

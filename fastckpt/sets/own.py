@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+from fastckpt.constants import SET_NAME, SET_TENSORS
 from fastckpt.errors import FastckptError
 from fastckpt.sets.dcp_metadata import uncovered
 from fastckpt.sets.listing import Listing
-from fastckpt.sets.model import CheckpointSet, Member, Problem, kind_of_fault
-from fastckpt.sets.set_manifest import NAME, SHARD, TENSORS, SetManifest, key_of, read_set_manifest
+from fastckpt.sets.model import CheckpointSet, Member, Problem, ShardContent, kind_of_fault
+from fastckpt.sets.set_manifest import SHARD, SetManifest, key_of, read_set_manifest
 from fastckpt.sets.step_directories import checkpoints_in
 
 KIND: Final = "set of shards"
@@ -20,15 +21,15 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
 
 
 def _is_one(listing: Listing) -> bool:
-    return NAME in listing.names or any(SHARD.fullmatch(name) for name in listing.names)
+    return SET_NAME in listing.names or any(SHARD.fullmatch(name) for name in listing.names)
 
 
 def _set(listing: Listing, step: int | None) -> CheckpointSet:
     checkpoint = CheckpointSet(KIND, listing.directory, step)
-    path = listing.path(NAME)
+    path = listing.path(SET_NAME)
     shards = [name for name in listing.names if SHARD.fullmatch(name)]
-    if NAME not in listing.names:
-        message = f"{NAME}, which is written last and names every shard, is not there: the save did not end"
+    if SET_NAME not in listing.names:
+        message = f"{SET_NAME}, which is written last and names every shard, is not there: the save did not end"
         checkpoint.problems.append(Problem("missing", path, message))
         checkpoint.members += [Member(listing.path(name), "shard") for name in shards]
         return checkpoint
@@ -36,7 +37,7 @@ def _set(listing: Listing, step: int | None) -> CheckpointSet:
     try:
         manifest = read_set_manifest(path)
     except FastckptError as error:
-        checkpoint.problems.append(Problem(kind_of_fault(error), path, f"{NAME}: {error.message}"))
+        checkpoint.problems.append(Problem(kind_of_fault(error), path, f"{SET_NAME}: {error.message}"))
         checkpoint.members += [Member(listing.path(name), "shard") for name in shards]
         return checkpoint
     checkpoint.members += _members(listing, manifest)
@@ -48,12 +49,21 @@ def _set(listing: Listing, step: int | None) -> CheckpointSet:
 
 
 def _members(listing: Listing, manifest: SetManifest) -> list[Member]:
-    held: dict[str, list[str]] = {name: [] for name in manifest.shards}
+    parts: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {name: {} for name in manifest.shards}
+    objects: dict[str, list[str]] = {name: [] for name in manifest.shards}
     for name, tensor in manifest.tensors.items():
         for (offsets, sizes), shard in zip(tensor.chunks, tensor.shards, strict=True):
-            held[shard].append(f"{TENSORS}.{key_of(name, offsets, sizes, tensor.shape)}")
+            parts[shard][key_of(name, offsets, sizes, tensor.shape)] = tensor.dtype, sizes
+    for name, shard in manifest.objects.items():
+        objects[shard].append(name)
     count = len(manifest.shards)
     return [
-        Member(listing.path(name), f"shard {number} of {count}", held[name], root=shard.root)
+        Member(
+            listing.path(name),
+            f"shard {number} of {count}",
+            [f"{SET_TENSORS}.{key}" for key in parts[name]],
+            root=shard.root,
+            content=ShardContent(parts[name], objects[name]),
+        )
         for number, (name, shard) in enumerate(manifest.shards.items(), 1)
     ]

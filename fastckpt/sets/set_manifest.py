@@ -13,18 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from fastckpt.constants import SET_SHARD, SET_VERSION, SET_VERSION_KEY
 from fastckpt.errors import DamagedError
 from fastckpt.layout.tree import DTypeRef, SizeRef
 from fastckpt.sets.dcp_metadata import GlobalTensor
 from fastckpt.stored.open_file import open_file
 
-NAME: Final = "set.fckpt"
-VERSION: Final = 1
-SHARD: Final = re.compile(r"shard-(\d{4,9})-(\d{5,9})\.fckpt")
-"""Generation and rank. A new save takes a new generation, so that it never touches a file of the old one."""
-TENSORS: Final = "tensors"
-OBJECTS: Final = "objects"
-"""The two parts of the state of a shard."""
+SHARD: Final = re.compile(SET_SHARD)
 
 
 class Shard(NamedTuple):
@@ -51,12 +46,19 @@ class SetManifest:
         tensors: Each tensor by its flat name.
         objects: The shard of everything that is no tensor, by its flat name.
         paths: The keys on the way to each name, where they were kept.
+        order: All names of tensors and objects, in the order of the state.
     """
 
     shards: dict[str, Shard]
     tensors: dict[str, SetTensor]
     objects: dict[str, str]
     paths: dict[str, tuple[Any, ...]]
+    order: list[str]
+
+
+def shard_name(generation: int, rank: int) -> str:
+    """What the shard of a rank is called."""
+    return f"shard-{generation:04d}-{rank:05d}.fckpt"
 
 
 def key_of(name: str, offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -> str:
@@ -82,7 +84,7 @@ def read_set_manifest(path: str) -> SetManifest:
 
 
 def _decode(tree: Any) -> SetManifest:
-    if tree["fastckpt_set"] != VERSION:
+    if tree[SET_VERSION_KEY] != SET_VERSION:
         raise ValueError("a version that is not known")
     shards = {
         _shard_name(name): Shard(_text(each["root"]), _count(each["size"])) for name, each in tree["shards"].items()
@@ -103,7 +105,7 @@ def _decode(tree: Any) -> SetManifest:
             tensor.shards.append(names[_count(shard)])
         tensors[_text(name)] = tensor
     paths = {name: path for name, path in (tree["planner"] or {}).items() if isinstance(path, tuple)}
-    return SetManifest(shards, tensors, objects, paths)
+    return SetManifest(shards, tensors, objects, paths, list(tree["entries"]))
 
 
 def _text(value: object) -> str:

@@ -1,19 +1,23 @@
-"""torch.distributed.checkpoint through .fckpt shards: any ranks to any ranks bit for bit, and never half a save."""
+"""torch.distributed.checkpoint through .fckpt shards, in one process."""
 
 from __future__ import annotations
 
+import collections
 import os
 import shutil
-import socket
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import forked
 import pytest
 import torch
 import torch.distributed.checkpoint
+from in_turn import Rank, rows_of, save_in_turn
+from reference_set import read_set
+from reference_tree import Refused
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlanner
 
 import fastckpt
 import fastckpt.dcp
@@ -25,80 +29,7 @@ from fastckpt.sets.recognise import recognise
 from fastckpt.sets.set_manifest import read_set_manifest
 from fastckpt.stored.open_file import open_file
 
-SCRIPT = Path(__file__).with_name("ranks.py")
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-
-
-def run_ranks(job: str, kind: str, world: int, place: Path) -> None:
-    """Run a job on so many ranks; all must end well."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    ended: list[Any] = []
-
-    def one(rank: int) -> None:
-        ended.append(forked.run(str(SCRIPT), job, kind, str(rank), str(world), port, str(place)))
-
-    threads = [threading.Thread(target=one, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [each.returncode for each in ended] == [0] * world, [each.stderr[-1500:] for each in ended]
-
-
-QUICK = [("fsdp", "save", 2, (1, 2))]
-FULL = [
-    *((kind, "save", saved, (1, 2, 4)) for kind in ("plain", "fsdp") for saved in (1, 2, 4)),
-    *((kind, "save", saved, (1, 2, 4)) for kind in ("tp", "hsdp") for saved in (2, 4)),
-    *((kind, job, 2, (1, 4)) for kind in ("fsdp", "tp") for job in ("async", "process")),
-]
-
-
-def _saved_and_loaded(kind: str, job: str, saved: int, loaded: tuple[int, ...], place: Path) -> None:
-    run_ranks(job, kind, saved, place)
-    (report,) = [judge(found, threads=1) for found in recognise(str(place))]
-    assert report.is_whole, report.problems
-    assert not report.unproven
-    for world in loaded:
-        run_ranks("load", kind if world > 1 else "plain", world, place)
-    # Without torch.distributed, put together: the same again.
-    state = fastckpt.load(place)
-    truth = torch.load(f"{place}.truth", weights_only=False)
-    assert state["step"] == 7
-    for name, tensor in truth["model"].items():
-        assert torch.equal(state["model"][name], tensor), name
-    model = {name: torch.zeros_like(tensor) for name, tensor in truth["model"].items()}
-    fastckpt.load_into(model, place, prefix="model")
-    assert all(torch.equal(model[name], tensor) for name, tensor in truth["model"].items())
-
-
-@pytest.mark.parametrize(("kind", "job", "saved", "loaded"), QUICK)
-def test_ranks_to_ranks(kind: str, job: str, saved: int, loaded: tuple[int, ...], tmp_path: Path) -> None:
-    place = tmp_path / "step-7"
-    _saved_and_loaded(kind, job, saved, loaded, place)
-    # Without the last shard the parts of all others come back.
-    whole = fastckpt.load(place)["model"]
-    lost = max(place.glob("shard-*.fckpt"))
-    lost.unlink()
-    report = fastckpt.salvage(place, tmp_path / "left.fckpt", include=["partial"], durable=False)
-    assert (report.exit_code, report.complete) == (3, False)
-    partial = {name: fate for name, fate in report.tensors.items() if fate.status.value == "partial"}
-    assert partial
-    assert all(lost.name in fate.reason for fate in partial.values())
-    left = fastckpt.load(tmp_path / "left.fckpt")["model"]
-    for name in left:
-        for first, end in report.tensors[f"model.{name}"].rows_intact or [(0, len(whole[name]))]:
-            assert torch.equal(left[name][first:end], whole[name][first:end])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "job", "saved", "loaded"), FULL)
-def test_any_ranks_to_any_ranks(kind: str, job: str, saved: int, loaded: tuple[int, ...], tmp_path: Path) -> None:
-    _saved_and_loaded(kind, job, saved, loaded, tmp_path / "step-7")
-
-
-# --- one process --------------------------------------------------------------
 
 
 def make(step: int) -> dict[str, Any]:
@@ -305,3 +236,157 @@ def test_regions(shape: tuple[int, ...], tmp_path: Path) -> None:
             assert torch.equal(target, wanted)
             runs = max(wanted.numel() // max(sizes[-1], 1), 1) if sizes else 1
             assert file.bytes_read <= wanted.nbytes + runs * 2 * 16384
+
+
+# --- what the planner may do -----------------------------------------------------------------------------------------
+
+
+def test_a_planner_that_keeps_its_plan_overwrites_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan of the save before names the shards of then: they stay whole until the new set is there."""
+    for name in ("save_plan", "all_plans", "global_plan", "metadata", "final_save_plan"):
+        monkeypatch.setattr(SavePlanner, f"_cached_{name}", {})
+
+    def save(step: int) -> None:
+        planner = DefaultSavePlanner(enable_plan_caching=True)
+        fastckpt.dcp.save(make(step), saved, no_dist=True, planner=planner)
+
+    save(8)
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with monkeypatch.context() as patched:
+        patched.setattr(fastckpt.dcp.FastckptWriter, "finish", lambda *_: 1 / 0)
+        with pytest.raises(CheckpointException):
+            save(9)
+    assert before == {path.name: path.read_bytes() for path in saved.iterdir() if path.name in before}
+    assert load(saved)["step"] == 8
+    save(10)
+    assert load(saved)["step"] == 10
+    assert len(list(saved.iterdir())) == 2
+
+
+class Deaf(DefaultSavePlanner):
+    """A planner that gives objects as pickles only."""
+
+    @property
+    def lookup_object(self) -> Any:
+        raise AttributeError("lookup_object")
+
+
+class Casting(DefaultSavePlanner):
+    """A planner that gives other elements than it has planned."""
+
+    def transform_object(self, write_item: Any, object: Any) -> Any:
+        return object.to(torch.bfloat16) if isinstance(object, torch.Tensor) else object
+
+
+@pytest.mark.parametrize(("planner", "named"), [(Deaf, "step: Deaf"), (Casting, "bfloat16")])
+def test_a_planner_that_cannot_be_followed_is_refused(saved: Path, planner: Any, named: str) -> None:
+    with pytest.raises(CheckpointException) as caught:
+        fastckpt.dcp.save({"step": 8, "w": torch.ones(3)}, saved, no_dist=True, planner=planner())
+    assert isinstance(cause(caught.value), UnsupportedStateError)
+    assert named in str(cause(caught.value))
+    assert load(saved)["step"] == 7
+
+
+def test_names_that_look_like_parts(tmp_path: Path) -> None:
+    """As a name by itself it is a name like any other; beside such a part, it is refused."""
+    whole = torch.arange(4.0)
+    save_in_turn(tmp_path / "a", [Rank({"w[0:2]": whole})])
+    assert torch.equal(fastckpt.load(tmp_path / "a")["w[0:2]"], whole)
+    ranks = [Rank({"w[0:2]": whole}, (part,)) for part in rows_of(("w",), whole, 2)]
+    with pytest.raises(UnsupportedStateError, match=r"w\[0:2\]"):
+        save_in_turn(tmp_path / "b", ranks)
+
+
+# --- what tensors may be ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.complex64, torch.uint8])
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float64, torch.int16])
+def test_another_dtype_is_converted_as_torch_does_it(stored: torch.dtype, wanted: torch.dtype, tmp_path: Path) -> None:
+    """Large enough that the bytes would go straight into the memory, which has room for others."""
+    if stored.is_complex:
+        wanted = torch.complex128
+    w = torch.arange(300_000).to(stored)
+    fastckpt.dcp.save({"w": w}, tmp_path, no_dist=True)
+    memory = torch.zeros(len(w) + 1000, dtype=wanted)
+    state = {"w": memory[:-1000]}
+    fastckpt.dcp.load(state, tmp_path, no_dist=True)
+    assert torch.equal(state["w"], w.to(wanted))
+    assert not memory[-1000:].any()
+
+
+def test_views_that_are_conjugated_or_negated(tmp_path: Path) -> None:
+    z = torch.arange(4) + 1j * torch.arange(1, 5)
+    state = {"conj": z.conj(), "part": z.conj()[1:3], "neg": z.conj().imag, "large": (z.repeat(90_000)).conj()}
+    expected = {name: tensor.clone() for name, tensor in state.items()}
+    fastckpt.dcp.save(state, tmp_path, no_dist=True)
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+    views = {name: torch.zeros_like(expected[name].resolve_conj()).conj() for name in ("conj", "large")}
+    fastckpt.dcp.load(loaded, tmp_path, no_dist=True)
+    fastckpt.dcp.load(views, tmp_path, no_dist=True)
+    for name, tensor in expected.items():
+        assert torch.equal(loaded[name], tensor), name
+        assert torch.equal(fastckpt.load(tmp_path)[name], tensor), name
+        assert name not in views or torch.equal(views[name], tensor)
+
+
+def test_an_object_may_hold_tensors(tmp_path: Path) -> None:
+    recent = collections.deque([torch.arange(3.0), {"w": torch.arange(100_000)}], 2)
+    fastckpt.dcp.save({"recent": recent, "other": collections.deque([torch.ones(2)])}, tmp_path, no_dist=True)
+    assert judge(recognise(str(tmp_path))[0], threads=1).is_whole
+    state: dict[str, Any] = {"recent": None}
+    fastckpt.dcp.load(state, tmp_path, no_dist=True)
+    assert torch.equal(state["recent"][1]["w"], torch.arange(100_000))
+    assert fastckpt.load(tmp_path)["recent"][0].tolist() == [0, 1, 2]
+
+
+def test_an_empty_state(tmp_path: Path) -> None:
+    fastckpt.dcp.save({}, tmp_path / "step-1", no_dist=True)
+    assert judge(recognise(str(tmp_path / "step-1"))[0], threads=1).is_whole
+    assert fastckpt.load(tmp_path / "step-1") == {}
+    fastckpt.dcp.load({}, tmp_path / "step-1", no_dist=True)
+
+
+# --- what a set may not be -------------------------------------------------------------------------------------------
+
+
+def rewrite(place: Path, change: Callable[[dict[str, Any], dict[str, Any]], object]) -> None:
+    """Another shard and a manifest that names it: as a program would write them that knows no rule."""
+    (shard,) = place.glob("shard-*")
+    state, manifest = fastckpt.load(shard), fastckpt.load(place / "set.fckpt")
+    change(state, manifest)
+    with fastckpt.open(shard) as opened:
+        metadata = opened.metadata
+    fastckpt.save(state, shard, metadata=metadata)
+    about = {"root": fastckpt.verify(shard).root, "size": shard.stat().st_size}
+    fastckpt.save({**manifest, "shards": {shard.name: about}}, place / "set.fckpt")
+
+
+WRONG: dict[str, Callable[[dict[str, Any], dict[str, Any]], object]] = {
+    "no tensors": lambda state, _: state.pop("tensors"),
+    "tensors in a list": lambda state, _: state.update(tensors=[1]),
+    "no tensor": lambda state, _: state["tensors"].pop("model.w"),
+    "a number": lambda state, _: state["tensors"].update({"model.w": 7}),
+    "another shape": lambda state, _: state["tensors"].update({"model.w": torch.ones(1, 200)}),
+    "another dtype": lambda state, _: state["tensors"].update({"model.w": torch.ones(300, 200).half()}),
+    "no objects": lambda state, _: state.pop("objects"),
+    "no object": lambda state, _: state["objects"].pop("step"),
+    "a hole": lambda _, manifest: manifest["entries"]["model.w"]["parts"].clear(),
+    "twice": lambda _, manifest: manifest["entries"]["model.w"]["parts"].append(((0, 0), (300, 200), 0)),
+    "outside": lambda _, manifest: manifest["entries"]["model.w"].update(parts=[((1, 0), (300, 200), 0)]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_set_that_contradicts_itself_is_refused(saved: Path, what: str) -> None:
+    rewrite(saved, WRONG[what])
+    with pytest.raises(DamagedError):
+        fastckpt.load(saved)
+    with pytest.raises((CheckpointException, DamagedError)) as caught:
+        load(saved)
+    # What torch's wrapper keeps of an error in the metadata is its text.
+    found = cause(caught.value) if isinstance(caught.value, CheckpointException) else caught.value
+    assert isinstance(found, DamagedError) or "set.fckpt: model.w: " in str(found)
+    with pytest.raises(Refused):
+        read_set(saved)
+    assert judge(recognise(str(saved))[0], threads=1).exit_code == 2

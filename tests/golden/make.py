@@ -19,7 +19,9 @@ V2 = TESTS / "golden" / "v2"
 sys.path[:0] = [str(TESTS / "oracles"), str(TESTS.parent)]
 
 from describe import Description, describe, digest  # noqa: E402
+from golden_sets import SETS  # noqa: E402
 from golden_states import CONVERTED, FOREIGN, GOLDEN  # noqa: E402
+from in_turn import save_in_turn  # noqa: E402
 
 import fastckpt  # noqa: E402
 
@@ -41,10 +43,22 @@ def write_expected(path: Path, state: Any, metadata: Any, names: list[str], code
         "names": names,
         **describe(state),
     }
+    write_json(path.with_suffix(".json"), expected)
+
+
+def write_expected_of_set(directory: Path, state: Any) -> None:
+    """The JSON beside a golden set: its files, and what it holds, from the state it was made of."""
+    files = {path.name: [path.stat().st_size, digest(path.read_bytes())] for path in sorted(directory.iterdir())}
+    assert all(size < LIMIT for size, _ in files.values())
+    write_json(directory.with_suffix(".json"), {"files": files, **describe(state)})
+
+
+def write_json(path: Path, expected: dict[str, Any]) -> None:
+    """What is expected, a line for each tensor."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in expected.items() if key != "tensors"]
     tensors = ",\n  ".join(map(json.dumps, expected["tensors"]))
     text = ",\n ".join([*lines, f'"tensors": [\n  {tensors}\n ]'])
-    path.with_suffix(".json").write_text(f"{{\n {text}\n}}\n", encoding="ascii")
+    path.write_text(f"{{\n {text}\n}}\n", encoding="ascii")
 
 
 def main() -> None:
@@ -76,6 +90,14 @@ def main() -> None:
             state = {key: state[key] for key in names}
         write_expected(path, state, metadata, names, converted.codec)
         print(f"{path.name} is new")
+    for name, golden_set in SETS.items():
+        directory = TESTS / "golden" / "sets" / name
+        if directory.exists():
+            print(f"{directory.name} is kept as it is")
+            continue
+        save_in_turn(directory, golden_set.ranks())
+        write_expected_of_set(directory, golden_set.whole())
+        print(f"{directory.name} is new")
 
 
 if __name__ == "__main__":

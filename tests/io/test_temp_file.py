@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fastckpt.io import temp_file
-from fastckpt.io.temp_file import create_temp, sweep
+from fastckpt.io.temp_file import create_temp, sweep, sweep_matching
 
 RANDOM = "0123456789ab"
 
@@ -188,3 +189,21 @@ def test_shortened_names_stay_valid_utf8(directory_fd: int, tmp_path: Path) -> N
 
 def test_suffix_is_part_of_the_documented_name() -> None:
     assert temp_file.SUFFIX == ".fckpt-tmp"
+
+
+def test_those_of_every_name_that_matches(tmp_path: Path, directory_fd: int) -> None:
+    for name in ("shard-1", "shard-22"):
+        orphan(tmp_path, name)
+    fd, alive = create_temp(directory_fd, "shard-3", private=False)
+    keep = {
+        alive,
+        orphan(tmp_path, "shard-x"),
+        orphan(tmp_path, "a-shard-1"),
+        orphan(tmp_path, "shard-4", "not-a-number"),
+    }
+    sweep_matching(tmp_path, re.compile("shard-[0-9]+"))
+    assert files(tmp_path) == keep
+    os.close(fd)
+    sweep_matching(tmp_path, re.compile("shard-[0-9]+"))
+    assert files(tmp_path) == keep - {alive}
+    sweep_matching(tmp_path / "missing", re.compile("x"))

@@ -111,6 +111,19 @@ def test_what_the_system_refuses_has_a_type(call: str, tmp_path: Path, monkeypat
     assert steps(tmp_path) == [1, 2]
 
 
+@pytest.mark.parametrize("how", ["save", "save_async"])
+def test_what_a_killed_save_of_another_step_left_is_removed(how: str, tmp_path: Path) -> None:
+    (tmp_path / ".step_00000001.fckpt.0123456789ab.fckpt-tmp").write_bytes(b"left over")
+    (tmp_path / ".best.fckpt.0123456789ab.fckpt-tmp").write_bytes(b"of another program")
+    pending = getattr(fastckpt.CheckpointDirectory(tmp_path), how)(state_at(2), 2)
+    if how == "save_async":
+        pending.result()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".best.fckpt.0123456789ab.fckpt-tmp",
+        "step_00000002.fckpt",
+    ]
+
+
 def test_other_files_are_nobodys_to_delete(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(3)}, tmp_path / "step_00000001.pt")
     fastckpt.save({"w": torch.ones(3)}, tmp_path / "best.fckpt")
