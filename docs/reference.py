@@ -9,6 +9,7 @@ A test compares the page with the docstrings.
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import re
 import textwrap
@@ -19,6 +20,7 @@ from typing import Final
 
 import fastckpt
 import fastckpt.dcp
+import fastckpt.integrations
 import fastckpt.nanochat
 
 PAGE: Final = Path(__file__).parent / "python.md"
@@ -109,6 +111,21 @@ def _is_made_for_you(name: str) -> bool:
     return name in ("Checkpoint", "Finding", "Pending", "Report", "SalvageReport", "TensorInfo")
 
 
+def _integrations() -> list[str]:
+    """The libraries that fastckpt is given to, from the sources: rendering the page needs none of them."""
+    parts = []
+    for file in sorted((Path(fastckpt.__file__).parent / "integrations").glob("[a-z]*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        parts.append(f"### fastckpt.integrations.{file.stem}\n\n{_sections(str(ast.get_docstring(tree)))}\n")
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                made = next((each for each in node.body if getattr(each, "name", "") == "__init__"), node)
+                taken = ast.unparse(made.args).removeprefix("self, ") if isinstance(made, ast.FunctionDef) else "..."
+                code = f"```python\n{node.name}({taken})\n```"
+                parts.append(f"{code}\n\n{_sections(str(ast.get_docstring(node)))}\n")
+    return parts
+
+
 def render() -> str:
     """The page in Markdown."""
     grouped = {name for names in GROUPS.values() for name in names}
@@ -119,6 +136,8 @@ def render() -> str:
             parts += [f"## {title}\n", *(_entry(fastckpt, name) for name in names)]
     parts.append(f"## torch.distributed.checkpoint\n\n{_sections(str(inspect.getdoc(fastckpt.dcp)))}\n")
     parts += [_entry(fastckpt.dcp, name) for name in fastckpt.dcp.__all__]
+    parts.append(f"## Training with a library\n\n{_sections(str(inspect.getdoc(fastckpt.integrations)))}\n")
+    parts += _integrations()
     parts.append("## nanochat\n\n`fastckpt.nanochat` has nanochat's own functions, see [nanochat.md](nanochat.md).\n")
     parts += [_entry(fastckpt.nanochat, name) for name in fastckpt.nanochat.__all__]
     return "\n".join(parts)
