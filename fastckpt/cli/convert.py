@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Final, TypedDict
 
-from fastckpt.cli.progress import progress_bar
+from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import Output, Styled
 from fastckpt.conversion.convert import convert
 from fastckpt.conversion.result import Conversion
@@ -106,7 +106,7 @@ def _size(source: str) -> int:
     if not is_directory_of_checkpoints(source):
         return storage_bytes(source)
     paths = [by_suffix.values() for step in read_steps(source).values() for by_suffix in step.states.values()]
-    return sum(max(map(os.path.getsize, each)) for each in paths)
+    return sum(max(map(os.path.getsize, each)) for each in paths) or bytes_at(source)
 
 
 def _facts(conversion: Conversion, *, removed: bool) -> ConvertedFile:

@@ -24,6 +24,7 @@ from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
 from fastckpt.sets.recognise import recognise
+from fastckpt.stored.open_file import open_file
 from fastckpt.text import parse_size
 
 
@@ -51,8 +52,8 @@ def convert(
             or a directory with ``model_000500.pt`` and its siblings; or one with a model in shards and its index,
             or of torch.distributed.checkpoint; or a binary file object, see `fastckpt.load`.
         destination: The file (or directory) to write. None puts it beside the
-            source (or into the same directory). A file, if several are to be put together; all of it is then in
-            memory. Or a binary file object: the file is made in a temporary directory, then written into it.
+            source (or into the same directory). A file, if several are to be put together, tensor by tensor.
+            Or a binary file object: the file is made in a temporary directory, then written into it.
         to: ``fckpt``, ``pt`` or ``safetensors``. None follows from the
             destination's suffix or, without one, from the source: foreign files
             become ``.fckpt``, a ``.fckpt`` what it was made from.
@@ -122,7 +123,7 @@ def convert(
         if size is not None and destination is not None:
             shards = require_path(destination, "the destination of shards")
             how = How(reading_threads(opened, threads), durable, progress)
-            return convert_to_shards(opened, os.fsdecode(shards), how, request)
+            return convert_to_shards(open_file(opened), os.fsdecode(shards), how, request)
         if destination is None or isinstance(destination, str | bytes | os.PathLike):
             target, wanted = _destination(opened, destination, to)
             return [convert_file(opened, target, request, to=wanted)]

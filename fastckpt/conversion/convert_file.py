@@ -19,6 +19,7 @@ from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import direct_threads
+from fastckpt.stored.open_file import open_file
 from fastckpt.stored.verify import require_every_byte, require_verified
 
 
@@ -34,7 +35,8 @@ def convert_file(source: Openable, destination: str | os.PathLike[str], request:
         how = How(count, durable, request.progress)
         chosen = request.keys is not None or request.copy_shared or bool(request.strip_prefix)
         if to == "safetensors" and not replace and (chosen or not _is_whole_in_safetensors(opened, kind, exact=exact)):
-            return convert_to_safetensors(opened, destination, how, request)
+            # Not closed here: the source is the caller's.
+            return convert_to_safetensors(open_file(opened), destination, how, request)
         if request.keys is not None or request.copy_shared:
             raise UsageError(
                 "keys and copy_shared are for a .safetensors destination, without replace", path=opened.path

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
@@ -18,21 +17,24 @@ from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.finished import find_finished
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
-from fastckpt.conversion.to_safetensors import convert_to_shards
+from fastckpt.conversion.to_safetensors import convert_to_safetensors, convert_to_shards
+from fastckpt.conversion.write_anew import write_fckpt, write_pt
 from fastckpt.errors import DamagedError, UsageError
-from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.foreign.pickle_named import note_of_classes
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.commit import make_directory, publish_bytes
 from fastckpt.io.how import How
 from fastckpt.io.os_errors import exists
-from fastckpt.io.source import Source, read_small
-from fastckpt.io.transfer import thread_count
+from fastckpt.io.refuse_overwriting import refuse_overwriting
+from fastckpt.io.source import read_small
+from fastckpt.io.transfer import direct_threads, thread_count
 from fastckpt.sets import dcp, huggingface
 from fastckpt.sets.listing import MAX_JSON
-from fastckpt.sets.model import JSON, CheckpointSet, Member
+from fastckpt.sets.model import CheckpointSet, Member
+from fastckpt.sets.one_checkpoint import one_checkpoint
+from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.sets.require_sound import require_manifest, require_there
-from fastckpt.stored.open_file import open_file
-from fastckpt.text import quoted
+from fastckpt.text import quoted, some
 
 _ORIGINAL: Final = "made_from"
 """The key of an index of ``.fckpt`` shards that keeps name and text of the one they were made from."""
@@ -57,12 +59,12 @@ def convert_set(
         UnsupportedStateError, OutOfSpaceError, CheckpointIOError
     """
     if request.shard_size is not None and destination is not None:
-        return _shards_anew(found, source, destination, request)
+        return _shards_anew(source, destination, request)
     suffix = os.path.splitext(destination)[1] if destination is not None else ""
     if request.replace:
         raise UsageError("replace takes single files, and nanochat's directories", path=source)
     if destination is not None and suffix in FORMAT_OF and not os.path.isdir(destination):
-        return [_put_together(found, source, destination, request, to=to or FORMAT_OF[suffix])]
+        return [_put_together(source, destination, request, to=to or FORMAT_OF[suffix])]
     chosen = [each for each in found if _is_wanted(each, found, to)]
     if len(chosen) != 1 or not chosen[0].kind.startswith(huggingface.KIND):
         kinds = chosen[0].kind if len(chosen) == 1 else f"a directory of {len(found)} checkpoints"
@@ -71,16 +73,20 @@ def convert_set(
     return list(_shards(chosen[0], source, destination or source, request, to=to))
 
 
-def _shards_anew(found: Sequence[CheckpointSet], source: str, destination: str, request: Request) -> list[Conversion]:
-    """Shards of another size, or of a checkpoint that has other pieces: put together beside them first."""
-    beside = os.path.dirname(os.path.abspath(destination))
-    plain = dataclasses.replace(request, codec="none", durable=False)
-    with tempfile.TemporaryDirectory(prefix=".fastckpt-", dir=beside) as directory:
-        whole = _put_together(found, source, os.path.join(directory, "whole.fckpt"), plain, to="fckpt")
-        with Source(whole.destination) as opened:
-            how = How(thread_count(request.threads), request.durable, request.progress)
-            made = convert_to_shards(opened, destination, how, request)
-    return [dataclasses.replace(each, source=source, source_verified=whole.source_verified) for each in made]
+def _shards_anew(source: str, destination: str, request: Request) -> list[Conversion]:
+    """Shards of another size, or of a checkpoint that has other pieces."""
+    with OpenedSet(one_checkpoint(source)) as whole:
+        how = How(thread_count(request.threads), request.durable, request.progress)
+        made = convert_to_shards(whole, destination, how, request, metadata={})
+        return [_with_left_out(made[0], whole), *made[1:]]
+
+
+def _with_left_out(made: Conversion, whole: OpenedSet) -> Conversion:
+    """What was made of a set, with what the files of this have beside the state."""
+    if not whole.left_out:
+        return made
+    note = f"{len(whole.left_out)} left out, which loading the directory does not give either: {some(whole.left_out)}"
+    return dataclasses.replace(made, notes=(*made.notes, note), left_out=(*made.left_out, *whole.left_out))
 
 
 def _is_wanted(checkpoint: CheckpointSet, found: Sequence[CheckpointSet], to: Format | None) -> bool:
@@ -91,40 +97,37 @@ def _is_wanted(checkpoint: CheckpointSet, found: Sequence[CheckpointSet], to: Fo
     return is_fckpt != (to in (None, "fckpt"))
 
 
-def _has_checksums(found: Sequence[CheckpointSet]) -> bool:
-    """Whether every file has a checksum for all of its tensors: a legacy .pt has none, whatever its name."""
-    for member in (member for each in found for member in each.members if member.read_as != JSON):
-        if os.path.getsize(member.path):  # A rank that had nothing to write leaves an empty one.
-            with open_file(member.path) as file:
-                if not file.has_checksums():
-                    return False
-    return True
-
-
-def _put_together(
-    found: Sequence[CheckpointSet], source: str, destination: str, request: Request, *, to: Format
-) -> Conversion:
-    """One file of all of them, which are in memory meanwhile."""
-    from fastckpt.loading.load import load
-    from fastckpt.saving.save import save
-
-    state = load(source, threads=request.threads, progress=request.progress, opaque="keep")
-    proven = _has_checksums(found)
-    beside = os.path.dirname(os.path.abspath(destination))
-    with tempfile.TemporaryDirectory(prefix=".fastckpt-", dir=beside) as directory:
-        is_last = to == "fckpt"
-        whole = destination if is_last else os.path.join(directory, "whole.fckpt")
-        codec = request.codec if is_last else "none"
-        save(state, whole, codec=codec, durable=request.durable and is_last, threads=request.threads)
-        del state
-        if not is_last:
-            plain = dataclasses.replace(request, codec="none", exact=False)
-            result = convert_file(whole, destination, plain, to=to)
-            return dataclasses.replace(result, source=source, source_verified=proven, exact=False)
-    with Source(destination) as written:
-        entries = CheckpointFile(written).checked_entries()
-    nbytes = sum(entry.nbytes for entry in entries)
-    return Conversion(source, destination, "fckpt", nbytes, len(entries), proven, exact=False)
+def _put_together(source: str, destination: str, request: Request, *, to: Format) -> Conversion:
+    """One file of all of them, tensor by tensor."""
+    if to != "safetensors" and (request.keys is not None or request.copy_shared):
+        raise UsageError("keys and copy_shared are for a .safetensors destination", path=source)
+    direct = to == "fckpt" and request.codec == "none" and request.durable
+    count = direct_threads(request.threads) if direct else thread_count(request.threads)
+    how = How(count, request.durable, request.progress)
+    with OpenedSet(one_checkpoint(source)) as whole:
+        refuse_overwriting(destination, whole.paths)
+        notes: list[str] = []
+        if to == "safetensors":
+            return _with_left_out(convert_to_safetensors(whole, destination, how, request, metadata={}), whole)
+        if to == "fckpt":
+            write_fckpt(whole, whole.tree, whole.entries, {}, destination, how, codec=request.codec)
+        else:
+            write_pt(whole, whole.tree, whole.entries, destination, how)
+            notes += note_of_classes(whole.tree)
+        whole.require_unchanged(next_step="convert it again")
+        nbytes = sum(whole.storage_sizes if to == "pt" else (entry.nbytes for entry in whole.entries))
+        kind = "torch-zip" if to == "pt" else "fckpt"
+        made = Conversion(
+            source,
+            destination,
+            kind,
+            nbytes,
+            len(whole.entries),
+            whole.has_checksums(),
+            exact=False,
+            notes=tuple(notes),
+        )
+        return _with_left_out(made, whole)
 
 
 def _shards(

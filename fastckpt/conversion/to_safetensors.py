@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion
@@ -15,48 +16,52 @@ from fastckpt.foreign.write_safetensors import put_in_order
 from fastckpt.io.commit import Commit, make_directory, publish_bytes
 from fastckpt.io.how import How
 from fastckpt.io.os_errors import exists
-from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select
 from fastckpt.layout.tree import NamedRef
 from fastckpt.stored.foreign import OpenedForeign
-from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
 
 
 def convert_to_safetensors(
-    source: Source, destination: str | os.PathLike[str], how: How, request: Request
+    file: Opened,
+    destination: str | os.PathLike[str],
+    how: How,
+    request: Request,
+    *,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Conversion:
-    """Write tensors of an open file of any format; memory is bounded by a batch of storages.
+    """Write tensors of an open checkpoint of any format; memory is bounded by a batch of storages.
 
     Of tensors that are the same bytes one is written, and ``__metadata__`` says which other names it has. It also has
-    the plain values, as JSON, unless only some tensors are wanted.
+    the plain values, as JSON, unless only some tensors are wanted; and ``metadata``, or that of the checkpoint.
 
     Raises:
         DamagedError: A tensor is damaged; nothing is committed.
         TensorNotFoundError: No tensor has a name that ``request.keys`` matches.
         UsageError: No name has the prefix, or two names would be the same.
     """
-    file = open_file(source)  # Not closed here: the source is the caller's.
-    content = _content(file, request)
+    content = _content(file, request, metadata)
     return _write(file, content, destination, how)
 
 
-def convert_to_shards(source: Source, directory: str, how: How, request: Request) -> list[Conversion]:
+def convert_to_shards(
+    file: Opened, directory: str, how: How, request: Request, *, metadata: Mapping[str, Any] | None = None
+) -> list[Conversion]:
     """The same in files of about ``request.shard_size`` bytes, as Hugging Face lays out a model, the index last.
 
     Args:
-        source: The open file.
+        file: The open checkpoint.
         directory: The directory of the shards; it is made.
         how: Threads, durability, progress.
         request: What to convert.
+        metadata: What to say of the whole; None is what the checkpoint says.
 
     Raises:
         As `convert_to_safetensors`.
         MismatchError: A file of such a name is there.
     """
-    file = open_file(source)
-    content = _content(file, request)
+    content = _content(file, request, metadata)
     groups = _groups(content.tensors, request.shard_size or 0)
     names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     names = names if len(groups) > 1 else ["model.safetensors"]
@@ -99,7 +104,7 @@ def _part(content: SafetensorsContent, group: dict[str, Entry], *, is_first: boo
     return SafetensorsContent(group, {}, [], [])
 
 
-def _content(file: Opened, request: Request) -> SafetensorsContent:
+def _content(file: Opened, request: Request, metadata: Mapping[str, Any] | None) -> SafetensorsContent:
     entries = list(file.entries) if request.keys is None else select(file.entries, request.keys, file.path)
     if isinstance(file, OpenedForeign) and file.foreign.kind == "safetensors" and file.opaque:
         _refuse_elements(file, {entry.name for entry in entries})
@@ -109,7 +114,7 @@ def _content(file: Opened, request: Request) -> SafetensorsContent:
             file.tree if request.keys is None else {},
             entries,
             file.storage_sizes,
-            file.metadata,
+            file.metadata if metadata is None else metadata,
             names=names,
             copy_shared=request.copy_shared,
         )
@@ -126,7 +131,7 @@ def _write(file: Opened, content: SafetensorsContent, destination: str | os.Path
         sink.write(0, layout.header)
         placed = [(content.tensors[name], at) for name, at in layout.places]
         _fill(file, sink, [(entry, at) for entry, at in placed if entry.nbytes], how)
-        file.source.require_unchanged(next_step="convert it again")
+        file.require_unchanged(next_step="convert it again")
         sink.finish(layout.size)
     return Conversion(
         file.path,

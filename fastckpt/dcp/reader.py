@@ -27,7 +27,7 @@ from fastckpt.dcp.threads import rank_threads
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, FastckptError, UsageError
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.walk import tensors_below
-from fastckpt.loading.own_set import object_in
+from fastckpt.sets.contents import object_in
 from fastckpt.sets.dcp_metadata import uncovered
 from fastckpt.sets.set_manifest import SetManifest, key_of, read_set_manifest
 from fastckpt.stored.fckpt import OpenedFckpt

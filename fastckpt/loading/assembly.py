@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -11,9 +11,10 @@ import torch
 from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.layout.selection import select_names
 from fastckpt.layout.tree import TensorRef
-from fastckpt.loading.nesting import nested
+from fastckpt.sets.contents import items_of
 from fastckpt.sets.dcp_metadata import NAME, GlobalTensor, Metadata, read_metadata
 from fastckpt.sets.model import CheckpointSet, Member, Piece
+from fastckpt.sets.nesting import nested
 from fastckpt.sets.require_sound import require_manifest, require_there
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.open_file import open_file
@@ -91,23 +92,6 @@ class Assembly:
         bytes_of = file.bring(storages, threads=self.threads, verify=True, progress=None, mapped=False)
         tensors = build_tensors(entries, bytes_of, _CPU)
         return resolve_tree(item, lambda ref: tensors[ref.entry])
-
-
-def items_of(file: OpenedForeign) -> Callable[[Piece], Any]:
-    """What gives the item of a file where the manifest says that a piece is; DamagedError if none is there."""
-    archives = file.foreign.archives
-    at = {(archive.begin, archive.end - archive.begin): number for number, archive in enumerate(archives)}
-    items: Any = file.tree if len(archives) > 1 else [file.tree]
-
-    def item_at(piece: Piece) -> Any:
-        number = at.get((piece.offset, piece.length))
-        if number is None:
-            raise DamagedError(
-                f"the file does not hold {piece.name} where the manifest says", path=file.path, offset=piece.offset
-            )
-        return items[number]
-
-    return item_at
 
 
 def _place(whole: torch.Tensor, described: GlobalTensor, piece: Piece, part: torch.Tensor, path: str) -> None:

@@ -8,18 +8,17 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastckpt.constants import SET_NAME, SET_OBJECTS, SET_TENSORS
+from fastckpt.constants import SET_NAME, SET_TENSORS
 from fastckpt.errors import DamagedError
 from fastckpt.io.source import Source
 from fastckpt.layout.selection import select_names
-from fastckpt.loading.nesting import nested
-from fastckpt.sets.model import CheckpointSet, Member
+from fastckpt.sets.contents import object_in, require_root
+from fastckpt.sets.model import CheckpointSet
+from fastckpt.sets.nesting import nested
 from fastckpt.sets.require_sound import require_manifest, require_there
 from fastckpt.sets.set_manifest import key_of, read_set_manifest
 from fastckpt.stored.open_file import open_file
-from fastckpt.stored.opened import Opened
 from fastckpt.tensor.dtypes import torch_dtype
-from fastckpt.text import some
 
 
 class _Part(NamedTuple):
@@ -78,14 +77,6 @@ def load_own_set(
     return nested(manifest.paths, ordered) if keys is None else ordered
 
 
-def object_in(state: Any, name: str, path: str) -> Any:
-    """What the state of a shard has of a name that is no tensor's. Raises DamagedError if it has nothing."""
-    try:
-        return state[SET_OBJECTS][name]
-    except (KeyError, TypeError):
-        raise DamagedError(f"the manifest puts {name} into this file, and it is not there", path=path) from None
-
-
 def _taken(loaded: Any, part: _Part, path: str, *, by_name: bool) -> torch.Tensor:
     """A part out of what was loaded of its shard. Raises DamagedError unless it is what the manifest says."""
     try:
@@ -103,10 +94,3 @@ def _taken(loaded: Any, part: _Part, path: str, *, by_name: bool) -> torch.Tenso
         expected=f"{part.dtype}{list(part.sizes)}",
         actual=f"{found.dtype}{list(found.shape)}" if is_tensor else "nothing",
     )
-
-
-def require_root(shard: Opened, member: Member) -> None:
-    """Raise DamagedError, which names its tensors, unless this is the shard that the manifest names."""
-    if shard.root != member.root:
-        held = f" ({member.what} with {some(member.tensors)})" if member.tensors else ""
-        raise DamagedError(f"this shard is of another save than the set that names it{held}", path=shard.path)

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from fastckpt.errors import DamagedError
 from fastckpt.io.source import Source
 from fastckpt.layout.selection import select_names
+from fastckpt.sets.contents import names_in
 from fastckpt.sets.judge import tensors_in
 from fastckpt.sets.model import CheckpointSet, Member
-from fastckpt.sets.require_sound import require_manifest, require_there
-from fastckpt.text import some
+from fastckpt.sets.require_sound import require_indexed, require_manifest, require_there
 
 
 def load_shards(
@@ -49,20 +48,3 @@ def load_shards(
             loaded = load_file(source, keys=None if len(own) == len(there) else own)
             state |= loaded if isinstance(loaded, dict) else {}
     return {name: state[name] for name in chosen}
-
-
-def names_in(member: Member) -> list[str]:
-    """The names of the tensors in a shard of which no index tells."""
-    with Source(member.path) as source:
-        return list(tensors_in(source))
-
-
-def require_indexed(own: Sequence[str], there: Collection[str], path: str, *, whole: bool) -> None:
-    """Raise DamagedError unless a shard has the tensors that the index puts into it; with ``whole``, no others."""
-    lost = [name for name in own if name not in there]
-    if lost:
-        raise DamagedError(f"the index puts {some(lost)} into this file, and it is not there", path=path)
-    strange = sorted(set(there) - set(own)) if whole else []
-    if strange:
-        message = f"{some(strange)} is in this file, and the index does not put it there"
-        raise DamagedError(message, path=path)

@@ -39,7 +39,7 @@ class RankFiles:
     step: int
     model: Opened
     meta: str
-    ranks: list[Opened]
+    ranks: Sequence[Opened]
     model_mark: SaveMark | None
     suffix: str
     before: bool
@@ -51,7 +51,7 @@ class RankFiles:
     def check_unchanged(self) -> None:
         """Raise DamagedError if a file was written to since it was opened."""
         for file in (self.model, *self.ranks):
-            file.source.require_unchanged(next_step="run this again")
+            file.require_unchanged(next_step="run this again")
 
 
 @contextlib.contextmanager

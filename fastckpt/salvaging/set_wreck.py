@@ -19,12 +19,12 @@ from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.prefixes import with_names
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import map_tensors, tensors_below
-from fastckpt.loading.nesting import nested
 from fastckpt.salvaging.set_fragments import NOT_OF_THIS_SAVE, Box, Fragment, Outline, Wanted, box_at, fragments
 from fastckpt.salvaging.set_spool import SetSpool
 from fastckpt.sets import dcp
 from fastckpt.sets.dcp_metadata import GlobalTensor, uncovered
 from fastckpt.sets.model import CheckpointSet, Member
+from fastckpt.sets.nesting import nested
 from fastckpt.surveying.fates import THERE, Status
 from fastckpt.surveying.holes import Hole, merge_holes
 from fastckpt.surveying.wreck import StorageState, Wreck

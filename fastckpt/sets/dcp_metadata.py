@@ -36,6 +36,7 @@ class GlobalTensor:
     dtype: str
     shape: tuple[int, ...]
     chunks: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+    requires_grad: bool = False
 
 
 @dataclass(slots=True)
@@ -102,7 +103,8 @@ def _named(value: object) -> tuple[dict[str, GlobalTensor], list[str]]:
         chunks = fields.get("chunks")
         if not isinstance(chunks, list):
             raise _bad(f"{name} has no list of pieces")
-        tensor = GlobalTensor(_dtype(fields.get("properties")), _extents(fields.get("size")))
+        properties = fields.get("properties")
+        tensor = GlobalTensor(_dtype(properties), _extents(fields.get("size")), requires_grad=_wants_grad(properties))
         for chunk in chunks:
             piece = _state(chunk, "ChunkStorageMetadata")
             tensor.chunks.append((_extents(piece.get("offsets")), _extents(piece.get("sizes"))))
@@ -117,6 +119,14 @@ def _dtype(properties: object) -> str:
     if len(found) != 1 or found[0] not in BY_NAME:
         raise _bad("a tensor has no dtype that can be read")
     return found[0]
+
+
+def _wants_grad(properties: object) -> bool:
+    """Whether it says that a tensor requires a gradient: the third of its fields."""
+    state = properties.states[0] if isinstance(properties, Opaque) and len(properties.states) == 1 else None
+    if isinstance(state, tuple):
+        return len(state) > 2 and state[2] is True
+    return isinstance(state, dict) and state.get("requires_grad") is True
 
 
 def _extents(value: object) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.os_errors import exists
@@ -37,3 +37,14 @@ def require_whole(checkpoint: CheckpointSet, *, threads: int) -> None:
         kind = CheckpointIOError if report.unread else DamagedError
         command = f"fastckpt verify {quoted(checkpoint.path)}"
         raise kind("; ".join(report.reasons), path=checkpoint.path, next_step=report.next_step or command)
+
+
+def require_indexed(own: Sequence[str], there: Collection[str], path: str, *, whole: bool) -> None:
+    """Raise DamagedError unless a shard has the tensors that the index puts into it; with ``whole``, no others."""
+    lost = [name for name in own if name not in there]
+    if lost:
+        raise DamagedError(f"the index puts {some(lost)} into this file, and it is not there", path=path)
+    strange = sorted(set(there) - set(own)) if whole else []
+    if strange:
+        message = f"{some(strange)} is in this file, and the index does not put it there"
+        raise DamagedError(message, path=path)

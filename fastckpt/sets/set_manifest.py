@@ -33,7 +33,6 @@ class Shard(NamedTuple):
 class SetTensor(GlobalTensor):
     """A tensor as a whole; ``shards`` has the name of the shard of each of its ``chunks``."""
 
-    requires_grad: bool = False
     shards: list[str] = field(default_factory=list)
 
 
@@ -47,6 +46,7 @@ class SetManifest:
         objects: The shard of everything that is no tensor, by its flat name.
         paths: The keys on the way to each name, where they were kept.
         order: All names of tensors and objects, in the order of the state.
+        root: The root digest of the file: that of all shards, too.
     """
 
     shards: dict[str, Shard]
@@ -54,6 +54,7 @@ class SetManifest:
     objects: dict[str, str]
     paths: dict[str, tuple[Any, ...]]
     order: list[str]
+    root: str | None
 
 
 def shard_name(generation: int, rank: int) -> str:
@@ -76,14 +77,14 @@ def read_set_manifest(path: str) -> SetManifest:
         UnsupportedVersionError, NotACheckpointError, CheckpointIOError
     """
     with open_file(path) as file:
-        tree = file.tree
+        tree, root = file.tree, file.root
     try:
-        return _decode(tree)
+        return _decode(tree, root)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError):
         raise DamagedError("this is not the manifest of a set", path=path) from None
 
 
-def _decode(tree: Any) -> SetManifest:
+def _decode(tree: Any, root: str | None) -> SetManifest:
     if tree[SET_VERSION_KEY] != SET_VERSION:
         raise ValueError("a version that is not known")
     shards = {
@@ -105,7 +106,7 @@ def _decode(tree: Any) -> SetManifest:
             tensor.shards.append(names[_count(shard)])
         tensors[_text(name)] = tensor
     paths = {name: path for name, path in (tree["planner"] or {}).items() if isinstance(path, tuple)}
-    return SetManifest(shards, tensors, objects, paths, list(tree["entries"]))
+    return SetManifest(shards, tensors, objects, paths, list(tree["entries"]), root)
 
 
 def _text(value: object) -> str:

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastckpt.constants import CHUNK_SIZE, PACK_ALIGNMENT
+from fastckpt.constants import PACK_ALIGNMENT
 from fastckpt.fckpt.content import Deliveries, Delivery, LeafDigests
+from fastckpt.fckpt.slot_loads import LoadPart, slot_loads
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, transfer
 from fastckpt.kernels.dispatch import engine_for, engine_now
 from fastckpt.kernels.launch import hash_leaves, leaf_table
-from fastckpt.layout.blocks import align
 from fastckpt.layout.places import PackedStorage
 from fastckpt.layout.plan import RecordPlan
 from fastckpt.layout.records import Record, count_leaves
@@ -75,34 +75,6 @@ def work_of_digests(runs: Sequence[torch.Tensor], device: Device) -> tuple[Work,
         here.copy_(there, non_blocking=True)
 
     return work, list(torch.split(here, [len(rows) for rows, _ in tables]))
-
-
-class _Part(NamedTuple):
-    """Bytes ``[start, start + size)`` of a record, and where in the slot they go."""
-
-    record: int
-    start: int
-    size: int
-    offset: int
-
-
-def slot_loads(sizes: Sequence[int], capacity: int) -> list[list[_Part]]:
-    """Share the bytes of records of these sizes out to slots of ``capacity`` bytes; cuts fall between chunks."""
-    loads: list[list[_Part]] = [[]]
-    at = 0
-    for record, size in enumerate(sizes):
-        start = 0
-        while start < size:
-            room = max(capacity - at, 0)
-            part = size - start if size - start <= room else room // CHUNK_SIZE * CHUNK_SIZE
-            if not part:
-                loads.append([])
-                at = 0
-                continue
-            loads[-1].append(_Part(record, start, part, at))
-            start += part
-            at = align(at + part)
-    return loads
 
 
 class _Load(NamedTuple):
@@ -171,7 +143,7 @@ class DeviceSupply:
                     device.synchronize()
 
     def fill(
-        self, parts: Sequence[_Part], slots: Slots, number: int, plans: Sequence[RecordPlan], runs: dict[int, _Run]
+        self, parts: Sequence[LoadPart], slots: Slots, number: int, plans: Sequence[RecordPlan], runs: dict[int, _Run]
     ) -> _Load:
         """Queue the copies that fill a slot; ``runs`` has the records that go on, and gets them."""
         slot = slots[number]

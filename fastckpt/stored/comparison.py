@@ -1,4 +1,4 @@
-"""What is different between two checkpoint files, of any format and without loading either.
+"""What is different between two checkpoints, of any format and without loading either.
 
 First the structure, then the bytes of the tensors that both have: what is
 called identical was read on both sides. Between two ``.fckpt`` files the
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, LEAF_SIZE
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, MissingPackageError, UnsupportedStateError
 from fastckpt.io.pool import R, T, map_in_order
+from fastckpt.io.source import Openable
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import align
 from fastckpt.layout.covered import Covered
@@ -66,7 +66,7 @@ class TensorDifference:
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One of the two files, as a report has it."""
+    """One of the two checkpoints, as a report has it."""
 
     path: str
     format: str
@@ -78,10 +78,10 @@ class Side:
 
 @dataclass(slots=True)
 class Comparison:
-    """All differences between two files.
+    """All differences between two checkpoints.
 
     Attributes:
-        a, b: The files.
+        a, b: The checkpoints.
         structure: Everything but the bytes of tensors.
         tensors: The common tensors by their names in A, in its order.
         objects: What is neither a tensor nor a plain value, by place, and what no tensor lies in, by its name in the
@@ -115,8 +115,8 @@ class Comparison:
 
 
 def compare(
-    path_a: str | os.PathLike[str],
-    path_b: str | os.PathLike[str],
+    checkpoint_a: Openable | Opened,
+    checkpoint_b: Openable | Opened,
     *,
     keys: str | None = None,
     structure_only: bool = False,
@@ -124,15 +124,15 @@ def compare(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Compare two checkpoint files.
+    """Compare two checkpoints.
 
     Memory is bounded whatever their size: a piece of at most 1 MiB of each per
     thread. Only of a tensor that lies in another order in B (transposed, say)
     all of B's is held.
 
     Args:
-        path_a: One checkpoint; differences are relative to it.
-        path_b: The other one.
+        checkpoint_a: One checkpoint, a file or open already; differences are relative to it. It is closed in the end.
+        checkpoint_b: The other one.
         keys: A glob: compare only tensors whose name matches.
         structure_only: Do not read the bytes of tensors.
         digests_only: Do not read those of which both files have digests that are the same.
@@ -144,9 +144,10 @@ def compare(
         DamagedError: The structure of a file is damaged. A damaged tensor is reported, not raised.
     """
     count = thread_count(threads)
-    with open_file(path_a) as a, open_file(path_b) as b:
+    with _opened(checkpoint_a) as a, _opened(checkpoint_b) as b:
         structure = compare_structure(a, b, keys=keys)
-        roots_equal = digests_only and a.root is not None and a.root == b.root
+        # The root of a set is that of its manifest: of the file that this is it says something else.
+        roots_equal = digests_only and a.root is not None and (a.format, a.root) == (b.format, b.root)
         tensors: dict[str, TensorDifference] = {}
         known: dict[tuple[Entry, Entry], TensorDifference] = {}
         overlaps = _Overlaps(sum(a.storage_sizes) + sum(b.storage_sizes))
@@ -173,8 +174,12 @@ def compare(
             if not structure_only:
                 objects |= compare_unreferenced(a, b, threads=count)
         for file in (a, b):
-            file.source.require_unchanged(next_step="compare it again")
+            file.require_unchanged(next_step="compare it again")
         return Comparison(_side(a), _side(b), structure, tensors, objects, roots_equal)
+
+
+def _opened(checkpoint: Openable | Opened) -> Opened:
+    return checkpoint if isinstance(checkpoint, Opened) else open_file(checkpoint)
 
 
 def _side(file: Opened) -> Side:

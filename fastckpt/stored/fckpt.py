@@ -17,13 +17,13 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.blocks import Extent
 from fastckpt.layout.entries import StorageBytes
 from fastckpt.layout.records import Record
-from fastckpt.stored.opened import LeafRun, Opened, Witness
+from fastckpt.stored.opened import LeafRun, OpenedFile, Witness
 
 _KEPT_SIZE = 64 * 1024
 """Reads up to this size are kept until the next one: a leaf holds hundreds of small tensors."""
 
 
-class OpenedFckpt(Opened):
+class OpenedFckpt(OpenedFile):
     """See `Opened`.
 
     Attributes:

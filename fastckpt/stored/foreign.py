@@ -19,10 +19,10 @@ from fastckpt.io.memory import ARENA_SIZE
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import StorageBytes, check_entry
-from fastckpt.stored.opened import Opened, Witness
+from fastckpt.stored.opened import OpenedFile, Witness
 
 
-class OpenedForeign(Opened):
+class OpenedForeign(OpenedFile):
     """See `Opened`.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""The door: a path, or a file that is open already, becomes an `Opened` checkpoint."""
+"""The door: a path, or a file that is open already, becomes an `OpenedFile`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.source import Openable, Source
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.foreign import OpenedForeign
-from fastckpt.stored.opened import Opened
+from fastckpt.stored.opened import OpenedFile
 
 
-def open_file(file: Openable) -> Opened:
+def open_file(file: Openable) -> OpenedFile:
     """Open a checkpoint of any format; only its structure is read.
 
     Args:

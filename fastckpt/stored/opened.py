@@ -10,7 +10,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from fastckpt.errors import UnsupportedStateError, errors_about
 from fastckpt.io.source import Source
@@ -24,6 +24,8 @@ _SHOWN: Final = 200
 Witness = Literal["leaves", "crcs", "nothing"]
 """What proves the bytes of a storage: a digest for each leaf of 16 KiB, a CRC-32 for the whole of it, or nothing."""
 
+Self = TypeVar("Self", bound="Opened")
+
 
 class LeafRun(NamedTuple):
     """The digests (u64 each) of the leaves under a range, which begins ``skip`` bytes after the first one."""
@@ -33,13 +35,14 @@ class LeafRun(NamedTuple):
 
 
 class Opened(ABC):
-    """What every kind has in common; a context manager that closes the file.
+    """What every kind has in common; a context manager that closes it.
 
     Attributes:
-        path: The file.
-        source: The open file. Structure and bytes come from this one.
-        format: ``fckpt``, ``torch-zip``, ``torch-legacy`` or ``safetensors``.
-        size: Bytes of the file.
+        path: The file, or the directory.
+        format: ``fckpt``, ``torch-zip``, ``torch-legacy`` or ``safetensors``; ``shards``, ``set`` or ``dcp`` of several
+            files, and ``json`` of one that is no checkpoint by itself.
+        size: Bytes of the file, or of all files.
+        is_bare: Whether it can hold nothing but tensors by flat names.
         entries: The tensors in tree order, each inside its storage; ``TensorRef(i)`` is ``entries[i]``.
         root: Root digest in hex, where the format has one.
         storage_sizes: Bytes of each storage.
@@ -47,24 +50,38 @@ class Opened(ABC):
     """
 
     def __init__(
-        self, source: Source, kind: str, tree: Callable[[], Any], entries: list[Entry], sizes: Sequence[int]
+        self,
+        path: str,
+        kind: str,
+        size: int,
+        tree: Callable[[], Any],
+        entries: list[Entry],
+        storage_sizes: Sequence[int],
     ) -> None:
-        self.path = source.path
-        self.source = source
+        self.path = path
         self.format = kind
-        self.size = source.file_size
+        self.size = size
+        self.is_bare = kind == "safetensors"
         self._tree = tree
         self.entries = entries
-        self.storage_sizes = sizes
+        self.storage_sizes = storage_sizes
         self.root: str | None = None
         self.bytes_read = 0
         self._lock = threading.Lock()
 
-    def __enter__(self) -> Opened:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.source.close()
+        self.close()
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all that is open. Closing twice does nothing."""
+
+    @abstractmethod
+    def require_unchanged(self, *, next_step: str) -> None:
+        """Raise DamagedError, which advises ``next_step``, if something of it changed since it was opened."""
 
     @cached_property
     def tree(self) -> Any:
@@ -92,6 +109,15 @@ class Opened(ABC):
     @abstractmethod
     def metadata(self) -> dict[str, Any]:
         """The user's metadata. Raises DamagedError if it cannot be decoded."""
+
+    @abstractmethod
+    def files(self) -> Iterator[tuple[OpenedFile, set[int]]]:
+        """Every checkpoint file of it, and the storages in that which a tensor lies in."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say of it that is no part of what it holds."""
+        return []
 
     def require_plain(self) -> None:
         """Raise UnsupportedStateError, which names all of them, if the file holds objects that are not understood."""
@@ -168,3 +194,26 @@ class Opened(ABC):
     def leaf_run(self, storage: int, start: int, end: int) -> LeafRun | None:
         """The digests of the bytes ``[start, end)`` of a storage; None where there are none."""
         return None
+
+
+class OpenedFile(Opened):
+    """One that is one file.
+
+    Attributes:
+        source: The open file. Structure and bytes come from this one.
+    """
+
+    def __init__(
+        self, source: Source, kind: str, tree: Callable[[], Any], entries: list[Entry], sizes: Sequence[int]
+    ) -> None:
+        super().__init__(source.path, kind, source.file_size, tree, entries, sizes)
+        self.source = source
+
+    def files(self) -> Iterator[tuple[OpenedFile, set[int]]]:
+        yield self, {entry.storage for entry in self.entries}
+
+    def close(self) -> None:
+        self.source.close()
+
+    def require_unchanged(self, *, next_step: str) -> None:
+        self.source.require_unchanged(next_step=next_step)

@@ -36,7 +36,8 @@ _FLAGS = {
 }
 
 _TRAINED = ENTRY_FLAG_PARAMETER | ENTRY_FLAG_REQUIRES_GRAD
-_WRITTEN_BY = ("format", "pt")
+WRITTEN_BY = ("format", "pt")
+"""What a ``.safetensors`` says of the library that wrote it."""
 
 
 @dataclass(slots=True)
@@ -118,7 +119,7 @@ class _Side:
     """
 
     def __init__(self, file: Opened, prefix: str) -> None:
-        self.is_bare = file.format == "safetensors"
+        self.is_bare = file.is_bare
         self._file = file
         self._prefix = prefix
         named = with_names(file.entries, self.tree) if prefix else file.entries
@@ -205,8 +206,7 @@ def _metadata(a: Opened, b: Opened) -> NamedDifference[Any]:
         found.changed |= _container_changes(flat_a, flat_b)
         return found
     values = [
-        {name: value for name, value in flat.values.items() if (name, value) != _WRITTEN_BY}
-        for flat in (flat_a, flat_b)
+        {name: value for name, value in flat.values.items() if (name, value) != WRITTEN_BY} for flat in (flat_a, flat_b)
     ]
     return NamedDifference.of(*values, same=same_value)
 

@@ -3,12 +3,14 @@
 Such are storages and records that nothing refers to, the bytes of objects that are not
 understood, and the program of an archive. A record that says something of the archive
 only, and the pickle, which is compared as the structure, are none of it. The key of a
-storage is no name where another format is on the other side: a conversion does not keep it.
+storage is no name where another format is on the other side: a conversion does not keep it. Nor is it one of a
+checkpoint of several files: another sharding has others.
 """
 
 from __future__ import annotations
 
 import bisect
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -21,7 +23,7 @@ from fastckpt.foreign.torch_zip import name_in_row
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.object_comparison import ObjectDifference
-from fastckpt.stored.opened import Opened
+from fastckpt.stored.opened import Opened, OpenedFile
 
 _PIECE: Final = 2**20
 _LEGACY: Final = "torch-legacy"
@@ -39,7 +41,7 @@ class _Part(NamedTuple):
 def compare_unreferenced(a: Opened, b: Opened, *, threads: int) -> dict[str, ObjectDifference]:
     """Compare all that no tensor lies in, by its name in A, or of what only B has, in B."""
     ours, theirs = list(_parts(a, threads)), list(_parts(b, threads))
-    alike = a.format == b.format
+    alike = a.format == b.format and isinstance(a, OpenedFile)
     has_keys = alike and _keeps_keys(a) and _keeps_keys(b)
     if a.format == b.format == _LEGACY:
         has_keys = _names(ours) == _names(theirs)
@@ -79,8 +81,13 @@ def _names(parts: list[_Part]) -> set[str]:
     return {part.name for part in parts if part.is_storage}
 
 
-def _parts(file: Opened, threads: int) -> Iterator[_Part]:
-    used = {entry.storage for entry in file.entries}
+def _parts(checkpoint: Opened, threads: int) -> Iterator[_Part]:
+    for file, used in checkpoint.files():
+        start = "" if file is checkpoint else f"{os.path.basename(file.path)}: "
+        yield from (part._replace(name=start + part.name) for part in _parts_of(file, used, threads))
+
+
+def _parts_of(file: OpenedFile, used: set[int], threads: int) -> Iterator[_Part]:
     for number, nbytes in enumerate(file.storage_sizes):
         if number not in used:
             yield _storage(file, number, nbytes, threads)
@@ -106,7 +113,7 @@ def _parts(file: Opened, threads: int) -> Iterator[_Part]:
             yield _Part(name, is_storage, (record.nbytes, digest.hexdigest()))
 
 
-def _storage(file: Opened, number: int, nbytes: int, threads: int) -> _Part:
+def _storage(file: OpenedFile, number: int, nbytes: int, threads: int) -> _Part:
     name = f"storage {number}"
     digest = xxhash.xxh3_128()
     try:

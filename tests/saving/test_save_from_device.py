@@ -22,9 +22,9 @@ from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError
 from fastckpt.fckpt.content import LeafDigests
+from fastckpt.fckpt.slot_loads import slot_loads
 from fastckpt.kernels.dispatch import Engine
 from fastckpt.layout.blocks import align
-from fastckpt.staging.fetching import slot_loads
 from fastckpt.staging.ring import Ring
 
 MIB = 2**20
