@@ -44,6 +44,7 @@ def run_killed(source: Path, work: Path, mode: str) -> int:
     return int(done.stdout)
 
 
+@pytest.mark.thorough
 def test_in_place(tmp_path: Path) -> None:
     source = write_ranks(tmp_path / "source", BEFORE)
     old, new = contents(source), contents(write_ranks(tmp_path / "expected", AFTER))

@@ -106,6 +106,7 @@ print(json.dumps(len(launches)))
     assert run(code, path) == 2 * 7, "one launch per slot"
 
 
+@pytest.mark.thorough
 def test_bits_that_flip_on_the_way(run: Run, path: Path) -> None:
     """Found at exactly the leaf where they flipped, though the file is right."""
     code = """
@@ -144,6 +145,7 @@ with delayed() as device:
     assert message == expected
 
 
+@pytest.mark.thorough
 def test_into_tensors_that_exist(run: Run, path: Path) -> None:
     code = """
 expected = fastckpt.load(path)
