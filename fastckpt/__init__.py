@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from fastckpt.saving.save import save as save
     from fastckpt.saving.save_async import Pending as Pending
     from fastckpt.saving.save_async import save_async as save_async
+    from fastckpt.sealing.seal import Sealed as Sealed
+    from fastckpt.sealing.seal import seal as seal
     from fastckpt.sets.find_last_whole import find_last_whole as find_last_whole
     from fastckpt.staging.ring import Ring as Ring
     from fastckpt.stored.verify import verify as verify
@@ -54,6 +56,7 @@ _HOMES = {
     "Retention": "fastckpt.nanochat.retention",
     "Ring": "fastckpt.staging.ring",
     "SalvageReport": "fastckpt.salvaging.report",
+    "Sealed": "fastckpt.sealing.seal",
     "TensorInfo": "fastckpt.loading.open",
     "convert": "fastckpt.conversion.convert",
     "find_last_whole": "fastckpt.sets.find_last_whole",
@@ -65,6 +68,7 @@ _HOMES = {
     "salvage": "fastckpt.salvaging.salvage",
     "save": "fastckpt.saving.save",
     "save_async": "fastckpt.saving.save_async",
+    "seal": "fastckpt.sealing.seal",
     "set_rng_state": "fastckpt.loading.set_rng_state",
     "stream": "fastckpt.loading.stream",
     "verify": "fastckpt.stored.verify",

@@ -178,6 +178,18 @@ SET_OBJECTS: Final[str] = "objects"
 SET_SHARD_KEY: Final[str] = "dcp"
 """Under which key of its metadata a shard says what its parts are parts of."""
 
+# --- sums beside files ------------------------------------------------------
+
+SUMS_SUFFIX: Final[str] = ".fckpt-sums"
+"""What follows the name of a sealed file in the name of its sums file."""
+SEAL_KEY: Final[str] = "seal"
+"""Under which key of the metadata a sums file says what was sealed."""
+SEAL_DIGESTS: Final[str] = "digests"
+"""The tensor of a sums file that holds the leaf digests."""
+
+MODEL_SIGNATURE: Final[str] = "model.sig"
+"""The file of OpenSSF model signing, whose digests are compared; it is signed after all others are sealed."""
+
 # --- nanochat steps ---------------------------------------------------------
 
 SAVE_MARK_KEY: Final[str] = "nanochat"

@@ -62,6 +62,10 @@ class Kind(str, Enum):
     """The system reports an error when they are read."""
     INCONSISTENT = "inconsistent"
     """They are as written, but contradict another part of the file."""
+    CHANGED = "changed"
+    """They are not the bytes that were sealed."""
+    STALE = "stale"
+    """The seal beside the file is of other content: the file was written anew since, or it is another one."""
     UNPROVEN = "unproven"
     """They are all there, but the file has no checksum to prove them by."""
 

@@ -14,7 +14,8 @@ class Verdict(str, Enum):
     """A promise that a command or report makes. The value is the word that people read."""
 
     INTACT = "intact"
-    """A checksum proves every byte of the file."""
+    """A checksum proves every byte of the file: one of its own, or of the seal beside it. Where there is a seal, that
+    proves all of them, and the file's own checksums match, too."""
     PRESENT = "present"
     """Every byte that the format names is there and none besides; nothing in the file proves them all, or that they are
     of one save."""
@@ -40,6 +41,12 @@ class Verdict(str, Enum):
     """What was written is the file that the .fckpt was made from."""
     WAY_BACK = "exact way back kept"
     """Converting back gives the source byte for byte."""
+    AS_SEALED = "OK"
+    """Every byte of a file is the one that was sealed, none is missing and none was added."""
+    ALL_AS_SEALED = "every file as sealed"
+    """Of all files that were asked for, and of every file in a directory, that is true; and no sealed file is gone."""
+    AS_SIGNED = "digest as signed; signature not checked"
+    """The SHA-256 of the file is the one that the signature beside it states; nobody looked who signed that."""
     VERIFIED = "verified"
     """What was written was read back, and its checksums match."""
 

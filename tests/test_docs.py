@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fastckpt.cli.main import main
 
@@ -103,6 +104,37 @@ def test_recipes_run(capsys: pytest.CaptureFixture[str]) -> None:
             # 1: `diff` of two steps finds differences; 3: a part of the broken file came back.
             assert main(arguments) in (0, 1, 3), line
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_the_transcript_of_sealing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Commands and what they print, to the letter; between them happens what the page tells."""
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    save_file({"layer.weight": torch.randn(512, 512), "layer.bias": torch.randn(512)}, "model/model.safetensors")
+    Path("model/config.json").write_text('{"model_type": "gpt2", "n_layer": 12}\n')
+
+    def accident() -> None:
+        with open("model/model.safetensors", "r+b") as file:
+            file.seek(37 * 16384 + 5)
+            file.write(bytes([file.read(1)[0] ^ 1]))
+            file.seek(37 * 16384 + 5)
+            file.write(b"\xff\xff\xff\x7f")
+        Path("model/notes.txt").write_text("notes")
+
+    def change() -> None:
+        Path("model/config.json").write_text('{"model_type": "gpt2", "n_layer": 124}\n')
+
+    blocks, before = _blocks(DOCS / "seal.md", "console"), [lambda: None, accident, change]
+    for happens, block in zip(before, blocks, strict=True):
+        happens()
+        for command, told in re.findall(r"^\$ fastckpt (.*)\n((?:[^$].*\n)*)", block, re.M):
+            main(shlex.split(command))
+            shown = capsys.readouterr()
+            assert shown.out + shown.err == told, command
+    (code,) = _blocks(DOCS / "seal.md", "python")
+    save_file({"layer.weight": torch.zeros(512, 512), "layer.bias": torch.zeros(512)}, "model/model.safetensors")
+    Path("model/model.safetensors.fckpt-sums").unlink()
+    exec(compile(code, "seal.md", "exec"), {})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

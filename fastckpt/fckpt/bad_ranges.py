@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Final, NamedTuple
 
@@ -41,24 +41,36 @@ def tensors_in(record: Record, start: int, end: int) -> list[str]:
 
 def _tensors_in_each(record: Record, ranges: Sequence[tuple[int, int]]) -> list[list[str]]:
     """The same for ranges that ascend; each tensor in one of them at least, where there are very many."""
-    names: list[list[str]] = [[] for _ in ranges]
     try:
         entries = list(record.entries)
     except FastckptError:
-        return names  # A header whose entries contradict each other names nothing.
+        entries = []  # A header whose entries contradict each other names nothing.
     places = {place.storage: place for place in record.storages}
+
+    def spans() -> Iterator[tuple[str, int, int]]:
+        for entry in entries:
+            place = places.get(entry.storage)
+            if place is not None:
+                first, last = (place.offset + min(byte, place.nbytes) for byte in entry.span)
+                yield entry.name, first, last
+
+    return names_in_each(spans(), ranges)
+
+
+def names_in_each(spans: Iterable[tuple[str, int, int]], ranges: Sequence[tuple[int, int]]) -> list[list[str]]:
+    """Of tensors, each with its first byte and the first one after, the names of those that have a byte in each range.
+
+    The ranges ascend. Each tensor is named for one of them at least, where there are very many.
+    """
+    names: list[list[str]] = [[] for _ in ranges]
     starts, ends = [start for start, _ in ranges], list(accumulate((end for _, end in ranges), max))
     room = _MOST_NAMES
-    for entry in entries:
-        place = places.get(entry.storage)
-        if place is None:
-            continue
-        first, last = (place.offset + min(byte, place.nbytes) for byte in entry.span)
+    for name, first, last in spans:
         if first < last:
             touched = range(bisect_right(ends, first), bisect_left(starts, last))
             for number in touched[: max(room, 1)]:
                 if ranges[number][1] > first:
-                    names[number].append(entry.name)
+                    names[number].append(name)
             room = max(room - len(touched), 0)
     return names
 

@@ -37,6 +37,10 @@ class Source:
 
     The folder of an unpacked ``.pt`` is read as the archive that it was.
 
+    Args:
+        path: A path, or a binary file object.
+        may_be_empty: Take a file of 0 bytes, too, which is no checkpoint.
+
     Attributes:
         path: The path as given; `FILE_OBJECT` of a file object.
         fd: The file descriptor, -1 once closed.
@@ -48,12 +52,13 @@ class Source:
             keys: a Ctrl-C that Python hears in a callback of such a dict is lost.
 
     Raises:
-        NotACheckpointError: It is empty, a directory, a pipe or a device.
+        NotACheckpointError: It is empty (unless that may be), a directory, a pipe or a device.
         CheckpointIOError: It is missing or may not be read; ``errno`` says which.
     """
 
-    def __init__(self, path: Readables) -> None:
+    def __init__(self, path: Readables, *, may_be_empty: bool = False) -> None:
         self.fd = -1
+        self._may_be_empty = may_be_empty
         self.path = name_of(path)
         self.unread_head: CheckpointIOError | None = None
         self._direct_fd: int | None = None
@@ -93,7 +98,7 @@ class Source:
             return
         if not stat.S_ISREG(self._opened.st_mode):
             raise NotACheckpointError("this is not a regular file", path=self.path)
-        if self.size == 0:
+        if self.size == 0 and not self._may_be_empty:
             raise NotACheckpointError(
                 "the file is empty (0 bytes): the save never began to write",
                 path=self.path,

@@ -20,6 +20,7 @@ from fastckpt.cli.prune import PruneDocument
 from fastckpt.cli.render import ErrorDocument
 from fastckpt.cli.reshard import ReshardDocument
 from fastckpt.cli.salvage import SalvageDocument
+from fastckpt.cli.seal import SealCheckDocument, SealDocument
 from fastckpt.cli.verify import VerifyDocument, VerifySeveralDocument
 from fastckpt.doctor.examination import DoctorDocument
 from fastckpt.plotting.numbers import PlotDirectoryDocument, PlotDocument
@@ -32,6 +33,7 @@ DOCUMENTS: dict[str, list[type]] = {
     "convert": [ConvertDocument],
     "diff": [DiffDocument, DiffDirectoriesDocument],
     "salvage": [SalvageDocument, SalvageDirectoryDocument, SetsDocument],
+    "seal": [SealDocument, SealCheckDocument],
     "doctor": [DoctorDocument, SetsDocument],
     "reshard": [ReshardDocument],
     "backup": [BackupDocument],

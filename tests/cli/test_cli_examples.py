@@ -50,6 +50,10 @@ def _a_users_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     Path("broken.pt").write_bytes(whole[: len(whole) * 2 // 3])
     torch.save({"state_dict": model, "epoch": 3}, "epoch.ckpt")
     fastckpt.save({"model": model, "step": 500}, "state.fckpt")
+    fastckpt.convert("model_000500.pt", "model.safetensors")
+    Path("my-model").mkdir()
+    fastckpt.convert("model_000500.pt", "my-model/model.safetensors")
+    Path("config.json").write_text("{}")
     steps = base / "base_checkpoints" / "d4"
     Path("base_checkpoints").symlink_to(steps.parent)
     for step in (10, 20):

@@ -138,6 +138,12 @@ def test_what_every_command_prints(here: Any, samples: Any, steps: Path, tmp_pat
     check("salvage", 0, samples.cut)
     shutil.copyfile(no_checkpoint, steps / "optim_000200_rank1.pt")
     check("salvage", 1, steps)
+    sealed = tmp_path / "sealed.pt"
+    shutil.copyfile(samples.pt, sealed)
+    check("seal", 0, sealed, "--sha256")
+    check("seal", 0, sealed, samples.cut)
+    flip(sealed)
+    assert check("seal", 1, "--check", sealed, no_checkpoint)["files"][0]["findings"]
     shards = _shards(tmp_path / "hf")
     check("verify", 1, shards)
     check("inspect", 1, shards)

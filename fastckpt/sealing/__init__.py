@@ -1,0 +1,1 @@
+"""Sealing files, and checking seals."""

@@ -1,0 +1,220 @@
+"""`fastckpt.seal`: a file that is to stay as it is becomes one that can be verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypedDict
+
+from fastckpt.errors import (
+    CheckpointNotFoundError,
+    DamagedError,
+    FastckptError,
+    MismatchError,
+    NotACheckpointError,
+    UnsupportedStateError,
+    UnsupportedVersionError,
+    UsageError,
+)
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.findings import Kind
+from fastckpt.foreign.open_foreign import open_foreign
+from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.how import How
+from fastckpt.io.os_errors import exists, file_path, is_directory
+from fastckpt.io.residency import reading_threads
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.sealing.tensor_ranges import tensors_in_fckpt, tensors_in_foreign
+from fastckpt.seals.digests import digests_of
+from fastckpt.seals.names import is_sums_path, sealed_name, sums_path
+from fastckpt.seals.sums import Sums, TensorRange, read_sums, write_sums
+from fastckpt.stored.verify import verify_source
+from fastckpt.text import quoted
+
+_WITH_OWN_CHECKSUMS: Final = ("fckpt", "torch-zip")
+_NOT_UNDERSTOOD: Final = (NotACheckpointError, UnsupportedStateError, UnsupportedVersionError)
+
+
+class SealedFacts(TypedDict):
+    path: str
+    sums: str
+    size: int
+    sums_size: int
+    sha256: str | None
+    tensors: int
+    is_new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What `fastckpt.seal` made.
+
+    Attributes:
+        path: The file.
+        sums: Its sums file.
+        size: Bytes of the file.
+        sums_size: Bytes of the sums file.
+        sha256: SHA-256 of the file in hex, if the seal has it.
+        tensors: How many tensors the seal knows the places of.
+        is_new: False if there was a seal that says just this: it was left as it is.
+
+    Example:
+        >>> fastckpt.seal("state.fckpt").tensors
+        2
+    """
+
+    path: str
+    sums: str
+    size: int
+    sums_size: int
+    sha256: str | None
+    tensors: int
+    is_new: bool
+
+    def as_dict(self) -> SealedFacts:
+        """Plain values, for JSON."""
+        return {
+            "path": self.path,
+            "sums": self.sums,
+            "size": self.size,
+            "sums_size": self.sums_size,
+            "sha256": self.sha256,
+            "tensors": self.tensors,
+            "is_new": self.is_new,
+        }
+
+
+def seal(
+    path: str | os.PathLike[str],
+    *,
+    sha256: bool = False,
+    update: bool = False,
+    durable: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Sealed:
+    """Write the sums file of a file beside it, ``NAME.fckpt-sums``: from then on `verify`, `load` and all else use it.
+
+    The file can be anything, such as a ``.safetensors``, which has no checksums of its own. A checkpoint that its own
+    checksums, or its structure, show to be damaged is refused: what is sealed is called intact later.
+
+    Args:
+        path: The file. It is only read.
+        sha256: Keep its SHA-256, too, for other tools. That takes as long as SHA-256 does on one core.
+        update: Replace a seal that the file does not match any more, because it was written anew on purpose.
+        durable: Return only when the sums file survives a power cut.
+        threads: Worker threads; None takes one per CPU.
+        progress: Called now and then with the bytes done so far.
+
+    Returns:
+        What the sums file says.
+
+    Raises:
+        MismatchError: There is a seal, and the file is not as it was sealed; or that seal is damaged. See ``update``.
+        DamagedError: It is a checkpoint that is damaged; or it was changed or replaced while it was read.
+        UsageError: It is a directory, or a sums file itself.
+        NotACheckpointError: It is no regular file.
+        OutOfSpaceError, CheckpointIOError: It cannot be read, or the sums file not be written; an old one stays.
+        KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+
+    Example:
+        >>> fastckpt.seal("state.fckpt").sums
+        'state.fckpt.fckpt-sums'
+        >>> fastckpt.verify("state.fckpt").ok
+        True
+    """
+    name = file_path(path)
+    if is_sums_path(name):
+        raise UsageError("this is a sums file: it has digests of its own", path=name)
+    if is_directory(name):
+        raise UsageError("this is a directory", path=name, next_step=f"fastckpt seal {quoted(name)} seals each file")
+    with Source(name, may_be_empty=True) as source:
+        digests = digests_of(source, sha256=sha256, threads=threads, progress=progress)
+        old = _old_seal(name, update=update, threads=reading_threads(source, threads))
+        sums = Sums(sealed_name(name), source.size, digests.leaves, digests.sha256)
+        if old is not None and _is_same(old, sums):
+            return _sealed(name, old, is_new=False)
+        if old is not None and not update and not _is_of_same_bytes(old, sums):
+            raise MismatchError(
+                "there is a seal, and this is not what was sealed",
+                path=name,
+                next_step=f"fastckpt seal --check {quoted(name)} says what differs; "
+                f"fastckpt seal --update {quoted(name)} if it was written anew on purpose",
+            )
+        tensors = _tensors_of_whole(source, threads=reading_threads(source, threads))
+        source.require_unchanged(next_step="seal it when nobody writes to it")
+        source.require_in_place(next_step="seal it when nobody writes to it")
+        sums = Sums(sums.name, sums.size, sums.digests, sums.sha256, tensors)
+        write_sums(sums, sums_path(name), How(reading_threads(source, threads), durable))
+    return _sealed(name, sums, is_new=True)
+
+
+def _sealed(path: str, sums: Sums, *, is_new: bool) -> Sealed:
+    beside = sums_path(path)
+    size = os.path.getsize(beside) if exists(beside) else 0
+    return Sealed(path, beside, sums.size, size, sums.sha256, len(sums.tensors), is_new)
+
+
+def _old_seal(path: str, *, update: bool, threads: int) -> Sums | None:
+    """The seal that there is; None where there is none, or it cannot be used and is to be replaced."""
+    beside = sums_path(path)
+    if not exists(beside):
+        return None
+    try:
+        return read_sums(beside, threads=threads)
+    except CheckpointNotFoundError:
+        return None
+    except (DamagedError, NotACheckpointError, UnsupportedVersionError) as error:
+        if update:
+            return None
+        raise MismatchError(f"the seal that there is cannot be used: {error}", path=path) from None
+
+
+def _is_of_same_bytes(old: Sums, new: Sums) -> bool:
+    return (old.name, old.size) == (new.name, new.size) and bytes(old.digests) == bytes(new.digests)
+
+
+def _is_same(old: Sums, new: Sums) -> bool:
+    return _is_of_same_bytes(old, new) and (new.sha256 is None or old.sha256 == new.sha256)
+
+
+def _tensors_of_whole(source: Source, *, threads: int) -> Sequence[TensorRange]:
+    """Where the tensors of a checkpoint lie; of what is none, nothing.
+
+    Raises:
+        DamagedError: It is damaged already.
+    """
+    if not source.size:
+        return ()
+    try:
+        kind = kind_of(source)
+        if kind in _WITH_OWN_CHECKSUMS:
+            _require_whole(source, threads)
+        if kind == "fckpt":
+            return list(tensors_in_fckpt(CheckpointFile(source)))
+        if kind is None or kind == "tar":
+            return ()
+        foreign = open_foreign(source)
+        return () if source.has_other_form else list(tensors_in_foreign(foreign))
+    except _NOT_UNDERSTOOD:
+        return ()
+    except DamagedError as error:
+        raise _refusal(source.path, error) from None
+
+
+def _require_whole(source: Source, threads: int) -> None:
+    wrong = [f for f in verify_source(source, threads=threads).findings if f.kind is not Kind.UNPROVEN]
+    if wrong:
+        raise DamagedError(wrong[0].message, offset=wrong[0].offset)
+
+
+def _refusal(path: str, error: FastckptError) -> DamagedError:
+    return DamagedError(
+        f"it is damaged already, and what is sealed is called intact later: {error.message}",
+        path=path,
+        offset=error.offset,
+        tensor=error.tensor,
+        next_step=f"fastckpt salvage {quoted(path)}",
+    )

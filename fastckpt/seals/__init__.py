@@ -1,0 +1,1 @@
+"""Sums files beside sealed files, and whether a file is as it was sealed."""

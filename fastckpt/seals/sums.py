@@ -1,0 +1,178 @@
+"""What a sums file says of the file that it stands beside; SPEC.md, section 26.
+
+It is an ordinary ``.fckpt``. All of it is verified before any of it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from fastckpt import _core
+from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE, MAX_FILE_SIZE, SEAL_DIGESTS, SEAL_KEY, SUMS_SUFFIX
+from fastckpt.errors import DamagedError, FastckptError, UnsupportedVersionError
+from fastckpt.fckpt.content import Content
+from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.payload import Reading
+from fastckpt.fckpt.storages import read_storages
+from fastckpt.fckpt.writer import write_checkpoint
+from fastckpt.io.how import How
+from fastckpt.layout.blocks import Extent, align
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.records import count_leaves
+from fastckpt.layout.tree import TensorRef, encode_tree
+from fastckpt.text import quoted
+
+_SHA256_DIGITS: Final = 64
+
+
+class TensorRange(NamedTuple):
+    """Bytes of a file in which a tensor lies."""
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        """First byte after them."""
+        return self.offset + self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What a sums file says of a file.
+
+    Attributes:
+        name: The name of the file that was sealed, without its directory.
+        size: Its bytes.
+        digests: Of each leaf of it, u64 little-endian.
+        sha256: SHA-256 of all of it, in hex, if that was wanted.
+        tensors: Where its tensors lie, as far as that was known.
+    """
+
+    name: str
+    size: int
+    digests: memoryview
+    sha256: str | None = None
+    tensors: Sequence[TensorRange] = ()
+
+    @property
+    def leaves(self) -> int:
+        """How many leaves it has."""
+        return count_leaves(self.size)
+
+    def leaf_extent(self, first: int, count: int = 1) -> Extent:
+        """Where leaves lie in the file."""
+        begin = first * LEAF_SIZE
+        return Extent(begin, min(begin + count * LEAF_SIZE, self.size) - begin)
+
+    def leaves_around(self, begin: int, end: int) -> Extent:
+        """The whole leaves that bytes ``[begin, end)`` of the file lie in."""
+        first = begin // LEAF_SIZE * LEAF_SIZE
+        return Extent(first, min(align(end, LEAF_SIZE), self.size) - first)
+
+    def digests_of(self, leaves: Extent) -> memoryview:
+        """The digests of whole leaves."""
+        first = leaves.offset // LEAF_SIZE
+        return self.digests[first * LEAF_DIGEST_SIZE : (first + count_leaves(leaves.size)) * LEAF_DIGEST_SIZE]
+
+
+def write_sums(sums: Sums, path: str, how: How) -> None:
+    """Write a sums file, all of it or nothing.
+
+    Raises:
+        OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
+    """
+    says: dict[str, Any] = {
+        "name": sums.name,
+        "size": sums.size,
+        "leaf": LEAF_SIZE,
+        "sha256": sums.sha256,
+        "tensors": [list(row) for row in sums.tensors] or None,
+    }
+    count = len(sums.digests)
+    content = Content(
+        tree=encode_tree({SEAL_DIGESTS: TensorRef(0)}),
+        metadata_tree=encode_tree({SEAL_KEY: says}),
+        entries=[Entry(SEAL_DIGESTS, "uint8", (count,), (1,), 0, 0)],
+        storage_sizes=[count],
+        origins=[_core.address(sums.digests) if count else 0],
+    )
+    write_checkpoint(content, path, codec="none", durable=how.durable, threads=how.threads)
+
+
+def read_sums(path: str, *, threads: int) -> Sums:
+    """Read a sums file, every byte of it verified.
+
+    Raises:
+        DamagedError: It is damaged, or is none.
+        NotACheckpointError, UnsupportedVersionError: So.
+        CheckpointNotFoundError: There is none.
+        CheckpointIOError: It cannot be read.
+    """
+    try:
+        with CheckpointFile(path) as file:
+            sums = _decode(file, threads)
+            file.source.require_unchanged(next_step="try it again")
+            return sums
+    except FastckptError as error:
+        error.path = error.path or path
+        error.next_step = f"fastckpt seal --update {quoted(path.removesuffix(SUMS_SUFFIX))}, if that is as it should be"
+        raise
+
+
+def _decode(file: CheckpointFile, threads: int) -> Sums:
+    says = file.manifest.metadata.get(SEAL_KEY)
+    if type(says) is not dict:
+        raise DamagedError(f"this is no sums file: its metadata has no {SEAL_KEY!r}")
+    leaf = _field(says, "leaf", lambda value: type(value) is int)
+    if leaf != LEAF_SIZE:
+        raise UnsupportedVersionError("the leaves of this seal have another size", expected=LEAF_SIZE, actual=leaf)
+    name = _field(says, "name", lambda value: type(value) is str and bool(value))
+    size = _field(says, "size", lambda value: type(value) is int and 0 <= value <= MAX_FILE_SIZE)
+    sha256 = _field(says, "sha256", lambda value: value is None or _is_sha256(value))
+    entry = next((entry for entry in file.checked_entries() if entry.name == SEAL_DIGESTS), None)
+    expected = count_leaves(size) * LEAF_DIGEST_SIZE
+    if entry is None or entry.dtype != "uint8" or entry.storage_offset or entry.stride != (1,):
+        raise DamagedError(f"the tensor {SEAL_DIGESTS!r} of this sums file is not one of bytes")
+    if entry.shape != (expected,):
+        raise DamagedError(
+            f"a file of {size} bytes has another number of leaves", expected=(expected,), actual=entry.shape
+        )
+    if not file.record(file.manifest.storages[entry.storage].record).is_raw:
+        raise DamagedError("the digests of a sums file are never compressed")
+    region, start, _ = read_storages(file, [entry.storage], Reading(threads), mapped=False)(entry.storage)
+    tensors = _tensors(says.get("tensors"), size)
+    return Sums(name, size, region[start : start + expected].toreadonly(), sha256, tensors)
+
+
+def _field(says: dict[str, Any], name: str, fits: Callable[[Any], bool]) -> Any:
+    value = says.get(name)
+    if not fits(value):
+        raise DamagedError(f"the {name!r} of this seal is none", actual=repr(value)[:80])
+    return value
+
+
+def _is_sha256(value: object) -> bool:
+    if type(value) is str and len(value) == _SHA256_DIGITS:
+        with suppress(ValueError):
+            return bytes.fromhex(value).hex() == value
+    return False
+
+
+def _tensors(table: object, size: int) -> list[TensorRange]:
+    if table is None:
+        return []
+    rows = []
+    for row in table if type(table) is list else ():
+        if type(row) is not list or [type(cell) for cell in row] != [str, int, int]:
+            break
+        if not (row[1] >= 0 <= row[2] and row[1] + row[2] <= size):
+            raise DamagedError(f"a tensor of this seal lies outside of the file: {row[0][:80]!r}", expected=size)
+        rows.append(TensorRange(*row))
+    if type(table) is not list or len(rows) != len(table):
+        raise DamagedError("the table of tensors of this seal is none")
+    return rows
