@@ -19,6 +19,31 @@ DIGEST_SIZE: Final[int]
 LEAF_DIGEST_SIZE: Final[int]
 MAGIC_SIZE: Final[int]
 FORMAT_VERSION: Final[int]
+PLANES_LAYOUT: Final[int]
+PLANES_TILE: Final[int]
+PLANES_GROUP: Final[int]
+PLANES_BLOCK_LOG2: Final[int]
+PLANES_BLOCK_LOG2_MAX: Final[int]
+PLANES_HEAD_SIZE: Final[int]
+PLANES_BLOCK_HEAD_SIZE: Final[int]
+PLANES_PLANE_ROW_SIZE: Final[int]
+PLANES_MASKED: Final[int]
+PLANES_MAX_LEVELS: Final[int]
+PLANES_MAX_WIDTH: Final[int]
+PLANES_MODE_RAW: Final[int]
+PLANES_MODE_PACKED: Final[int]
+PLANES_MODE_NESTED: Final[int]
+PLANES_KIND_BYTES: Final[int]
+PLANES_KIND_WORDS: Final[int]
+PLANES_KIND_DOUBLE_WORDS: Final[int]
+PLANES_KIND_QUAD_WORDS: Final[int]
+PLANES_KIND_FLOAT16: Final[int]
+PLANES_KIND_BFLOAT16: Final[int]
+PLANES_KIND_FLOAT32: Final[int]
+PLANES_KIND_FLOAT64: Final[int]
+PLANES_KIND_FLOAT8_E4: Final[int]
+PLANES_KIND_FLOAT8_E5: Final[int]
+PLANES_KIND_NIBBLES: Final[int]
 MAGIC_SUPERBLOCK: Final[bytes]
 MAGIC_MANIFEST: Final[bytes]
 MAGIC_RECORD: Final[bytes]
@@ -193,4 +218,24 @@ def find_blocks(fd: int, magic: bytes, start: int, stop: int, *, threads: int = 
     Raises:
         OSError: The file cannot be read at all (a closed descriptor, a directory).
         ValueError: ``magic`` has not 8 bytes, or ``threads`` is not in 1..1024.
+    """
+
+def planes_encode(raw: Buffer, kinds: Buffer, *, row_length: int = 0, phase: int = 0) -> bytes | None:
+    """The stored bytes of one chunk with the codec planes, or None if they would not be fewer than the raw ones.
+
+    Args:
+        raw: At most CHUNK_SIZE bytes.
+        kinds: One PLANES_KIND_* byte for each 128 KiB of them. A wrong one costs room, never a bit.
+        row_length: Elements in a row of the matrix that they are, or 0.
+        phase: Which element of its row is the first one.
+
+    Raises:
+        ValueError: More than a chunk, or not as many kinds as there are blocks.
+    """
+
+def planes_decode(stored: Buffer, raw: Buffer, /) -> None:
+    """Fill ``raw``, which is writable, with the raw bytes of one chunk with the codec planes.
+
+    Raises:
+        ValueError: They do not decode to exactly that many bytes; those in ``raw`` mean nothing then.
     """

@@ -17,12 +17,20 @@ bool DetectPclmul() {
 bool DetectVpclmul512() {
   return DetectAvx512() && DetectPclmul() && __builtin_cpu_supports("vpclmulqdq") != 0;
 }
+bool DetectBmi2() { return DetectAvx2() && __builtin_cpu_supports("bmi2") != 0; }
+bool DetectVbmi2() {
+  return DetectAvx512() && DetectBmi2() && __builtin_cpu_supports("avx512bw") != 0 &&
+         __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512vbmi") != 0 &&
+         __builtin_cpu_supports("avx512vbmi2") != 0 && __builtin_cpu_supports("popcnt") != 0;
+}
 #else
 constexpr bool kIsX86 = false;
 bool DetectAvx2() { return false; }
 bool DetectAvx512() { return false; }
 bool DetectPclmul() { return false; }
 bool DetectVpclmul512() { return false; }
+bool DetectBmi2() { return false; }
+bool DetectVbmi2() { return false; }
 #endif
 
 SimdLevel BestLevel() {
@@ -79,6 +87,16 @@ bool HasPclmul() {
 
 bool HasVpclmul512() {
   static const bool has = DetectVpclmul512();
+  return has;
+}
+
+bool HasBmi2() {
+  static const bool has = DetectBmi2();
+  return has;
+}
+
+bool HasVbmi2() {
+  static const bool has = DetectVbmi2();
   return has;
 }
 

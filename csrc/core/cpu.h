@@ -21,6 +21,9 @@ void SetSimdLevel(SimdLevel level);
 // for one by one: the 128-bit form, and the form on 512-bit registers.
 bool HasPclmul();
 bool HasVpclmul512();
+// Bytes moved by a mask, for the codec planes: inside 64-bit words, and inside 512-bit registers.
+bool HasBmi2();
+bool HasVbmi2();
 
 }  // namespace fastckpt
 

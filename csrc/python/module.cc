@@ -21,6 +21,7 @@
 #include "../core/scan.h"
 #include "../core/transfer.h"
 #include "../core/workers.h"
+#include "planes.h"
 #include "slot_filler.h"
 
 namespace {
@@ -375,7 +376,7 @@ int AddMembers(PyObject* module) {
                      AddMagic(module, "MAGIC_INDEX", fastckpt::kMagicIndex) &&
                      AddMagic(module, "MAGIC_FOOTER", fastckpt::kMagicFooter) &&
                      AddMagic(module, "MAGIC_SOURCE", fastckpt::kMagicSource);
-  return added && AddSlotFiller(module) ? 0 : -1;
+  return added && AddSlotFiller(module) && AddPlanes(module) ? 0 : -1;
 }
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(AddMembers)},

@@ -54,7 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", nargs="?", metavar="DST", help="the file or directory to write")
     parser.add_argument("--to", choices=("fckpt", "pt", "safetensors"), help="the format to write")
     parser.add_argument("--step", type=int, metavar="N", help="only this step of a directory")
-    parser.add_argument("--codec", default="none", metavar="C", help="none (default; can be mapped), zstd or zstd:1-22")
+    parser.add_argument(
+        "--codec", default="none", metavar="C", help="none (default; can be mapped), planes, zstd or zstd:1-22"
+    )
     parser.add_argument("--no-exact", action="store_true", help="keep the state without its container")
     parser.add_argument("--strip-prefix", metavar="P", help="take this off the names, such as _orig_mod.")
     parser.add_argument("--keys", metavar="GLOB", help="to .safetensors: only the tensors with such names")

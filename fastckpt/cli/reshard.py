@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, metavar="N", required=True, help="which step")
     parser.add_argument("--world-size", type=int, metavar="M", required=True, help="how many ranks will resume")
     parser.add_argument("-o", "--output", metavar="DST", help="write the step into this directory")
-    parser.add_argument("--codec", default="none", metavar="C", help="for .fckpt files: none, zstd or zstd:1-22")
+    parser.add_argument(
+        "--codec", default="none", metavar="C", help="for .fckpt files: none, planes, zstd or zstd:1-22"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
 
 

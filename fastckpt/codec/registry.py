@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from fastckpt.codec.numbers import Numbers
+from fastckpt.codec.planes import PlanesCodec
 from fastckpt.codec.zstd import ZstdCodec
 from fastckpt.constants import CODEC_NONE, CODEC_PLANES, CODEC_ZSTD
 from fastckpt.errors import UnsupportedVersionError, UsageError
@@ -20,14 +22,14 @@ Buffer = bytes | bytearray | memoryview
 class Codec(Protocol):
     """What a codec offers. Instances are used from several threads at once."""
 
-    def encode(self, raw: Buffer) -> bytes | None:
-        """The stored bytes, or None when they would not be fewer than the raw ones."""
+    def encode(self, raw: Buffer, numbers: Numbers | None = None) -> bytes | None:
+        """The stored bytes, or None when they would not be fewer than the raw ones; ``numbers``: which these are."""
 
-    def decode(self, stored: Buffer, raw_size: int) -> bytes:
+    def decode(self, stored: Buffer, raw_size: int) -> bytes | bytearray:
         """The raw bytes, exactly ``raw_size`` of them. Raises DamagedError otherwise."""
 
 
-_DECODERS: Final[dict[int, Callable[[], Codec]]] = {CODEC_ZSTD: ZstdCodec}
+_DECODERS: Final[dict[int, Callable[[], Codec]]] = {CODEC_ZSTD: ZstdCodec, CODEC_PLANES: PlanesCodec}
 _NAMES: Final[dict[int, str]] = {CODEC_NONE: "none", CODEC_ZSTD: "zstd", CODEC_PLANES: "planes"}
 
 
@@ -50,7 +52,7 @@ def codec_for_reading(codec_id: int) -> Codec:
 
 
 def codec_for_writing(spec: str) -> tuple[int, Codec | None]:
-    """Id and encoder for ``"none"``, ``"zstd"`` or ``"zstd:LEVEL"`` (1 to 22; default 1).
+    """Id and encoder for ``"none"``, ``"planes"``, ``"zstd"`` or ``"zstd:LEVEL"`` (1 to 22; default 1).
 
     Raises:
         UsageError: Unknown codec or level.
@@ -58,11 +60,13 @@ def codec_for_writing(spec: str) -> tuple[int, Codec | None]:
     name, _, level = spec.partition(":")
     if spec == "none":
         return CODEC_NONE, None
+    if spec == "planes":
+        return CODEC_PLANES, PlanesCodec()
     if name == "zstd" and (not level or (level.isdecimal() and 1 <= int(level) <= 22)) and spec != "zstd:":
         return CODEC_ZSTD, ZstdCodec(int(level or ZstdCodec.DEFAULT_LEVEL))
-    known = ("none", "zstd")
+    known = ("none", "planes", "zstd")
     raise UsageError(
         f"unknown codec {spec!r}",
-        expected='"none", "zstd" or "zstd:1" to "zstd:22"',
+        expected='"none", "planes", "zstd" or "zstd:1" to "zstd:22"',
         next_step=None if name in known else did_you_mean(name, known),
     )

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from fastckpt.codec.numbers import Numbers
 from fastckpt.errors import DamagedError, UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ class ZstdCodec:
         self._level = level
         self._local = threading.local()
 
-    def encode(self, raw: bytes | bytearray | memoryview) -> bytes | None:
-        """One frame with its content size, or None when it would not be smaller."""
+    def encode(self, raw: bytes | bytearray | memoryview, numbers: Numbers | None = None) -> bytes | None:
+        """One frame with its content size, or None when it would not be smaller. To zstd all numbers are bytes."""
         compressor: zstandard.ZstdCompressor | None = getattr(self._local, "compressor", None)
         if compressor is None:
             compressor = self._zstandard.ZstdCompressor(level=self._level, write_content_size=True)

@@ -129,7 +129,7 @@ def first_difference(
             return offset
     # Storages of a pack follow one another: the chunk in hand mostly serves the next one too.
     held: tuple[int, int] | None = None
-    raw_bytes = b""
+    raw_bytes: bytes | bytearray = b""
     for segment in segments:
         place = file.manifest.storages[segment.storage]
         record = file.records[place.record]
@@ -140,7 +140,7 @@ def first_difference(
                 held = record.number, chunk
             raw = record.chunk_raw(chunk)
             begin, end = max(raw.offset, place.offset), min(raw.end, place.offset + place.nbytes)
-            data = raw_bytes[begin - raw.offset : end - raw.offset]
+            data = bytes(raw_bytes[begin - raw.offset : end - raw.offset])
             if segment.unit > 1:
                 turned = bytearray(data)
                 turn_round(memoryview(turned), segment.unit)

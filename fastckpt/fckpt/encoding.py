@@ -9,6 +9,7 @@ from typing import NamedTuple
 import xxhash
 
 from fastckpt import _core
+from fastckpt.codec.numbers import Numbers
 from fastckpt.codec.registry import Codec
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE
 from fastckpt.errors import CheckpointIOError
@@ -53,6 +54,7 @@ def encode_payload(
     *,
     codec_id: int,
     codec: Codec,
+    numbers: Callable[[int, int], Numbers],
     write: Callable[[int, bytes | bytearray], None],
     threads: int,
     want_crc: bool,
@@ -66,6 +68,7 @@ def encode_payload(
         raw_size: How many.
         codec_id: Id of ``codec``.
         codec: Encodes one chunk; a chunk that does not shrink is stored as it is.
+        numbers: Given a start and a size in the raw bytes, says which numbers these are.
         write: Takes the stored bytes.
         threads: Worker threads.
         want_crc: Whether the CRC-32 of the raw bytes is wanted.
@@ -77,7 +80,7 @@ def encode_payload(
         raw = read_exactly(source, origin + chunk * CHUNK_SIZE, size)
         leaves = _core.leaf_digests(raw)
         crc = _core.crc32(raw) if want_crc else 0
-        frame = codec.encode(raw)
+        frame = codec.encode(raw, numbers(chunk * CHUNK_SIZE, size))
         if frame is None:
             return _EncodedChunk(CODEC_NONE, raw, raw_chunk_digest(leaves), leaves, crc, size)
         return _EncodedChunk(codec_id, frame, xxhash.xxh3_64_intdigest(frame), leaves, crc, size)

@@ -270,7 +270,7 @@ def _why_bad(source: Source, offset: int, size: int) -> Kind:
     return Kind.ROTTED if any(source.read(offset, size)) else Kind.TORN
 
 
-def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = True) -> bytes:
+def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = True) -> bytes | bytearray:
     """The raw bytes of one chunk, decoded; its stored digest is checked, its leaves are not.
 
     Raises:

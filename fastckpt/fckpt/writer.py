@@ -30,6 +30,7 @@ from fastckpt.constants import (
 from fastckpt.errors import CheckpointIOError
 from fastckpt.fckpt.content import Content, Delivery, Supply, brought_pieces
 from fastckpt.fckpt.encoding import encode_payload
+from fastckpt.fckpt.numbers import RecordNumbers
 from fastckpt.fckpt.turns import RawTurns, RecordToWrite, SuppliedTurns, origin_of
 from fastckpt.io.commit import Commit
 from fastckpt.io.memory import allocate
@@ -89,6 +90,7 @@ class _Writer:
             table = encode_entry_table(held)
             size = header_size(plan.raw_size, plan.storages, len(table))
             self.records.append(RecordToWrite(number, plan, table, size))
+        self.entries = entries  # Of each record.
         self.manifest = encode_manifest(places, content.entries, content.tree, content.metadata_tree, len(plans))
         self.first_offset = self.end = SUPERBLOCK_SIZE + len(self.manifest)
 
@@ -253,7 +255,8 @@ class _Writer:
         """Encode and write the payload of a record; its chunk table and leaf digests."""
         chunks: list[Chunk] = []
         leaves = bytearray()
-        at = 0
+        numbers = RecordNumbers(record.plan.storages, self.entries[record.number])
+        at = raw_at = 0
         for piece in pieces:
             base = record.payload_offset + at
             encoded = encode_payload(
@@ -262,6 +265,7 @@ class _Writer:
                 piece.size,
                 codec_id=codec_id,
                 codec=codec,
+                numbers=lambda start, size, base=raw_at: numbers.of_chunk(base + start, size),  # type: ignore[misc]
                 write=lambda offset, data, base=base: sink.write(base + offset, data),  # type: ignore[misc]
                 threads=self.threads,
                 want_crc=self.want_crcs and not record.is_pack,
@@ -272,6 +276,7 @@ class _Writer:
             chunks += [chunk._replace(offset=at + chunk.offset) for chunk in encoded.chunks] if at else encoded.chunks
             leaves += encoded.leaves if piece.leaves is None else piece.leaves
             at += sum(chunk.stored_size for chunk in encoded.chunks)
+            raw_at += piece.size
             self.done += piece.size
         return chunks, bytes(leaves)
 
@@ -360,7 +365,7 @@ def write_checkpoint(
     Args:
         content: What to write.
         path: The checkpoint file; an existing one is replaced in the end.
-        codec: ``"none"``, ``"zstd"`` or ``"zstd:LEVEL"``.
+        codec: ``"none"``, ``"planes"``, ``"zstd"`` or ``"zstd:LEVEL"``.
         durable: Return only when the file survives a power cut.
         threads: Worker threads.
         progress: Called with the raw bytes done so far.

@@ -135,7 +135,7 @@ def _read_number(file: CheckpointFile, entry: Entry) -> bytes:
     place = file.manifest.storages[entry.storage]
     # Storages are aligned, so a single number never lies across two chunks.
     chunk, start = divmod(place.offset + entry.span[0], CHUNK_SIZE)
-    return read_chunk(file.source, file.records[place.record], chunk)[start : start + entry.itemsize]
+    return bytes(read_chunk(file.source, file.records[place.record], chunk)[start : start + entry.itemsize])
 
 
 def _facts(path: str, stem: Stem, prefix: str, tree: Any, entries: Sequence[Entry], read: ReadTensor) -> Facts:

@@ -62,7 +62,8 @@ def save(
         path: The file; a symbolic link is followed, directories that are missing are made. An existing file is
             replaced in one step at the very end. Or a binary file object: the file is made in a temporary directory,
             then written into it.
-        codec: ``"none"`` (mappable), ``"zstd"`` or ``"zstd:LEVEL"`` with LEVEL 1 to 22.
+        codec: ``"none"`` (mappable), ``"planes"`` (made for floats), ``"zstd"`` or ``"zstd:LEVEL"`` with LEVEL 1
+            to 22.
         format: ``"fckpt"`` writes what this function writes under a name that says something else
             (``.pt``, ``.pth``, ``.bin``, ``.safetensors``) as well, which other programs would take for damaged.
         metadata: Plain values to keep beside the state, without tensors.

@@ -40,7 +40,7 @@ from fastckpt.stored.inspection import inspect_file
 
 CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
 REAL_FILES = sorted(CHECKPOINTS.rglob("*.pt"))
-CODECS = ["none", "zstd"]
+CODECS = ["none", "zstd", "planes"]
 TIED = torch.ones(3)
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 

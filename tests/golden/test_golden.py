@@ -186,7 +186,7 @@ def agree(state: Any, path: Path, **options: Any) -> File:
     return file
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize(
     "size", [0, 1, 16383, 16384, 16385, 262143, 262144, 1048575, 1048576, 1048577, 3 * 1048576 + 5]
 )
@@ -298,7 +298,9 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("golden") / "f.fckpt"
 
 
-@given(state=states(), metadata=st.dictionaries(keys, plain, max_size=2), codec=st.sampled_from(["none", "zstd"]))
+@given(
+    state=states(), metadata=st.dictionaries(keys, plain, max_size=2), codec=st.sampled_from(["none", "zstd", "planes"])
+)
 def test_readers_agree_on_any_state(scratch: Path, state: Any, metadata: dict[Any, Any], codec: str) -> None:
     agree(state, scratch, codec=codec, metadata=metadata)
     first = scratch.read_bytes()

@@ -44,7 +44,7 @@ def assert_equal_elements(actual: Any, expected: Any) -> None:
         assert_same_elements(a, b)
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_everything(tmp_path: Path, codec: str) -> None:
     state = everything()
     fastckpt.save(state, tmp_path / "s", codec=codec)
@@ -55,7 +55,7 @@ def test_everything(tmp_path: Path, codec: str) -> None:
     assert [tensor.data_ptr() for tensor in tensors_of(destination)] == pointers
 
 
-@given(state=states(), codec=st.sampled_from(["none", "zstd"]))
+@given(state=states(), codec=st.sampled_from(["none", "zstd", "planes"]))
 def test_any_state(tmp_path: Path, state: Any, codec: str) -> None:
     # An arbitrary byte under a bool is no bool, and copying one may change it.
     assume(not any(tensor.dtype is torch.bool and tensor.is_neg() for tensor in tensors_of(state)))
@@ -95,7 +95,7 @@ def test_optimizer_state(tmp_path: Path) -> None:
     assert_equal_elements(state, expected)
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_destinations_of_every_build(tmp_path: Path, codec: str) -> None:
     """Small and large, contiguous and not, on either side."""
     large, small = of_dtype(torch.int32, 600 * 500).view(600, 500), of_dtype(torch.int32, 30).view(5, 6)
@@ -205,7 +205,7 @@ def test_foreign_sources(tmp_path: Path) -> None:
         assert_equal_elements(destination, state)
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_damaged_file(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "s"
     fastckpt.save({"a": pattern(400_000), "b": pattern(1000)}, path, codec=codec)

@@ -23,7 +23,7 @@ from fastckpt.loading.open import TensorInfo
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
-@pytest.fixture(params=["none", "zstd"])
+@pytest.fixture(params=["none", "zstd", "planes"])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     fastckpt.save(everything(), tmp_path / "s.fckpt", codec=request.param, metadata={"step": 3, "tags": ["a"]})
     return tmp_path / "s.fckpt"
@@ -158,7 +158,7 @@ ROWS: dict[str, torch.Tensor] = {
     start=st.one_of(st.integers(-310, 310), st.integers(-(2**70), 2**70)),
     stop=st.one_of(st.integers(-310, 310), st.integers(-(2**70), 2**70)),
 )
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_rows(tmp_path: Path, codec: str, name: str, start: int, stop: int) -> None:
     path = tmp_path / "s"
     if not path.exists():

@@ -21,7 +21,7 @@ from fastckpt.findings import Kind
 from fastckpt.staging.ring import Ring
 
 MIB = 2**20
-CODECS = ["none", "zstd"]
+CODECS = ["none", "zstd", "planes"]
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 

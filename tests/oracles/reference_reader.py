@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import reference_planes
 import xxhash
 import zstandard
 from reference_tree import DTYPES, Damaged, NotACheckpoint, Tensor, Unsupported, need, tree
@@ -304,7 +305,7 @@ def record(block: bytes, at: int, manifest_digest: bytes | None, storage_count: 
     for n, (begin, size, codec, _) in enumerate(chunks):
         raw = min(CHUNK, raw_size - CHUNK * n)
         need(begin == end and 1 <= size <= raw, "the chunks do not follow one another")
-        need(codec in (0, 1), f"unknown codec {codec}", Unsupported)
+        need(codec in (0, 1, 2), f"unknown codec {codec}", Unsupported)
         need((codec == 0) == (size == raw), "a chunk is not encoded and has another size, or the reverse")
         end += size
     need(end == stored_size, "the chunks have another size than the payload")
@@ -329,6 +330,11 @@ def decode_chunk(stored: bytes, codec: int, digest: int, raw_size: int) -> bytes
     if codec == 0:
         return stored
     need(xxhash.xxh3_64_intdigest(stored) == digest, "an encoded chunk is not what was written")
+    if codec == 2:
+        try:
+            return reference_planes.decode(stored, raw_size)
+        except reference_planes.Bad as error:
+            raise Damaged("a chunk cannot be decoded") from error
     try:
         parameters = zstandard.get_frame_parameters(stored)
         need(parameters.content_size == raw_size and not parameters.dict_id, "a chunk has another size")

@@ -17,7 +17,7 @@ from fastckpt.fckpt.file import CheckpointFile
 ORIGINAL = flat(make_state())
 
 
-@pytest.fixture(params=["none", "zstd"])
+@pytest.fixture(params=["none", "zstd", "planes"])
 def path(tmp_path: Path, request: Any) -> Path:
     fastckpt.save(make_state(), tmp_path / "model.fckpt", codec=request.param, metadata={"run": 3})
     return tmp_path / "model.fckpt"

@@ -16,7 +16,7 @@ def state() -> dict[str, torch.Tensor]:
     return {f"t{n}": torch.full((300, 300), float(n)) for n in range(COUNT)} | {"small": torch.arange(9)}
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("count", [1, 7, 4096, 40_961, 9_000_000])
 @pytest.mark.parametrize("tail", [0, 4096])
 def test_bytes_put_in_front(tmp_path: Path, codec: str, count: int, tail: int) -> None:
@@ -27,7 +27,7 @@ def test_bytes_put_in_front(tmp_path: Path, codec: str, count: int, tail: int) -
     check(path, tmp_path, set())
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("count", [1, 100, 4096, 5000, 8192])
 @pytest.mark.parametrize("tail", [0, 4096])
 def test_the_first_bytes_taken_away(tmp_path: Path, codec: str, count: int, tail: int) -> None:

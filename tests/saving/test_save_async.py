@@ -67,7 +67,7 @@ def file_of(state: object, path: Path, **options: str) -> bytes:
     return data
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("snapshot", ["host", "device"])
 @pytest.mark.parametrize("far", ["nothing", "all", "every third"])
 def test_the_file_is_that_of_save(

@@ -39,7 +39,7 @@ def state() -> dict[str, object]:
     return {"all": everything(), "large": base, "view": base[100:5000].view(70, 70), "wide": wide, "again": wide[3:]}
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("far", ["all", "large ones", "small ones", "every third"])
 def test_the_file_does_not_depend_on_the_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, far: str
@@ -59,7 +59,7 @@ def test_the_file_does_not_depend_on_the_device(
     assert done[-1] >= 5 * MIB
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_digests_come_from_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     fastckpt.save(state(), tmp_path / "host", codec=codec, durable=False)
     pretend(monkeypatch, ring=SMALL_RING)
@@ -68,7 +68,7 @@ def test_digests_come_from_the_device(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "device").read_bytes() == (tmp_path / "host").read_bytes()
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("when", [0, 1, 3, 7])
 def test_the_device_takes_digests_from_when_it_can(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, when: int
@@ -114,7 +114,7 @@ def test_the_same_threads_write_all_of_it(tmp_path: Path, monkeypatch: pytest.Mo
     assert fastckpt.verify(tmp_path / "s").ok
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_a_wrong_copy_does_not_match_its_digests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
     pretend(monkeypatch, ring=SMALL_RING)
     device_engine(monkeypatch)

@@ -55,7 +55,7 @@ from fastckpt.layout.tree import NamedRef, encode_tree
 from fastckpt.tensor import dtypes
 from fastckpt.tensor.rebuild import unflatten
 
-CODECS = ["none", "zstd", "zstd:9"]
+CODECS = ["none", "zstd", "zstd:9", "planes"]
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 
 
@@ -102,7 +102,7 @@ def test_any_state(tmp_path: Path, state: Any, codec: str) -> None:
                 assert_same_elements(ck.rows(name, 1, -1), tensor.detach()[1:-1])
 
 
-@given(state=states(), codec=st.sampled_from(["none", "zstd"]))
+@given(state=states(), codec=st.sampled_from(["none", "zstd", "planes"]))
 def test_deterministic(tmp_path: Path, state: Any, codec: str) -> None:
     one, two, three = (tmp_path / name for name in ("1", "2", "3"))
     fastckpt.save(state, one, codec=codec, threads=1, durable=False)
@@ -159,7 +159,7 @@ def test_root_differs_with_any_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_every_dtype_small_and_large(tmp_path: Path, dtype: torch.dtype, codec: str) -> None:
     state = {"small": of_dtype(dtype, 33, 1), "large": of_dtype(dtype, 300_000, 2), "none": of_dtype(dtype, 0)}
     fastckpt.save(state, tmp_path / "s", codec=codec, durable=False)
@@ -173,7 +173,7 @@ def test_every_dtype_small_and_large(tmp_path: Path, dtype: torch.dtype, codec: 
 @pytest.mark.parametrize(
     "numel", [2**18 - 1, 2**18, 2**18 + 1, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20 + 16385, 2**24 + 1]
 )
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_sizes_around_every_border(tmp_path: Path, numel: int, codec: str) -> None:
     for build in (pattern, compressible):
         state = {"before": pattern(1), "t": build(numel), "after": pattern(100, 5)}
@@ -237,7 +237,7 @@ def test_metadata_takes_plain_values_only(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_progress_grows_up_to_the_size(tmp_path: Path, codec: str) -> None:
     state = {"a": compressible(5_000_000), "b": [pattern(1000, i) for i in range(4)]}
     for action in (
@@ -258,7 +258,7 @@ def test_an_error_in_progress_stops_the_save(tmp_path: Path) -> None:
     path = tmp_path / "s"
     fastckpt.save({"old": torch.ones(1)}, path)
     before = path.read_bytes()
-    for codec in ("none", "zstd"):
+    for codec in ("none", "zstd", "planes"):
         with pytest.raises(RuntimeError, match="stop"):
             fastckpt.save({"a": compressible(5_000_000)}, path, codec=codec, progress=fail)
     assert path.read_bytes() == before
@@ -326,7 +326,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
 def test_refused_before_a_byte_is_written(tmp_path: Path, name: str, codec: str) -> None:
@@ -352,7 +352,7 @@ def test_keys_of_all_kinds_come_back(tmp_path: Path) -> None:
         assert list(checkpoint) == [f"ordered.{key}" for key in (None, True, 2, 3, 4, 5, 6, 7, 8, "s", 10)]
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("make", [python_values, arrays])
 def test_plain_values_of_python_come_back(tmp_path: Path, make: Callable[[], Any], codec: str) -> None:
     fastckpt.save(make(), tmp_path / "s", codec=codec)
@@ -639,7 +639,7 @@ def mmap_state() -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_mapped_tensors_are_private(tmp_path: Path, codec: str) -> None:
     path = tmp_path / "s"
     state = mmap_state()
@@ -728,7 +728,7 @@ def test_keys(tmp_path: Path) -> None:
         fastckpt.load(path, keys="none.*")
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("mapped", [False, True])
 def test_keys_read_only_what_they_touch(tmp_path: Path, codec: str, mapped: bool) -> None:
     path = tmp_path / "s"
@@ -856,7 +856,7 @@ def small_fs(tmp_path: Path) -> Any:
     subprocess.run(["umount", str(path)], check=True)
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_disk_full(small_fs: Path, tmp_path: Path, codec: str) -> None:
     path = small_fs / "s"
     before = old_file(path)

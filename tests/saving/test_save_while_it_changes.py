@@ -47,7 +47,7 @@ def small() -> State:
 
 
 @pytest.mark.parametrize("make", [large, small])
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_save_that_returns_is_loadable(tmp_path: Path, make: Callable[[], State], codec: str, durable: bool) -> None:
     state = make()
@@ -69,7 +69,7 @@ def test_the_same_of_a_save_in_the_background(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [large, small])
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("how", ["save", "snapshot in host memory", "snapshot on the device", "device without memory"])
 def test_the_same_of_what_lies_on_a_device(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], State], codec: str, how: str

@@ -87,7 +87,7 @@ def parts_of(tensor: torch.Tensor) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", kinds())
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_a_tensor_comes_back_as_what_it_was(tmp_path: Path, name: str, codec: str) -> None:
     tensor = kinds()[name]
     fastckpt.save({"t": tensor, "w": torch.ones(2)}, tmp_path / "s", codec=codec)
