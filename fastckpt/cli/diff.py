@@ -1,7 +1,8 @@
 """Say what is different between two checkpoints, and by how much.
 
 A and B are .pt, .safetensors or .fckpt files in any combination, recognised by their
-content; or two nanochat directories; or two steps of one: DIR --steps 500 1000.
+content, or directories: a model in shards, a checkpoint of torch.distributed.checkpoint
+or a set, whatever their sharding; or steps of a run, or two of one: DIR --steps 500 1000.
 Tensors are identical only if every bit is. Neither file is loaded, and nothing
 in it is executed. The exit code is 0 if there is no difference and 1 if there
 is one or if not everything could be compared, 2 if damage kept something from being compared.
@@ -12,24 +13,29 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
 from fastckpt.cli.diff_facts import DiffDirectoriesDocument, DiffDocument, DiffPair, FailedPair, pair_facts
 from fastckpt.cli.diff_pairs import pair_directories
+from fastckpt.cli.diff_sets import PairedDirectories, pair_checkpoints
 from fastckpt.cli.diff_text import pair_lines, summary_lines
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Output, Styled, error_facts
+from fastckpt.cli.set_text import other_sets
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
 from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.nanochat.places import is_nanochat
+from fastckpt.sets.parts_of import WHOLE, StatePart
 from fastckpt.stored.comparison import compare
-from fastckpt.stored.inspection import storage_bytes
 from fastckpt.text import quoted
 
 EXAMPLES: Final = (
     "fastckpt diff model_000400.pt model_000500.pt --top 5",
     "fastckpt diff model_000500.pt model_000500.fckpt     # of any two formats",
     "fastckpt diff base_checkpoints/d4 --steps 10 20",
+    "fastckpt diff run-a/step-500 run-b/step-500         # saved on any ranks, by any program",
 )
 
 
@@ -50,16 +56,16 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.top < 0:
         raise UsageError("--top must not be negative", actual=args.top)
     limit = None if args.all else args.top
+    if len(args.paths) > 2:
+        raise UsageError("diff compares two checkpoints", actual=f"{len(args.paths)} paths")
     directories = [is_directory_of_checkpoints(path) for path in args.paths]
-    if all(directories):
-        return _run_directories(args, out, limit)
+    if any(directories) and (args.steps is None or all(directories)):
+        return _run_directories(args, _paired(args.paths, args.steps), out, limit)
+    if args.steps is not None:
+        raise UsageError("--steps is for directories, not for files", path=args.paths[directories.index(False)])
     if len(args.paths) != 2:
         raise UsageError("diff needs two files, or a directory and --steps", next_step="fastckpt diff --help")
-    if any(directories):
-        raise UsageError("a file cannot be compared with a directory", path=args.paths[directories.index(True)])
-    if args.steps is not None:
-        raise UsageError("--steps is for directories, not for files", path=args.paths[0])
-    facts, code = _compare(args.paths[0], args.paths[1], args)
+    facts, code = _compare(StatePart.of_file(args.paths[0]), StatePart.of_file(args.paths[1]), args)
     if not _has_tensors(facts):
         _require_match(args)
     out.show(facts, lambda facts: pair_lines(facts, limit))
@@ -67,12 +73,24 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return code
 
 
-def _run_directories(args: argparse.Namespace, out: Output, limit: int | None) -> int:
-    paired = pair_directories(args.paths, args.steps)
+def _paired(paths: Sequence[str], steps: Sequence[int] | None) -> PairedDirectories:
+    """What belongs together in two directories, or in a directory and a file."""
+    ours = [is_nanochat(path) for path in paths]
+    if not any(ours) and any(map(other_sets, paths)):
+        return pair_checkpoints(paths, steps)
+    for path in paths:
+        is_file = not is_directory_of_checkpoints(path)
+        if is_file or (any(ours) and other_sets(path)):
+            what = "a file" if is_file else "this directory"
+            raise UsageError(f"{what} cannot be compared with one of nanochat's directories", path=path)
+    return pair_directories(paths, steps)
+
+
+def _run_directories(args: argparse.Namespace, paired: PairedDirectories, out: Output, limit: int | None) -> int:
     pairs: list[tuple[str, DiffDocument | FastckptError]] = []
     files: list[DiffPair | FailedPair] = []
     codes = [1] if paired.only_a or paired.only_b else [0]
-    for role, a, b in paired.files:
+    for role, a, b in paired.states:
         # A file that cannot be compared does not keep the others from it.
         try:
             facts, code = _compare(a, b, args)
@@ -81,18 +99,20 @@ def _run_directories(args: argparse.Namespace, out: Output, limit: int | None) -
                 raise
             code = error.exit_code
             pairs.append((role, error))
-            files.append({"role": role, "a": {"path": a}, "b": {"path": b}, "same": None, "error": error_facts(error)})
+            failed = error_facts(error)
+            files.append({"role": role, "a": {"path": a.path}, "b": {"path": b.path}, "same": None, "error": failed})
         else:
             pairs.append((role, facts))
             files.append({"role": role, **facts})
         codes.append(code)
     if not any(isinstance(found, FastckptError) or _has_tensors(found) for _, found in pairs):
         _require_match(args)
+    alone = len(pairs) == 1 and paired.states[0].role == WHOLE
     for role, found in pairs:
         if isinstance(found, FastckptError):
             out.show([Styled(role, "bold"), Styled(f"  {found}", "bad")], list)
         else:
-            out.show(found, partial(pair_lines, limit=limit, role=role))
+            out.show(found, partial(pair_lines, limit=limit, role=None if alone else role))
     summary: DiffDirectoriesDocument = {
         "a": paired.a,
         "b": paired.b,
@@ -101,24 +121,27 @@ def _run_directories(args: argparse.Namespace, out: Output, limit: int | None) -
         "only_in_b": paired.only_b,
         "files": files,
     }
-    out.show(summary, summary_lines)
+    if not alone:
+        out.show(summary, summary_lines)
     out.document(summary)
     return max(codes)
 
 
-def _compare(path_a: str, path_b: str, args: argparse.Namespace) -> tuple[DiffDocument, int]:
+def _compare(a: StatePart, b: StatePart, args: argparse.Namespace) -> tuple[DiffDocument, int]:
     start = time.perf_counter()
-    label = f"comparing {os.path.basename(path_a)} with {os.path.basename(path_b)}"
-    with progress_bar(label, lambda: 0 if args.structure_only else storage_bytes(path_a)) as progress:
-        found = compare(
-            path_a,
-            path_b,
-            keys=args.keys,
-            structure_only=args.structure_only,
-            digests_only=args.digests,
-            threads=args.threads,
-            progress=progress,
-        )
+    label = f"comparing {os.path.basename(a.path)} with {os.path.basename(b.path)}"
+    with a.open() as one, b.open() as other:
+        total = 0 if args.structure_only else sum(one.storage_sizes)
+        with progress_bar(label, lambda: total) as progress:
+            found = compare(
+                one,
+                other,
+                keys=args.keys,
+                structure_only=args.structure_only,
+                digests_only=args.digests,
+                threads=args.threads,
+                progress=progress,
+            )
     facts: DiffDocument = {**pair_facts(found), "seconds": time.perf_counter() - start}
     return facts, 2 if found.damaged else int(found.same is not True)
 

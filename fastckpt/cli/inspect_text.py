@@ -22,6 +22,10 @@ FORMATS = {
     "torch-zip": "torch .pt (zip)",
     "torch-legacy": "torch .pt (before 1.6)",
     "safetensors": ".safetensors",
+    "shards": "model in shards",
+    "set": "set of .fckpt shards",
+    "dcp": "torch.distributed.checkpoint",
+    "json": "JSON",
 }
 _CHECKSUMS = {
     "xxh3": "XXH3 of every 16 KiB; the structure was verified, tensors are by fastckpt verify",

@@ -206,9 +206,10 @@ class _Shards(Contents):
                 rest.attributes = tree.attributes
             tree = rest
         beside = FlatTree.of(tree).values
-        found = [*beside, *(f"metadata {key!r}" for key, value in file.metadata.items() if (key, value) != WRITTEN_BY)]
+        metadata = {key: value for key, value in file.metadata.items() if (key, value) != WRITTEN_BY}
+        found = [*beside, *(f"metadata {key!r}" for key in metadata)]
         self.left_out += [name for name in found if name not in self.left_out]
-        for key, value in (*file.metadata.items(), *((f"values.{name}", value) for name, value in beside.items())):
+        for key, value in (*metadata.items(), *((f"values.{name}", value) for name, value in beside.items())):
             if not same_value(self.metadata.setdefault(key, value), value):
                 self.metadata[f"{shard}: {key}"] = value
 

@@ -13,7 +13,7 @@ from fastckpt.sets.model import Member
 from fastckpt.stored.opened import OpenedFile
 
 MOST_OPEN: Final = 128
-"""A process may often have 1024 files open, and each takes up to two of these."""
+"""A process may often have 1024 files open, and each takes up to two of these. Those in use are never closed."""
 
 
 class OpenMembers:
@@ -23,12 +23,10 @@ class OpenMembers:
 
     Args:
         open_member: Opens one.
-        most: How many stay open that nobody uses.
     """
 
-    def __init__(self, open_member: Callable[[Member], OpenedFile], *, most: int = MOST_OPEN) -> None:
+    def __init__(self, open_member: Callable[[Member], OpenedFile]) -> None:
         self._open_member = open_member
-        self._most = most
         self._files: dict[str, OpenedFile] = {}
         self._users: dict[str, int] = {}
         self._known: dict[str, Identity] = {}
@@ -61,7 +59,7 @@ class OpenMembers:
 
     def _close_some(self) -> None:
         idle = [path for path in self._files if not self._users[path]]
-        for path in idle[: max(len(self._files) - self._most, 0)]:
+        for path in idle[: max(len(self._files) - MOST_OPEN, 0)]:
             file = self._files.pop(path)
             try:
                 file.require_unchanged(next_step="do it again")

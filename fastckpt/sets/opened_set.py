@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastckpt import _core
+from fastckpt.constants import SET_NAME
 from fastckpt.errors import errors_about
 from fastckpt.foreign.safetensors_content import is_plain
 from fastckpt.io.memory import ARENA_SIZE, allocate_regions
@@ -134,7 +135,8 @@ class OpenedSet(Opened):
         for path, storage in self._witness:
             used.setdefault(path, set()).add(storage)
         for member in self._checkpoint.members:
-            if member.read_as != JSON and os.path.getsize(member.path):
+            is_manifest = member.name == SET_NAME
+            if member.read_as != JSON and not is_manifest and os.path.getsize(member.path):
                 with self._files.use(member) as file:
                     yield file, used.get(member.path, set())
 

@@ -15,7 +15,7 @@ from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet, Member
 
 _LIGHTNING: Final = "Lightning checkpoint"
-_FILE: Final = "checkpoint file"
+FILE: Final = "checkpoint file"
 _DIRECTORY: Final = "step directory"
 _LAST: Final = ("last", "latest")
 _STEP_DIRECTORY: Final = r"(?:step|steps|iter|ckpt|checkpoint|global_step)[-_=]?(\d+)"
@@ -29,7 +29,7 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
         if name.startswith(".") or suffix not in FORMAT_OF or os.path.isdir(listing.path(name)):
             continue
         path = listing.path(name)
-        kind = _LIGHTNING if suffix == ".ckpt" else _FILE
+        kind = _LIGHTNING if suffix == ".ckpt" else FILE
         found.append(CheckpointSet(kind, path, step_in(name), [Member(path, kind)]))
     for name in listing.directories:
         match = re.fullmatch(_STEP_DIRECTORY, name)
@@ -56,7 +56,7 @@ def _stem(name: str) -> str:
 
 def _members(listing: Listing) -> list[Member]:
     paths = [listing.path(name) for name in listing.names if os.path.splitext(name)[1].lower() in FORMAT_OF]
-    return [Member(path, _FILE) for path in paths if os.path.isfile(path)]
+    return [Member(path, FILE) for path in paths if os.path.isfile(path)]
 
 
 def _age(checkpoint: CheckpointSet) -> tuple[bool, int, int]:

@@ -146,6 +146,7 @@ def compare(
     count = thread_count(threads)
     with _opened(checkpoint_a) as a, _opened(checkpoint_b) as b:
         structure = compare_structure(a, b, keys=keys)
+        structure.notes += [f"{side}: {note}" for side, file in (("A", a), ("B", b)) for note in file.notes]
         # The root of a set is that of its manifest: of the file that this is it says something else.
         roots_equal = digests_only and a.root is not None and (a.format, a.root) == (b.format, b.root)
         tensors: dict[str, TensorDifference] = {}

@@ -33,13 +33,35 @@ from claim_pairs import (
     with_,
     with_folders,
 )
+from claim_sets import ACROSS as SETS
+from claim_sets import (
+    RUNS,
+    changed,
+    newest_gone,
+    other_number,
+    other_weight,
+    requires_grad,
+    runs,
+    set_pair,
+    set_pairs,
+    shard_metadata,
+    storage_beside,
+    swap_parts,
+    tied_shards,
+    value_beside,
+    without,
+)
+from claim_sets import WITH_VALUES as SETS_WITH_VALUES
+from claim_sets import damage as damage_part
 from claim_tables import Claim, Row, Tell
 from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
+from sharded_builds import write_own, write_pieces
 
 import fastckpt
 from fastckpt.stored.comparison import compare
 from fastckpt.verdicts import Verdict
 
+PROVEN_SETS = ("own, rows", "pieces, rows", "shards .bin", "shards .fckpt")
 CODE = {"code/a.py": b"AAAA", "code/b.py": b"BBBB"}
 STORAGES = {"data/98": b"ab", "data/99": b"ac"}
 
@@ -49,8 +71,11 @@ def swapped(records: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def by_text(tell: Tell, inputs: list[Path]) -> bool:
-    told = tell("diff", *inputs)
-    return any(line.startswith("identical: ") for line in told.text.splitlines())
+    lines = tell("diff", *inputs).text.splitlines()
+    count = lines[-1].partition(" pair")[0]
+    if f"{count} pairs of files: {count} the same" == lines[-1]:
+        return not any(line.startswith("only in ") for line in lines)
+    return any(line.startswith("identical: ") for line in lines)
 
 
 def by_code(tell: Tell, inputs: list[Path]) -> bool:
@@ -73,6 +98,10 @@ CLAIM = Claim(
         "and of one with other keys": beside(STORAGES, swapped(STORAGES), ("pt", "fckpt")),
         "and of several archives": in_a_row([CODE, STORAGES], [CODE, STORAGES]),
         "pt and pt: the folders are records, too": with_folders,
+        **{f"{one} and {other}": set_pair(tensors, tensors, (one, other)) for one, other in SETS},
+        "sets: values": set_pair(with_(step=3), with_(step=3), ("own, rows", "pieces, rows")),
+        "sets: tied": set_pair(tied_shards(is_tied=True), tied_shards(is_tied=True), ("shards .bin", "shards .bin")),
+        **{f"runs of {kind}": runs(kind) for kind in RUNS},
     },
     [
         Row(
@@ -80,6 +109,9 @@ CLAIM = Claim(
             {
                 **pairs("one bit", tensors, other_value("w", one_bit)),
                 **pairs("the sign of a zero", tensors, other_value("small", sign_of_zero)),
+                **set_pairs("one bit", tensors, other_value("w", one_bit), SETS),
+                **set_pairs("parts exchanged", tensors, swap_parts("w"), SETS),
+                "Trainer: the model of a step": runs("Trainer", other_weight("checkpoint-2/model.safetensors")),
             },
         ),
         Row(
@@ -90,6 +122,10 @@ CLAIM = Claim(
                 **pairs("another shape", tensors, other_value("w", lambda tensor: tensor.view(60, 100))),
                 **pairs("another type of the same bytes", tensors, other_value("w", lambda t: t.view(torch.int32))),
                 **pairs("a prefix", tensors, prefixed("_orig_mod.")),
+                **set_pairs("a tensor more", tensors, with_(more=torch.ones(1)), SETS),
+                **set_pairs("an empty tensor more", tensors, with_(more=torch.empty(0)), SETS),
+                **set_pairs("another shape", tensors, other_value("w", lambda tensor: tensor.view(60, 100)), SETS),
+                **set_pairs("another type", tensors, other_value("w", lambda t: t.view(torch.int32)), SETS),
             },
         ),
         Row(
@@ -101,6 +137,15 @@ CLAIM = Claim(
                     "a value that only one can have", with_(step=1), tensors, (("pt", "safetensors"), *WITH_VALUES)
                 ),
                 **{f"fckpt and {form}: metadata": metadata_pair(form) for form in ("fckpt", "pt", "safetensors")},
+                **set_pairs("another value", with_(step=1), with_(step=2), SETS_WITH_VALUES),
+                **set_pairs("another type of value", with_(step=1), with_(step=1.0), SETS_WITH_VALUES),
+                **set_pairs("a value only in one", with_(step=1), tensors, SETS_WITH_VALUES),
+                "own: what requires a gradient": requires_grad(write_own),
+                "pieces: what requires a gradient": requires_grad(write_pieces),
+                "shards: metadata of a shard": changed("shards", shard_metadata),
+                "shards .bin: a value beside the tensors": changed("shards .bin", value_beside),
+                "Trainer: its state": runs("Trainer", other_number("checkpoint-2/trainer_state.json", "loss")),
+                "accelerate: the scheduler": runs("accelerate", other_number("checkpoint_2/scheduler.bin", "x")),
                 "pt: a value of an object": pair(namespace(0.1), namespace(0.2), ("pt", "pt")),
                 "pt and safetensors: an object": pair(namespace(0.1), tensors, ("pt", "safetensors")),
             },
@@ -111,6 +156,12 @@ CLAIM = Claim(
                 **pairs("nested and flat", nested, flat_nested, WITH_VALUES),
                 **pairs("another kind of dict", tensors, ordered, WITH_VALUES),
                 **pairs("tied and not", tied, untied, WITH_VALUES),
+                **set_pairs(
+                    "nested and flat", nested, flat_nested, (("own, rows", "fckpt"), ("pieces, rows", "fckpt"))
+                ),
+                "shards .bin: tied and not": set_pair(
+                    tied_shards(is_tied=True), tied_shards(is_tied=False), ("shards .bin", "shards .bin")
+                ),
             },
         ),
         Row(
@@ -130,6 +181,7 @@ CLAIM = Claim(
                     f"{form} and {form}: storages swapped": beside(STORAGES, swapped(STORAGES), (form, form))
                     for form in ("pt", "fckpt")
                 },
+                "shards .bin: a storage in a shard": changed("shards .bin", storage_beside),
                 "pt and pt: a storage of another key": beside({"data/98": b"ab"}, {"data/99": b"ab"}),
                 "pt and pt: records swapped": beside(CODE, swapped(CODE)),
                 "pt and pt: records of other names": beside(CODE, {f"{name}c": CODE[name] for name in CODE}),
@@ -150,7 +202,24 @@ CLAIM = Claim(
                 "pt: nested too deep": too_deep,
             },
         ),
-        Row("none of it is damaged", {f"{form}: a bit of a tensor": damaged_pair(form) for form in PROVEN}),
+        Row(
+            "none of it is damaged",
+            {
+                **{f"{form}: a bit of a tensor": damaged_pair(form) for form in PROVEN},
+                **{f"{kind}: a bit of a part": changed(kind, damage_part) for kind in PROVEN_SETS},
+            },
+        ),
+        Row(
+            "all of it is there",
+            {
+                "own, rows: a shard is gone": changed("own, rows", without("shard-*")),
+                "own, rows: the manifest is gone": changed("own, rows", without("set.fckpt")),
+                "pieces, rows: a file is gone": changed("pieces, rows", without("*.distcp")),
+                "shards: one is gone": changed("shards", without("*.safetensors")),
+                "Trainer: the optimizer is gone": runs("Trainer", without("checkpoint-2/optimizer.pt")),
+                **{f"{kind}: the newest is gone": runs(kind, newest_gone) for kind in RUNS},
+            },
+        ),
     ],
 )
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from doctor_builds import write_step
+from sharded_builds import grid, write_own, write_pieces
 
 import fastckpt
 from fastckpt.cli.parsers import COMMANDS, module_of
@@ -59,6 +60,8 @@ def _a_users_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     for step in (10, 20):
         write_step(steps, step)
     write_ranks(Path("two_ranks"), 2)
+    write_own(Path("run-a/step-500"), model, grid(2))
+    write_pieces(Path("run-b/step-500"), model, grid(1, 3))
     yield
     fastckpt.nanochat.uninstall()
     sys.argv, sys.path[:] = argv, path

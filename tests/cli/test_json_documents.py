@@ -131,6 +131,7 @@ def test_what_every_command_prints(here: Any, samples: Any, steps: Path, tmp_pat
     assert check("diff", 0, tmp_path / "wrapped.pt", tmp_path / "plain.pt")["renamed"]
     check("diff", 1, steps, "--steps", 100, 200)
     check("diff", 1, steps, "--steps", 100, 300)
+    check("diff", 1, _shards(tmp_path / "model"), samples.safetensors)
 
     document = check("salvage", 0, samples.damaged, "-o", tmp_path / "saved.fckpt", "--backfill", samples.pt)
     assert document["backfilled"]
