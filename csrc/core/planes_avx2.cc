@@ -179,7 +179,8 @@ FASTCKPT_BMI2 size_t Nest(uint8_t* values, size_t n, const Nesting& nesting, uin
   for (size_t level = 0; level < nesting.levels && n != 0; ++level) {
     const unsigned width = nesting.widths[level];
     const size_t row = RowSize(n);
-    if (nesting.LastIsClosed(level)) return static_cast<size_t>(at + Pack(values, n, width, at) - out);
+    if (nesting.LastIsClosed(level))
+      return static_cast<size_t>(at + Pack(values, n, width, at) - out);
     const __m256i limit = Bytes((1U << width) - 1);
     uint8_t* left = values;
     for (size_t i = 0; i < n; i += 32) {
@@ -250,7 +251,8 @@ FASTCKPT_BMI2 size_t Unnest(const uint8_t* in, size_t size, size_t n, const Nest
   return places.used;
 }
 
-FASTCKPT_BMI2 void Survey(const uint8_t* raw, size_t words, uint64_t* any, uint64_t* all, size_t* zeros) {
+FASTCKPT_BMI2 void Survey(const uint8_t* raw, size_t words, uint64_t* any, uint64_t* all,
+                          size_t* zeros) {
   SurveyLoop(raw, words, any, all, zeros);
 }
 

@@ -87,7 +87,8 @@ FASTCKPT_VBMI2_INLINE void SplitFloat32(const uint8_t* raw, uint8_t* const* plan
     const __m512i exponent = _mm512_slli_epi32(word, 1);
     const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(word, 8), _mm512_set1_epi32(0x800000));
     const __m512i mantissa = _mm512_and_si512(word, _mm512_set1_epi32(0x7FFFFF));
-    words[i] = ByPlace(Pick(_mm512_set1_epi32(-16777216), exponent, _mm512_or_si512(sign, mantissa)));
+    const __m512i upper = _mm512_set1_epi32(-16777216);  // the highest byte
+    words[i] = ByPlace(Pick(upper, exponent, _mm512_or_si512(sign, mantissa)));
   }
   const __m512i low01 = _mm512_shuffle_i64x2(words[0], words[1], 0x44);
   const __m512i high01 = _mm512_shuffle_i64x2(words[0], words[1], 0xEE);
@@ -248,7 +249,8 @@ FASTCKPT_VBMI2_INLINE size_t NestLevel(uint8_t* values, size_t n, const Nesting&
       const __m512i value = rank;
       rank = _mm512_permutexvar_epi8(place, near);
       const __mmask64 far = _mm512_cmpgt_epu8_mask(place, Bytes(63));
-      if (far != 0) rank = _mm512_mask_blend_epi8(far, rank, LookUp(LoadTable(nesting.ranks), value));
+      if (far != 0)
+        rank = _mm512_mask_blend_epi8(far, rank, LookUp(LoadTable(nesting.ranks), value));
       if (n - i < 64) rank = _mm512_maskz_mov_epi8((uint64_t{1} << (n - i)) - 1, rank);
     }
     if (closed) {
@@ -320,7 +322,8 @@ FASTCKPT_VBMI2 size_t Unnest(const uint8_t* in, size_t size, size_t n, const Nes
     const uint8_t* rows = places.rows[level];
     const size_t count = places.counts[level];
     const bool few = nesting.covered <= 64 && places.counts[places.levels] == 0;
-#define FASTCKPT_LEVEL(w, ranks) UnnestLevel<w>(rows, count, closed, deeper, ranks, nesting.symbols, to)
+#define FASTCKPT_LEVEL(w, ranks) \
+  UnnestLevel<w>(rows, count, closed, deeper, ranks, nesting.symbols, to)
 #define FASTCKPT_STAY(w) FASTCKPT_LEVEL(w, Ranks::kStay)
 #define FASTCKPT_FEW(w) FASTCKPT_LEVEL(w, Ranks::kFew)
 #define FASTCKPT_ANY(w) FASTCKPT_LEVEL(w, Ranks::kAny)
@@ -340,7 +343,8 @@ FASTCKPT_VBMI2 size_t Unnest(const uint8_t* in, size_t size, size_t n, const Nes
   return places.used;
 }
 
-FASTCKPT_VBMI2 void Survey(const uint8_t* raw, size_t words, uint64_t* any, uint64_t* all, size_t* zeros) {
+FASTCKPT_VBMI2 void Survey(const uint8_t* raw, size_t words, uint64_t* any, uint64_t* all,
+                           size_t* zeros) {
   SurveyLoop(raw, words, any, all, zeros);
 }
 

@@ -22,7 +22,7 @@ uint16_t Load16(const uint8_t* from) {
 
 Status Damaged(const char* what) { return Status::InvalidArgument(what); }
 
-// A buffer that stored bytes can be read from, with a margin behind them.
+// The largest that a tile table can state.
 constexpr size_t kMostTileBytes = (kPlanesMasked - 1) * 8;
 
 class Decoder {
@@ -67,7 +67,8 @@ class Decoder {
 };
 
 Status Decoder::ReadHead() {
-  if (stored_size_ < kPlanesHeadSize || stored_size_ % 8 != 0) return Damaged("too short, or no multiple of 8 bytes");
+  if (stored_size_ < kPlanesHeadSize || stored_size_ % 8 != 0)
+    return Damaged("too short, or no multiple of 8 bytes");
   if (stored_[0] != kPlanesLayout) return Damaged("unknown layout");
   const unsigned log2 = stored_[1];
   if (log2 < kPlanesBlockLog2 || log2 > kPlanesBlockLog2Max) return Damaged("wrong size of blocks");
@@ -110,7 +111,8 @@ Status Decoder::Run() {
 
 Status Decoder::ReadNesting(const uint8_t* row, PlanePlan* plan, size_t* symbols) {
   Nesting& nesting = plan->nesting;
-  if (row[1] < 1 || row[1] > kPlanesMaxLevels || row[2] > 1) return Damaged("wrong number of levels");
+  if (row[1] < 1 || row[1] > kPlanesMaxLevels || row[2] > 1)
+    return Damaged("wrong number of levels");
   nesting.levels = row[1];
   nesting.closed = row[2] == 1;
   plan->listed = size_t{row[3]} + 1;
@@ -135,7 +137,8 @@ Status Decoder::ReadPlanes() {
   word_ = WordSize(kind_);
   plane_count_ = PlaneCount(kind_);
   at_ += kPlanesBlockHeadSize;
-  if (left() < plane_count_ * kPlanesPlaneRowSize) return Damaged("the planes of a block do not fit");
+  if (left() < plane_count_ * kPlanesPlaneRowSize)
+    return Damaged("the planes of a block do not fit");
   size_t symbols = 0;
   for (size_t p = 0; p < plane_count_; ++p, at_ += kPlanesPlaneRowSize) {
     const uint8_t* row = stored_ + at_;

@@ -1,7 +1,6 @@
 #include "planes_plan.h"
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <vector>
 
@@ -59,6 +58,23 @@ uint64_t BitsOf(const Shape& shape, const uint32_t* below, bool closed) {
   }
   return closed ? bits : bits + 8 * left;
 }
+
+// Values in the order of how often they occur, equal ones in rising order.
+struct Ranking {
+  explicit Ranking(const uint32_t* counts) {
+    for (size_t i = 0; i < 256; ++i)
+      if (counts[i] != 0) order[seen++] = (uint64_t{UINT32_MAX - counts[i]} << 8) | i;
+    std::sort(order, order + seen);
+    below[0] = 0;
+    for (size_t rank = 0; rank < 256; ++rank)
+      below[rank + 1] = below[rank] + (rank < seen ? counts[Symbol(rank)] : 0);
+  }
+  uint8_t Symbol(size_t rank) const { return static_cast<uint8_t>(order[rank] & 255); }
+
+  uint64_t order[256];
+  uint32_t below[257];
+  size_t seen = 0;
+};
 
 // Ranks that the levels of a shape reach.
 size_t Reach(const uint8_t* widths, size_t levels, bool closed) {
@@ -122,27 +138,29 @@ void Histogram::Sum(uint32_t* counts) const {
     counts[i] = parts_[0][i] + parts_[1][i] + parts_[2][i] + parts_[3][i];
 }
 
+uint64_t NestedBits(const Histogram& sample) {
+  uint32_t counts[256];
+  sample.Sum(counts);
+  const Ranking ranking(counts);
+  uint64_t best = 8 * uint64_t{ranking.below[256]};
+  for (const Shape& shape : Shapes()) best = std::min(best, BitsOf(shape, ranking.below, false));
+  return best;
+}
+
 Verdict ChooseNesting(const PlaneFacts& facts, PlanePlan* plan) {
   uint64_t total = 0;
   for (size_t i = 0; i < 256; ++i) total += facts.counts[i];
   if (total == 0 || (facts.flat_bits == 8 && IsFlat(facts.counts, total))) return Verdict::kFlat;
 
-  std::array<uint64_t, 256> order;
-  size_t seen = 0;
-  for (size_t i = 0; i < 256; ++i)
-    if (facts.counts[i] != 0) order[seen++] = (uint64_t{UINT32_MAX - facts.counts[i]} << 8) | i;
-  std::sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(seen));
-  uint32_t below[257] = {};
-  for (size_t rank = 0; rank < 256; ++rank)
-    below[rank + 1] = below[rank] + (rank < seen ? facts.counts[order[rank] & 255] : 0);
-
+  const Ranking ranking(facts.counts);
+  const size_t seen = ranking.seen;
   Cost open;
   Cost closed;
   for (const Shape& shape : Shapes()) {
-    const uint64_t bits = BitsOf(shape, below, false);
+    const uint64_t bits = BitsOf(shape, ranking.below, false);
     if (bits < open.bits) open = {bits, &shape};
     if (Reach(shape.widths, shape.levels, true) < seen) continue;
-    const uint64_t closed_bits = BitsOf(shape, below, true);
+    const uint64_t closed_bits = BitsOf(shape, ranking.below, true);
     if (closed_bits < closed.bits) closed = {closed_bits, &shape};
   }
   const bool close = closed.bits < open.bits - open.bits / 128;
@@ -160,7 +178,7 @@ Verdict ChooseNesting(const PlaneFacts& facts, PlanePlan* plan) {
   plan->mode = kPlanesModeNested;
   plan->listed = listed;
   for (size_t rank = 0; rank < listed; ++rank)
-    nesting.symbols[rank] = static_cast<uint8_t>(order[rank] & 255);
+    nesting.symbols[rank] = ranking.Symbol(rank);
   CompleteSymbols(listed, &nesting);
   for (size_t rank = 0; rank < 256; ++rank)
     nesting.ranks[nesting.symbols[rank]] = static_cast<uint8_t>(rank);

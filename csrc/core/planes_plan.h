@@ -56,6 +56,9 @@ enum class Verdict { kFlat, kNested, kNeedsAll };
 // Whether nesting pays, and how; `kNeedsAll`: that depends on all values being counted.
 Verdict ChooseNesting(const PlaneFacts& facts, PlanePlan* plan);
 
+// Bits that the values of a sample take when they are nested as well as possible, at most 8 each.
+uint64_t NestedBits(const Histogram& sample);
+
 }  // namespace planes
 }  // namespace fastckpt
 

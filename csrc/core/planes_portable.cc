@@ -68,7 +68,8 @@ size_t Nest(uint8_t* values, size_t n, const Nesting& nesting, uint8_t* out) {
   uint8_t* at = out;
   for (size_t level = 0; level < nesting.levels && n != 0; ++level) {
     const unsigned width = nesting.widths[level];
-    if (nesting.LastIsClosed(level)) return static_cast<size_t>(at + Pack(values, n, width, at) - out);
+    if (nesting.LastIsClosed(level))
+      return static_cast<size_t>(at + Pack(values, n, width, at) - out);
     const uint8_t limit = static_cast<uint8_t>((1U << width) - 1);
     Lane digits;
     size_t escapes = 0;

@@ -140,6 +140,35 @@ def test_any_row_length_comes_back(kind: int, row_length: int, phase: int) -> No
     check(floats(300_001, kind), kind, row_length, phase)
 
 
+def moments(rows: int, columns: int, kind: int) -> bytes:
+    """As second moments: rows and columns have magnitudes of their own, a tenth of the rows is zero."""
+    rng = np.random.default_rng(4)
+    scale = np.exp(3 * rng.standard_normal((rows, 1)) + 3 * rng.standard_normal((1, columns)))
+    values = scale * np.exp(rng.standard_normal((rows, columns))) * 1e-12
+    values[rng.random(rows) < 0.1] = 0
+    if kind == PLANES_KIND_BFLOAT16:
+        return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+    return values.astype(f"<f{WIDTH[kind]}").tobytes()
+
+
+@pytest.mark.parametrize("kind", [PLANES_KIND_BFLOAT16, PLANES_KIND_FLOAT32, PLANES_KIND_FLOAT64])
+@pytest.mark.parametrize(("columns", "start"), [(256, 0), (100, 0), (100, 37), (511, 510)])
+def test_rows_and_columns_of_their_own_magnitude(kind: int, columns: int, start: int) -> None:
+    raw = moments(100_000 // columns, columns, kind)[start * WIDTH[kind] :]
+    plain, shifted = check(raw, kind), check(raw, kind, columns, start)
+    assert plain is not None
+    assert shifted is not None
+    # A bit and a half of each exponent.
+    assert len(plain) - len(shifted) > 90_000 * 1.5 / 8
+
+
+def test_shifts_need_rows() -> None:
+    raw = moments(400, 256, PLANES_KIND_FLOAT32)
+    plain = check(raw, PLANES_KIND_FLOAT32)
+    for row_length in (1, 15, 60_000, 102_400, 1 << 31):
+        assert check(raw, PLANES_KIND_FLOAT32, row_length) == plain
+
+
 def test_blocks_of_different_kinds() -> None:
     kinds = bytes([PLANES_KIND_BFLOAT16, PLANES_KIND_FLOAT32, PLANES_KIND_QUAD_WORDS, PLANES_KIND_NIBBLES])
     raw = b"".join(floats(BLOCK, kind) for kind in kinds[:3]) + floats(1000, kinds[3])
