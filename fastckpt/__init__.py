@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastckpt.emergency import EmergencySave as EmergencySave
     from fastckpt.findings import Finding as Finding
     from fastckpt.findings import Report as Report
+    from fastckpt.keeping.retention import Retention as Retention
     from fastckpt.layout.placeholder import Placeholder as Placeholder
     from fastckpt.layout.register import register as register
     from fastckpt.loading.load import load as load
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from fastckpt.loading.set_rng_state import set_rng_state as set_rng_state
     from fastckpt.loading.stream import stream as stream
     from fastckpt.loading.verify_tensors import verify_tensors as verify_tensors
-    from fastckpt.nanochat.retention import Retention as Retention
     from fastckpt.runs.checkpoint_directory import CheckpointDirectory as CheckpointDirectory
     from fastckpt.salvaging.report import SalvageReport as SalvageReport
     from fastckpt.salvaging.salvage import salvage as salvage
@@ -53,7 +53,7 @@ _HOMES = {
     "Pending": "fastckpt.saving.save_async",
     "Placeholder": "fastckpt.layout.placeholder",
     "Report": "fastckpt.findings",
-    "Retention": "fastckpt.nanochat.retention",
+    "Retention": "fastckpt.keeping.retention",
     "Ring": "fastckpt.staging.ring",
     "SalvageReport": "fastckpt.salvaging.report",
     "Sealed": "fastckpt.sealing.seal",

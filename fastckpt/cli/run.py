@@ -28,8 +28,8 @@ from typing import Final
 from fastckpt.cli.prune import RULES, add_rules
 from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError
+from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat.installing import MANAGER, InstallOnImport, not_importable
-from fastckpt.nanochat.retention import Retention
 from fastckpt.nanochat.script_save import ScriptSave
 
 FAILED = 1

@@ -20,13 +20,10 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from fastckpt.errors import UsageError
 from fastckpt.nanochat.save_mark import is_first_rank
-
-if TYPE_CHECKING:
-    from fastckpt.nanochat.retention import Retention
 
 logger = logging.getLogger("fastckpt.nanochat")
 
@@ -41,11 +38,19 @@ FUNCTIONS: Final = (
 
 Function = Callable[..., Any]
 
+
+class Keeping(Protocol):
+    """What `fastckpt.Retention` is for nanochat: a save, and what is done after it."""
+
+    def after(self, save: Function, /) -> Function:
+        """``save``, followed by deleting what is not to be kept."""
+
+
 _originals: dict[Function, Function] = {}
 """nanochat's own function by the one that took its place."""
 
 
-def install(*, retention: Retention | None = None) -> list[str]:
+def install(*, retention: Keeping | None = None) -> list[str]:
     """Replace nanochat's checkpoint functions by those of `fastckpt.nanochat`. Calling it again changes nothing.
 
     Args:
@@ -96,7 +101,7 @@ def not_importable() -> UsageError:
     )
 
 
-def _replace_in(manager: ModuleType, retention: Retention | None) -> list[str]:
+def _replace_in(manager: ModuleType, retention: Keeping | None) -> list[str]:
     present = {name: getattr(manager, name) for name in FUNCTIONS if hasattr(manager, name)}
     own = {name: function for name, function in present.items() if function not in _originals}
     exchange = {function: _stand_in(name, function, retention) for name, function in own.items()}
@@ -107,7 +112,7 @@ def _replace_in(manager: ModuleType, retention: Retention | None) -> list[str]:
     return replaced
 
 
-def _stand_in(name: str, original: Function, retention: Retention | None) -> Function:
+def _stand_in(name: str, original: Function, retention: Keeping | None) -> Function:
     """A function with the face of nanochat's that calls ours."""
     signature = inspect.signature(original)
     function = _counterpart(name, signature)
@@ -172,7 +177,7 @@ class InstallOnImport(importlib.abc.MetaPathFinder):
     """
 
     def __init__(
-        self, then: Callable[[ModuleType], None] = lambda manager: None, *, retention: Retention | None = None
+        self, then: Callable[[ModuleType], None] = lambda manager: None, *, retention: Keeping | None = None
     ) -> None:
         self.replaced: list[str] = []
         self._then = then

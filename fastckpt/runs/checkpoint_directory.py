@@ -8,42 +8,48 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-import torch.distributed
+import torch.distributed as dist
 
-from fastckpt.errors import FastckptError, UsageError, require_positive
-from fastckpt.io.commit import fsync_directory, make_directory
-from fastckpt.io.os_errors import typed_os_errors
+from fastckpt.dcp.async_saving import async_save
+from fastckpt.dcp.loading import load as load_sharded
+from fastckpt.dcp.saving import save as save_sharded
+from fastckpt.errors import FastckptError, UsageError
+from fastckpt.io.commit import make_directory
 from fastckpt.io.temp_file import sweep_matching
-from fastckpt.io.transfer import thread_count
+from fastckpt.keeping.retention import Retention, carry_out
+from fastckpt.keeping.set_series import SetSeries
 from fastckpt.loading.load_into import load_into
+from fastckpt.runs.sharded import parts_of, take
 from fastckpt.saving.save import save
 from fastckpt.saving.save_async import Pending, save_async
 from fastckpt.sets.find_last_whole import find_last_whole
-from fastckpt.sets.judge import judge
-from fastckpt.sets.model import UNREADABLE, CheckpointSet
-from fastckpt.sets.recognise import recognise_steps
 
-_NAME: Final = re.compile(r"step_(\d{8,18})\.fckpt")
+_NAME: Final = re.compile(r"step_\d{8,18}(?:\.fckpt)?")
 _logger = logging.getLogger("fastckpt")
 
 
 class CheckpointDirectory:
     """The checkpoints of a run: ``step_00000500.fckpt`` and its siblings in a directory.
 
-    A step appears whole or not at all. Of several processes that all hold the same state (DDP) the first one saves;
-    a state that is sharded over them is for `fastckpt.dcp`.
+    A step appears whole or not at all. Of several processes that all hold the same state (DDP) the first one saves.
+    With ``sharded`` each rank holds a part of it (FSDP2, tensor parallel): a step is a directory with a file for each
+    rank (`fastckpt.dcp`), ``set.fckpt`` last, and can be resumed by another number of ranks.
+
+    For a save when the run is told to end, give `save` to `fastckpt.EmergencySave`.
 
     Args:
         path: The directory; made when it is first saved into.
-        keep_last: The newest whole steps to keep, this many. None keeps all.
-        keep_every: Besides, every step that is a multiple of this.
+        keep: Which steps to keep; those that it does not are deleted after a save. None keeps all.
+        keep_last, keep_every: Short for ``keep=Retention(keep_last, keep_every)``; without ``keep_last`` all are kept.
+        sharded: Whether each rank holds a part. Then every rank calls `save`, `save_async`, `latest` and `resume`, and
+            the state is a dict; of modules and optimizers in it the part of each rank is saved and loaded.
         codec, durable, threads: See `fastckpt.save`.
 
     Raises:
-        UsageError: A number is out of range.
+        UsageError: A number is out of range, or ``keep`` stands beside one.
 
     Example:
-        >>> run = fastckpt.CheckpointDirectory("run", keep_last=2)
+        >>> run = fastckpt.CheckpointDirectory("run", keep=fastckpt.Retention(keep_last=2))
         >>> state = {"model": torch.nn.Linear(3, 2), "step": 0}
         >>> path = run.save(state, step=500)
     """
@@ -52,19 +58,20 @@ class CheckpointDirectory:
         self,
         path: str | os.PathLike[str],
         *,
+        keep: Retention | None = None,
         keep_last: int | None = None,
         keep_every: int | None = None,
+        sharded: bool = False,
         codec: str = "none",
         durable: bool = True,
         threads: int | None = None,
     ) -> None:
-        for name, value in (("keep_last", keep_last), ("keep_every", keep_every)):
-            if value is not None:
-                require_positive(name, value)
+        if keep is not None and (keep_last is not None or keep_every is not None):
+            raise UsageError("keep_last and keep_every are in keep", next_step="keep=Retention(keep_last=2)")
+        rule = keep or Retention(1 if keep_last is None else keep_last, keep_every)
         self.path = os.fspath(path)
-        self.keep_last = keep_last
-        self.keep_every = keep_every
-        self._proven: dict[str, tuple[int, int, int]] = {}
+        self.keep = rule if keep is not None or keep_last is not None else None
+        self.sharded = sharded
         self._options: dict[str, Any] = {"codec": codec, "durable": durable, "threads": threads}
 
     def save(self, state: object, step: int, *, metadata: Mapping[str, Any] | None = None) -> str:
@@ -72,38 +79,60 @@ class CheckpointDirectory:
 
         What goes wrong with deleting is logged, never raised: the save is done.
 
+        Args:
+            state: See `fastckpt.save`; a dict if it is sharded.
+            step: Its number.
+            metadata: See `fastckpt.save`; not if the state is sharded.
+
         Returns:
             The path of the step, also on processes that do not write it.
 
-        Raises: What `fastckpt.save` raises.
+        Raises: What `fastckpt.save`, or `fastckpt.dcp.save`, raises.
         """
-        path = self._path_of(step)
-        if _is_first():
+        path = self._path_of(step, metadata)
+        if self.sharded:
+            save_sharded(parts_of(state), path, **self._options)
+        elif _is_first():
             self._begin()
             save(state, path, metadata=metadata, **self._options)
-            self._prune_quietly(step)
+        self._prune_quietly(step)
         return path
 
-    def save_async(self, state: object, step: int, *, metadata: Mapping[str, Any] | None = None) -> Pending | None:
+    def save_async(self, state: object, step: int, *, metadata: Mapping[str, Any] | None = None) -> Pending | Any:
         """`save` in the background; the state may change as soon as this returns. Older steps go with the next save.
 
         Returns:
-            The save that goes on; None on processes that do not write.
+            The save that goes on, whose ``result()`` waits and raises what went wrong (of a sharded state the future
+            of torch); None on processes that do not write.
         """
-        path = self._path_of(step)
+        path = self._path_of(step, metadata)
+        self._prune_quietly(None)
+        if self.sharded:
+            return async_save(parts_of(state), path, **self._options)
         if not _is_first():
             return None
         self._begin()
-        self._prune_quietly(None)
         return save_async(state, path, metadata=metadata, **self._options)
 
     def latest(self) -> str | None:
         """The newest step of which every byte is as it was written; None if there is none.
 
+        Of several processes the first one looks, and tells the others: all of them ask.
+
         Raises:
             CheckpointIOError: The system could not read a step that may be the newest.
         """
-        return find_last_whole(self.path, threads=self._options["threads"])
+        found: list[Any] = [None]
+        if _is_first():
+            try:
+                found = [find_last_whole(self.path, threads=self._options["threads"])]
+            except FastckptError as error:
+                found = [error]
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast_object_list(found)
+        if isinstance(found[0], FastckptError):
+            raise found[0]
+        return found[0]  # type: ignore[no-any-return]
 
     def resume(self, state: object) -> bool:
         """Load the newest whole step into ``state``, see `fastckpt.load_into`.
@@ -111,65 +140,45 @@ class CheckpointDirectory:
         Returns:
             Whether there was one; otherwise ``state`` is as it was.
 
-        Raises: What `latest` and `fastckpt.load_into` raise.
+        Raises: What `latest` and `fastckpt.load_into`, or `fastckpt.dcp.load`, raise.
         """
         newest = self.latest()
-        if newest is not None:
+        if newest is None:
+            return False
+        if self.sharded:
+            parts = parts_of(state)
+            load_sharded(parts, newest, threads=self._options["threads"])
+            take(state, parts)  # type: ignore[arg-type]
+        else:
             load_into(state, newest, threads=self._options["threads"])
-        return newest is not None
+        return True
 
     def prune(self, *, saved: int | None = None) -> list[str]:
-        """Delete the steps that are no longer to be kept, once a newer one is proven whole.
+        """Delete the steps that are no longer to be kept, by the rule of `fastckpt.Retention`.
 
         Args:
             saved: A step that was just saved, and stays.
 
         Returns:
-            The paths that were deleted.
+            The paths that were deleted; none on processes that do not write.
 
         Raises:
+            UsageError: No step has the number to keep the best of.
             CheckpointIOError: The directory cannot be read, or a file not be deleted.
         """
-        if self.keep_last is None or not os.path.isdir(self.path):
+        if self.keep is None or not _is_first() or not os.path.isdir(self.path):
             return []
-        steps = [found for found in recognise_steps(self.path) if _NAME.fullmatch(os.path.basename(found.path))]
-        whole = 0
-        doomed: list[str] = []
-        for found in reversed(steps):
-            assert found.step is not None
-            stays = found.step == saved or (self.keep_every is not None and found.step % self.keep_every == 0)
-            if whole == self.keep_last:
-                fault = "old"
-            else:
-                fault = self._fault(found)
-                whole += not fault
-            # What is damaged or cannot be read goes only if something newer is proven, and only if it is damaged.
-            if not stays and (fault == "old" or (fault == "damaged" and whole)):
-                doomed.append(found.path)
-        for path in doomed[::-1]:
-            with typed_os_errors(path, doing="delete the step"):
-                os.unlink(path)
-        if doomed:
-            fsync_directory(self.path)
-        return doomed[::-1]
+        series = SetSeries(self.path, named=_is_ours, threads=self._options["threads"])
+        paths = {number: [part.path for part in series.parts(number)] for number in series.numbers}
+        done = carry_out(self.keep, series, saved=saved)
+        return [path for decision in done if decision.deleted for path in paths[decision.step]]
 
-    def _fault(self, found: CheckpointSet) -> str:
-        """``damaged`` or ``unreadable``; empty if every byte of a step is as it was. Each is read once."""
-        with typed_os_errors(found.path, doing="examine the step"):
-            status = os.stat(found.path)
-        version = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if self._proven.get(found.path) == version:
-            return ""
-        report = judge(found, threads=thread_count(self._options["threads"]))
-        if report.is_whole:
-            self._proven[found.path] = version
-            return ""
-        return UNREADABLE if report.unread else "damaged"
-
-    def _path_of(self, step: int) -> str:
+    def _path_of(self, step: int, metadata: object) -> str:
         if type(step) is not int or not 0 <= step < 10**18:
             raise UsageError("a step is a whole number from 0 on", actual=step)
-        return os.path.join(self.path, f"step_{step:08d}.fckpt")
+        if self.sharded and metadata is not None:
+            raise UsageError("a sharded step has no metadata", next_step="put it into the state")
+        return os.path.join(self.path, f"step_{step:08d}{'' if self.sharded else '.fckpt'}")
 
     def _begin(self) -> None:
         """Make the directory, and remove what killed saves of any step left in it: the new one may need the room."""
@@ -185,5 +194,9 @@ class CheckpointDirectory:
 
 def _is_first() -> bool:
     """Whether this process is the one that saves what all of them hold."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not distributed or torch.distributed.get_rank() == 0
+    distributed = dist.is_available() and dist.is_initialized()
+    return not distributed or dist.get_rank() == 0
+
+
+def _is_ours(name: str) -> bool:
+    return _NAME.fullmatch(name) is not None

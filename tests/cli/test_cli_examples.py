@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -20,6 +21,9 @@ from fastckpt.cli.parsers import COMMANDS, module_of
 sys.path.append(str(Path(__file__).parents[1] / "nanochat"))
 import nanochat_standin
 from nanochat_ranks import write_ranks
+
+sys.path.append(str(Path(__file__).parents[1] / "sets"))
+from set_builds import write_trainer_step
 
 ENDS_WITH = {
     "fastckpt verify broken.pt --json": 2,
@@ -62,6 +66,9 @@ def _a_users_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     write_ranks(Path("two_ranks"), 2)
     write_own(Path("run-a/step-500"), model, grid(2))
     write_pieces(Path("run-b/step-500"), model, grid(1, 3))
+    for step, loss in ((10, 0.5), (20, 0.7)):
+        log = {"global_step": step, "log_history": [{"step": step, "eval_loss": loss}]}
+        (write_trainer_step(Path("trainer"), step) / "trainer_state.json").write_text(json.dumps(log))
     yield
     fastckpt.nanochat.uninstall()
     sys.argv, sys.path[:] = argv, path

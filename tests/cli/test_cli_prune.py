@@ -65,7 +65,7 @@ def test_without_it_they_go(run, here):
 
 def test_the_json_document(run, here):
     planned = here("prune", run, "--keep-last", "1", "--dry-run", "--json").json
-    assert set(planned) == {"directory", "dry_run", "steps", "nbytes"}
+    assert set(planned) == {"directory", "dry_run", "steps", "left_out", "nbytes"}
     assert [step["keep"] for step in planned["steps"]] == [False] * 5 + [True]
     assert not any(step["deleted"] for step in planned["steps"])
     done = here("prune", run, "--keep-last", "1", "--json").json

@@ -10,10 +10,10 @@ import fastckpt
 import fastckpt.conversion.nanochat_directory
 import fastckpt.loading.load
 from fastckpt.doctor.examination import Question, examine
+from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat.backing_up import backup
 from fastckpt.nanochat.checkpoints import load_checkpoint
 from fastckpt.nanochat.choosing import find_largest_model, find_last_step
-from fastckpt.nanochat.retention import Retention
 
 FINE = {"unreadable", "moments-shape"}
 """What may be found: the second is true of the small states that these tests save."""

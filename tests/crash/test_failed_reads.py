@@ -17,9 +17,9 @@ import torch
 from crash_lab import Action, Host, Outcome
 from decide_about_steps import DECISIONS, prune
 
+from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat.checkpoints import save_checkpoint
 from fastckpt.nanochat.completeness import step_state
-from fastckpt.nanochat.retention import Retention
 from fastckpt.nanochat.steps import read_steps
 
 HERE = Path(__file__).parent

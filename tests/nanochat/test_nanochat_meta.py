@@ -10,10 +10,10 @@ from nanochat_builds import write_head
 
 import fastckpt
 from fastckpt.errors import DamagedError
+from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat import load_checkpoint
 from fastckpt.nanochat.completeness import step_state
 from fastckpt.nanochat.meta import MAX_META_SIZE, read_meta
-from fastckpt.nanochat.retention import Retention
 from fastckpt.nanochat.steps import read_steps
 from fastckpt.plotting.survey import measure_directory
 

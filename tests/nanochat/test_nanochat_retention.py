@@ -17,9 +17,9 @@ from nanochat_finders import find_last_step
 
 import fastckpt
 from fastckpt.errors import CheckpointIOError, NotACheckpointError, UsageError
-from fastckpt.nanochat import retention
+from fastckpt.keeping import free_space, nanochat_series, series
+from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat.completeness import step_state
-from fastckpt.nanochat.retention import Retention
 from fastckpt.nanochat.steps import read_steps
 
 OPTIMIZER = {step: head_optimizer(0, 1, step) for step in range(100, 1001, 100)}
@@ -327,7 +327,7 @@ def test_a_save_does_not_fail_for_want_of_deleting(
     def refuse(directory: str, files: Any) -> None:
         raise CheckpointIOError("cannot delete the file", path=directory)
 
-    monkeypatch.setattr(retention, "_delete", refuse)
+    monkeypatch.setattr(nanochat_series, "_delete", refuse)
     Retention(keep_last=1).after(fastckpt.nanochat.save_checkpoint)(tmp_path, 200, MODEL, OPTIMIZER[200], meta_of(200))
     assert left(tmp_path) == [100, 200]
     assert "Old checkpoints were not deleted" in caplog.text
@@ -341,15 +341,15 @@ class Disk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
         self.free = free
-        monkeypatch.setattr(retention, "_frees", lambda path: 100_000 if "model" in path else 0)
-        monkeypatch.setattr(retention, "free_bytes", lambda fd: self.free)
-        delete = retention._delete
+        monkeypatch.setattr(series, "_frees", lambda path: 100_000 if "model" in path else 0)
+        monkeypatch.setattr(free_space, "free_bytes", lambda fd: self.free)
+        delete = nanochat_series._delete
 
         def deleting(directory: str, files: tuple[str, ...]) -> None:
             delete(directory, files)
             self.free += 100_000
 
-        monkeypatch.setattr(retention, "_delete", deleting)
+        monkeypatch.setattr(nanochat_series, "_delete", deleting)
 
 
 @pytest.mark.parametrize(
@@ -375,9 +375,9 @@ def test_min_free_looks_again_after_every_step(tmp_path: Path, monkeypatch: pyte
     """Files that share their blocks free less than their size."""
     directory = run_of(tmp_path / "d12", [100, 200, 300, 400])
     Disk(monkeypatch, 0)
-    monkeypatch.setattr(retention, "_frees", lambda path: 10**9)
+    monkeypatch.setattr(series, "_frees", lambda path: 10**9)
     assert [d.step for d in Retention(keep_last=1, min_free="250kB").plan(directory) if d.keep] == [200, 300, 400]
-    monkeypatch.setattr(retention, "_frees", lambda path: 1)
+    monkeypatch.setattr(series, "_frees", lambda path: 1)
     Retention(keep_last=1, min_free="150kB").apply(directory)
     assert left(directory) == [300, 400]
 
@@ -432,7 +432,7 @@ def test_a_file_that_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.Monke
 
 KILLED = """
 import itertools, os, signal, sys
-from fastckpt.nanochat.retention import Retention
+from fastckpt.keeping.retention import Retention
 unlink, at, count = os.unlink, int(sys.argv[2]), itertools.count(1)
 def killing(path, **named):
     if next(count) == at:

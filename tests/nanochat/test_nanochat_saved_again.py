@@ -20,9 +20,9 @@ from fastckpt.cli.main import main
 from fastckpt.doctor.commands import set_step_aside
 from fastckpt.errors import CheckpointIOError, MismatchError, OutOfSpaceError
 from fastckpt.io.commit import Commit
+from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat import backup, find_last_step, load_checkpoint
 from fastckpt.nanochat.checkpoints import save_checkpoint
-from fastckpt.nanochat.retention import Retention
 from fastckpt.salvaging.directory import salvage_directory
 
 STEP = 7

@@ -15,9 +15,9 @@ from nanochat_finders import contents
 
 from fastckpt.cli.main import main
 from fastckpt.errors import CheckpointIOError
+from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat import find_last_step
 from fastckpt.nanochat.checkpoints import save_checkpoint
-from fastckpt.nanochat.retention import Retention
 
 ERRORS = [errno.EIO, errno.EMFILE, errno.EACCES, errno.ESTALE]
 FILES = ["model_000003.fckpt", "optim_000003_rank0.fckpt", "meta_000003.json"]
