@@ -1,7 +1,7 @@
 """The Trainer of transformers: each of its checkpoints made durable, read back and proven, and the newest whole one.
 
 The files stay those that the Trainer writes and reads. Beside each that has no checksum of its own (``.safetensors``)
-come its digests, as ``NAME.fckpt-sums``.
+comes its seal, as ``NAME.fckpt-sums``.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from fastckpt.io.commit import fsync_directory
 from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import thread_count
-from fastckpt.saving.save import save
+from fastckpt.sealing.seal import seal
 from fastckpt.sets import trainer
 from fastckpt.sets.find_last_whole import newest_whole
 from fastckpt.sets.judge import judge
 from fastckpt.sets.listing import Listing
-from fastckpt.sets.sums import DIGESTS, SUFFIX, about, digests_of
 
 _log = logging.getLogger("fastckpt")
 
@@ -50,21 +49,20 @@ class ProvenCheckpoints(TrainerCallback):
         if not state.is_world_process_zero or not exists(directory):
             return
         for name in Listing(directory).names:
-            self._seal(os.path.join(directory, name))
+            self._settle(os.path.join(directory, name))
         fsync_directory(directory)
         fsync_directory(str(args.output_dir))
         report = judge(trainer.recognise(Listing(directory))[0], threads=self.threads)
         if not report.is_whole:
             _log.error("%s is not whole: %s", directory, "; ".join(report.reasons))
 
-    def _seal(self, path: str) -> None:
-        """Bring a file to the disk; what is read of it afterwards comes from there."""
+    def _settle(self, path: str) -> None:
+        """Bring a file to the disk, and seal it; what is read of it afterwards comes from there."""
         if not os.path.isfile(path) or not os.path.getsize(path):
             return
+        if path.endswith(".safetensors"):
+            seal(path, update=True, threads=self.threads)
         with Source(path) as source:
-            if path.endswith(".safetensors"):
-                digests = torch.frombuffer(bytearray(digests_of(source, threads=self.threads)), dtype=torch.uint8)
-                save({DIGESTS: digests}, path + SUFFIX, metadata=about(source), threads=self.threads)
             with typed_os_errors(path, doing="bring the file to the disk"):
                 os.fsync(source.fd)
             source.drop_cache()
