@@ -30,6 +30,7 @@ EXAMPLES: Final = (
     "fastckpt convert model_000500.fckpt again.pt        # the same file again, byte for byte",
     "fastckpt convert epoch.ckpt weights.safetensors --keys 'state_dict.*' --strip-prefix state_dict.",
     "fastckpt convert model_000500.pt shards --shard-size 5GB   # .safetensors shards and their index",
+    "fastckpt convert epoch.ckpt set --shard-size 5GB --to fckpt   # .fckpt shards and their set.fckpt",
     "fastckpt convert base_checkpoints/d4 --step 20      # one step of nanochat, its optimizer too",
 )
 
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strip-prefix", metavar="P", help="take this off the names, such as _orig_mod.")
     parser.add_argument("--keys", metavar="GLOB", help="to .safetensors: only the tensors with such names")
     parser.add_argument("--copy-shared", action="store_true", help="to .safetensors: tied tensors under each name")
-    parser.add_argument("--shard-size", metavar="SIZE", help="to a directory: .safetensors shards of at most 5GB, say")
+    parser.add_argument("--shard-size", metavar="SIZE", help="to a directory: shards of at most 5GB, say")
     parser.add_argument("--strict", action="store_true", help="exit 1 if something is left out")
     parser.add_argument("--no-durable", action="store_true", help="do not wait until it would survive a power cut")
     parser.add_argument("--replace", action="store_true", help="delete the source once the result was read back")

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 from fastckpt.errors import NotACheckpointError, UsageError
 from fastckpt.io.unpacked import is_directory_of_checkpoints
-from fastckpt.sets import huggingface, steps
+from fastckpt.sets import huggingface
 from fastckpt.sets.huggingface import member_stem
-from fastckpt.sets.model import CheckpointSet, Member
+from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.parts_of import MODEL, WHOLE, StatePart, parts_of
 from fastckpt.sets.recognise import recognise_steps
+from fastckpt.sets.steps import one_file
 from fastckpt.text import quoted, some
 
 
@@ -108,7 +109,7 @@ def pair_checkpoints(paths: Sequence[str], numbers: Sequence[int] | None) -> Pai
 
 def _checkpoints(path: str) -> list[CheckpointSet]:
     if not is_directory_of_checkpoints(path):
-        return [CheckpointSet(steps.FILE, path, None, [Member(path, steps.FILE)])]
+        return [one_file(path)]
     found = recognise_steps(path)
     if not found:
         raise NotACheckpointError(

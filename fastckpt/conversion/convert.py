@@ -10,6 +10,7 @@ from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.conversion.to_safetensors import convert_to_shards
+from fastckpt.conversion.to_set import convert_to_set
 from fastckpt.errors import FILE_OBJECT, UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.source_section import source_file
@@ -23,7 +24,9 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
+from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.sets.recognise import recognise
+from fastckpt.sets.steps import one_file
 from fastckpt.stored.open_file import open_file
 from fastckpt.text import parse_size
 
@@ -68,7 +71,8 @@ def convert(
         keys: To ``.safetensors``: a name or glob; only these tensors are written.
         copy_shared: To ``.safetensors``: write tied tensors once for each of their names.
         shard_size: To a directory: write ``.safetensors`` shards of at most so many bytes (``"5GB"``) and their
-            index, as Hugging Face lays out a model.
+            index, as Hugging Face lays out a model. With ``to="fckpt"``, a set of ``.fckpt`` shards and their
+            ``set.fckpt``, with all values and their nesting.
         threads: Worker threads; None takes one per CPU.
         progress: Called with the bytes done so far in the current file.
 
@@ -94,12 +98,8 @@ def convert(
         )
     size = _shard_size(shard_size)
     request = Request(codec, exact, durable, replace, strip_prefix, threads, progress, keys, copy_shared, size)
-    if size is not None and (replace or to not in (None, "safetensors") or destination is None):
-        raise UsageError(
-            "shards are .safetensors files, in a directory of their own",
-            path=name_of(source),
-            next_step="fastckpt convert SRC DIR --shard-size 5GB",
-        )
+    if size is not None:
+        _require_shards(source, destination, request, to=to)
     if is_path(source) and is_directory_of_checkpoints(source):
         directory = os.fsdecode(source)
         into = None if destination is None else require_path(destination, "the destination of a directory")
@@ -123,6 +123,9 @@ def convert(
         if size is not None and destination is not None:
             shards = require_path(destination, "the destination of shards")
             how = How(reading_threads(opened, threads), durable, progress)
+            if to == "fckpt":
+                with OpenedSet(one_file(opened.path), apart=True) as whole:
+                    return convert_to_set(whole, os.fsdecode(shards), how, request)
             return convert_to_shards(open_file(opened), os.fsdecode(shards), how, request)
         if destination is None or isinstance(destination, str | bytes | os.PathLike):
             target, wanted = _destination(opened, destination, to)
@@ -132,6 +135,23 @@ def convert(
         hurried = dataclasses.replace(request, durable=False)
         write_whole(destination, lambda target: made.append(convert_file(opened, target, hurried, to=wanted)))
         return [dataclasses.replace(done, destination=FILE_OBJECT) for done in made]
+
+
+def _require_shards(source: Readables, destination: Writables | None, request: Request, *, to: Format | None) -> None:
+    """Raise UsageError if what is asked for are no shards, or not of a kind that there is."""
+    if request.replace or to not in (None, "safetensors", "fckpt") or destination is None:
+        raise UsageError(
+            "shards are .safetensors or .fckpt files, in a directory of their own",
+            path=name_of(source),
+            next_step="fastckpt convert SRC DIR --shard-size 5GB",
+        )
+    is_all = request.keys is None and not request.copy_shared and not request.strip_prefix
+    if to == "fckpt" and not (is_all and is_path(source)):
+        raise UsageError(
+            "a set of .fckpt shards is made of all of a file or directory, as it is",
+            path=name_of(source),
+            next_step="fastckpt convert SRC DIR --shard-size 5GB --to fckpt",
+        )
 
 
 def _destination(source: Source, destination: str | os.PathLike[str] | None, to: Format | None) -> tuple[str, Format]:

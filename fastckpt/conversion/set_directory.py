@@ -18,6 +18,7 @@ from fastckpt.conversion.finished import find_finished
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.conversion.to_safetensors import convert_to_safetensors, convert_to_shards
+from fastckpt.conversion.to_set import convert_to_set
 from fastckpt.conversion.write_anew import write_fckpt, write_pt
 from fastckpt.errors import DamagedError, UsageError
 from fastckpt.foreign.pickle_named import note_of_classes
@@ -59,7 +60,7 @@ def convert_set(
         UnsupportedStateError, OutOfSpaceError, CheckpointIOError
     """
     if request.shard_size is not None and destination is not None:
-        return _shards_anew(source, destination, request)
+        return _shards_anew(source, destination, request, to=to)
     suffix = os.path.splitext(destination)[1] if destination is not None else ""
     if request.replace:
         raise UsageError("replace takes single files, and nanochat's directories", path=source)
@@ -73,10 +74,12 @@ def convert_set(
     return list(_shards(chosen[0], source, destination or source, request, to=to))
 
 
-def _shards_anew(source: str, destination: str, request: Request) -> list[Conversion]:
+def _shards_anew(source: str, destination: str, request: Request, *, to: Format | None) -> list[Conversion]:
     """Shards of another size, or of a checkpoint that has other pieces."""
-    with OpenedSet(one_checkpoint(source)) as whole:
-        how = How(thread_count(request.threads), request.durable, request.progress)
+    how = How(thread_count(request.threads), request.durable, request.progress)
+    with OpenedSet(one_checkpoint(source), apart=to == "fckpt") as whole:
+        if to == "fckpt":
+            return convert_to_set(whole, destination, how, request)
         made = convert_to_shards(whole, destination, how, request, metadata={})
         return [_with_left_out(made[0], whole), *made[1:]]
 

@@ -6,7 +6,7 @@ another form. Both are said.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, ENTRY_FLAG_PARAMETER, ENTRY_FLAG_REQUIRES_GRAD
@@ -91,7 +91,9 @@ def content_of(
                 tensors[name] = entry
             else:
                 tied[name] = kept
-    _require_in_proportion(tensors.values(), sizes)
+    found = by_storage(tensors.values())
+    after = sum(entry.nbytes for entries in found.values() for entry in entries)
+    require_in_proportion(sum(sizes[storage] for storage in found), after, form="a .safetensors")
     texts = {"format": "pt"}
     as_json = []
     for key, value in metadata.items():
@@ -131,13 +133,10 @@ def _other_forms(tree: Any, entries: Sequence[Entry], written: Sequence[Entry], 
         yield f"views of memory that is shared or larger, and written each for itself: {some(views, _SHOWN)}"
 
 
-def _require_in_proportion(written: Iterable[Entry], sizes: Sequence[int]) -> None:
-    found = by_storage(written)
-    before = sum(sizes[storage] for storage in found)
-    after = sum(entry.nbytes for entries in found.values() for entry in entries)
+def require_in_proportion(before: int, after: int, *, form: str) -> None:
+    """Raise UnsupportedStateError if tensors that share ``before`` bytes take far more of them, each for itself."""
     if after > _MOST * before + _ENOUGH:
         raise UnsupportedStateError(
-            f"its tensors share {size_text(before)}, and would take {size_text(after)} in a .safetensors, which cannot "
-            "share",
+            f"its tensors share {size_text(before)}, and would take {size_text(after)} in {form}, which cannot share",
             next_step="choose some of them with --keys, or write a .fckpt or .pt",
         )

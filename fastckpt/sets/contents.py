@@ -19,12 +19,12 @@ from fastckpt.layout.selection import select_names
 from fastckpt.layout.tree import AttributedDict, NamedRef, TensorRef
 from fastckpt.layout.walk import map_tensors, tensors_below
 from fastckpt.sets import dcp, dcp_metadata, own
-from fastckpt.sets.dcp_metadata import GlobalTensor
 from fastckpt.sets.judge import tensors_in
 from fastckpt.sets.model import CheckpointSet, Member, Piece
 from fastckpt.sets.nesting import nested
 from fastckpt.sets.require_sound import require_indexed, require_manifest, require_there
 from fastckpt.sets.set_manifest import key_of, read_set_manifest
+from fastckpt.sets.steps import FILE
 from fastckpt.stored.flat_tree import FlatTree
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.open_file import open_file
@@ -68,6 +68,7 @@ class Contents(ABC):
         parts: The parts that each file has, by its path.
         tree: The nesting; its leaves are plain values and the references of `fastckpt.layout.tree`.
         metadata: What the files say beside the state.
+        requires_grad: What the manifest says of tensors, by name; what loading gives is what their files say.
         left_out: What the files have beside the state, by name.
         root: The digest of all of it, where the manifest has one.
     """
@@ -78,6 +79,7 @@ class Contents(ABC):
         self.parts: dict[str, list[Part]] = {}
         self.tree: Any = {}
         self.metadata: dict[str, Any] = {}
+        self.requires_grad: dict[str, bool] = {}
         self.left_out: list[str] = []
         self.root: str | None = None
 
@@ -123,11 +125,6 @@ class Contents(ABC):
 
         return map_tensors(node, add)
 
-    def _note_grad(self, tensors: Mapping[str, GlobalTensor]) -> None:
-        """What the manifest says of tensors beside their bytes, and loading does not give."""
-        names = [name for name, tensor in tensors.items() if tensor.requires_grad]
-        self.metadata |= {"requires_grad": names} if names else {}
-
     @abstractmethod
     def _look_up(self, file: OpenedFile, parts: Sequence[Part]) -> list[Entry]:
         """What each part is in its file."""
@@ -140,7 +137,7 @@ def contents_of(
     prefix: str | None = None,
     values: bool = True,
 ) -> Contents:
-    """What a checkpoint holds whose files together are one state.
+    """What a checkpoint holds whose files together are one state, or that is one file.
 
     Args:
         checkpoint: The checkpoint.
@@ -155,6 +152,8 @@ def contents_of(
         return _OwnSet(checkpoint, values=values)
     if checkpoint.kind == dcp.KIND:
         return _Pieces(checkpoint, values=values)
+    if checkpoint.kind == FILE:
+        return _OneFile(checkpoint)
     return _Shards(checkpoint, keys, prefix)
 
 
@@ -229,6 +228,26 @@ def _chosen(names: Sequence[str], keys: str | Iterable[str], prefix: str | None,
     return {start + name for name in select_names(bare, keys, path)}
 
 
+class _OneFile(Contents):
+    """A file by itself."""
+
+    def __init__(self, checkpoint: CheckpointSet) -> None:
+        super().__init__(checkpoint)
+        (member,) = checkpoint.members
+        with self.open(member) as file, errors_about(file.path):
+            for entry in file.entries:
+                ref = self._add(entry.name, entry.dtype, entry.shape, kept=True)
+                self._add_parts(file.path, [Part(ref.entry, entry.name, (0,) * len(entry.shape), entry.shape)])
+            self.tree = file.tree
+            self.metadata = file.metadata
+            self.left_out = [f"metadata {key!r}" for key, value in file.metadata.items() if (key, value) != WRITTEN_BY]
+            if isinstance(file, OpenedForeign) and file.foreign.program:
+                self.left_out.append(f"the program of {file.foreign.program}")
+
+    def _look_up(self, file: OpenedFile, parts: Sequence[Part]) -> list[Entry]:
+        return _by_name(file, parts)
+
+
 class _OwnSet(Contents):
     """A set of ``.fckpt`` shards, each with its parts by their keys."""
 
@@ -237,7 +256,7 @@ class _OwnSet(Contents):
         require_manifest(checkpoint)
         manifest = read_set_manifest(os.path.join(checkpoint.path, SET_NAME))
         self.root = manifest.root
-        self._note_grad(manifest.tensors)
+        self.requires_grad = {name: tensor.requires_grad for name, tensor in manifest.tensors.items()}
         members = {member.name: member for member in checkpoint.members}
         found: dict[str, Any] = {}
         for name, tensor in manifest.tensors.items():
@@ -287,7 +306,7 @@ class _Pieces(Contents):
         super().__init__(checkpoint)
         require_manifest(checkpoint)
         metadata = dcp_metadata.read_metadata(os.path.join(checkpoint.path, dcp_metadata.NAME))
-        self._note_grad(metadata.tensors)
+        self.requires_grad = {name: tensor.requires_grad for name, tensor in metadata.tensors.items()}
         found: dict[str, Any] = {
             name: self._add(name, tensor.dtype, tensor.shape, kept=False) for name, tensor in metadata.tensors.items()
         }

@@ -13,22 +13,26 @@ def nested(paths: Mapping[str, tuple[Any, ...]], values: dict[str, Any]) -> Any:
     """The state as it was nested, by the paths that were kept and in their order; flat without them."""
     if not paths:
         return values
-    root: dict[Any, Any] = {}
+    root = _Made()
     in_order = {name: values[name] for name in paths if name in values}
     for name, value in (in_order | values).items():
         path = paths.get(name) or (name,)
         node = root
         for key in path[:-1]:
-            node = node.setdefault(key, {})
-            if not isinstance(node, dict):
+            node = node.setdefault(key, _Made())
+            if type(node) is not _Made:
                 raise DamagedError(f"the manifest nests {name} below a value")
         node[path[-1]] = value
     return _with_lists(root)
 
 
+class _Made(dict[Any, Any]):
+    """A dict on the way to values. One that is a value stays as it is."""
+
+
 def _with_lists(node: Any) -> Any:
     """Keys 0, 1, 2, ... stand for the items of a list."""
-    if not isinstance(node, dict):
+    if type(node) is not _Made:
         return node
     inner = {key: _with_lists(value) for key, value in node.items()}
     if inner and all(type(key) is int for key in inner) and sorted(inner) == list(range(len(inner))):

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fastckpt import _core
-from fastckpt.constants import SET_NAME
+from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, ENTRY_FLAG_REQUIRES_GRAD, SET_NAME
 from fastckpt.errors import errors_about
 from fastckpt.foreign.safetensors_content import is_plain
 from fastckpt.io.memory import ARENA_SIZE, allocate_regions
@@ -75,14 +76,19 @@ class OpenedSet(Opened):
     """See `Opened`. Its tensors are read from the files, of which only some are open at a time.
 
     Args:
-        checkpoint: A checkpoint whose files together are one state.
+        checkpoint: A checkpoint whose files together are one state, or that is one file.
+        apart: Whether every tensor is in row-major order on a storage of its own, also where it is not in its file.
+
+    Attributes:
+        left_out: What its files have beside the state, by name.
+        other_forms: What tensors are not in their files that they are here, being apart: their names, by what it is.
 
     Raises:
         DamagedError: A file is missing, damaged, or not what the manifest says.
         NotACheckpointError, UnsupportedVersionError, UnsupportedStateError, CheckpointIOError
     """
 
-    def __init__(self, checkpoint: CheckpointSet) -> None:
+    def __init__(self, checkpoint: CheckpointSet, *, apart: bool = False) -> None:
         contents = contents_of(checkpoint)
         self.left_out = contents.left_out
         self._files = OpenMembers(contents.open)
@@ -105,7 +111,8 @@ class OpenedSet(Opened):
             self._files.close()
             raise
         tree, order = _in_tree_order(contents)
-        entries, self._storages = _laid_out(contents, pieces, order)
+        self.other_forms = dict(_other_forms(contents, pieces)) if apart else {}
+        entries, self._storages = _laid_out(contents, pieces, order, apart=apart)
         sizes = [storage.nbytes for storage in self._storages]
         kind = _FORMATS.get(checkpoint.kind, "shards")
         size = sum(os.path.getsize(each.path) for each in checkpoint.members if os.path.exists(each.path))
@@ -113,11 +120,20 @@ class OpenedSet(Opened):
         self.is_bare = formats == {"safetensors"}
         self.root = contents.root
         self._metadata = contents.metadata
+        flagged = {contents.tensors[n].name: _has_grad(entry) for n, entry in zip(order, entries, strict=True)}
+        other = {name: stated for name, stated in contents.requires_grad.items() if stated != flagged.get(name)}
+        self._metadata |= {"requires_grad": other} if other else {}
         self._checkpoint = checkpoint
 
     @property
     def metadata(self) -> dict[str, Any]:
         return dict(self._metadata)
+
+    @property
+    def nbytes_before(self) -> int:
+        """Bytes of the storages in its files that its tensors lie in."""
+        pieces = [piece for storage in self._storages for piece in storage.pieces]
+        return sum({(piece.member.path, piece.entry.storage): piece.storage_size for piece in pieces}.values())
 
     @property
     def paths(self) -> list[str]:
@@ -232,6 +248,10 @@ class OpenedSet(Opened):
             return file.leaf_run(entry.storage, begin + start, begin + end)
 
 
+def _has_grad(entry: Entry) -> bool:
+    return bool(entry.flags & ENTRY_FLAG_REQUIRES_GRAD)
+
+
 def _in_tree_order(contents: Contents) -> tuple[Any, list[int]]:
     """The tree with its tensors numbered as they stand in it, and which tensor each of these numbers is."""
     order = list(dict.fromkeys(tensors_below(contents.tree)))
@@ -240,7 +260,7 @@ def _in_tree_order(contents: Contents) -> tuple[Any, list[int]]:
 
 
 def _laid_out(
-    contents: Contents, pieces: Sequence[list[_Piece]], order: Sequence[int]
+    contents: Contents, pieces: Sequence[list[_Piece]], order: Sequence[int], *, apart: bool
 ) -> tuple[list[Entry], list[_Storage]]:
     """The tensors in their order, and the storages they lie in, by their first use."""
     entries: list[Entry] = []
@@ -250,8 +270,9 @@ def _laid_out(
         name, dtype, shape, kept = contents.tensors[number]
         own_pieces = pieces[number]
         itemsize = BY_NAME[dtype].itemsize
-        if not kept:
-            entries.append(Entry(name, dtype, shape, contiguous_stride(shape), len(storages), 0))
+        if not kept or apart:
+            flags = own_pieces[0].entry.flags & ~(ENTRY_FLAG_CONJ | ENTRY_FLAG_NEG) if kept else 0
+            entries.append(Entry(name, dtype, shape, contiguous_stride(shape), len(storages), 0, flags))
             storages.append(_Storage(own_pieces, shape, itemsize, entries[-1].nbytes))
             continue
         (piece,) = own_pieces
@@ -260,6 +281,23 @@ def _laid_out(
             storages.append(_Storage(own_pieces, None, itemsize, piece.storage_size))
         entries.append(piece.entry._replace(name=name, storage=at))
     return entries, storages
+
+
+def _other_forms(contents: Contents, pieces: Sequence[list[_Piece]]) -> Iterator[tuple[str, list[str]]]:
+    """What tensors that stay as they are in their files would lose apart from each other."""
+    kept = [(tensor.name, own[0]) for tensor, own in zip(contents.tensors, pieces, strict=True) if tensor.kept and own]
+    users = Counter((piece.member.path, piece.entry.storage) for _, piece in kept if piece.entry.nbytes)
+    strided = [name for name, piece in kept if not is_plain(piece.entry)]
+    shared = [
+        name
+        for name, piece in kept
+        if piece.entry.nbytes
+        and (users[piece.member.path, piece.entry.storage] > 1 or piece.entry.nbytes < piece.storage_size)
+    ]
+    if strided:
+        yield "strided or conjugated lazily, and written in row-major order", strided
+    if shared:
+        yield "views of memory that is shared or larger, and written each for itself", shared
 
 
 def _fill_from(file: OpenedFile, jobs: Sequence[tuple[_Piece, _Storage, int]], *, threads: int | None) -> None:

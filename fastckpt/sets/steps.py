@@ -39,6 +39,11 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
     return sorted(found, key=_age)
 
 
+def one_file(path: str) -> CheckpointSet:
+    """A checkpoint file by itself."""
+    return CheckpointSet(FILE, path, step_in(os.path.basename(path)), [Member(path, FILE)])
+
+
 def step_in(name: str) -> int | None:
     """The step that a file is named after: what stands behind ``step``, else the last number in its name."""
     stem = _stem(name)

@@ -35,13 +35,16 @@ class OpenedSupply:
     """The storages of an open checkpoint, for the writer (a `content.Supply`); each is proven before it is written.
 
     Args:
-        opened: The checkpoint. Its storages have the numbers that they have in the `content.Content`.
+        opened: The checkpoint.
         threads: Worker threads.
+        numbers: For each storage of the `content.Content`, which one of the checkpoint it is; None if it has all of
+            them under their numbers.
     """
 
-    def __init__(self, opened: Opened, *, threads: int) -> None:
+    def __init__(self, opened: Opened, *, threads: int, numbers: Sequence[int] | None = None) -> None:
         self._opened = opened
         self._threads = threads
+        self._numbers = range(len(opened.storage_sizes)) if numbers is None else numbers
 
     def covers(self, plan: RecordPlan) -> bool:
         """Whether there is anything to bring: all storages come from here."""
@@ -51,14 +54,22 @@ class OpenedSupply:
     def deliver(self, plans: Sequence[RecordPlan]) -> Iterator[Deliveries]:
         """See `content.Supply`."""
         loads = slot_loads([plan.raw_size for plan in plans], SLOT_SIZE)
-        yield _Slots(self._opened, plans, loads, self._threads)
+        yield _Slots(self._opened, self._numbers, plans, loads, self._threads)
 
 
 class _Slots:
     """What passes through the slots (a `content.Deliveries`)."""
 
-    def __init__(self, opened: Opened, plans: Sequence[RecordPlan], loads: Sequence[Load], threads: int) -> None:
+    def __init__(
+        self,
+        opened: Opened,
+        numbers: Sequence[int],
+        plans: Sequence[RecordPlan],
+        loads: Sequence[Load],
+        threads: int,
+    ) -> None:
         self._opened = opened
+        self._numbers = numbers
         self._plans = plans
         self._loads = loads
         self._threads = threads
@@ -83,7 +94,8 @@ class _Slots:
             storages = self._plans[part.record].storages
             if len(storages) > 1:  # Between the storages of a pack are zeros.
                 slot[part.offset : part.offset + part.size] = bytes(part.size)
-            for storage, begin, nbytes in storages:
+            for packed, begin, nbytes in storages:
+                storage = self._numbers[packed]
                 low, high = max(begin, part.start), min(begin + nbytes, part.start + part.size)
                 if low >= high:
                     continue
