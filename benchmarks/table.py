@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md and the README, from the results of ``cpu.py`` and ``accidents.py``.
+"""The tables of docs/speed.md and the README, from the results of ``cpu.py``, ``dcp.py`` and ``accidents.py``.
 
     python benchmarks/table.py             # print them
     python benchmarks/table.py --update    # put them where they belong
@@ -12,14 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import dcp_ratios
 from cpu_ratios import row_of
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
 ACCIDENTS = ROOT / "benchmarks" / "results" / "accidents.json"
+DCP = ROOT / "benchmarks" / "results" / "dcp.json"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+DCP_BEGIN, DCP_END = "<!-- dcp table: begin -->", "<!-- dcp table: end -->"
 
 GROUPS = (
     (
@@ -200,20 +203,57 @@ def render_short(result: dict[str, Any], accidents: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def pages() -> dict[Path, str]:
-    """The pages with tables in them, and the table of each."""
+def render_dcp(result: dict[str, Any]) -> str:
+    """The table about torch.distributed.checkpoint in Markdown."""
+    jobs = result["jobs"]
+    size, rounds = (next(iter(jobs.values()))[key] for key in ("bytes", "seconds"))
+    threads = f"{result['writer_threads']} threads" if result["writer_threads"] > 1 else "one thread"
+    lines = [
+        f"{size / 1e6:.0f} MB of FSDP2 and AdamW state on {result['ranks']} gloo ranks of {result['machine']['cpu']}, "
+        f"medians of {len(rounds)} rounds in turns. FileSystemWriter has {threads} on each rank.",
+        "",
+        "| seconds | ours, every byte verified | beside it | | times as fast | wanted |",
+        "|---|---:|---|---:|---:|---:|",
+    ]
+    for job, ours, theirs, wanted in dcp_ratios.BARS:
+        if not {f"{job}: {ours}", f"{job}: {theirs}"} <= jobs.keys():
+            continue
+        a, b = (jobs[f"{job}: {name}"]["median"] for name in (ours, theirs))
+        missed = "" if b / a >= wanted else ", missed"
+        lines.append(f"| {job} | {a:.2f} | {theirs} | {b:.2f} | {b / a:.2f} | {wanted:g}{missed} |")
+    if "reads" in result:
+        lines += ["", "| MB | read | needed | wanted, at most |", "|---|---:|---:|---:|"]
+    for what, row in result.get("reads", {}).items():
+        most = dcp_ratios.may_read(row)
+        numbers = " | ".join(f"{number / 1e6:.1f}" for number in (row["read"], row["needed"], most))
+        lines.append(f"| {what} | {numbers}{'' if row['read'] <= most else ', missed'} |")
+    return "\n".join(lines)
+
+
+class Table(NamedTuple):
+    """A table: the page that it is in, what stands around it there, and its text."""
+
+    page: Path
+    begin: str
+    end: str
+    text: str
+
+    def put(self, page: str) -> str:
+        """The text of the page with this table in its place."""
+        before, rest = page.split(self.begin)
+        _, after = rest.split(self.end)
+        return f"{before}{self.begin}\n{self.text}\n{self.end}{after}"
+
+
+def tables() -> list[Table]:
+    """All tables, from the committed results."""
     result = json.loads(RESULT.read_text())
-    return {
-        ROOT / "docs" / "speed.md": render(result),
-        ROOT / "README.md": render_short(result, json.loads(ACCIDENTS.read_text())),
-    }
-
-
-def update(page: str, table: str) -> str:
-    """``page`` with the table between its markers replaced."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table}\n{END}{after}"
+    speed = ROOT / "docs" / "speed.md"
+    return [
+        Table(speed, BEGIN, END, render(result)),
+        Table(speed, DCP_BEGIN, DCP_END, render_dcp(json.loads(DCP.read_text()))),
+        Table(ROOT / "README.md", BEGIN, END, render_short(result, json.loads(ACCIDENTS.read_text()))),
+    ]
 
 
 def main() -> None:
@@ -221,11 +261,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--update", action="store_true")
     options = parser.parse_args()
-    for page, table in pages().items():
+    for table in tables():
         if options.update:
-            page.write_text(update(page.read_text(), table))
+            table.page.write_text(table.put(table.page.read_text()))
         else:
-            print(f"{page.name}\n\n{table}\n")
+            print(f"{table.page.name}\n\n{table.text}\n")
 
 
 if __name__ == "__main__":

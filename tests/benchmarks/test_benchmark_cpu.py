@@ -71,7 +71,8 @@ def test_it_runs_and_makes_the_table(tmp_path: Path, monkeypatch: Any) -> None:
     assert "Medians of 1 interleaved rounds" in shown
     result["jobs"]["fastckpt.load"]["seconds"] *= 4
     assert "Medians of 1 to 4 interleaved rounds" in table.render(result)
-    assert table.update(f"before {table.BEGIN} old {table.END} after", shown).count(shown) == 1
+    made = table.Table(Path(), table.BEGIN, table.END, shown)
+    assert made.put(f"before {table.BEGIN} old {table.END} after").count(shown) == 1
 
 
 def test_a_limit_that_was_measured_in_several_ways_counts_with_its_best(monkeypatch: pytest.MonkeyPatch) -> None:
