@@ -24,17 +24,16 @@ from torch.futures import Future
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, SET_NAME, SET_TENSORS
 from fastckpt.dcp.region import read_region
 from fastckpt.dcp.threads import rank_threads
-from fastckpt.errors import CheckpointNotFoundError, DamagedError, FastckptError, UsageError
+from fastckpt.errors import DamagedError, UsageError
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.walk import tensors_below
-from fastckpt.sets.contents import object_in
+from fastckpt.sets.contents import about_shard, object_in
 from fastckpt.sets.dcp_metadata import uncovered
 from fastckpt.sets.set_manifest import SetManifest, key_of, read_set_manifest
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.open_file import open_file
 from fastckpt.tensor.dtypes import torch_dtype
 from fastckpt.tensor.rebuild import build_tensors, resolve_tree
-from fastckpt.text import some
 
 _CPU = torch.device("cpu")
 
@@ -144,24 +143,16 @@ class FastckptReader(StorageReader):
         assert self.path is not None
         assert self._manifest is not None
         path = os.path.join(self.path, shard)
-        held = f"wanted of it: {some([each.key for each in wanted])}"
-        try:
-            with open_file(path) as file:
-                if not isinstance(file, OpenedFckpt) or file.root != self._manifest.shards[shard].root:
-                    raise DamagedError(
-                        "this shard is not the one that the set names: it is of another save",
-                        expected=self._manifest.shards[shard].root,
-                        actual=file.root,
-                    )
-                self._read_objects(file, wanted, planner)
-                self._read_tensors(file, wanted, planner)
-                self.bytes_read += file.bytes_read
-        except CheckpointNotFoundError as error:
-            raise DamagedError(f"the shard is not there ({held})", path=path) from error
-        except FastckptError as error:
-            error.path = error.path or path
-            error.message += f" ({held})"
-            raise
+        with about_shard(path, [each.key for each in wanted]), open_file(path) as file:
+            if not isinstance(file, OpenedFckpt) or file.root != self._manifest.shards[shard].root:
+                raise DamagedError(
+                    "this shard is of another save than the set that names it",
+                    expected=self._manifest.shards[shard].root,
+                    actual=file.root,
+                )
+            self._read_objects(file, wanted, planner)
+            self._read_tensors(file, wanted, planner)
+            self.bytes_read += file.bytes_read
 
     def _read_objects(self, file: OpenedFckpt, parts: Iterable[_Wanted], planner: LoadPlanner) -> None:
         wanted = [(part.key, part.item) for part in parts if part.item.type == LoadItemType.BYTE_IO]

@@ -12,10 +12,10 @@ from fastckpt.constants import SET_NAME, SET_TENSORS
 from fastckpt.errors import DamagedError
 from fastckpt.io.source import Source
 from fastckpt.layout.selection import select_names
-from fastckpt.sets.contents import object_in, require_root
+from fastckpt.sets.contents import about_shard, object_in, require_root
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.nesting import nested
-from fastckpt.sets.require_sound import require_manifest, require_there
+from fastckpt.sets.require_sound import require_manifest
 from fastckpt.sets.set_manifest import key_of, read_set_manifest
 from fastckpt.stored.open_file import open_file
 from fastckpt.tensor.dtypes import torch_dtype
@@ -53,9 +53,9 @@ def load_own_set(
         shard = member.name
         if shard not in parts:
             continue
-        require_there(checkpoint, [member])
         wanted = None if keys is None else [f"{SET_TENSORS}.{part.key}" for part in parts[shard]]
-        with Source(member.path) as source:
+        objects = [name for name, own_shard in manifest.objects.items() if own_shard == shard and keys is None]
+        with about_shard(member.path, [*(part.key for part in parts[shard]), *objects]), Source(member.path) as source:
             require_root(open_file(source), member)
             loaded = load_file(source, keys=wanted)
         for part in parts[shard]:
@@ -67,12 +67,7 @@ def load_own_set(
                 values[part.name] = torch.empty(manifest.tensors[part.name].shape, dtype=found.dtype, device=device)
             place = tuple(slice(at, at + size) for at, size in zip(part.offsets, part.sizes, strict=True))
             values[part.name][place].copy_(found)
-        if keys is None:
-            values |= {
-                name: object_in(loaded, name, member.path)
-                for name, own_shard in manifest.objects.items()
-                if own_shard == shard
-            }
+        values |= {name: object_in(loaded, name, member.path) for name in objects}
     ordered = {name: values[name] for name in manifest.order if name in values}
     return nested(manifest.paths, ordered) if keys is None else ordered
 

@@ -8,11 +8,18 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from fastckpt.constants import SET_NAME, SET_OBJECTS, SET_TENSORS
-from fastckpt.errors import DamagedError, errors_about
+from fastckpt.errors import (
+    CheckpointNotFoundError,
+    DamagedError,
+    FastckptError,
+    NotACheckpointError,
+    errors_about,
+)
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select_names
@@ -272,12 +279,13 @@ class _OwnSet(Contents):
         self.tree = nested(manifest.paths, {name: found[name] for name in manifest.order if name in found})
 
     def open(self, member: Member) -> OpenedFile:
-        file = super().open(member)
-        try:
-            require_root(file, member)
-        except DamagedError:
-            file.close()
-            raise
+        with about_shard(member.path, [name.removeprefix(f"{SET_TENSORS}.") for name in member.tensors or ()]):
+            file = open_file(member.path)
+            try:
+                require_root(file, member)
+            except DamagedError:
+                file.close()
+                raise
         return file
 
     def _look_up(self, file: OpenedFile, parts: Sequence[Part]) -> list[Entry]:
@@ -292,11 +300,31 @@ def object_in(state: Any, name: str, path: str) -> Any:
         raise DamagedError(f"the manifest puts {name} into this file, and it is not there", path=path) from None
 
 
+@contextmanager
+def about_shard(path: str, keys: Sequence[str]) -> Iterator[None]:
+    """What goes wrong inside of this ``with`` is about a shard, and says which parts and objects were wanted of it.
+
+    Raises:
+        DamagedError: The shard is not there, or is no checkpoint: the set names it.
+    """
+    wanted = f"wanted of it: {some(keys)}"
+    try:
+        yield
+    except (CheckpointNotFoundError, NotACheckpointError) as error:
+        message = f"{error.message} ({wanted})"
+        raise DamagedError(message, path=path, actual=error.actual, next_step=error.next_step) from error
+    except FastckptError as error:
+        error.path = error.path or path
+        error.message += f" ({wanted})"
+        raise
+
+
 def require_root(shard: OpenedFile, member: Member) -> None:
-    """Raise DamagedError, which names its tensors, unless this is the shard that the manifest names."""
+    """Raise DamagedError unless this is the shard that the manifest names."""
     if shard.root != member.root:
-        held = f" ({member.what} with {some(member.tensors)})" if member.tensors else ""
-        raise DamagedError(f"this shard is of another save than the set that names it{held}", path=shard.path)
+        raise DamagedError(
+            "this shard is of another save than the set that names it", expected=member.root, actual=shard.root
+        )
 
 
 class _Pieces(Contents):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, SET_NAME, SET_OBJECTS, SET_TENSORS
-from fastckpt.errors import FastckptError
+from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.findings import Kind, Report, VerifiedFile
 from fastckpt.foreign.model import ForeignFile
@@ -173,11 +173,8 @@ class _LookedAt:
 
 def _look_at(member: Member, threads: int, progress: Progress | None) -> _LookedAt:
     if not exists(member.path):
-        tensors = tuple(member.tensors or ())
-        holding = f" with {count_text(len(tensors), 'tensor')} ({some(tensors)})" if tensors else ""
-        return _LookedAt(
-            [Problem("missing", member.path, f"{member.name} is not there: {member.what}{holding}", tensors)]
-        )
+        message = f"{member.name} is not there: {member.what}{_holding(member)}"
+        return _LookedAt([Problem("missing", member.path, message, tuple(member.tensors or ()))])
     if member.read_as == JSON:
         try:
             read_json(member.path)
@@ -192,9 +189,18 @@ def _look_at(member: Member, threads: int, progress: Progress | None) -> _Looked
 
 def _refused(member: Member, error: FastckptError) -> Problem:
     """What could not be read at all is not called damaged: nothing is known about it."""
-    kind = kind_of_fault(error)
-    message = f"{member.name} ({member.what}): {error.message}"
-    return Problem(kind, member.path, message, tuple(member.tensors or ()), True, error.exit_code, error.next_step)
+    kind, tensors = kind_of_fault(error), tuple(member.tensors or ())
+    message = f"{member.name} ({member.what}{_holding(member)}): {error.message}"
+    # Where the set has the digest of a shard, a file that is no checkpoint is damage.
+    is_damage = member.root and isinstance(error, NotACheckpointError)
+    code = DamagedError.exit_code if is_damage else error.exit_code
+    return Problem(kind, member.path, message, tensors, True, code, error.next_step)
+
+
+def _holding(member: Member) -> str:
+    """What the manifest puts into a file."""
+    tensors = member.tensors or ()
+    return f" with {count_text(len(tensors), 'tensor')} ({some(tensors)})" if tensors else ""
 
 
 def _verify(member: Member, threads: int, progress: Progress | None) -> _LookedAt:
@@ -208,7 +214,8 @@ def _verify(member: Member, threads: int, progress: Progress | None) -> _LookedA
         if report.verdict is Verdict.PRESENT:
             result.problems += _against_seal(member, source, result, threads)
         if member.root and report.root != member.root:
-            message = f"{member.name} ({member.what}) is whole, but of another save than the set that names it"
+            holding = _holding(member)
+            message = f"{member.name} ({member.what}{holding}) is whole, but of another save than the set that names it"
             result.problems.append(Problem("inconsistent", member.path, message, tuple(member.tensors or ())))
             return result
         if member.pieces:

@@ -24,7 +24,7 @@ enum { OFF, LOG, KILL, TEAR, INTERRUPT, FAIL, FAIL_FROM, SHORT };
 static int action = OFF, error_number, log_fd = -1;
 static long at_call;
 static atomic_long calls;
-static char hit[32];
+static char hit[32], armed[64];
 
 // From now on: do `what` at the Nth call. TEAR is KILL in the middle of a write. FAIL_FROM also fails every later
 // call that needs space. SHORT makes every write a short one. LOG writes a line per call to log_path.
@@ -33,7 +33,16 @@ void shim_arm(int what, long n, int error, const char *log_path) {
   calls = 0;
   at_call = n;
   error_number = error;
+  snprintf(armed, sizeof armed, "%d %ld", what, n);
   action = what;
+}
+const char *shim_armed(void) { return armed; }  // What $SHIM_ARM has to be to arm a process in the same way.
+// A process that is started, and not forked, arms itself at once: $SHIM_ARM is `what` and N.
+__attribute__((constructor)) static void arm_at_start(void) {
+  const char *arm = getenv("SHIM_ARM");
+  int what;
+  long n;
+  if (arm && sscanf(arm, "%d %ld", &what, &n) == 2) shim_arm(what, n, 0, NULL);
 }
 const char *shim_hit(void) { return hit; }  // Which call it was, "" if none yet.
 
