@@ -1,6 +1,6 @@
-"""Leaf digests where the bytes are: XXH3-64 of 16 KiB leaves, computed on the device.
+"""Where the bytes are: digests of 16 KiB leaves, XXH3-64, and chunks of the codec planes decoded.
 
-``leaf_hash`` has the Triton kernels, ``launch`` runs them, and ``dispatch``
-says which engine is live on a device and why. Triton is optional: only
-``leaf_hash`` imports it.
+``leaf_hash`` and ``planes`` have the Triton kernels, ``launch`` and
+``decode_planes`` run them, and ``dispatch`` says which engine is live on a
+device and why. Triton is optional: only the kernels import it.
 """

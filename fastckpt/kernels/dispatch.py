@@ -1,7 +1,7 @@
-"""Which engine hashes leaves on a device, and why.
+"""Which engine hashes leaves, or decodes chunks, on a device, and why.
 
 The Triton kernels run where Triton can be imported, can compile and launch,
-and has been seen to give the right digests on that very device: a compiler
+and has been seen to give what the host gives on that very device: a compiler
 that is wrong must cause neither false alarms nor false trust. Everywhere else
 the answer is "host", with the reason, and never an exception.
 
@@ -14,7 +14,6 @@ the thread of whoever asks for it next.
 from __future__ import annotations
 
 import atexit
-import ctypes
 import importlib.util
 import os
 import threading
@@ -24,18 +23,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
-from torch import Tensor
 
-from fastckpt import _core
-from fastckpt.constants import LEAF_SIZE
-from fastckpt.io.transfer import default_threads
 from fastckpt.kernels import launch
+from fastckpt.kernels.agrees_with_host import agrees_with_host
+from fastckpt.kernels.decode_planes import compile_planes
 from fastckpt.kernels.launch import Kernel
 
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What hashes leaves on a device: ``name`` decides, ``why`` is for people."""
+    """What does it on a device: ``name`` decides, ``why`` is for people."""
 
     name: Literal["triton", "host"]
     why: str
@@ -194,25 +191,30 @@ def _compiled(device: torch.device, kernel: Kernel) -> Engine | None:
     try:
         import triton
 
-        from fastckpt.kernels import leaf_hash
+        from fastckpt.kernels import leaf_hash, planes
     except ImportError as error:
         return Engine("host", f"triton cannot be imported: {_brief(error)}")
     # Asked of the kernel, not of the environment: what counts is how it was when Triton was imported.
-    interpreted = not isinstance(getattr(leaf_hash, kernel), triton.JITFunction)
+    function = planes.tile_kernel if kernel == "decode_planes" else getattr(leaf_hash, kernel)
+    interpreted = not isinstance(function, triton.JITFunction)
     if interpreted != (device.type == "cpu"):
         return Engine("host", f"triton was imported to {'interpret' if interpreted else 'compile'} kernels")
-    launch.compile_kernel(kernel, device)
+    if kernel == "decode_planes":
+        compile_planes(device)
+    else:
+        launch.compile_kernel(kernel, device)
     return None
 
 
 def _tried(device: torch.device, kernel: Kernel) -> Engine:
-    """Run it, as loads and saves will, on leaves of which the digests are known."""
+    """Run it, as loads and saves will, where the outcome is known."""
     import triton
 
     with _stream_of_its_own(device):
-        agrees = _agrees_with_host(device, kernel)
+        agrees = agrees_with_host(device, kernel)
     if not agrees:
-        return Engine("host", f"the kernel of triton {triton.__version__} gives wrong digests on {_name(device)}")
+        what = "decodes wrong" if kernel == "decode_planes" else "gives wrong digests"
+        return Engine("host", f"the kernel of triton {triton.__version__} {what} on {_name(device)}")
     return Engine("triton", f"triton {triton.__version__} on {_name(device)}")
 
 
@@ -221,36 +223,6 @@ def _stream_of_its_own(device: torch.device) -> AbstractContextManager[object]:
     if device.type != "cuda":
         return nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-
-
-def _agrees_with_host(device: torch.device, kernel: Kernel) -> bool:
-    """Whether a kernel is right about leaves of every kind: whole and aligned, unaligned, short."""
-    # Devices are named here, because torch.set_default_device() may say another.
-    generator = torch.Generator("cpu").manual_seed(1)
-    sample = torch.randint(0, 256, (6 * LEAF_SIZE + 1000,), dtype=torch.uint8, device="cpu", generator=generator)
-    on_device = sample.to(device)
-    for part in (sample[: 5 * LEAF_SIZE], sample[5 * LEAF_SIZE + 7 :]):
-        start = part.storage_offset()
-        there = on_device[start : start + len(part)]
-        expected = _host_digests(part)
-        addresses, sizes = launch.leaf_table(there.data_ptr(), len(there), device=device)
-        if kernel == "hash_kernel":
-            out = torch.empty(len(addresses), dtype=torch.int64, device=device)
-            launch.hash_leaves(addresses, sizes, out)
-            right = expected
-        else:
-            right = torch.zeros(len(addresses), dtype=torch.int32, device="cpu")
-            right[-1] = 1
-            out = torch.full_like(right, 7).to(device)
-            launch.check_leaves(addresses, sizes, (expected ^ right).to(device), out)
-        if not torch.equal(out.cpu(), right):
-            return False
-    return True
-
-
-def _host_digests(data: Tensor) -> Tensor:
-    memory = (ctypes.c_ubyte * len(data)).from_address(data.data_ptr())
-    return torch.frombuffer(bytearray(_core.leaf_digests(memory, default_threads())), dtype=torch.int64)
 
 
 def _name(device: torch.device) -> str:

@@ -30,9 +30,11 @@ def leaf_table(address: int, nbytes: int, *, device: torch.device | str = "cpu")
     return offsets + address, sizes
 
 
-Kernel = Literal["check_kernel", "hash_kernel"]
+LeafKernel = Literal["check_kernel", "hash_kernel"]
+Kernel = LeafKernel | Literal["decode_planes"]
+"""What a device can do with Triton."""
 
-_COLUMNS: Final[dict[Kernel, tuple[torch.dtype, ...]]] = {
+_COLUMNS: Final[dict[LeafKernel, tuple[torch.dtype, ...]]] = {
     "hash_kernel": (torch.int64, torch.int32, torch.int64),
     "check_kernel": (torch.int64, torch.int32, torch.int64, torch.int32),
 }
@@ -69,31 +71,31 @@ def check_leaves(addresses: Tensor, sizes: Tensor, expected: Tensor, bad: Tensor
     _launch("check_kernel", addresses, sizes, expected, bad)
 
 
-def compile_kernel(kernel: Kernel, device: torch.device) -> None:
+def compile_kernel(kernel: LeafKernel, device: torch.device) -> None:
     """Compile a kernel for a device and load it there, or take it from Triton's cache. Nothing is launched."""
     from fastckpt.kernels import leaf_hash
 
     addresses, sizes, *others = _COLUMNS[kernel]
-    with _current(device):
+    with current(device):
         compiled = getattr(leaf_hash, kernel).warmup(
             addresses, sizes, torch.uint64, *others, 1, grid=(1,), **leaf_hash.OPTIONS
         )
         getattr(compiled, "run", None)  # What loads it; there is nothing to load for the interpreter.
 
 
-def _launch(kernel: Kernel, *columns: Tensor) -> None:
+def _launch(kernel: LeafKernel, *columns: Tensor) -> None:
     from fastckpt.kernels import leaf_hash
 
     count, device = _checked(kernel, columns)
     if not count:
         return
     addresses, sizes, *others = columns
-    with _current(device):
+    with current(device):
         grid = (-(-count // leaf_hash.LEAVES_PER_PROGRAM),)
         getattr(leaf_hash, kernel)[grid](addresses, sizes, _constants(device), *others, count, **leaf_hash.OPTIONS)
 
 
-def _checked(kernel: Kernel, columns: tuple[Tensor, ...]) -> tuple[int, torch.device]:
+def _checked(kernel: LeafKernel, columns: tuple[Tensor, ...]) -> tuple[int, torch.device]:
     """Rows and place of a table. A kernel believes what it is given; a wrong length would be a wild access."""
     count, device = len(columns[0]), columns[0].device
     dtypes = tuple(column.dtype for column in columns)
@@ -105,7 +107,7 @@ def _checked(kernel: Kernel, columns: tuple[Tensor, ...]) -> tuple[int, torch.de
     return count, device
 
 
-def _current(device: torch.device) -> AbstractContextManager[object]:
+def current(device: torch.device) -> AbstractContextManager[object]:
     """Triton compiles for the current device and launches on it, whatever the tensors say."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 

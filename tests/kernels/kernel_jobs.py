@@ -8,14 +8,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-from fastckpt.kernels import dispatch, launch
+from fastckpt.kernels import agrees_with_host, dispatch, launch
+from fastckpt.kernels.decode_planes import compile_planes, decode_planes, room_for
 
 Call = Callable[..., Any]
 Rows = list[tuple[int, int]]
@@ -134,8 +136,25 @@ def engine_when(function: str, does: str) -> dispatch.Engine:
     def zeros(*columns: torch.Tensor) -> None:
         columns[-1].zero_()
 
+    kernels: dict[str, launch.Kernel] = {"check_leaves": "check_kernel", "hash_leaves": "hash_kernel"}
     with mock.patch.object(launch, function, {"raises": raises, "nothing": nothing, "zeros": zeros}[does]):
-        return engine("cpu", "check_kernel" if function == "check_leaves" else "hash_kernel")
+        return engine("cpu", kernels[function])
+
+
+def engine_when_decoding(does: str) -> dispatch.Engine:
+    """The engine for planes when decoding does nothing, calls a right chunk bad, or writes a byte too many."""
+
+    def wrong(chunks: torch.Tensor, bad: torch.Tensor, room: torch.Tensor, *, largest: int) -> None:
+        if does == "nothing":
+            return
+        decode_planes(chunks, bad, room, largest=largest)
+        if does == "flags":
+            bad[0] = 1
+        else:
+            ctypes.memset(int(chunks[1, 2] + chunks[1, 3]), 1, 1)
+
+    with mock.patch.object(agrees_with_host, "decode_planes", wrong):
+        return engine("cpu", "decode_planes")
 
 
 def launches_of_two_questions() -> int:
@@ -156,12 +175,11 @@ def kernels_that_ran(kernel: launch.Kernel) -> list[str]:
     return ran
 
 
-def compilations_of(kernel: launch.Kernel) -> list[int]:
-    """How often a kernel was compiled: ahead, and then for each of the tables that a launch may bring."""
+@contextmanager
+def _no_launches() -> Iterator[None]:
+    """Kernels are compiled for sm_90 where they would be launched, and not loaded: there is no device."""
     import triton
     from triton.backends.compiler import GPUTarget
-
-    from fastckpt.kernels import leaf_hash
 
     class Device:
         """What Triton asks of a driver before it launches."""
@@ -175,26 +193,50 @@ def compilations_of(kernel: launch.Kernel) -> list[int]:
         def get_current_target(self) -> GPUTarget:
             return GPUTarget("cuda", 90, 32)
 
-    triton.runtime.driver.set_active(Device())
-    function = getattr(leaf_hash, kernel)
-    binaries = function.device_caches[0][0]
-
-    def compile_only(kernel: Any, grid: object) -> Callable[..., object]:
+    def compile_only(function: Any, grid: object) -> Callable[..., object]:
         return lambda *columns, **options: function.run(*columns, grid=grid, warmup=True, **options)
 
-    # Nothing is loaded: there is no device.
-    with mock.patch.object(triton.compiler.CompiledKernel, "_init_handles"):
+    triton.runtime.driver.set_active(Device())
+    with (
+        mock.patch.object(triton.compiler.CompiledKernel, "_init_handles"),
+        mock.patch.object(triton.JITFunction, "__getitem__", compile_only),
+    ):
+        yield
+
+
+def compilations_of(kernel: launch.LeafKernel) -> list[int]:
+    """How often a kernel was compiled: ahead, and then for each of the tables that a launch may bring."""
+    from fastckpt.kernels import leaf_hash
+
+    with _no_launches():
+        binaries = getattr(leaf_hash, kernel).device_caches[0][0]
         launch.compile_kernel(kernel, torch.device("cpu"))
         counts = [len(binaries)]
         for count, first in ((4, 0), (1, 0), (2048, 1), (17, 3)):
             columns = [torch.zeros(count + first, dtype=dtype)[first:] for dtype in launch._COLUMNS[kernel]]
-            with mock.patch.object(type(function), "__getitem__", compile_only):
-                launch._launch(kernel, *columns)
+            launch._launch(kernel, *columns)
             counts.append(len(binaries))
     return counts
 
 
-def compile_for(kernel: str, capability: int) -> dict[str, Any]:
+def compilations_of_planes() -> list[tuple[int, int]]:
+    """The same of the two kernels that decode planes."""
+    from fastckpt.kernels import planes
+
+    with _no_launches():
+        binaries = [kernel.device_caches[0][0] for kernel in (planes.plan_kernel, planes.tile_kernel)]
+        compile_planes(torch.device("cpu"))
+        counts = [tuple(map(len, binaries))]
+        for count, first, largest in ((1, 0, 1), (16, 1, 2**20), (5, 3, 5000)):
+            chunks = torch.zeros((count + first, 4), dtype=torch.int64)[first:]
+            bad = torch.zeros(count + first, dtype=torch.int32)[first:]
+            room = torch.zeros(room_for(count) + first * 4, dtype=torch.uint8)[first * 4 :]
+            decode_planes(chunks, bad, room, largest=largest)
+            counts.append(tuple(map(len, binaries)))
+    return counts
+
+
+def compile_for(module: str, kernel: str, capability: int) -> dict[str, Any]:
     """Compiles a kernel for sm_<capability> and reports what the machine code uses.
 
     Registers and stack are what Triton's own cuobjdump reads from the very binary that a launch would load.
@@ -203,14 +245,16 @@ def compile_for(kernel: str, capability: int) -> dict[str, Any]:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from fastckpt.kernels import leaf_hash
+    from fastckpt.kernels import leaf_hash, planes
 
-    function = getattr(leaf_hash, kernel)
     types = {"addresses": "*i64", "sizes": "*i32", "constants": "*u64", "out": "*i64", "expected": "*i64"}
-    types |= {"bad": "*i32", "count": "i32"}
+    types |= {"bad": "*i32", "count": "i32", "chunks": "*i64", "fields": "*i32", "plans": "*i32", "units": "*i32"}
+    types |= {"symbols": "*u8", "most": "i32"}
+    options = {"plan_kernel": planes.PLAN_OPTIONS, "tile_kernel": planes.TILE_OPTIONS}.get(kernel, leaf_hash.OPTIONS)
+    function = getattr({"planes": planes, "leaf_hash": leaf_hash}[module], kernel)
     signature = {name: types[name] for name in function.arg_names}
     source = ASTSource(function, signature)
-    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=leaf_hash.OPTIONS)
+    binary = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
 
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     cubin = Path(os.environ["TRITON_CACHE_DIR"], f"{kernel}_{capability}.cubin")

@@ -13,6 +13,7 @@ from kernel_jobs import (
     Call,
     engine,
     engine_when,
+    engine_when_decoding,
     engine_with_a_default_device,
     engine_with_broken_triton,
     engine_without_triton,
@@ -74,6 +75,17 @@ def test_a_kernel_that_is_wrong_is_not_trusted(interpreted: Call, function: str,
     live = interpreted(engine_when, function, does)
     assert live.name == "host"
     assert "wrong digests" in live.why
+
+
+@pytest.mark.parametrize("does", ["nothing", "flags", "too much"])
+def test_a_decoder_that_is_wrong_is_not_trusted(interpreted: Call, does: str) -> None:
+    live = interpreted(engine_when_decoding, does)
+    assert live.name == "host"
+    assert "decodes wrong" in live.why
+
+
+def test_a_decoder_that_is_right(interpreted: Call) -> None:
+    assert interpreted(engine, "cpu", "decode_planes").name == "triton"
 
 
 @pytest.mark.parametrize("kernel", ["check_kernel", "hash_kernel"])

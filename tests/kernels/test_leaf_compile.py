@@ -17,7 +17,7 @@ WARPS_NEEDED = 12
 def test_no_spills_and_wide_loads(compiled: Call, kernel: str, capability: int) -> None:
     if capability == 100 and metadata.version("triton").startswith("3.2."):
         pytest.skip("the compiler that Triton 3.2 brings does not know sm_100")
-    found = compiled(compile_for, kernel, capability)
+    found = compiled(compile_for, "leaf_hash", kernel, capability)
     assert found["usage"]["STACK"] == 0
     assert found["usage"]["LOCAL"] == 0
     registers = -(-found["usage"]["REG"] // 8) * 8  # handed out by eights
