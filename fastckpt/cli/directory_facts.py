@@ -14,6 +14,8 @@ from fastckpt.errors import NotACheckpointError
 from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.names import BEFORE, MODEL, hidden_name
 from fastckpt.nanochat.steps import Step, read_steps
+from fastckpt.sets import huggingface
+from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise
 from fastckpt.text import count_text, numbers_text, size_text, some
@@ -68,6 +70,13 @@ def directory_facts(path: str) -> InspectDirectoryDocument:
         if not facts["directories"]:
             raise NotACheckpointError("there is no checkpoint in this directory or those inside it", path=path)
     return facts
+
+
+def indexed_facts(path: str) -> InspectDirectoryDocument:
+    """The facts about the set that an index names, which lies in the directory of that."""
+    directory, name = os.path.split(os.path.abspath(path))
+    found = [_set_files(one) for one in huggingface.recognise(Listing(directory)) if name in one.kind]
+    return {"path": path, "format": "directory", "steps": [], "sets": found, "others": [], "directories": []}
 
 
 def _one_directory(path: str) -> InspectDirectoryDocument:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Final, TypedDict
+from typing import Any, Final, Literal, TypedDict
 
 from fastckpt.cli.facts_by_name import FactsByName
 from fastckpt.cli.leaf_value import leaf_value
@@ -104,12 +104,16 @@ class InspectDocument(TypedDict):
     opaque: list[OpaqueFacts]
 
 
-def file_facts(path: str, *, keys: str | None = None) -> InspectDocument:
+def file_facts(
+    path: str, *, keys: str | None = None, sort: Literal["name", "size"] | None = None, top: int | None = None
+) -> InspectDocument:
     """All facts about one file.
 
     Args:
         path: The file.
-        keys: A glob; only the tensors whose names match are listed. Totals count all of them.
+        keys: A glob; only the tensors whose names match are listed. Totals count all tensors.
+        sort: In which order, instead of that of the file; the largest first.
+        top: How many of them at most.
 
     Raises:
         TensorNotFoundError: No tensor matches ``keys``.
@@ -124,6 +128,10 @@ def file_facts(path: str, *, keys: str | None = None) -> InspectDocument:
         if not tensors:
             next_step = f"fastckpt inspect {quoted(path)}"
             raise TensorNotFoundError(f"no tensor matches {keys!r}", path=path, next_step=next_step)
+    if sort is not None:
+        by_size = sort == "size"
+        in_order = sorted(tensors, key=lambda name: (-tensors[name].nbytes if by_size else 0, name))
+        tensors = {name: tensors[name] for name in in_order[:top]}
     return {
         "path": path,
         "format": found.format,

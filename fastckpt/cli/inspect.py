@@ -8,15 +8,18 @@ tuples of plain values are shown as one value.
 from __future__ import annotations
 
 import argparse
-from typing import Final
+from typing import Final, Literal
 
 from fastckpt.cli.render import Output
-from fastckpt.errors import UsageError
+from fastckpt.errors import UsageError, require_positive
 from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.sets.huggingface import is_index
 
 EXAMPLES: Final = (
     "fastckpt inspect state.fckpt",
     "fastckpt inspect epoch.ckpt --tree",
+    "fastckpt inspect state.fckpt --sort size --top 10",
+    "fastckpt inspect state.fckpt --values 'model.layer.weight[0:2]'",
     "fastckpt inspect base_checkpoints/d4",
     "fastckpt inspect --engine",
 )
@@ -27,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", metavar="PATH", help="a checkpoint file, or a directory with some in it")
     parser.add_argument("--tree", action="store_true", help="show all values as a tree, not only tensors")
     parser.add_argument("--keys", metavar="GLOB", help="list only the tensors whose name matches, one by one")
+    parser.add_argument("--sort", choices=("name", "size"), help="list each tensor on a line of its own, in this order")
+    parser.add_argument("--top", metavar="N", type=int, help="only the first N of them; the largest without --sort")
+    parser.add_argument("--values", metavar="NAME[ROWS]", help="show the numbers of one tensor: NAME, or 'NAME[0:4]'")
     parser.add_argument("--engine", action="store_true", help="show what fastckpt runs on here (PATH: also its disk)")
 
 
@@ -40,17 +46,27 @@ def run(args: argparse.Namespace, out: Output) -> int:
         out.document(engine)
     elif args.path is None:
         raise UsageError("inspect needs a path", next_step="fastckpt inspect --help")
-    elif is_directory_of_checkpoints(args.path):
-        from fastckpt.cli.directory_facts import directory_facts, directory_lines
+    elif args.values is not None:
+        from fastckpt.cli.inspect_values import values_facts, values_lines
 
-        directory = directory_facts(args.path)
+        values, shown = values_facts(args.path, args.values)
+        out.show(values, lambda values: values_lines(values, shown))
+        out.document(values)
+    elif is_directory_of_checkpoints(args.path) or is_index(args.path):
+        from fastckpt.cli.directory_facts import directory_facts, directory_lines, indexed_facts
+
+        directory = (indexed_facts if is_index(args.path) else directory_facts)(args.path)
         out.show(directory, directory_lines)
         out.document(directory)
     else:
         from fastckpt.cli.file_facts import file_facts
         from fastckpt.cli.inspect_text import file_lines
 
-        facts = file_facts(args.path, keys=args.keys)
-        out.show(facts, lambda facts: file_lines(facts, tree=args.tree, each=args.keys is not None))
+        if args.top is not None:
+            require_positive("--top", args.top)
+        sort: Literal["name", "size"] | None = args.sort or ("size" if args.top is not None else None)
+        facts = file_facts(args.path, keys=args.keys, sort=sort, top=args.top)
+        each = args.keys is not None or sort is not None
+        out.show(facts, lambda facts: file_lines(facts, tree=args.tree, each=each))
         out.document(facts)
     return 0

@@ -172,7 +172,8 @@ def _tensor_lines(facts: InspectDocument, *, collapsed: bool) -> Iterator[str]:
     tensors = [(name, _like(tensor)) for name, tensor in facts["tensors"].items()]
     rows = []
     if collapsed:
-        for group in collapse(tensors):
+        # Counters, such as those of an optimizer, stand behind what has a shape: they would be every other line.
+        for group in collapse(sorted(tensors, key=lambda item: item[1][0] == "()")):
             shape, dtype, nbytes, marks = group.like
             times = f"{group.times} x" if group.times > 1 else ""
             rows.append([group.name, times, shape, dtype, size_text(nbytes * group.times), marks])

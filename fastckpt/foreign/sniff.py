@@ -222,8 +222,11 @@ def _other_text(text: str) -> Other:
     elif beginning.startswith(("<?xml", "<error")):
         what = "this is XML text, often the error that a server gives instead of the file"
         next_step = "see what it says, and download the file again"
+    elif text.startswith("{") and '"weight_map"' in text:
+        what = "this is the index of a model in several files"
+        next_step = "name the directory that it lies in"
     elif beginning.startswith(("{", "[")):
-        what = "this is JSON text, such as metadata, the index of a sharded checkpoint or a server's error"
+        what = "this is JSON text, such as metadata or a server's error"
         next_step = "name the .pt or .safetensors file that goes with it, or download it again"
     shown = text if len(text) <= _QUOTED else text[:_QUOTED] + "..."
     return Other(what, next_step, shown)

@@ -25,13 +25,14 @@ _SINGLE: Final = (
     "adapter_model.bin",
     "diffusion_pytorch_model.safetensors",
 )
+INDEX_SUFFIX: Final = ".index.json"
 _MAX_COUNT: Final = 99_999
 _HUB: Final = "if it comes from the Hugging Face Hub, `hf download` its repository's name"
 
 
 def recognise(listing: Listing) -> list[CheckpointSet]:
     """The sharded models in a directory."""
-    found = [_by_index(listing, match[0]) for match in listing.matching(r".+\.index\.json")]
+    found = [_by_index(listing, match[0]) for match in listing.matching(".+" + re.escape(INDEX_SUFFIX))]
     named = {os.path.basename(member.path) for checkpoint in found for member in checkpoint.members}
     stems: dict[tuple[str, str], dict[int, set[int]]] = {}
     for match in listing.matching(_NUMBERED):
@@ -43,6 +44,11 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
         if not any(checkpoint.members and member_stem(checkpoint) == stem for checkpoint in found):
             found += [_by_numbers(listing, stem, suffix, count) for count in counts]
     return found
+
+
+def is_index(path: str) -> bool:
+    """Whether a path is that of an index by its name, and a file."""
+    return path.endswith(INDEX_SUFFIX) and os.path.isfile(path)
 
 
 def member_stem(checkpoint: CheckpointSet) -> str:
@@ -133,7 +139,7 @@ def _by_numbers(listing: Listing, stem: str, suffix: str, count: int) -> Checkpo
     for name in names:
         number = int(name[len(stem) + 1 : len(stem) + 6])
         checkpoint.members.append(Member(listing.path(name), f"shard {number} of {count}"))
-    index = f"{stem}.{suffix}.index.json"
+    index = f"{stem}.{suffix}{INDEX_SUFFIX}"
     message = f"{index} is not there: nothing tells which tensors the model should have"
     problem = Problem("missing", listing.path(index), message, loss=False, exit_code=1, next_step=_HUB)
     checkpoint.problems.append(problem)

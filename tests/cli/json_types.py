@@ -15,6 +15,7 @@ from fastckpt.cli.diff_facts import DiffDirectoriesDocument, DiffDocument
 from fastckpt.cli.directory_facts import InspectDirectoryDocument
 from fastckpt.cli.engine_facts import EngineDocument
 from fastckpt.cli.file_facts import InspectDocument
+from fastckpt.cli.inspect_values import ValuesDocument
 from fastckpt.cli.man import ManDocument
 from fastckpt.cli.prune import PruneDocument
 from fastckpt.cli.render import ErrorDocument
@@ -29,7 +30,7 @@ from fastckpt.sets.overview import SetsDocument
 
 DOCUMENTS: dict[str, list[type]] = {
     "verify": [VerifyDocument, VerifySeveralDocument],
-    "inspect": [InspectDocument, InspectDirectoryDocument, EngineDocument],
+    "inspect": [InspectDocument, InspectDirectoryDocument, EngineDocument, ValuesDocument],
     "convert": [ConvertDocument],
     "diff": [DiffDocument, DiffDirectoriesDocument],
     "salvage": [SalvageDocument, SalvageDirectoryDocument, SetsDocument],

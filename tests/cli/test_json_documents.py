@@ -14,6 +14,7 @@ import torch
 from doctor_builds import cut, flip, write_step
 from json_types import DOCUMENTS, faults, fields_of, optional_of, records, words
 
+import fastckpt
 from fastckpt.cli.main import COMMANDS
 from fastckpt.cli.render import ErrorDocument
 
@@ -119,6 +120,7 @@ def test_what_every_command_prints(here: Any, samples: Any, steps: Path, tmp_pat
     check("inspect", 1, steps)
     check("inspect", 1, steps.parent)
     check("inspect", 2, "--engine", samples.fckpt)
+    check("inspect", 3, samples.fckpt, "--values", next(iter(fastckpt.load(samples.fckpt, keys="*"))))
 
     check("diff", 0, samples.fckpt, samples.pt)
     check("diff", 0, samples.fckpt, samples.damaged)
