@@ -239,3 +239,88 @@ def planes_decode(stored: Buffer, raw: Buffer, /) -> None:
     Raises:
         ValueError: They do not decode to exactly that many bytes; those in ``raw`` mean nothing then.
     """
+
+def encode_parity(
+    source: int | Buffer,
+    size: int,
+    groups: int,
+    rows: int,
+    first: int,
+    parity: Buffer,
+    leaves: Buffer | None,
+    *,
+    threads: int,
+    source_direct_fd: int = -1,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[int, int, int, int]]:
+    """The parity of some groups of leaves of a file, and the digests of these leaves, in one pass over them.
+
+    Leaf ``n`` belongs to group ``n % groups``, as number ``n // groups``. Row ``j`` of a group is the sum over its
+    leaves ``i`` of ``(2**j)**i`` times the leaf, in GF(2^8) modulo 0x11D. Short and missing leaves count as zeros.
+
+    Args:
+        source: The file, or its bytes.
+        size: Of all of it.
+        groups: How many there are: none without leaves, else enough for at most 255 leaves each.
+        rows: Leaves of parity of a group: 1, 2 or 3.
+        first: The first group wanted.
+        parity: Writable: as many leaves as there are wanted groups, for each row.
+        leaves: Writable, u64 for every leaf of the file; those of the wanted groups are written. None: none is hashed.
+        threads: As for `transfer`.
+        source_direct_fd: As for `transfer`.
+        progress: Called every 20 ms with the bytes done, and once at the end.
+
+    Returns:
+        What could not be read, as `transfer` has it: ``(0, offset in the file, size, errno)``. The parity of the
+        groups in it means nothing.
+
+    Raises:
+        ValueError: A number is out of range, or a buffer has another size.
+        MemoryError: No scratch memory (about 2 MiB a thread).
+        KeyboardInterrupt: Ctrl-C, within 0.2 s.
+    """
+
+def recover_leaves(
+    source: int | Buffer,
+    size: int,
+    groups: int,
+    rows: int,
+    picked: Buffer,
+    parity: Buffer,
+    known: Buffer,
+    lost: Buffer,
+    recovered: Buffer,
+    solved: Buffer,
+    *,
+    threads: int,
+    source_direct_fd: int = -1,
+    progress: Callable[[int], object] | None = None,
+) -> list[tuple[int, int, int, int]]:
+    """Lost leaves of some groups, from the others and their parity.
+
+    Whether they are right, only their digests tell: the other leaves of the group must be.
+
+    Args:
+        source: The file, or its bytes.
+        size: Of all of it.
+        groups: As for `encode_parity`.
+        rows: So, too.
+        picked: The groups wanted: u64, ascending.
+        parity: Their parity: as many leaves as there are such groups, for each row.
+        known: u8 for each of these leaves: 1 if it can be relied on.
+        lost: Numbers of lost leaves: u64, ascending. They are not read.
+        recovered: Writable: a leaf for each lost one.
+        solved: Writable, u8 for each lost leaf: set to 1 where it was found. Where a group has more lost leaves than
+            known ones of parity, both stay as they were.
+        threads: As for `transfer`.
+        source_direct_fd: As for `transfer`.
+        progress: Called every 20 ms with the bytes done, and once at the end.
+
+    Returns:
+        What else could not be read, as `encode_parity` has it. What was found of these groups means nothing.
+
+    Raises:
+        ValueError: A number is out of range or order, or a buffer has another size.
+        MemoryError: No scratch memory (about 4 MiB a thread).
+        KeyboardInterrupt: Ctrl-C, within 0.2 s.
+    """

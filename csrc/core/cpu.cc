@@ -11,6 +11,7 @@ namespace {
 constexpr bool kIsX86 = true;
 bool DetectAvx2() { return __builtin_cpu_supports("avx2") != 0; }
 bool DetectAvx512() { return __builtin_cpu_supports("avx512f") != 0; }
+bool DetectAvx512Bw() { return DetectAvx512() && __builtin_cpu_supports("avx512bw") != 0; }
 bool DetectPclmul() {
   return __builtin_cpu_supports("pclmul") != 0 && __builtin_cpu_supports("sse4.1") != 0;
 }
@@ -27,6 +28,7 @@ bool DetectVbmi2() {
 constexpr bool kIsX86 = false;
 bool DetectAvx2() { return false; }
 bool DetectAvx512() { return false; }
+bool DetectAvx512Bw() { return false; }
 bool DetectPclmul() { return false; }
 bool DetectVpclmul512() { return false; }
 bool DetectBmi2() { return false; }
@@ -97,6 +99,11 @@ bool HasBmi2() {
 
 bool HasVbmi2() {
   static const bool has = DetectVbmi2();
+  return has;
+}
+
+bool HasAvx512Bw() {
+  static const bool has = DetectAvx512Bw();
   return has;
 }
 

@@ -24,6 +24,8 @@ bool HasVpclmul512();
 // Bytes moved by a mask, for the codec planes: inside 64-bit words, and inside 512-bit registers.
 bool HasBmi2();
 bool HasVbmi2();
+// Instructions on the bytes of 512-bit registers, for parity; the first CPUs with AVX-512 lack them.
+bool HasAvx512Bw();
 
 }  // namespace fastckpt
 

@@ -6,6 +6,21 @@
 namespace fastckpt {
 namespace python {
 
+namespace {
+
+// Below this many bytes, starting threads costs more than it gains.
+constexpr uint64_t kInlineBytes = 512 * 1024;
+
+bool ReportProgress(PyObject* progress, const Job& job) {
+  if (progress == Py_None) return true;
+  PyObject* result =
+      PyObject_CallFunction(progress, "K", static_cast<unsigned long long>(job.progress()));
+  Py_XDECREF(result);
+  return result != nullptr;
+}
+
+}  // namespace
+
 PyObject* Raise(const Status& status) {
   const unsigned long long where = status.where();
   switch (status.code()) {
@@ -37,6 +52,38 @@ bool CheckThreads(long threads) {
   PyErr_Format(PyExc_ValueError, "threads must be between 1 and %ld, not %ld", kMaxThreads,
                threads);
   return false;
+}
+
+bool RunJob(Job* job, long threads, PyObject* progress) {
+  Workers workers;
+  // Where not one thread can be had (a limit on processes or memory), the work is done here: a
+  // checkpoint that cannot be interrupted is better than none.
+  if (threads == 0 || !workers.Start(job, static_cast<int>(threads)).ok()) {
+    WithoutGil without_gil;
+    job->Work();
+  } else {
+    for (;;) {
+      {
+        WithoutGil without_gil;
+        if (workers.WaitFor(kPollInterval)) break;
+      }
+      if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, *job)) {
+        job->Cancel();
+        WithoutGil without_gil;
+        workers.Join();
+        return false;
+      }
+    }
+    WithoutGil without_gil;
+    workers.Join();
+  }
+  return job->cancelled() || ReportProgress(progress, *job);
+}
+
+long UsefulThreads(long threads, uint64_t bytes) {
+  if (bytes <= kInlineBytes) return 0;
+  const uint64_t blocks = bytes / kChunkSize + 1;
+  return blocks < static_cast<uint64_t>(threads) ? static_cast<long>(blocks) : threads;
 }
 
 PyObject* FaultList(const std::vector<ReadFault>& faults) {

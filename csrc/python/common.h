@@ -14,6 +14,7 @@
 #include "../core/bytes.h"
 #include "../core/status.h"
 #include "../core/transfer.h"
+#include "../core/workers.h"
 
 namespace fastckpt {
 namespace python {
@@ -76,6 +77,18 @@ PyObject* Raise(const Status& status);
 
 // False with a Python exception set unless this is a number of threads.
 bool CheckThreads(long threads);
+
+// Runs a job to its end, with no thread of its own where `threads` is 0. False with a Python
+// exception set when it was interrupted or when `progress` raised; no thread is left in any case.
+bool RunJob(Job* job, long threads, PyObject* progress);
+
+// No more threads than there are blocks to share out, and none for very little.
+long UsefulThreads(long threads, uint64_t bytes);
+
+// By way of a plain function pointer, which tells the compiler that the type is meant to change.
+inline PyCFunction WithKeywords(PyCFunctionWithKeywords function) {
+  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
+}
 
 // What Python is told of the parts that could not be read: a list of tuples of four integers.
 PyObject* FaultList(const std::vector<ReadFault>& faults);

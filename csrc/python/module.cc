@@ -20,7 +20,7 @@
 #include "../core/residency.h"
 #include "../core/scan.h"
 #include "../core/transfer.h"
-#include "../core/workers.h"
+#include "parity.h"
 #include "planes.h"
 #include "slot_filler.h"
 
@@ -30,56 +30,11 @@ using namespace fastckpt::python;  // NOLINT: the helpers made for this file and
 
 using fastckpt::Status;
 
-// Below this many bytes, starting threads costs more than it gains.
-constexpr uint64_t kInlineBytes = 512 * 1024;
-// Below this many bytes, so does dropping the GIL.
+// Below this many bytes, dropping the GIL costs more than it gains.
 constexpr Py_ssize_t kHoldGilBytes = 32 * 1024;
 
-bool ReportProgress(PyObject* progress, const fastckpt::Job& job) {
-  if (progress == Py_None) return true;
-  PyObject* result =
-      PyObject_CallFunction(progress, "K", static_cast<unsigned long long>(job.progress()));
-  Py_XDECREF(result);
-  return result != nullptr;
-}
-
-// Runs a job to its end, with no thread of its own where `threads` is 0. False with a Python
-// exception set when it was interrupted or when `progress` raised; no thread is left in any case.
-bool RunJob(fastckpt::Job* job, long threads, PyObject* progress) {
-  fastckpt::Workers workers;
-  // Where not one thread can be had (a limit on processes or memory), the work is done here: a
-  // checkpoint that cannot be interrupted is better than none.
-  if (threads == 0 || !workers.Start(job, static_cast<int>(threads)).ok()) {
-    WithoutGil without_gil;
-    job->Work();
-  } else {
-    for (;;) {
-      {
-        WithoutGil without_gil;
-        if (workers.WaitFor(kPollInterval)) break;
-      }
-      if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, *job)) {
-        job->Cancel();
-        WithoutGil without_gil;
-        workers.Join();
-        return false;
-      }
-    }
-    WithoutGil without_gil;
-    workers.Join();
-  }
-  return job->cancelled() || ReportProgress(progress, *job);
-}
-
-// No more threads than there are blocks to share out, and none for very little.
-long UsefulThreads(long threads, uint64_t bytes) {
-  if (bytes <= kInlineBytes) return 0;
-  const uint64_t blocks = bytes / fastckpt::kChunkSize + 1;
-  return blocks < static_cast<uint64_t>(threads) ? static_cast<long>(blocks) : threads;
-}
-
 // As many as there are requests, where those wait for the disk.
-long UsefulThreads(long threads, uint64_t bytes, const fastckpt::TransferRequest& request) {
+long ThreadsFor(long threads, uint64_t bytes, const fastckpt::TransferRequest& request) {
   const long useful = UsefulThreads(threads, bytes);
   if (!request.writes_directly() || request.extent_count < 2) return useful;
   const long requests = static_cast<long>(std::min<size_t>(request.extent_count, kMaxThreads));
@@ -233,7 +188,7 @@ PyObject* TransferExtents(PyObject*, PyObject* arguments, PyObject* keywords) {
   Status status = request.Check(&total);
   if (!status.ok()) return Raise(status);
   fastckpt::Transfer transfer(request);
-  if (!RunJob(&transfer, UsefulThreads(threads, total, request), progress)) return nullptr;
+  if (!RunJob(&transfer, ThreadsFor(threads, total, request), progress)) return nullptr;
   std::vector<fastckpt::ReadFault> faults;
   status = transfer.Finish(&faults);
   if (!status.ok()) return Raise(status);
@@ -285,11 +240,6 @@ PyObject* CountCached(PyObject*, PyObject* arguments) {
 }
 
 // --- the module --------------------------------------------------------------------------------
-
-// By way of a plain function pointer, which tells the compiler that the type is meant to change.
-PyCFunction WithKeywords(PyCFunctionWithKeywords function) {
-  return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
-}
 
 PyMethodDef methods[] = {
     {"simd_level", SimdLevel, METH_NOARGS,
@@ -376,7 +326,7 @@ int AddMembers(PyObject* module) {
                      AddMagic(module, "MAGIC_INDEX", fastckpt::kMagicIndex) &&
                      AddMagic(module, "MAGIC_FOOTER", fastckpt::kMagicFooter) &&
                      AddMagic(module, "MAGIC_SOURCE", fastckpt::kMagicSource);
-  return added && AddSlotFiller(module) && AddPlanes(module) ? 0 : -1;
+  return added && AddSlotFiller(module) && AddPlanes(module) && AddParity(module) ? 0 : -1;
 }
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(AddMembers)},

@@ -55,6 +55,7 @@ WORKS = {
     "copy": "_core.transfer(-1, -1, rows(address, _core.address(target), 2000), None, None, threads=3)",
     "write": "_core.transfer(-1, fd, rows(address, 0, 2000), None, None, threads=2)",
     "small": "_core.transfer(-1, -2, array('Q', [address, 0, 64, 0] * 3_000_000), leaves, None, threads=2)",
+    "parity": "[_core.encode_parity(data, len(data), 64, 2, 0, target[: 2 * MiB], None, threads=3) for _ in target]",
     "scan": "[_core.find_blocks(fd, b'FCKPTREC', 0, 1 << 40, threads=2) for _ in range(10_000)]",
 }
 

@@ -1,0 +1,55 @@
+// The parity kernel on 256-bit registers.
+
+#include "constants.h"
+#include "parity_kernels.h"
+
+#if defined(__x86_64__)
+
+#include <immintrin.h>
+
+namespace fastckpt {
+namespace gf256 {
+
+namespace {
+
+#define FASTCKPT_AVX2 __attribute__((target("avx2"), always_inline)) inline
+
+FASTCKPT_AVX2 __m256i Load(const uint8_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+FASTCKPT_AVX2 __m256i Twice(__m256i value) {
+  const __m256i overflows = _mm256_cmpgt_epi8(_mm256_setzero_si256(), value);
+  return _mm256_xor_si256(_mm256_add_epi8(value, value),
+                          _mm256_and_si256(overflows, _mm256_set1_epi8(0x1D)));
+}
+
+template <size_t kRows>
+__attribute__((target("avx2"))) void Fold(const uint8_t* const* sources, uint8_t* const* rows) {
+  for (size_t at = 0; at < kLeafSize; at += sizeof(__m256i)) {
+    __m256i row[kRows];
+    for (size_t j = 0; j < kRows; ++j) row[j] = Load(rows[j] + at);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < kFold; ++i) {
+      const __m256i value = Load(sources[i] + at);
+      row[0] = _mm256_xor_si256(row[0], value);
+      if constexpr (kRows > 1) row[1] = _mm256_xor_si256(Twice(row[1]), value);
+      if constexpr (kRows > 2) row[2] = _mm256_xor_si256(Twice(Twice(row[2])), value);
+    }
+    for (size_t j = 0; j < kRows; ++j)
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows[j] + at), row[j]);
+  }
+}
+
+}  // namespace
+
+void FoldAvx2(const uint8_t* const* sources, uint8_t* const* rows, size_t count) {
+  if (count == 1) return Fold<1>(sources, rows);
+  if (count == 2) return Fold<2>(sources, rows);
+  Fold<3>(sources, rows);
+}
+
+}  // namespace gf256
+}  // namespace fastckpt
+
+#endif  // __x86_64__

@@ -1,0 +1,33 @@
+// What the parity kernels of the several instruction sets share. Internal to parity*.cc.
+//
+// All of it is arithmetic in GF(2^8) modulo x^8 + x^4 + x^3 + x^2 + 1 (0x11D), byte by byte. To add
+// is to take the exclusive or; to multiply by x, which is 2, is to shift left by one bit and, where
+// a bit falls out, to take the exclusive or with 0x1D. A row of parity is a polynomial in 1, 2 or 4
+// whose coefficients are the leaves, so Horner's rule has it without a multiplication by anything
+// else: row = row * 2 + leaf, from the last leaf to the first.
+
+#ifndef FASTCKPT_CORE_PARITY_KERNELS_H_
+#define FASTCKPT_CORE_PARITY_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace fastckpt {
+namespace gf256 {
+
+// How many leaves a kernel takes at a time: the rows are loaded and stored once for all of them.
+inline constexpr size_t kFold = 4;
+
+// Folds kFold leaves into the `count` rows (1 to 3): row j becomes row j * (2^j)^kFold + ..., the
+// leaves in Horner's order, sources[0] first. All are kLeafSize long and need no alignment.
+void FoldPortable(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
+#if defined(__x86_64__)
+void FoldAvx2(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
+// Needs AVX-512BW besides AVX-512F.
+void FoldAvx512(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
+#endif
+
+}  // namespace gf256
+}  // namespace fastckpt
+
+#endif  // FASTCKPT_CORE_PARITY_KERNELS_H_
