@@ -27,10 +27,7 @@ constexpr size_t kMostTileBytes = (kPlanesMasked - 1) * 8;
 
 class Decoder {
  public:
-  Decoder(const uint8_t* stored, size_t stored_size, uint8_t* raw, size_t size)
-      : stored_(stored), stored_size_(stored_size), raw_(raw), size_(size) {}
-
-  Status Run();
+  Status Run(const uint8_t* stored, size_t stored_size, uint8_t* raw, size_t size);
 
  private:
   Status ReadHead();
@@ -43,11 +40,11 @@ class Decoder {
 
   size_t left() const { return stored_size_ - at_; }
 
-  const uint8_t* const stored_;
-  const size_t stored_size_;
-  uint8_t* const raw_;
-  const size_t size_;
-  const Kernels& kernels_ = CurrentKernels();
+  const uint8_t* stored_ = nullptr;
+  size_t stored_size_ = 0;
+  uint8_t* raw_ = nullptr;
+  size_t size_ = 0;
+  Kernels kernels_ = kPortableKernels;
 
   size_t at_ = 0;  // in the stored bytes
   size_t block_size_ = 0;
@@ -91,18 +88,23 @@ Status Decoder::ReadHead() {
   return Status::Ok();
 }
 
-Status Decoder::Run() {
+Status Decoder::Run(const uint8_t* stored, size_t stored_size, uint8_t* raw, size_t size) {
+  stored_ = stored;
+  stored_size_ = stored_size;
+  raw_ = raw;
+  size_ = size;
+  kernels_ = CurrentKernels();
   Status status = ReadHead();
   for (size_t block = 0; status.ok() && block * block_size_ < size_; ++block) {
     const size_t first = block * block_size_;
-    const size_t size = std::min(block_size_, size_ - first);
+    const size_t here = std::min(block_size_, size_ - first);
     const uint32_t place = Load32(stored_ + kPlanesHeadSize + 4 * block);
     if (place == 0) {
-      std::memset(raw_ + first, 0, size);
+      std::memset(raw_ + first, 0, here);
     } else if (place != at_) {
       return Damaged("a block is not where the one before it ends");
     } else {
-      status = DecodeBlock(first, size);
+      status = DecodeBlock(first, here);
     }
   }
   if (status.ok() && at_ != stored_size_) return Damaged("bytes behind the last block");
@@ -280,10 +282,11 @@ void Decoder::JoinMasked(const Mask& mask, size_t first, size_t n, uint8_t* to) 
 
 Status DecodePlanes(const uint8_t* stored, size_t stored_size, uint8_t* raw, size_t size) {
   if (size > kChunkSize) return Status::InvalidArgument("larger than a chunk");
-  const std::unique_ptr<planes::Decoder> decoder(
-      new (std::nothrow) planes::Decoder(stored, stored_size, raw, size));
+  // Kept: the first touch of fresh pages would take longer than decoding.
+  static thread_local std::unique_ptr<planes::Decoder> decoder;
+  if (decoder == nullptr) decoder.reset(new (std::nothrow) planes::Decoder());
   if (decoder == nullptr) return Status::NoMemory();
-  return decoder->Run();
+  return decoder->Run(stored, stored_size, raw, size);
 }
 
 }  // namespace fastckpt

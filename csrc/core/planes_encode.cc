@@ -29,10 +29,8 @@ void Store32(uint8_t* to, uint32_t value) { std::memcpy(to, &value, sizeof value
 
 class Encoder {
  public:
-  Encoder(const PlanesChunk& chunk, uint8_t* out) : chunk_(chunk), out_(out) {}
-
   // The number of stored bytes, 0 if they would not be fewer.
-  size_t Run();
+  size_t Run(const PlanesChunk& chunk, uint8_t* out);
 
  private:
   Block BlockAt(size_t number) const;
@@ -44,9 +42,9 @@ class Encoder {
   uint8_t* WriteHead(const Block& block, uint8_t* at);
   uint8_t* WriteTile(const Block& block, size_t tile, uint8_t* at);
 
-  const PlanesChunk chunk_;
-  uint8_t* const out_;
-  const Kernels& kernels_ = CurrentKernels();
+  PlanesChunk chunk_;
+  uint8_t* out_ = nullptr;
+  Kernels kernels_ = kPortableKernels;
   size_t at_ = 0;
   size_t block_log2_ = kPlanesBlockLog2;
   Shifts shifts_;
@@ -246,7 +244,10 @@ void Encoder::WriteBlock(const Block& block) {
   at_ = static_cast<size_t>(PadEight(out_, at + rest) - out_);
 }
 
-size_t Encoder::Run() {
+size_t Encoder::Run(const PlanesChunk& chunk, uint8_t* out) {
+  chunk_ = chunk;
+  out_ = out;
+  kernels_ = CurrentKernels();
   block_log2_ = ChooseBlockLog2();
   const size_t block_size = size_t{1} << block_log2_;
   const size_t blocks = (chunk_.size + block_size - 1) / block_size;
@@ -285,9 +286,11 @@ Status EncodePlanes(const PlanesChunk& chunk, uint8_t* out, size_t* stored) {
     if (chunk.kinds[block] >= kPlanesKinds)
       return Status::InvalidArgument("unknown kind of elements");
   if (chunk.size == 0) return Status::Ok();
-  const std::unique_ptr<planes::Encoder> encoder(new (std::nothrow) planes::Encoder(chunk, out));
+  // Kept: the first touch of fresh pages would take as long as encoding a chunk.
+  static thread_local std::unique_ptr<planes::Encoder> encoder;
+  if (encoder == nullptr) encoder.reset(new (std::nothrow) planes::Encoder());
   if (encoder == nullptr) return Status::NoMemory();
-  *stored = encoder->Run();
+  *stored = encoder->Run(chunk, out);
   return Status::Ok();
 }
 

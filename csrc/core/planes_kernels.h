@@ -61,7 +61,7 @@ extern const Kernels kAvx512Kernels;
 #endif
 
 // Those of the current SIMD level.
-const Kernels& CurrentKernels();
+Kernels CurrentKernels();
 
 // Bytes of one row of n bits.
 constexpr size_t RowSize(size_t n) { return (n + 7) / 8; }

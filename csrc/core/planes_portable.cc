@@ -118,7 +118,7 @@ void Survey(const uint8_t* raw, size_t words, uint64_t* any, uint64_t* all, size
 
 const Kernels kPortableKernels = {Split, Join, Pack, Unpack, Nest, Unnest, Survey};
 
-const Kernels& CurrentKernels() {
+Kernels CurrentKernels() {
 #if defined(__x86_64__)
   switch (CurrentSimdLevel()) {
     case SimdLevel::kAvx512:

@@ -162,6 +162,7 @@ bool ShiftFinder::Saves() {
 }
 
 Shifts ShiftFinder::Find(const Kernels& kernels, const PlanesChunk& chunk) {
+  shifts_ = Shifts();
   kind_ = chunk.kinds[0];
   if (chunk.row_length < 16 || !HasExponent(kind_)) return Shifts();
   for (size_t block = 1; block < PlanesBlockCount(chunk.size); ++block)

@@ -27,7 +27,9 @@ PyObject* Encode(PyObject*, PyObject* arguments, PyObject* keywords) {
   if (kinds.size() != PlanesBlockCount(raw.size()))
     return PyErr_Format(PyExc_ValueError, "kinds: %zu, not one for each of %zu blocks", kinds.size(),
                         PlanesBlockCount(raw.size()));
-  const std::unique_ptr<uint8_t[]> out(new (std::nothrow) uint8_t[PlanesRoom(raw.size())]);
+  // Kept: to touch fresh pages for each chunk would take longer than to encode it.
+  static thread_local std::unique_ptr<uint8_t[]> out;
+  if (out == nullptr) out.reset(new (std::nothrow) uint8_t[PlanesRoom(kChunkSize)]);
   if (out == nullptr) return PyErr_NoMemory();
   size_t stored = 0;
   Status status;

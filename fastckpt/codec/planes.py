@@ -24,8 +24,12 @@ class PlanesCodec:
             DamagedError: They do not decode to ``raw_size`` bytes; no more than these are ever allocated.
         """
         raw = bytearray(raw_size)
+        self.decode_into(stored, memoryview(raw))
+        return raw
+
+    def decode_into(self, stored: bytes | bytearray | memoryview, raw: memoryview) -> None:
+        """Fill ``raw`` with the raw bytes of a chunk. Raises what `decode` does; ``raw`` means nothing then."""
         try:
             _core.planes_decode(stored, raw)
         except ValueError as error:
             raise DamagedError(f"a chunk of planes does not decode: {error}") from None
-        return raw

@@ -28,6 +28,9 @@ class Codec(Protocol):
     def decode(self, stored: Buffer, raw_size: int) -> bytes | bytearray:
         """The raw bytes, exactly ``raw_size`` of them. Raises DamagedError otherwise."""
 
+    def decode_into(self, stored: Buffer, raw: memoryview) -> None:
+        """Fill ``raw``, all of it. Raises DamagedError otherwise; what is in it means nothing then."""
+
 
 _DECODERS: Final[dict[int, Callable[[], Codec]]] = {CODEC_ZSTD: ZstdCodec, CODEC_PLANES: PlanesCodec}
 _NAMES: Final[dict[int, str]] = {CODEC_NONE: "none", CODEC_ZSTD: "zstd", CODEC_PLANES: "planes"}

@@ -56,6 +56,10 @@ class ZstdCodec:
         except zstandard.ZstdError as error:
             raise DamagedError(f"a zstd frame does not decode: {error}") from None
 
+    def decode_into(self, stored: bytes | bytearray | memoryview, raw: memoryview) -> None:
+        """Fill ``raw`` with the raw bytes of one frame, by a copy. Raises what `decode` does."""
+        raw[:] = self.decode(stored, len(raw))
+
     def pieces(self, stored: bytes, raw_size: int, piece_size: int) -> Iterator[bytes]:
         """The raw bytes of one frame that may be large, in pieces. Raises what `decode` does."""
         done = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import xxhash
@@ -28,23 +29,21 @@ class EncodedPayload(NamedTuple):
 
 class _EncodedChunk(NamedTuple):
     codec: int
-    stored: bytes | bytearray
+    stored: bytes | memoryview
     digest: int
     leaves: bytes
     crc: int
     raw_size: int
 
 
-def read_exactly(source: int, origin: int, size: int) -> bytearray:
-    """``size`` bytes from an offset in a file, or, with ``source`` MEMORY, from an address."""
-    raw = bytearray(size)
-    moved = transfer([Move(origin, _core.address(raw), size)], source=source, sink=MEMORY, threads=1, leaves=False)
+def read_exactly(source: int, origin: int, raw: memoryview) -> None:
+    """Fill ``raw`` from an offset in a file, or, with ``source`` MEMORY, from an address."""
+    moved = transfer([Move(origin, _core.address(raw), len(raw))], source=source, sink=MEMORY, threads=1, leaves=False)
     for fault in moved.faults:
         reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
         raise CheckpointIOError(
             f"cannot read the source: {reason}", errno=fault.errno or None, offset=origin + fault.offset
         )
-    return raw
 
 
 def encode_payload(
@@ -55,7 +54,7 @@ def encode_payload(
     codec_id: int,
     codec: Codec,
     numbers: Callable[[int, int], Numbers],
-    write: Callable[[int, bytes | bytearray], None],
+    write: Callable[[int, bytes | memoryview], None],
     threads: int,
     want_crc: bool,
     progress: Progress | None,
@@ -75,14 +74,24 @@ def encode_payload(
         progress: Called with the raw bytes done so far.
     """
 
+    # Memory that threads have done with: the first touch of fresh pages takes as long as the copy itself.
+    spare: SimpleQueue[memoryview] = SimpleQueue()
+
     def encode(chunk: int) -> _EncodedChunk:
         size = min(CHUNK_SIZE, raw_size - chunk * CHUNK_SIZE)
-        raw = read_exactly(source, origin + chunk * CHUNK_SIZE, size)
+        try:
+            memory = spare.get_nowait()
+        except Empty:
+            memory = memoryview(bytearray(min(CHUNK_SIZE, raw_size)))
+        # A copy: what is still being changed would not be what its digests say.
+        raw = memory[:size]
+        read_exactly(source, origin + chunk * CHUNK_SIZE, raw)
         leaves = _core.leaf_digests(raw)
         crc = _core.crc32(raw) if want_crc else 0
         frame = codec.encode(raw, numbers(chunk * CHUNK_SIZE, size))
         if frame is None:
             return _EncodedChunk(CODEC_NONE, raw, raw_chunk_digest(leaves), leaves, crc, size)
+        spare.put(memory)
         return _EncodedChunk(codec_id, frame, xxhash.xxh3_64_intdigest(frame), leaves, crc, size)
 
     chunks: list[Chunk] = []

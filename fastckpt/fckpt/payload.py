@@ -15,11 +15,12 @@ from typing import NamedTuple
 import xxhash
 
 from fastckpt import _core
-from fastckpt.codec.registry import codec_for_reading
+from fastckpt.codec.registry import Codec, codec_for_reading
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedVersionError, UsageError
 from fastckpt.fckpt.bad_ranges import BadRange
 from fastckpt.findings import Kind
+from fastckpt.io.memory import view
 from fastckpt.io.pool import map_in_order
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
@@ -239,16 +240,24 @@ def read_piece(source: Source, piece: EncodedPiece, reading: Reading) -> list[Ba
     def all_bad(kind: Kind, errno: int = 0) -> list[BadRange]:
         return [BadRange(record, first, len(leaves) // 8, kind, errno, whole=True)]
 
+    begin = piece.start - chunk * CHUNK_SIZE
+    size = piece.end - piece.start
+    place = None if piece.target.place is None else piece.target.place + piece.start - piece.target.start
+    # A whole chunk that goes to memory is decoded right there.
+    there = place is not None and reading.sink == MEMORY and size == record.chunk_raw(chunk).size
+    raw: bytes | bytearray | memoryview
     try:
-        raw = read_chunk(source, record, chunk, verify=reading.verify)
+        if there and place is not None:
+            raw = view(place, size)
+            read_chunk_into(source, record, chunk, raw, verify=reading.verify)
+        else:
+            raw = read_chunk(source, record, chunk, verify=reading.verify)
     except CheckpointIOError as error:
         return all_bad(Kind.UNREADABLE, error.errno or 0)
     except DamagedError:
         return all_bad(_why_bad(source, *record.chunk_extent(chunk)))
-    if piece.target.place is not None:
-        begin = piece.start - chunk * CHUNK_SIZE
-        part = memoryview(raw)[begin : begin + piece.end - piece.start]
-        place = piece.target.place + piece.start - piece.target.start
+    if place is not None and not there:
+        part = memoryview(raw)[begin : begin + size]
         move = Move(_core.address(part), place, len(part))
         transfer([move], source=MEMORY, sink=reading.sink, threads=1, leaves=False)
     if not reading.verify:
@@ -279,11 +288,26 @@ def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = Tru
         UsageError: The codec's package is not installed.
         CheckpointIOError: They cannot be read.
     """
+    stored, codec = _read_stored(source, record, chunk, verify=verify)
+    return stored if codec is None else codec.decode(stored, record.chunk_raw(chunk).size)
+
+
+def read_chunk_into(source: Source, record: Record, chunk: int, raw: memoryview, *, verify: bool = True) -> None:
+    """Fill ``raw`` with the raw bytes of one chunk. Raises what `read_chunk` does; ``raw`` means nothing then."""
+    stored, codec = _read_stored(source, record, chunk, verify=verify)
+    if codec is None:
+        raw[:] = stored
+    else:
+        codec.decode_into(stored, raw)
+
+
+def _read_stored(source: Source, record: Record, chunk: int, *, verify: bool) -> tuple[bytes, Codec | None]:
+    """The stored bytes of a chunk, as their digest says, and what decodes them."""
     row = record.chunks[chunk]
     extent = record.chunk_extent(chunk)
     stored = source.read(*extent)
     if row.codec == CODEC_NONE:
-        return stored
+        return stored, None
     try:
         codec = codec_for_reading(row.codec)
     except (UnsupportedVersionError, UsageError) as error:
@@ -300,7 +324,7 @@ def read_chunk(source: Source, record: Record, chunk: int, *, verify: bool = Tru
                 expected=f"{row.stored_digest:016x}",
                 actual=f"{digest:016x}",
             )
-    return codec.decode(stored, record.chunk_raw(chunk).size)
+    return stored, codec
 
 
 def check_chunk_digests(record: Record) -> list[int]:

@@ -44,6 +44,13 @@ def allocate(size: int) -> memoryview:
     return memoryview(region)[start : start + size]
 
 
+def view(address: int, size: int) -> memoryview:
+    """``size`` bytes of memory at an address, writable; whoever gave the address keeps them alive."""
+    import ctypes  # Here, not above: it would slow the start of every command.
+
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+
 def phase(origin: int) -> int:
     """Where within 4 KiB memory should begin that bytes from this offset in a file are read to.
 
