@@ -41,7 +41,7 @@ GROUPS: Final = {
     "Load": ("load", "load_into", "stream", "open", "Checkpoint", "Part", "TensorInfo", "Ring"),
     "Check": ("verify", "verify_tensors", "seal", "Sealed", "Report", "Finding"),
     "Convert and salvage": ("convert", "salvage", "SalvageReport"),
-    "Directories": ("CheckpointDirectory", "find_last_whole", "Retention"),
+    "Directories": ("CheckpointDirectory", "find_last_whole", "Retention", "backup"),
 }
 
 _SECTION: Final = re.compile(r"(Args|Attributes|Returns|Yields|Raises|Example)( [^\n:]*)?:\n")

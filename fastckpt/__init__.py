@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastckpt.emergency import EmergencySave as EmergencySave
     from fastckpt.findings import Finding as Finding
     from fastckpt.findings import Report as Report
+    from fastckpt.keeping.backup import backup as backup
     from fastckpt.keeping.retention import Retention as Retention
     from fastckpt.layout.placeholder import Placeholder as Placeholder
     from fastckpt.layout.register import register as register
@@ -58,6 +59,7 @@ _HOMES = {
     "SalvageReport": "fastckpt.salvaging.report",
     "Sealed": "fastckpt.sealing.seal",
     "TensorInfo": "fastckpt.loading.open",
+    "backup": "fastckpt.keeping.backup",
     "convert": "fastckpt.conversion.convert",
     "find_last_whole": "fastckpt.sets.find_last_whole",
     "load": "fastckpt.loading.load",

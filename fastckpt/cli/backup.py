@@ -1,10 +1,11 @@
-"""Put a verified copy of every whole step of a nanochat directory into another one.
+"""Put a verified copy of every whole step of a directory into another one: nanochat's, a Trainer's, your own.
 
 On one file system files are reflinked, or hard-linked if they are .fckpt; else
 they are copied, and what the disk gives back is compared. A run that was cut
 short is finished by running it again. A step that is damaged, or not all there,
 is left out and named: the exit code is 1 if it only lacks files or could not be
-read, 3 if it is damaged, 2 if nothing could be backed up.
+read, 3 if it is damaged, 2 if nothing could be backed up. What is no step is
+named, and not copied.
 """
 
 from __future__ import annotations
@@ -18,14 +19,16 @@ from typing import Final, TypedDict
 
 from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import Output, Styled, columns
-from fastckpt.nanochat.backing_up import Backup, CopiedFile, LeftOut, backup
+from fastckpt.keeping.backup import backup
+from fastckpt.nanochat.backing_up import Backup, CopiedFile, LeftOut
 from fastckpt.nanochat.wholeness import NO_OPTIMIZER
-from fastckpt.text import count_text, duration_text, size_text
+from fastckpt.text import count_text, duration_text, size_text, some
 from fastckpt.verdicts import Verdict
 
 EXAMPLES: Final = (
     "fastckpt backup base_checkpoints/d4 /backup/d4",
     "fastckpt backup base_checkpoints/d4 /backup/d4 --step 20",
+    "fastckpt backup trainer /backup/trainer",
 )
 
 
@@ -40,13 +43,14 @@ class BackupDocument(TypedDict):
     steps: list[BackupStep]
     left_out: list[LeftOut]
     no_optimizer: list[int]
+    others: list[str]
     nbytes: int
     seconds: float
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``fastckpt backup``."""
-    parser.add_argument("source", metavar="DIR", help="a directory with files like model_000500.pt")
+    parser.add_argument("source", metavar="DIR", help="a directory with steps: model_000500.pt, checkpoint-500/")
     parser.add_argument("destination", metavar="DST", help="where the copies go, under the same names")
     parser.add_argument("--step", type=int, metavar="N", help="only this step")
     parser.add_argument("--copy", action="store_true", help="copy the bytes also where they could be shared")
@@ -72,6 +76,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "steps": [{"step": step, "files": files} for step, files in done.steps.items()],
         "left_out": done.left_out,
         "no_optimizer": done.no_optimizer,
+        "others": done.others,
         "nbytes": sum(file.nbytes for files in done.steps.values() for file in files),
         "seconds": time.perf_counter() - start,
     }
@@ -100,6 +105,8 @@ def _lines(facts: BackupDocument) -> Iterator[str | Styled]:
         yield Styled(f"  step {left.step}  left out, {what}: {'; '.join(left.reasons)}", "bad")
     for step in facts["no_optimizer"]:
         yield Styled(f"  note: step {step}: {NO_OPTIMIZER}; it is copied, and training cannot go on from it", "warn")
+    if facts["others"]:
+        yield f"  of no step, and not copied: {some(facts['others'], 8)}"
     if not facts["steps"]:
         yield Styled("nothing was backed up", "bad")
         return

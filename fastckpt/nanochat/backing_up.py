@@ -63,7 +63,7 @@ class LeftOut:
     unread: bool = False
 
 
-class _SavedAnew(MismatchError):
+class SavedAnew(MismatchError):
     """A file is not the one that was verified any more."""
 
 
@@ -75,11 +75,13 @@ class Backup:
         steps: The files of each step that was copied.
         left_out: The others.
         no_optimizer: Those of ``steps`` that have no optimizer file while another step of the directory has one.
+        others: Names in the directory that are of no step: these are not copied.
     """
 
     steps: dict[int, list[CopiedFile]] = field(default_factory=dict)
     left_out: list[LeftOut] = field(default_factory=list)
     no_optimizer: list[int] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
 
 def backup(
@@ -122,7 +124,7 @@ def backup(
     make_directory(destination)
     result, others = Backup(), list(read_steps(source).values())
     for each in steps:
-        before = {path: _identity(path) for path in each.paths}
+        before = {path: identity(path) for path in each.paths}
         state = step_state(each, verify=True, threads=count)
         if not state.complete or state.flaws:
             damaged = bool(state.flaws) or (
@@ -135,17 +137,17 @@ def backup(
             with contextlib.ExitStack() as stack:
                 # All are opened before the first is copied, so that what is copied is what was verified.
                 files = [stack.enter_context(Source(path)) for path in state.files]
-                _check_same(files, before)
+                check_same(files, before)
                 copied = _back_up(files, destination, share=share, threads=count, progress=progress)
             result.steps[each.number] = copied
             if lacks_optimizer(each, others):
                 result.no_optimizer.append(each.number)
         except (DamagedError, MismatchError) as error:
-            result.left_out.append(LeftOut(each.number, not isinstance(error, _SavedAnew), (str(error),)))
+            result.left_out.append(LeftOut(each.number, not isinstance(error, SavedAnew), (str(error),)))
     return result
 
 
-def _identity(file: str | int) -> tuple[int, ...] | None:
+def identity(file: str | int) -> tuple[int, ...] | None:
     """What changes when a file is written to, or replaced by another one of the same name."""
     if isinstance(file, str) and not exists(file):
         return None  # Opening it says more.
@@ -153,10 +155,11 @@ def _identity(file: str | int) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _check_same(files: Iterable[Source], before: Mapping[str, tuple[int, ...] | None]) -> None:
+def check_same(files: Iterable[Source], before: Mapping[str, tuple[int, ...] | None]) -> None:
+    """Raise SavedAnew unless the open files are those whose `identity` was taken before."""
     for file in files:
-        if _identity(file.fd) != before[file.path]:
-            raise _SavedAnew("the step was saved anew meanwhile", path=file.path, next_step="run the backup again")
+        if identity(file.fd) != before[file.path]:
+            raise SavedAnew("the step was saved anew meanwhile", path=file.path, next_step="run the backup again")
 
 
 def _back_up(

@@ -54,7 +54,16 @@ def test_a_damaged_step_is_named_and_the_code_is_3(run, here, tmp_path):
     ended = here("backup", run, tmp_path / "copy", "--json")
     assert ended.code == 3
     document = ended.json
-    assert set(document) == {"source", "destination", "steps", "left_out", "no_optimizer", "nbytes", "seconds"}
+    assert set(document) == {
+        "source",
+        "destination",
+        "steps",
+        "left_out",
+        "no_optimizer",
+        "others",
+        "nbytes",
+        "seconds",
+    }
     assert [step["step"] for step in document["steps"]] == [500, 1500]
     (left,) = document["left_out"]
     assert (left["step"], left["damaged"]) == (1000, True)

@@ -7,79 +7,30 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import forked
 import pytest
 import torch
+from other_steps import KINDS, STATE, Write, damage, left, run_of, write_file
 
 import fastckpt
 from fastckpt import Retention
 from fastckpt.errors import CheckpointIOError, NotACheckpointError, UsageError
 
 sys.path.append(str(Path(__file__).parents[1] / "sets"))
-from set_builds import flip, halve, write_accelerate_step, write_deepspeed_step, write_trainer_step
-
-STATE = {"w": torch.arange(5000.0)}
-
-
-def write_file(name: str) -> Callable[[Path, int], Path]:
-    def write(directory: Path, step: int) -> Path:
-        path = directory / name.format(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fastckpt.save(STATE, path) if path.suffix in (".fckpt", ".ckpt") else torch.save(STATE, path)
-        return path if path.parent == directory else path.parent
-
-    return write
-
-
-def write_set(directory: Path, step: int) -> Path:
-    fastckpt.dcp.save(STATE, directory / f"step-{step}", no_dist=True)
-    return directory / f"step-{step}"
-
-
-KINDS: dict[str, Callable[[Path, int], Path]] = {
-    "trainer": write_trainer_step,
-    "accelerate": write_accelerate_step,
-    "deepspeed": write_deepspeed_step,
-    "own set": write_set,
-    "plain": write_file("ckpt_{}.pt"),
-    "lightning": write_file("epoch=0-step={}.ckpt"),
-    "own": write_file("step_{:08d}.fckpt"),
-    "directory": write_file("step_{}/model.pt"),
-}
+from set_builds import flip, write_trainer_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
 @pytest.fixture(params=KINDS)
-def write(request: pytest.FixtureRequest) -> Callable[[Path, int], Path]:
+def write(request: pytest.FixtureRequest) -> Write:
     return KINDS[request.param]
 
 
-def run_of(directory: Path, write: Callable[[Path, int], Path], steps: tuple[int, ...]) -> dict[int, Path]:
-    """Steps, each older than the one behind it."""
-    directory.mkdir(exist_ok=True)
-    paths = {step: write(directory, step) for step in steps}
-    for step, path in paths.items():
-        for file in [path, *path.rglob("*")]:
-            os.utime(file, (1_700_000_000 + step,) * 2)
-    return paths
-
-
-def left(paths: dict[int, Path]) -> list[int]:
-    return [step for step, path in paths.items() if path.exists()]
-
-
-def damage(path: Path) -> None:
-    """A file of a step is cut, wherever that is seen: not the one file in which nothing tells it."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    halve(next(file for file in files if file.suffix not in (".json", ".safetensors")))
-
-
-def test_what_the_rules_keep(write: Callable[[Path, int], Path], tmp_path: Path) -> None:
+def test_what_the_rules_keep(write: Write, tmp_path: Path) -> None:
     paths = run_of(tmp_path / "run", write, (100, 200, 300, 400, 500))
     policy = Retention(keep_last=2, keep_every=200)
     planned = policy.plan(tmp_path / "run")
@@ -94,7 +45,7 @@ def test_what_the_rules_keep(write: Callable[[Path, int], Path], tmp_path: Path)
     assert fastckpt.find_last_whole(tmp_path / "run") == str(paths[500])
 
 
-def test_damage_does_not_cost_the_last_whole_step(write: Callable[[Path, int], Path], tmp_path: Path) -> None:
+def test_damage_does_not_cost_the_last_whole_step(write: Write, tmp_path: Path) -> None:
     paths = run_of(tmp_path / "run", write, (1, 2, 3))
     damage(paths[3])
     decisions = {d.step: d for d in Retention(keep_last=1).apply(tmp_path / "run")}
@@ -107,7 +58,7 @@ def test_damage_does_not_cost_the_last_whole_step(write: Callable[[Path, int], P
     }
 
 
-def test_an_older_step_that_is_not_whole_goes(write: Callable[[Path, int], Path], tmp_path: Path) -> None:
+def test_an_older_step_that_is_not_whole_goes(write: Write, tmp_path: Path) -> None:
     """Unless it was written to since the newest whole one."""
     paths = run_of(tmp_path / "run", write, (1, 2, 3))
     for step, age in ((1, 1), (2, 10)):
@@ -120,9 +71,7 @@ def test_an_older_step_that_is_not_whole_goes(write: Callable[[Path, int], Path]
     assert decisions[1].why.startswith("not whole: ")
 
 
-def test_what_cannot_be_read_is_kept(
-    write: Callable[[Path, int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_read_is_kept(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = run_of(tmp_path / "run", write, (1, 2, 3))
     real = os.open
 
