@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Final
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
@@ -25,6 +24,7 @@ from fastckpt.sets import dcp
 from fastckpt.sets.dcp_metadata import GlobalTensor, uncovered
 from fastckpt.sets.model import CheckpointSet, Member
 from fastckpt.sets.nesting import nested
+from fastckpt.sets.part_bytes import runs
 from fastckpt.surveying.fates import THERE, Status
 from fastckpt.surveying.holes import Hole, merge_holes
 from fastckpt.surveying.wreck import StorageState, Wreck
@@ -194,7 +194,7 @@ class SetWreck:
     def _say_what_is_lost(self, name: str, whole: _Whole) -> None:
         """Which pieces of a tensor are lost, why, and where they are in its bytes."""
         itemsize = BY_NAME[whole.described.dtype].itemsize
-        runs = [run for box in whole.missing for run in _runs(box, whole.described.shape)]
+        runs = [run for box in whole.missing for run in _ranges(box, whole.described.shape)]
         if len(runs) > _MOST_HOLES:
             runs = [(min(first for first, _ in runs), max(end for _, end in runs))]
         whole.state.holes = merge_holes(Hole(a * itemsize, b * itemsize, Kind.MISSING) for a, b in runs if b > a)
@@ -204,20 +204,20 @@ class SetWreck:
         self.wreck.findings.append(Finding(Kind.MISSING, f"{name}: {whole.state.reason}", 0, 0, tensors=(name,)))
 
 
-def _runs(box: Box, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The elements of a part of a tensor, as ranges in row-major order."""
-    inner = len(shape)
-    while inner > 1 and box[inner - 1] == (0, shape[inner - 1]):
-        inner -= 1
-    if not inner:
-        yield 0, 1
+def _ranges(box: Box, shape: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The elements of a part of a tensor, as ranges in row-major order; of too many, one from the first to the last."""
+    lows, sizes = [a for a, _ in box], [b - a for a, b in box]
+    count = 0
+    for found in runs(shape, lows, sizes, 1, 0, math.prod(shape)):
+        count += found.times
+        if count > _MOST_HOLES:
+            break
+    if count > _MOST_HOLES:
+        strides = contiguous_stride(tuple(shape))
+        last = sum((b - 1) * stride for (_, b), stride in zip(box, strides, strict=True))
+        yield sum(a * stride for a, stride in zip(lows, strides, strict=True)), last + 1
         return
-    strides = contiguous_stride(tuple(shape))
-    outer, (first, end) = box[: inner - 1], box[inner - 1]
-    if math.prod(b - a for a, b in outer) > _MOST_HOLES:
-        low = sum(a * stride for (a, _), stride in zip(box, strides, strict=True))
-        yield low, sum((b - 1) * stride for (_, b), stride in zip(box, strides, strict=True)) + 1
-        return
-    for place in product(*(range(a, b) for a, b in outer)):
-        base = sum(at * stride for at, stride in zip(place, strides, strict=False))
-        yield base + first * strides[inner - 1], base + end * strides[inner - 1]
+    for found in runs(shape, lows, sizes, 1, 0, math.prod(shape)):
+        for number in range(found.times):
+            begin = found.whole + number * found.step
+            yield begin, begin + found.size

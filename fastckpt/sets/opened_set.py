@@ -8,6 +8,7 @@ Without torch.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from collections import Counter
@@ -19,7 +20,7 @@ from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, ENTRY_FLAG_REQUI
 from fastckpt.errors import errors_about
 from fastckpt.foreign.safetensors_content import is_plain
 from fastckpt.io.memory import ARENA_SIZE, allocate_regions
-from fastckpt.io.transfer import MEMORY, Move, Progress, thread_count, transfer
+from fastckpt.io.transfer import Progress
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, StorageBytes, contiguous_stride
 from fastckpt.layout.prefixes import with_names
@@ -27,9 +28,9 @@ from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import map_tensors, tensors_below
 from fastckpt.sets import dcp, own
 from fastckpt.sets.contents import Contents, contents_of
-from fastckpt.sets.model import JSON, CheckpointSet, Member
+from fastckpt.sets.model import CheckpointSet, Member
 from fastckpt.sets.open_members import OpenMembers
-from fastckpt.sets.part_bytes import in_order, runs
+from fastckpt.sets.part_bytes import copy_runs, in_order, runs
 from fastckpt.stored.opened import LeafRun, Opened, OpenedFile, Witness
 
 _FORMATS = {own.KIND: "set", dcp.KIND: "dcp"}
@@ -151,8 +152,7 @@ class OpenedSet(Opened):
         for path, storage in self._witness:
             used.setdefault(path, set()).add(storage)
         for member in self._checkpoint.members:
-            is_manifest = member.name == SET_NAME
-            if member.read_as != JSON and not is_manifest and os.path.getsize(member.path):
+            if member.name != SET_NAME:
                 with self._files.use(member) as file:
                     yield file, used.get(member.path, set())
 
@@ -228,12 +228,11 @@ class OpenedSet(Opened):
             found = list(runs(shape, piece.offsets, piece.entry.shape, itemsize, start, end))
             if not found:
                 continue
-            first, last = found[0].part, found[-1].part + found[-1].size
+            first, last = found[0].part, found[-1].part + found[-1].nbytes
             with self._files.use(piece.member) as file, errors_about(file.path):
                 raw = memoryview(self._in_order.read(file, piece.entry, first, last))
-            for run in found:
-                at = run.whole - start
-                made[at : at + run.size] = raw[run.part - first : run.part - first + run.size]
+            for each in found:
+                copy_runs(each._replace(whole=each.whole - start, part=each.part - first), raw, made)
         self.count(end - start)
         return made
 
@@ -314,24 +313,19 @@ def _fill_from(file: OpenedFile, jobs: Sequence[tuple[_Piece, _Storage, int]], *
     file.fill(straight, threads=threads, progress=None)
     for batch in file.batches(others):
         bytes_of = file.bring(batch, threads=threads, verify=True, progress=None, mapped=False)
-        moves: list[Move] = []
-        held: list[memoryview] = []
         for number in batch:
             region, begin, size = bytes_of(number)
             for piece, storage, address in others[number]:
-                low, high = (0, size) if storage.shape is None else piece.entry.span
-                raw = region[begin + low : begin + high]
+                target = memoryview((ctypes.c_ubyte * storage.nbytes).from_address(address)).cast("B")
                 if storage.shape is None:
-                    moves.append(Move(_core.address(raw), address, size))
+                    target[:] = region[begin : begin + size]
                     continue
+                low, high = piece.entry.span
+                raw = region[begin + low : begin + high]
                 raw = raw if is_plain(piece.entry) else in_order(raw, piece.entry)
-                held.append(raw)
-                base = _core.address(raw)
-                found = runs(storage.shape, piece.offsets, piece.entry.shape, storage.itemsize, 0, storage.nbytes)
-                moves += [Move(base + run.part, address + run.whole, run.size) for run in found]
-        filled = [move for move in moves if move.size]
-        if filled:
-            transfer(filled, source=MEMORY, sink=MEMORY, threads=thread_count(threads), leaves=False)
+                sizes = piece.entry.shape
+                for found in runs(storage.shape, piece.offsets, sizes, storage.itemsize, 0, storage.nbytes):
+                    copy_runs(found, raw, target)
 
 
 def _straight_place(piece: _Piece, storage: _Storage, address: int) -> int | None:

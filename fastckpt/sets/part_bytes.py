@@ -13,19 +13,37 @@ from fastckpt.errors import UnsupportedStateError
 from fastckpt.layout.entries import Entry, contiguous_stride
 
 _UNITS: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_WORTH_A_COPY: Final = 64
+"""Bytes of a run that are copied by themselves. Of shorter ones the first byte of all is copied, then the second: a
+column of single numbers would take far longer one by one."""
 
 
-class Run(NamedTuple):
-    """Bytes that lie together: where they begin in the whole and in the part, and how many."""
+class Runs(NamedTuple):
+    """Runs of bytes that lie together, evenly spaced in a whole tensor and one behind the other in a part of it.
+
+    Attributes:
+        whole: Where the first begins in the whole.
+        part: Where it begins in the part.
+        size: Bytes of each.
+        step: From the beginning of one to that of the next, in the whole.
+        times: How many.
+    """
 
     whole: int
     part: int
     size: int
+    step: int
+    times: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of them."""
+        return self.size * self.times
 
 
 def runs(
     shape: Sequence[int], offsets: Sequence[int], sizes: Sequence[int], itemsize: int, start: int, end: int
-) -> Iterator[Run]:
+) -> Iterator[Runs]:
     """Which bytes of ``[start, end)`` of a row-major tensor a part of it has, in order.
 
     Args:
@@ -38,42 +56,63 @@ def runs(
     """
     if not math.prod(sizes):
         return
-    rows, at, steps = _rows(shape, offsets, sizes)
-    size = math.prod(sizes) // math.prod(rows) * itemsize
-
-    def begin(row: int) -> int:
-        """Where a row of the part begins in the whole."""
-        place = at
-        for extent, step in zip(reversed(rows), reversed(steps), strict=True):
-            row, index = divmod(row, extent)
-            place += index * step
-        return place * itemsize
-
-    count = math.prod(rows)
-    first = max(bisect.bisect_right(range(count), start, key=begin) - 1, 0)
-    for row in range(first, count):
-        place = begin(row)
-        low, high = max(place, start), min(place + size, end)
-        if place >= end:
-            return
-        if low < high:
-            yield Run(low, row * size + low - place, high - low)
-
-
-def _rows(
-    shape: Sequence[int], offsets: Sequence[int], sizes: Sequence[int]
-) -> tuple[Sequence[int], int, Sequence[int]]:
-    """The extents that tell the rows of a part apart, the place of the first one in elements, and the steps of these.
-
-    A row has all that lies together in the whole.
-    """
+    # All that lies together in the whole is one run.
     split = len(shape)
     while split and sizes[split - 1] == shape[split - 1]:
         split -= 1
     steps = contiguous_stride(tuple(shape))
-    place = sum(at * step for at, step in zip(offsets, steps, strict=True))
-    outer = max(split - 1, 0)
-    return sizes[:outer], place, steps[:outer]
+    *outer, inner = sizes[: split - 1] if split > 1 else (1,)
+    origin = sum(at * step for at, step in zip(offsets, steps, strict=True))
+    size = math.prod(sizes) // (math.prod(outer) * inner) * itemsize
+    step = steps[split - 2] * itemsize if split > 1 else size
+
+    def begin(number: int) -> int:
+        """Where a series of runs begins in the whole."""
+        place = origin
+        for extent, stride in zip(reversed(outer), reversed(steps[: len(outer)]), strict=True):
+            number, index = divmod(number, extent)
+            place += index * stride
+        return place * itemsize
+
+    count = math.prod(outer)
+    for number in range(max(bisect.bisect_right(range(count), start, key=begin) - 1, 0), count):
+        place = begin(number)
+        if place >= end:
+            return
+        yield from _between(Runs(place, number * inner * size, size, step, inner), start, end)
+
+
+def _between(found: Runs, start: int, end: int) -> Iterator[Runs]:
+    """What of a series of runs lies in ``[start, end)``: perhaps the end of one, whole ones, the beginning of one."""
+    whole, part, size, step, count = found
+    first = max((start - whole - size) // step + 1, 0)
+    last = min(-((whole - end) // step), count)
+    if first < last and whole + first * step < start:
+        low = start - whole - first * step
+        high = min(end - whole - first * step, size)
+        yield Runs(start, part + first * size + low, high - low, step, 1)
+        first += 1
+    cut = last > first and whole + (last - 1) * step + size > end
+    if last - cut > first:
+        yield Runs(whole + first * step, part + first * size, size, step, last - cut - first)
+    if cut:
+        at = whole + (last - 1) * step
+        yield Runs(at, part + (last - 1) * size, end - at, step, 1)
+
+
+def copy_runs(found: Runs, raw: memoryview, target: memoryview) -> None:
+    """Copy runs from the bytes of a part to those of the whole tensor."""
+    whole, part, size, step, count = found
+    if count == 1:
+        target[whole : whole + size] = raw[part : part + size]
+    elif size < _WORTH_A_COPY:
+        for byte in range(size):
+            reach = (count - 1) * step + 1
+            target[whole + byte : whole + byte + reach : step] = raw[part + byte : part + found.nbytes : size]
+    else:
+        for number in range(count):
+            at, come = whole + number * step, part + number * size
+            target[at : at + size] = raw[come : come + size]
 
 
 def in_order(raw: memoryview, entry: Entry) -> memoryview:

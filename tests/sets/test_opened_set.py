@@ -94,11 +94,30 @@ def test_runs_are_each_byte_once() -> None:
         whole = torch.arange(torch.Size(shape).numel()).reshape(shape)
         part = whole[tuple(slice(at, at + size) for at, size in zip(offsets, sizes, strict=True))].flatten().tolist()
         start, end = sorted(rng.randrange(whole.numel() + 1) for _ in range(2))
-        found = [
-            (run.whole + n, run.part + n) for run in runs(shape, offsets, sizes, 1, start, end) for n in range(run.size)
+        found = list(runs(shape, offsets, sizes, 1, start, end))
+        each = [
+            (one.whole + number * one.step + n, one.part + number * one.size + n)
+            for one in found
+            for number in range(one.times)
+            for n in range(one.size)
         ]
-        assert found == [(place, number) for number, place in enumerate(part) if start <= place < end]
+        assert each == [(place, number) for number, place in enumerate(part) if start <= place < end]
+        assert sum(one.nbytes for one in found) == len(each)
     assert list(runs((2, 0), (0, 0), (2, 0), 4, 0, 0)) == []
+
+
+def test_a_column_of_numbers_takes_no_longer_than_its_rows(tmp_path: Path) -> None:
+    """Nothing is done for each number by itself."""
+    tensor = torch.arange(2_000_000, dtype=torch.int16).view(-1, 2)
+    place = write_pieces(tmp_path / "it", {"w": tensor}, grid(1, 2))
+    (found,) = runs((2_000_000, 2), (0, 1), (2_000_000, 1), 2, 0, 8_000_000)
+    assert (found.times, found.size, found.step) == (2_000_000, 2, 4)
+    assert len(list(runs((2_000_000, 2), (0, 1), (2_000_000, 1), 2, 1_001, 7_000_003))) <= 3
+    with OpenedSet(one_checkpoint(str(place))) as opened:
+        assert bytes(opened.read(0, 0, tensor.nbytes)) == bytes_of(tensor)
+        memory = allocate(tensor.nbytes)
+        opened.fill({0: _core.address(memory)}, threads=1, progress=None)
+        assert bytes(memory) == bytes_of(tensor)
 
 
 STRIDED = {
