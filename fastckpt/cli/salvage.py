@@ -129,12 +129,13 @@ def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
 
 def _all_are_known(facts: SalvageDocument) -> bool:
     """Whether what is damaged cannot have named more tensors than are listed."""
-    return facts["structure"] not in ("damaged", "from index/header")
+    return facts["structure"] not in ("damaged", "from index/header", "from shards")
 
 
 def _structure(structure: str) -> str:
     return {
         "from index/header": "from the record headers, flat",
+        "from shards": "from the shards, which say what their parts are parts of",
         "like": "from the file given with --like",
         "sibling": "from another file in the directory",
         "nanochat order": "from the model config in meta",

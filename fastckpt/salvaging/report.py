@@ -37,8 +37,9 @@ class SalvageReport:
         tensors: The fate of every tensor by flat name, in the order of the structure.
         tensor_bytes: What is proven of the bytes of all tensors.
         findings: All damage, in file order.
-        structure: Where names, shapes and dtypes come from: ``whole``, ``from index/header``, ``like``,
-            ``sibling``, ``nanochat order``, ``damaged`` (a pickle or header that fails its checksum) or ``none``.
+        structure: Where names, shapes and dtypes come from: ``whole``, ``from index/header``, ``from shards``
+            (of a set without its manifest), ``like``, ``sibling``, ``nanochat order``, ``damaged`` (a pickle or header
+            that fails its checksum) or ``none``.
         destination: The file that was written, if any.
         written: Names of the tensors in it; in a dry run, of those that would be.
         backfilled: Names of tensors taken from another checkpoint, and that checkpoint.

@@ -84,12 +84,16 @@ class Outline:
         paths: The keys on the way to each name, where they were kept.
         wanted: What should be in each file, by its name.
         is_other: Whether another checkpoint says so.
+        is_of_shards: Whether the files themselves say so, and there may have been more.
+        unknown: Files of which nothing says what should be in them.
     """
 
     tensors: dict[str, GlobalTensor]
     paths: dict[str, tuple[Any, ...]]
     wanted: dict[str, list[Wanted]] = field(default_factory=dict)
     is_other: bool = False
+    is_of_shards: bool = False
+    unknown: list[str] = field(default_factory=list)
 
 
 def outline_of(kind: str, directory: str) -> Outline:
@@ -166,12 +170,12 @@ def _parts(source: Source, member: Member, wanted: Sequence[Wanted], threads: in
         root: str | None = CheckpointFile(source).footer.root.hex()
     except FastckptError:
         root = None
-    is_other_save = root is not None and root != member.root
+    is_other_save = bool(root and member.root and root != member.root)
     for each in wanted:
         found = _judged(each, wreck, at(wreck.tree, (SET_OBJECTS if each.box is None else SET_TENSORS, each.where)))
         if is_other_save:
             found = found._replace(status=Status.LOST, reason="the shard is of another save")
-        elif root is None and found.status is Status.INTACT:
+        elif not (root and member.root) and found.status is Status.INTACT:
             found = found._replace(status=Status.UNVERIFIED, reason=NOT_OF_THIS_SAVE)
         yield found
 

@@ -70,7 +70,9 @@ class SetWreck:
         self.spool = spool
         self.threads = threads
         self.progress = progress
-        self.wreck = Wreck(checkpoint.path, checkpoint.kind, 0, structure="like" if outline.is_other else "whole")
+        structure = "like" if outline.is_other else "from shards" if outline.is_of_shards else "whole"
+        self.wreck = Wreck(checkpoint.path, checkpoint.kind, 0, structure=structure)
+        self.wreck.is_open = outline.is_of_shards
         # Its tensors have their places in the spool only.
         self.wreck.is_inflated = True
         self.nodes: dict[str, Any] = {}
@@ -96,6 +98,9 @@ class SetWreck:
                 self.wreck.size += os.path.getsize(member.path)
             if self.progress is not None:
                 self.progress(self.wreck.size)
+        for name in self.outline.unknown:
+            message = f"{name} cannot be read, and nothing else says what it holds"
+            self.wreck.findings.append(Finding(Kind.MISSING, message, 0, 0))
         for name, whole in self.wholes.items():
             if whole.missing:
                 self._say_what_is_lost(name, whole)

@@ -11,9 +11,10 @@ from fastckpt.errors import FastckptError, UsageError
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.salvaging.set_fragments import outline_of
+from fastckpt.salvaging.set_fragments import Outline, outline_of
 from fastckpt.salvaging.set_spool import SetSpool
 from fastckpt.salvaging.set_wreck import SetWreck
+from fastckpt.salvaging.shard_outline import outline_of_shards
 from fastckpt.sets import dcp, own
 from fastckpt.sets.judge import judge
 from fastckpt.sets.model import CheckpointSet
@@ -74,11 +75,12 @@ def survey_set(
     try:
         outline = outline_of(checkpoint.kind, checkpoint.path)
     except FastckptError as error:
-        if like is None:
+        said = outline_of_shards(checkpoint) if checkpoint.kind == own.KIND else None
+        if said is None and like is None:
             error.next_step = "name another checkpoint of the same run, for the names: --like DIR"
             raise
-        outline = outline_of(checkpoint.kind, like)
-        outline.is_other = True
+        other = outline_of(checkpoint.kind, like) if like is not None else None
+        outline = _either(said, other)
     if destination is None:
         return SetWreck(checkpoint, outline, None, threads=threads, progress=progress).run(), None
     beside = os.path.dirname(os.path.realpath(destination))
@@ -88,6 +90,16 @@ def survey_set(
     source = stack.enter_context(Source(spool.path))
     wreck.path, wreck.identity = source.path, source.identity
     return wreck, source
+
+
+def _either(said: Outline | None, other: Outline | None) -> Outline:
+    """What the files themselves say, nested as another checkpoint of the run is; or else all that this one says."""
+    if said is None:
+        assert other is not None
+        other.is_other = True
+        return other
+    said.paths = other.paths if other is not None else {}
+    return said
 
 
 def around_pieces(checkpoint: CheckpointSet, threads: int) -> list[Finding]:

@@ -35,6 +35,8 @@ COMMANDS = [
     "doctor step-7",
     "convert step-7 whole.fckpt",
     "convert step-7 whole.pt",
+    "convert step-7 model --shard-size 1MB",
+    "diff step-7 step-7",
     "salvage step-7",
     "salvage step-7 -o saved.fckpt",
     "salvage step-7 -o saved.pt",
