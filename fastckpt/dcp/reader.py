@@ -146,7 +146,7 @@ class FastckptReader(StorageReader):
         with about_shard(path, [each.key for each in wanted]), open_file(path) as file:
             if not isinstance(file, OpenedFckpt) or file.root != self._manifest.shards[shard].root:
                 raise DamagedError(
-                    "this shard is of another save than the set that names it",
+                    "this shard is not the one that the set names",
                     expected=self._manifest.shards[shard].root,
                     actual=file.root,
                 )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Final
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
 from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.findings import UNSETTLED, Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -20,7 +23,7 @@ from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import map_tensors, tensors_below
 from fastckpt.salvaging.set_fragments import NOT_OF_THIS_SAVE, Box, Fragment, Outline, Wanted, box_at, fragments
 from fastckpt.salvaging.set_spool import SetSpool
-from fastckpt.sets import dcp
+from fastckpt.sets import dcp, own
 from fastckpt.sets.dcp_metadata import GlobalTensor, uncovered
 from fastckpt.sets.model import CheckpointSet, Member
 from fastckpt.sets.nesting import nested
@@ -90,7 +93,7 @@ class SetWreck:
 
     def run(self) -> Wreck:
         """All of it: the wreck, whose tensors are in the spool."""
-        members = {member.name: member for member in self.checkpoint.members}
+        members = {member.name: self._where_it_is(member) for member in self.checkpoint.members}
         for name, wanted in self.outline.wanted.items():
             member = members.get(name) or Member(os.path.join(self.checkpoint.path, name), "shard")
             self._take_file(member, wanted)
@@ -127,6 +130,26 @@ class SetWreck:
         return TensorRef(len(self.wreck.entries) - 1), state
 
     # --- what is there ----------------------------------------------------------
+
+    def _where_it_is(self, member: Member) -> Member:
+        """A shard that is in the directory under the name of another one, by its root digest, under that name."""
+        if not member.root or self._roots.get(member.path) == member.root:
+            return member
+        path = next((path for path, root in self._roots.items() if root == member.root), None)
+        if path is None:
+            return member
+        message = f"{member.name} ({member.what}) is here as {os.path.basename(path)}"
+        self.wreck.findings.append(Finding(Kind.INCONSISTENT, message, 0, 0, loss=False))
+        return replace(member, path=path)
+
+    @cached_property
+    def _roots(self) -> dict[str, str]:
+        """The root digest of each file of a set of our own whose end is whole."""
+        roots: dict[str, str] = {}
+        for member in self.checkpoint.members if self.checkpoint.kind == own.KIND else ():
+            with suppress(FastckptError), Source(member.path) as source:
+                roots[member.path] = CheckpointFile(source).footer.root.hex()
+        return roots
 
     def _take_file(self, member: Member, wanted: Sequence[Wanted]) -> None:
         waiting = dict.fromkeys(wanted)

@@ -322,9 +322,7 @@ def about_shard(path: str, keys: Sequence[str]) -> Iterator[None]:
 def require_root(shard: OpenedFile, member: Member) -> None:
     """Raise DamagedError unless this is the shard that the manifest names."""
     if shard.root != member.root:
-        raise DamagedError(
-            "this shard is of another save than the set that names it", expected=member.root, actual=shard.root
-        )
+        raise DamagedError("this shard is not the one that the set names", expected=member.root, actual=shard.root)
 
 
 class _Pieces(Contents):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
@@ -145,8 +145,9 @@ def judge(checkpoint: CheckpointSet, *, threads: int, progress: Progress | None 
     report = SetReport(checkpoint, [], list(checkpoint.problems))
     held: dict[str, list[Member]] = {}
     total = 0
+    twins: dict[str | None, str] = {member.root: member.what for member in checkpoint.members if member.root}
     for member in checkpoint.members:
-        looked_at = _look_at(member, threads, progress)
+        looked_at = _look_at(member, twins, threads, progress)
         report.problems += looked_at.problems
         if looked_at.report is not None:
             report.files.append(looked_at.report)
@@ -171,7 +172,7 @@ class _LookedAt:
     is_sealed: bool = False
 
 
-def _look_at(member: Member, threads: int, progress: Progress | None) -> _LookedAt:
+def _look_at(member: Member, twins: Mapping[str | None, str], threads: int, progress: Progress | None) -> _LookedAt:
     if not exists(member.path):
         message = f"{member.name} is not there: {member.what}{_holding(member)}"
         return _LookedAt([Problem("missing", member.path, message, tuple(member.tensors or ()))])
@@ -182,7 +183,7 @@ def _look_at(member: Member, threads: int, progress: Progress | None) -> _Looked
             return _LookedAt([_refused(member, error)])
         return _LookedAt()
     try:
-        return _verify(member, threads, progress)
+        return _verify(member, twins, threads, progress)
     except FastckptError as error:
         return _LookedAt([_refused(member, error)])
 
@@ -203,7 +204,7 @@ def _holding(member: Member) -> str:
     return f" with {count_text(len(tensors), 'tensor')} ({some(tensors)})" if tensors else ""
 
 
-def _verify(member: Member, threads: int, progress: Progress | None) -> _LookedAt:
+def _verify(member: Member, twins: Mapping[str | None, str], threads: int, progress: Progress | None) -> _LookedAt:
     with Source(member.path) as source:
         if not source.size and member.path.endswith(".distcp") and not member.pieces:
             return _LookedAt()  # A rank that had nothing of its own to write.
@@ -215,7 +216,8 @@ def _verify(member: Member, threads: int, progress: Progress | None) -> _LookedA
             result.problems += _against_seal(member, source, result, threads)
         if member.root and report.root != member.root:
             holding = _holding(member)
-            message = f"{member.name} ({member.what}{holding}) is whole, but of another save than the set that names it"
+            here = f"{twins[report.root]} of this set" if report.root in twins else "of another save"
+            message = f"{member.name} ({member.what}{holding}) is whole, but not what the set names: it is {here}"
             result.problems.append(Problem("inconsistent", member.path, message, tuple(member.tensors or ())))
             return result
         if member.pieces:
