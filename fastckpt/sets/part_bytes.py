@@ -14,7 +14,7 @@ from fastckpt.layout.entries import Entry, contiguous_stride
 
 _UNITS: Final[dict[int, Literal["B", "H", "I", "Q"]]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _WORTH_A_COPY: Final = 64
-"""Bytes of a run that are copied by themselves. Of shorter ones the first byte of all is copied, then the second: a
+"""Bytes of a run that are copied by themselves. Of shorter ones the first number of all is copied, then the second: a
 column of single numbers would take far longer one by one."""
 
 
@@ -106,13 +106,20 @@ def copy_runs(found: Runs, raw: memoryview, target: memoryview) -> None:
     if count == 1:
         target[whole : whole + size] = raw[part : part + size]
     elif size < _WORTH_A_COPY:
-        for byte in range(size):
-            reach = (count - 1) * step + 1
-            target[whole + byte : whole + byte + reach : step] = raw[part + byte : part + found.nbytes : size]
+        _copy_thin(found, raw, target)
     else:
         for number in range(count):
             at, come = whole + number * step, part + number * size
             target[at : at + size] = raw[come : come + size]
+
+
+def _copy_thin(found: Runs, raw: memoryview, target: memoryview) -> None:
+    unit = next(unit for unit in (8, 4, 2, 1) if not any(number % unit for number in found[:4]))
+    whole, part, size, step = (number // unit for number in found[:4])
+    come, go = (view[: len(view) // unit * unit].cast(_UNITS[unit]) for view in (raw, target))
+    reach = (found.times - 1) * step + 1
+    for at in range(size):
+        go[whole + at : whole + at + reach : step] = come[part + at : part + size * found.times : size]
 
 
 def in_order(raw: memoryview, entry: Entry) -> memoryview:
