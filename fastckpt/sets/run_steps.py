@@ -9,11 +9,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+from fastckpt.sets import dcp
 from fastckpt.sets.huggingface import model_of
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet, Member, Problem
+
+_MODEL: Final = "pytorch_model_fsdp"
+_SHARDED: Final = rf"(?:{_MODEL}|optimizer)_\d+"
+"""Directories in which FSDP has its part of a step, by torch.distributed.checkpoint."""
 
 
 class RunKind(NamedTuple):
@@ -54,11 +59,15 @@ def steps_of_run(listing: Listing, kind: RunKind) -> list[CheckpointSet]:
 def _step(listing: Listing, kind: RunKind, number: int | None, usual: set[str]) -> CheckpointSet:
     checkpoint = CheckpointSet(kind.kind, listing.directory, number)
     model = kind.model(listing)
+    sharded = [name for name in listing.directories if re.fullmatch(_SHARDED, name)]
+    for inner in (each for name in sharded for each in dcp.recognise(Listing(listing.path(name)))):
+        checkpoint.members += inner.members
+        checkpoint.problems += inner.problems
     if model is not None:
         checkpoint.members += model.members
         checkpoint.problems += model.problems
-        checkpoint.total_size = model.total_size
-    else:
+        checkpoint.total_size = model.total_size if not sharded else None
+    elif not any(name.startswith(_MODEL) for name in sharded):
         checkpoint.problems.append(Problem("missing", listing.path("model.safetensors"), "there is no model in it"))
     stated = kind.stated(listing)
     parts = usual if stated is None else stated | kind.parts(listing)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from describe import describe
-from libraries import copy_of, flip_in, killed_after, needs, same_bits, there_and_back
+from libraries import begun, copy_of, flip_in, killed_after, needs, same_bits, there_and_back
 
 import fastckpt
 from fastckpt.cli.main import main
@@ -179,3 +181,42 @@ def test_a_kill_leaves_a_whole_step(tmp_path: Path) -> None:
         accelerator, net = loop()
         accelerator.load_state(newest)
         assert torch.equal(net.weight, torch.full_like(net.weight, float(step)))
+
+
+def test_two_ranks(tmp_path: Path) -> None:
+    """Each has its random state, which is missed where it is not there; one file has what both hold."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from fastckpt.integrations.accelerate import install
+
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = str(probe.getsockname()[1])
+
+    def train(rank: int) -> None:
+        os.environ |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "ACCELERATE_USE_CPU": "true"}
+        AcceleratorState._reset_state(reset_partial_state=True)
+        accelerator = Accelerator(cpu=True)
+        install(accelerator)
+        net = torch.nn.Linear(4, 4)
+        net, optimizer = accelerator.prepare(net, torch.optim.AdamW(net.parameters()))
+        for step in (1, 2):
+            accelerator.backward(net(torch.ones(2, 4)).sum())
+            optimizer.step()
+            accelerator.save_state(str(tmp_path / f"step_{step}"))
+        saved = copy_of(net)
+        with torch.no_grad():
+            net.module.weight.zero_()
+        accelerator.wait_for_everyone()
+        accelerator.load_state(fastckpt.find_last_whole(tmp_path))
+        assert same_bits(copy_of(net), saved)
+        accelerator.wait_for_everyone()
+
+    ends = [os.waitpid(child, 0)[1] for child in [begun(lambda rank=rank: train(rank)) for rank in (0, 1)]]
+    assert ends == [0, 0]
+    names = {"accelerate.fckpt", "random_states_0.pkl", "random_states_1.pkl"}
+    assert {path.name for path in (tmp_path / "step_2").iterdir()} == names
+    (tmp_path / "step_2" / "random_states_1.pkl").unlink()
+    assert fastckpt.find_last_whole(tmp_path) == str(tmp_path / "step_1")

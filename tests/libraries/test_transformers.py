@@ -175,6 +175,21 @@ def test_what_was_not_saved_well_is_said(trained: Trained, tmp_path: Path, caplo
     assert find_last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{STOP}")
 
 
+def test_what_is_kept_is_proven(trained: Trained, tmp_path: Path) -> None:
+    from transformers import TrainerCallback
+
+    from fastckpt.integrations.transformers import ProvenCheckpoints
+
+    class Damaging(TrainerCallback):  # type: ignore[misc]
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == STEPS:
+                halve(tmp_path / f"checkpoint-{STEPS}" / "model.safetensors")
+
+    proving = ProvenCheckpoints(keep=fastckpt.Retention(keep_last=1))
+    trained.train(room=tmp_path, save_steps=1, callbacks=[Damaging(), proving])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{STEPS - 1}", f"checkpoint-{STEPS}"]
+
+
 def test_there_is_nothing_to_go_on_from(trained: Trained, tmp_path: Path) -> None:
     """Also where the first save was cut short: what it left holds a model, and no state of the Trainer."""
     from fastckpt.integrations.transformers import find_last_checkpoint

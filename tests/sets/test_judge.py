@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint
 from set_builds import (
     flip,
     halve,
@@ -189,6 +190,26 @@ def test_every_file_of_the_newest_step_counts(tmp_path: Path, kind: str) -> None
             assert file.name in named
             file.write_bytes(content)
     assert fastckpt.find_last_whole(tmp_path / "run") == str(newest)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("kind", ["trainer", "accelerate"])
+def test_what_fsdp_shards_is_in_directories(tmp_path: Path, kind: str) -> None:
+    write, name = STEPS[kind]
+    for step in (1, 2):
+        place = write(tmp_path, step)
+        (place / "model.safetensors").unlink()
+        (place / {"trainer": "optimizer.pt", "accelerate": "optimizer.bin"}[kind]).unlink()
+        for part in ("pytorch_model_fsdp_0", "optimizer_0"):
+            torch.distributed.checkpoint.save({"w": torch.ones(64)}, checkpoint_id=place / part, no_dist=True)
+    assert all(report.is_whole for report in judged(tmp_path)), [report.problems for report in judged(tmp_path)]
+    shard = tmp_path / name.format(2) / "optimizer_0" / "__0_0.distcp"
+    for damage in (lambda: flip(shard, 200), shard.unlink):
+        damage()
+        assert fastckpt.find_last_whole(tmp_path) == str(tmp_path / name.format(1))
+    for part in ("pytorch_model_fsdp_0", "optimizer_0"):
+        shutil.rmtree(tmp_path / name.format(2) / part)
+    assert "there is no model in it" in [problem.message for problem in judged(tmp_path)[-1].problems]
 
 
 def test_a_rank_that_is_missing_is_seen_in_a_lone_step(tmp_path: Path) -> None:
