@@ -31,6 +31,7 @@ import torch
 from bench import Bench, Job, flat_tensors, fsync, machine
 from gpu_checks import run_checks
 from gpu_peers import peers
+from gpu_planes import DECODED, decode_job
 from workloads import gpt_state, state_bytes
 
 import fastckpt
@@ -47,6 +48,8 @@ LIMIT_H2D, LIMIT_D2H = "limit: pinned H2D copy", "limit: pinned D2H copy"
 LIMIT_PREAD, LIMIT_DIRECT = "limit: pread into pinned slots", "limit: O_DIRECT read into pinned slots"
 LIMIT_COPY, LIMIT_SUM = "limit: device copy (read + write)", "limit: device sum (read)"
 KERNEL = "verify kernel alone"
+DECODE_KERNEL = "planes decoded, kernels alone"
+LOAD_PLANES = "fastckpt.load of codec planes"
 STALL = "fastckpt.save_async, until it returns"
 MATRICES = "2.4 MB matrices"
 """Of a GPT of depth 12: small enough that what is done for each tensor counts."""
@@ -175,9 +178,10 @@ def kernel_job(tensor: torch.Tensor) -> Job:
 
 
 def files_of(state: Any, directory: str) -> dict[str, str]:
-    """The state as a file of ours, of torch and of safetensors."""
-    paths = {kind: os.path.join(directory, f"state.{kind}") for kind in ("fckpt", "pt", "st")}
+    """The state as a file of ours, raw and with the codec planes, of torch and of safetensors."""
+    paths = {kind: os.path.join(directory, f"state.{kind}") for kind in ("fckpt", "planes", "pt", "st")}
     fastckpt.save(state, paths["fckpt"], durable=False)
+    fastckpt.save(state, paths["planes"], codec="planes", durable=False)
     torch.save(state, paths["pt"])
     safetensors.torch.save_file(flat_tensors(state), paths["st"])
     for path in paths.values():
@@ -196,6 +200,11 @@ def measure_device(bench: OneTry, place: Place, nbytes: int) -> None:
     if place.on_gpu and engine_for(place.device, "check_kernel").name == "triton":
         jobs[KERNEL] = place.done(kernel_job(large))
     bench.share("device", jobs, large.nbytes)
+    if place.on_gpu and engine_for(place.device, "decode_planes").name == "triton":
+        try:
+            bench.share("device", {DECODE_KERNEL: place.done(decode_job(place.device))}, DECODED)
+        except (AssertionError, RuntimeError) as error:
+            bench.failed(DECODE_KERNEL, error)
     if LIMIT_COPY not in bench.failures:
         bench.results[LIMIT_COPY]["gb_per_s"] *= 2  # It reads and it writes.
 
@@ -210,6 +219,7 @@ def measure_loads(
         LIMIT_H2D: place.done(lambda: place.copy_slots(nbytes, to_device=True)),
         LIMIT_PREAD: lambda: place.read_into_slots(path, direct=False),
         **ours(path, into, place),
+        LOAD_PLANES: place.done(lambda: fastckpt.load(paths["planes"], device=place.device)),
         **others,
         "fastckpt.verify_tensors": place.done(lambda: fastckpt.verify_tensors(state, path)),
     }
@@ -311,6 +321,7 @@ def ratios(bench: Bench) -> dict[str, list[float]]:
         "load(verify=False) / load: what verification leaves": (unverified, load, 0.97),
         "load / safetensors.load_file": ("safetensors.load_file", load, 3),
         "load / the best peer": ("the best peer", load, 1.3),
+        "load of planes / pinned H2D copy of the raw bytes": (LIMIT_H2D, LOAD_PLANES, 1.2),
         "D2H copy / stall of save_async": (LIMIT_D2H, STALL, 1 / 1.2),
     }
     found = {

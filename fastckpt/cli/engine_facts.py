@@ -11,10 +11,13 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import fastckpt
 from fastckpt.cli.render import columns
+
+if TYPE_CHECKING:
+    from fastckpt.kernels.launch import Kernel
 
 _PACKAGES = ("torch", "triton", "zstandard", "xxhash", "safetensors", "isal", "numpy", "rich")
 _HUGE_PAGES = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -38,6 +41,7 @@ class EngineDocument(TypedDict):
     huge_pages: str | None
     o_direct: bool | None
     verification: list[DeviceFacts]
+    planes: list[DeviceFacts]
     packages: dict[str, str | None]
 
 
@@ -62,14 +66,15 @@ def engine_facts(path: str | None) -> EngineDocument:
         "threads": default_threads(),
         "huge_pages": _huge_pages(),
         "o_direct": direct,
-        "verification": _verification(),
+        "verification": _engines("check_kernel"),
+        "planes": _engines("decode_planes"),
         # Asked of the installer's records: a package need not be importable to be reported.
         "packages": {name: _version(name) for name in _PACKAGES},
     }
 
 
-def _verification() -> list[DeviceFacts]:
-    """For the CPU and each visible CUDA device, what hashes leaves there and why; none without torch."""
+def _engines(kernel: Kernel) -> list[DeviceFacts]:
+    """For the CPU and each visible CUDA device, what does it there and why; none without torch."""
     if find_spec("torch") is None:
         return []
     import torch
@@ -77,7 +82,7 @@ def _verification() -> list[DeviceFacts]:
     from fastckpt.kernels.dispatch import engine_for
 
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    engines = [engine_for(torch.device(device), "check_kernel") for device in devices]
+    engines = [engine_for(torch.device(device), kernel) for device in devices]
     return [
         {"device": device, "engine": engine.name, "why": engine.why}
         for device, engine in zip(devices, engines, strict=True)
@@ -111,5 +116,6 @@ def engine_lines(facts: EngineDocument) -> Iterator[str]:
         ["O_DIRECT", direct[facts["o_direct"]]],
     ]
     rows += [[f"verify, {on['device']}", f"{on['engine']}: {on['why']}"] for on in facts["verification"]]
+    rows += [[f"planes, {on['device']}", f"{on['engine']}: {on['why']}"] for on in facts["planes"]]
     rows += [[name, version or "not installed"] for name, version in facts["packages"].items()]
     yield from columns(rows, indent=0)

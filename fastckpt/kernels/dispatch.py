@@ -168,7 +168,7 @@ def _next_step(key: _Key, nbytes: int) -> Engine | None:
 def _refused(device: torch.device) -> Engine | None:
     """Why there can be no kernel, as far as that is known at once."""
     if device.type == "cpu" and not os.environ.get("TRITON_INTERPRET"):
-        return Engine("host", "tensors in host memory are hashed by the native core")
+        return Engine("host", "in host memory the native core does it")
     if device.type not in ("cpu", "cuda"):
         return Engine("host", f"the kernels are for CUDA devices, not for {device.type}")
     if importlib.util.find_spec("triton") is None:

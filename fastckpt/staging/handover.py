@@ -43,6 +43,11 @@ class Handover:
         self._first = len(turns)
         self._check: LeafCheck | None = None
 
+    @property
+    def is_live(self) -> bool:
+        """Whether it checks by now."""
+        return self._check is not None
+
     def queue(self, turn: int, memories: Sequence[torch.Tensor], copies: list[Copy], works: list[Work]) -> None:
         """See `LeafCheck`."""
         if self._ask is not None and (engine := self._ask()) is not None:

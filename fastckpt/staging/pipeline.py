@@ -18,6 +18,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import torch
 
 from fastckpt.errors import UsageError
+from fastckpt.staging.decoding import Decoding
 from fastckpt.staging.device import Copy, Device, Work
 from fastckpt.staging.fill import Filler
 from fastckpt.staging.regions import Piece, Region, Suspect
@@ -105,6 +106,7 @@ class Pipeline(Generic[Cargo]):
         filler: What fills them; whoever made it closes it, after the run.
         device: Where the bytes go. When the run ends nothing is under way there.
         destination: Gives the regions their places.
+        decoding: Decodes on the device, if that is possible.
         check: Checks leaves on the device, if that is wanted.
         landed: Called with the bytes that have landed, before anything of them comes out. May raise.
     """
@@ -116,6 +118,7 @@ class Pipeline(Generic[Cargo]):
         filler: Filler,
         device: Device,
         destination: Destination[Cargo],
+        decoding: Decoding | None,
         check: Check | None,
         landed: Callable[[int], None],
     ) -> None:
@@ -124,6 +127,7 @@ class Pipeline(Generic[Cargo]):
         self._filler = filler
         self._device = device
         self._destination = destination
+        self._decoding = decoding
         self._check = check
         self._tell = landed
         self._landed = 0
@@ -162,28 +166,30 @@ class Pipeline(Generic[Cargo]):
         works: list[Work] = []
         memories: list[torch.Tensor] = []
         arrivals: deque[Arrival[Cargo]] = deque()
-        nbytes = 0
-        for region, offset, size, slot_offset in self._turns[turn]:
-            memory = memories_of.pop(region, None)
+        for piece in self._turns[turn]:
+            memory = memories_of.get(piece.region)
             if memory is None:
-                memory = self._destination.place(region)
+                memory = memories_of[piece.region] = self._destination.place(piece.region)
             memories.append(memory)
-            if size:
-                place = memory if size == region.nbytes else memory[offset : offset + size]
-                copies.append((place, slot[slot_offset : slot_offset + size]))
-                nbytes += size
-            if offset + size == region.nbytes:
-                arrivals.append(Arrival(region, self._destination.complete(region, memory, works.append), []))
-            else:
-                memories_of[region] = memory
+        if self._decoding is not None and self._decoding.takes(turn):
+            self._decoding.queue(turn, slot, memories, copies, works)
+        else:
+            copies += _copies(self._turns[turn], slot, memories)
+        for piece, memory in zip(self._turns[turn], memories, strict=True):
+            if piece.ends_region:
+                del memories_of[piece.region]
+                cargo = self._destination.complete(piece.region, memory, works.append)
+                arrivals.append(Arrival(piece.region, cargo, []))
         if self._check is not None:
             self._check.queue(turn, memories, copies, works)
+        nbytes = sum(piece.size for piece in self._turns[turn])
         return _Flight(turn, nbytes, arrivals, found, memories, self._device.send(copies, works))
 
     def _land(self, flight: _Flight[Cargo]) -> Iterator[Arrival[Cargo]]:
         self._device.wait(flight.mark)
-        if self._check is not None:
-            flight.suspects.extend(self._check.bad(flight.turn))
+        for found in (self._decoding, self._check):
+            if found is not None:
+                flight.suspects.extend(found.bad(flight.turn))
         self._filler.release()
         for suspect in flight.suspects:
             self._suspects.setdefault(suspect.region, []).append(suspect)
@@ -198,3 +204,15 @@ class Pipeline(Generic[Cargo]):
         if self._suspects:
             arrival.suspects = self._suspects.pop(arrival.region, [])
         return arrival
+
+
+def _copies(pieces: Sequence[Piece], slot: torch.Tensor, memories: Sequence[torch.Tensor]) -> list[Copy]:
+    """The copies of pieces that are in the slot what they are in their regions."""
+    return [
+        (
+            memory if piece.size == piece.region.nbytes else memory[piece.offset : piece.offset + piece.size],
+            slot[piece.slot_offset : piece.slot_offset + piece.size],
+        )
+        for piece, memory in zip(pieces, memories, strict=True)
+        if piece.size
+    ]

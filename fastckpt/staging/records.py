@@ -66,6 +66,18 @@ class RecordOrigin:
         kind = RawFiller if raw else DecodingFiller
         return kind(self.source, turns, slots, threads=threads, verify=verify)
 
+    def filler_for_decoding(
+        self,
+        turns: Sequence[Sequence[Piece]],
+        slots: Sequence[torch.Tensor],
+        *,
+        threads: int,
+        verify: bool,
+        decode: bool,
+    ) -> DecodingFiller:
+        """The same for a device that can decode, or soon will: with ``decode`` it is all done here until then."""
+        return DecodingFiller(self.source, turns, slots, threads=threads, verify=verify, decode=decode)
+
     def raise_damage(self, suspects: Iterable[Suspect], *, verify: bool) -> None:
         """Raise the error of a load on the CPU that meets these leaves.
 

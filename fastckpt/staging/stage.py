@@ -15,11 +15,14 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.kernels.dispatch import Engine, engine_for, engine_now
 from fastckpt.staging import kvikio_engine
+from fastckpt.staging.as_stored import has_planes
 from fastckpt.staging.check import LeafCheck
+from fastckpt.staging.decoding import Decoding
 from fastckpt.staging.device import Device, Work
 from fastckpt.staging.fill import Filler
 from fastckpt.staging.handover import Handover
 from fastckpt.staging.pipeline import FLIGHTS, Arrival, Check, Destination, Pipeline
+from fastckpt.staging.records import RecordOrigin
 from fastckpt.staging.regions import Piece, Region, Suspect, cut, joined
 from fastckpt.staging.ring import ON_HOST, Ring, borrowed_slots
 
@@ -163,17 +166,39 @@ def arrivals(origin: Origin, destination: Destination[Cargo], how: Staging) -> G
         proof = "host"
     if proof == "best" and (live := ask()) is not None:
         proof = "device" if live.name == "triton" else "host"
+    check: Check | None = None
+
+    def ask_to_decode() -> Engine | None:
+        live = engine_now(how.device.target, "decode_planes", nbytes=nbytes)
+        # What is decoded on the device can only be proven there.
+        return live if not isinstance(check, Handover) or check.is_live else None
+
+    encoded = origin if isinstance(origin, RecordOrigin) and proof != "host" and has_planes(regions) else None
+    decodes = ask_to_decode() if encoded is not None else None
+    at_once = decodes is not None and decodes.name == "triton" and proof != "best"
     with borrowed_slots(how.ring, how.device) as slots:
         threads = reading_threads(origin.source, how.threads)
+        verify = proof in ("host", "best")
         # It begins at once, and is closed before the slots go back: until then it writes to them.
-        with closing(origin.filler(turns, slots, threads=threads, verify=proof in ("host", "best"))) as filler:
-            check: Check | None = None
+        leaving = (
+            encoded.filler_for_decoding(turns, slots, threads=threads, verify=verify, decode=not at_once)
+            if encoded is not None
+            else None
+        )
+        with closing(leaving or origin.filler(turns, slots, threads=threads, verify=verify)) as filler:
             if proof == "device":
                 check = LeafCheck(how.device, turns, FLIGHTS)
             elif proof == "best":
                 check = Handover(how.device, turns, FLIGHTS, filler, ask)
-            with closing(iter(Pipeline(turns, slots, filler, how.device, destination, check, landed))) as flow:
-                yield from flow
+            decoding = None
+            if leaving is not None:
+                first = 0 if at_once else None
+                decoding = Decoding(
+                    how.device, turns, FLIGHTS, how.ring.slot_size, filler=leaving, ask=ask_to_decode, first=first
+                )
+            flow = Pipeline(turns, slots, filler, how.device, destination, decoding, check, landed)
+            with closing(iter(flow)) as arriving:
+                yield from arriving
 
 
 def bring(

@@ -27,10 +27,19 @@ def test_it_runs_on_the_cpu(tmp_path: Path) -> None:
     assert set(result["checks"]) == {"saves", "loads", "flipped bits", "foreign files", "compute-sanitizer", "kernels"}
     assert "no GPU" in result["note"]
     assert all(ratio["met"] is None and ratio["measured"] > 0 for ratio in result["ratios"].values())
-    assert len(result["ratios"]) == 6
+    assert len(result["ratios"]) == 7
     names = "\n".join(result["jobs"])
-    for part in ("load_into", "stream", "verify_tensors", "save_async", "torch.load(mmap=True), cold", "limit: pread"):
+    for part in (
+        "load_into",
+        "stream",
+        "verify_tensors",
+        "save_async",
+        "torch.load(mmap=True), cold",
+        "limit: pread",
+        "planes",
+    ):
         assert part in names
+    assert "fastckpt.load of codec planes, cold" in names
     assert all(job["median"] > 0 for job in result["jobs"].values())
     assert str(tmp_path) not in output.read_text()
 
@@ -70,4 +79,4 @@ def test_one_try_tells_all_it_can(tmp_path: Path, cut: bool) -> None:
     assert result["left_out"]["fastckpt.load_into"] == "RuntimeError: out of order"
     assert "fastckpt.load" in result["jobs"]
     assert ("fastckpt.save" in result["jobs"]) == (not cut)
-    assert len(result["ratios"]) == 5, "all but the one with safetensors"
+    assert len(result["ratios"]) == 6, "all but the one with safetensors"

@@ -23,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental"),
 ]
 RINGS = [None, fastckpt.Ring(1, 16384), fastckpt.Ring(2, 1 << 20), fastckpt.Ring(5, 3 << 20)]
-FORMATS = ["raw.fckpt", "zstd.fckpt", "m.pt"]
+FORMATS = ["raw.fckpt", "planes.fckpt", "zstd.fckpt", "m.pt"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,6 +40,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     state |= {f"soft.{i}": compressible(4_000_000, i).view(torch.float32) for i in range(3)}
     state |= {f"small.{i}": torch.full((i % 90,), float(i)) for i in range(5000)}
     fastckpt.save(state, directory / "raw.fckpt", durable=False)
+    fastckpt.save(state, directory / "planes.fckpt", codec="planes", durable=False)
     with contextlib.suppress(UsageError):  # No zstandard here: the tests of that file say so.
         fastckpt.save(state, directory / "zstd.fckpt", codec="zstd", durable=False)
     torch.save(state, directory / "m.pt")

@@ -31,7 +31,8 @@ from states import assert_same, copied, tensors_of
 import fastckpt
 from fastckpt.errors import FastckptError
 from fastckpt.loading.load_into import load_into
-from fastckpt.staging import check
+from fastckpt.kernels.dispatch import engine_for
+from fastckpt.staging import check, decoding
 from fastckpt.staging.existing import ExistingTensors
 from fastckpt.staging.stage import bring, staging_for
 from fastckpt.loading.stream import load_through, opened, stream_through
@@ -41,8 +42,13 @@ launches = []
 check_leaves = check.check_leaves
 check.check_leaves = lambda *columns: (launches.append(1), check_leaves(*columns))
 
-def outcome(device, *, stream=False):
-    how = staging_for(device, ring=RING, verify="device")
+decode_planes = decoding.decode_planes
+decoding.decode_planes = lambda *columns, **sizes: (decoded.append(len(columns[0])), decode_planes(*columns, **sizes))
+WHOLE = fastckpt.Ring(2, 2**20)
+decoded = []
+
+def outcome(device, *, stream=False, ring=RING):
+    how = staging_for(device, ring=ring, verify="device")
     names = []
     try:
         if stream:
@@ -57,6 +63,7 @@ def outcome(device, *, stream=False):
 for line in sys.stdin:
     code, path = json.loads(line)
     launches.clear()
+    decoded.clear()
     exec(code)
     sys.stdout.flush()
 """
@@ -163,3 +170,49 @@ for name, tensor in tensors.items():
 print(json.dumps(True))
 """
     assert run(code, path)
+
+
+@pytest.fixture(scope="module")
+def planes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two chunks, most of whose tiles hold nothing but zeros, which the interpreter is quick about."""
+    path = tmp_path_factory.mktemp("planes") / "s.fckpt"
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.randn(140_000, generator=generator) / 50
+    weights[9000:130_000] = 0
+    moments = torch.randn(90_001, generator=generator).exp()
+    moments[:80_000] = 0
+    fastckpt.save({"weights": weights.bfloat16(), "moments": moments}, path, codec="planes", durable=False)
+    return path
+
+
+def test_planes_decoded_where_they_arrive(run: Run, planes: Path) -> None:
+    code = """
+assert engine_for("cpu", "decode_planes").name == "triton"
+expected = fastckpt.load(path)
+with delayed(DelayedDevice(0.0001)) as device:
+    assert_same(load_through(path, staging_for(device, ring=WHOLE, verify="device"), None), expected)
+print(json.dumps([sum(decoded), len(launches)]))
+"""
+    assert run(code, planes) == [2, 1]
+
+
+@pytest.mark.parametrize("place", [1, *(pytest.param(place, marks=pytest.mark.thorough) for place in (4, 90, 20_000))])
+def test_damaged_planes(run: Run, planes: Path, tmp_path: Path, place: int) -> None:
+    """The head, the tables, a value: the error of a load on the CPU."""
+    raw = bytearray(planes.read_bytes())
+    with fastckpt.open(planes) as ck:
+        record = next(r for r in ck._file.records if any(e.name == "weights" for e in r.entries))
+    raw[record.payload.offset + place] ^= 4
+    (tmp_path / "bad").write_bytes(raw)
+    code = """
+assert engine_for("cpu", "decode_planes").name == "triton"
+try:
+    fastckpt.load(path)
+except FastckptError as error:
+    expected = str(error)
+with delayed() as device:
+    print(json.dumps([expected, outcome(device, ring=WHOLE), sum(decoded)]))
+"""
+    expected, (kind, message, tensor, chunk, _), decoded = run(code, tmp_path / "bad")
+    assert (kind, tensor, chunk, decoded) == ("DamagedError", "weights", 0, 2)
+    assert message == expected

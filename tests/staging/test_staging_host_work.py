@@ -86,7 +86,7 @@ def per_turn(monkeypatch: pytest.MonkeyPatch, nbytes: int) -> tuple[int, Countin
     device.allocations = device.copies = device.sent = 0
     slots = Slots([allocate(SLOT) for _ in range(3)])
     with Calls() as calls:
-        flow = Pipeline(turns, slots, Full(), device, destination, check, lambda count: None)
+        flow = Pipeline(turns, slots, Full(), device, destination, None, check, lambda count: None)
         arrived = [arrival.region for arrival in flow]
     assert sum(len(region.placed) for region in arrived) == len(regions)
     return calls.count, device
