@@ -64,7 +64,7 @@ Block Encoder::BlockAt(size_t number) const {
   return MakeBlock(chunk_.raw, first_byte, size, chunk_.kinds[first_byte >> kPlanesBlockLog2]);
 }
 
-// One block where most of the chunk is zero: then heads are what takes room.
+// One block where most of the chunk is zero, if its head takes less than those of the blocks do.
 size_t Encoder::ChooseBlockLog2() const {
   constexpr size_t kStep = 4096;
   const size_t steps = chunk_.size / kStep;
@@ -73,9 +73,20 @@ size_t Encoder::ChooseBlockLog2() const {
     zero += AllZero(kernels_, chunk_.raw + step * kStep, kStep) ? 1 : 0;
   if (4 * zero < 3 * steps || steps == 0) return kPlanesBlockLog2;
   const size_t blocks = PlanesBlockCount(chunk_.size);
-  for (size_t block = 1; block < blocks; ++block)
-    if (chunk_.kinds[block] != chunk_.kinds[0]) return kPlanesBlockLog2;
-  return kPlanesBlockLog2Max;
+  size_t used = 0;
+  for (size_t number = 0; number < blocks; ++number) {
+    if (chunk_.kinds[number] != chunk_.kinds[0]) return kPlanesBlockLog2;
+    const Block block = BlockAt(number);
+    used += AllZero(kernels_, block.raw, block.size) ? 0 : 1;
+  }
+  const Block whole = MakeBlock(chunk_.raw, 0, chunk_.size, chunk_.kinds[0]);
+  const Block part = BlockAt(0);
+  const size_t symbols = 24;  // as many as a plane of exponents mostly has
+  const size_t head =
+      kPlanesBlockHeadSize + PlaneCount(whole.kind) * kPlanesPlaneRowSize + symbols;
+  const size_t many = 4 * blocks + used * (head + AlignEight(2 * part.tiles));
+  const size_t one = 4 + (used == 0 ? 0 : head + AlignEight(2 * whole.tiles));
+  return one < many ? kPlanesBlockLog2Max : kPlanesBlockLog2;
 }
 
 // Counts the values of planes [from_plane, to_plane) in one run of `one_in`.
@@ -248,6 +259,7 @@ size_t Encoder::Run(const PlanesChunk& chunk, uint8_t* out) {
   chunk_ = chunk;
   out_ = out;
   kernels_ = CurrentKernels();
+  block_log2_ = kPlanesBlockLog2;
   block_log2_ = ChooseBlockLog2();
   const size_t block_size = size_t{1} << block_log2_;
   const size_t blocks = (chunk_.size + block_size - 1) / block_size;
