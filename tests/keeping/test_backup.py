@@ -117,10 +117,11 @@ fastckpt.backup(sys.argv[1], sys.argv[2], share=False)
 """
 
 
-def test_killed_anywhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.thorough)])
+def test_killed_anywhere(stride: int, tmp_path: Path) -> None:
     """A step is in the copy as a whole or not at all; the same again finishes it."""
     paths = run_of(tmp_path / "run", KINDS["directory"], (1, 2))
-    for at in range(1, 60):
+    for at in range(1, 60, stride):
         copy = tmp_path / f"copy{at}"
         done = forked.run("-c", KILLED, str(tmp_path / "run"), str(copy), str(at))
         for path in paths.values():

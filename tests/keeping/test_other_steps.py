@@ -177,7 +177,7 @@ Retention(keep_last=1).apply(sys.argv[1])
 """
 
 
-@pytest.mark.parametrize("kind", ["trainer", "own set", "plain", "directory"])
+@pytest.mark.parametrize("kind", ["plain", "directory", pytest.param("trainer", marks=pytest.mark.thorough)])
 def test_killed_at_every_deletion(kind: str, tmp_path: Path) -> None:
     """A step is there as a whole or not at all, and what is left of it goes next time."""
     for at in range(1, 40):
