@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Final, NamedTuple, TypedDict, cast
+from typing import Final, Literal, NamedTuple, TypedDict, cast
 
 from fastckpt.errors import for_file_object
 from fastckpt.text import quoted
@@ -30,6 +30,10 @@ class FindingFacts(TypedDict):
     loss: bool
 
 
+SealState = Literal["as sealed", "changed", "stale", "damaged"]
+"""How a file stands to the seal beside it; ``damaged`` is that seal itself."""
+
+
 class VerifiedFile(TypedDict):
     path: str
     format: str
@@ -41,6 +45,8 @@ class VerifiedFile(TypedDict):
     root: str | None
     damaged_tensors: list[str]
     tensors_total: int | None
+    seal: str | None
+    signed: bool | None
     findings: list[FindingFacts]
     next: str | None
 
@@ -148,6 +154,9 @@ class Report:
         findings: All damage, in file order.
         tensor_bytes: What is proven of the bytes of its tensors; None if nothing tells how many there were.
         tensors_total: How many tensors it has; None if nothing tells.
+        seal: How the file stands to the seal beside it: ``as sealed``, ``changed``, ``stale`` (it is of other content),
+            or ``damaged`` (the seal is, and was not used); None if there is none.
+        signed: Whether its SHA-256 is the one that a ``model.sig`` beside it states; None if there is none.
         exit_code: What the command line ends with (see docs/cli.md).
         next_step: The next command to run, if there is damage.
 
@@ -165,6 +174,8 @@ class Report:
     findings: list[Finding] = field(default_factory=list)
     tensor_bytes: ByteCounts | None = None
     tensors_total: int | None = None
+    seal: SealState | None = None
+    signed: bool | None = None
     exit_code: int = 0
     next_step: str | None = None
 
@@ -178,7 +189,14 @@ class Report:
         """What is proven about the file: `Verdict.INTACT`, `Verdict.PRESENT`, or None where something is wrong."""
         if not self.ok:
             return None
-        return Verdict.INTACT if not self.findings and self.format in _WITH_CHECKSUMS else Verdict.PRESENT
+        proven = self.format in _WITH_CHECKSUMS or self.seal == "as sealed"
+        return Verdict.INTACT if not self.findings and proven else Verdict.PRESENT
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether all that is wrong is that the seal is of other content: nothing is known to be damaged."""
+        serious = [finding.kind for finding in self.findings if finding.kind is not Kind.UNPROVEN]
+        return bool(serious) and set(serious) == {Kind.STALE}
 
     @property
     def damaged_tensors(self) -> list[str]:
@@ -191,13 +209,15 @@ class Report:
             "path": self.path,
             "format": self.format,
             "ok": self.ok,
-            "verdict": self.verdict.value if self.verdict is not None else "damaged",
+            "verdict": self.verdict.value if self.verdict is not None else "stale" if self.is_stale else "damaged",
             "size": self.size,
             "verified_bytes": self.verified,
             "tensor_bytes": self.tensor_bytes.as_dict() if self.tensor_bytes is not None else None,
             "root": self.root,
             "damaged_tensors": self.damaged_tensors,
             "tensors_total": self.tensors_total,
+            "seal": self.seal,
+            "signed": self.signed,
             "findings": [finding.as_dict() for finding in self.findings],
             "next": self.next_step,
         }

@@ -87,6 +87,7 @@ class InspectDocument(TypedDict):
     version: int | None
     root: str | None
     checksums: str
+    seal: str | None
     codecs: dict[str, CodecFacts]
     original: OriginalFacts | None
     saved_as: str | None
@@ -139,6 +140,7 @@ def file_facts(
         "version": found.version,
         "root": found.root,
         "checksums": found.checksums,
+        "seal": found.seal,
         "codecs": {name: {"raw": raw, "stored": stored} for name, (raw, stored) in found.codecs.items()},
         "original": {"format": found.original[0], "size": found.original[1]} if found.original is not None else None,
         "saved_as": found.saved_as,

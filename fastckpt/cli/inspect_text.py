@@ -34,6 +34,12 @@ _CHECKSUMS = {
     "none": "none: what is in this file cannot be proven",
 }
 
+_SEALS = {
+    "there": "XXH3 of every 16 KiB, beside the file; not compared here, but by fastckpt verify and load",
+    "stale": "there is one beside the file, and it is of another name or size",
+    "damaged": "there is one beside the file, and it is damaged",
+}
+
 
 def file_lines(facts: InspectDocument, *, tree: bool, each: bool) -> Iterator[str | Styled]:
     """The text about one file.
@@ -73,7 +79,13 @@ def _summary(facts: InspectDocument) -> Iterator[list[str]]:
         yield ["archive", f"{what}; convert carries all of it and gives it back byte for byte"]
     if facts["root"] is not None:
         yield ["root digest", facts["root"]]
-    yield ["checksums", _CHECKSUMS[facts["checksums"]]]
+    is_sealed = facts["seal"] == "there"
+    yield [
+        "checksums",
+        "none of its own" if is_sealed and facts["checksums"] == "none" else _CHECKSUMS[facts["checksums"]],
+    ]
+    if facts["seal"] is not None:
+        yield ["seal", _SEALS[facts["seal"]]]
     for name, codec in facts["codecs"].items():
         ratio = f" as {size_text(codec['stored'])}" if codec["stored"] != codec["raw"] else ""
         yield ["codec", f"{name}, {size_text(codec['raw'])}{ratio}"]

@@ -1,11 +1,12 @@
 """Check every byte of checkpoint files.
 
 A .fckpt file is checked by its digests, a .pt file by its CRCs; a .safetensors
-file has no checksums, so its tensors can be present but never proven. A
-directory stands for all checkpoint files in it. What is several files (a model
-in shards, a Trainer's step, torch.distributed.checkpoint, DeepSpeed) has to be
-whole as well: all of them there, each with what the others say; and so has each
-step of nanochat. The exit code is that of the worst.
+file has no checksums, so its tensors can be present but never proven, unless
+there is a seal beside it (fastckpt seal), which proves any file. A directory
+stands for all checkpoint files in it. What is several files (a model in shards,
+a Trainer's step, torch.distributed.checkpoint, DeepSpeed) has to be whole as
+well: all of them there, each with what the others say; and so has each step of
+nanochat. The exit code is that of the worst.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts
 from fastckpt.cli.set_text import set_lines
 from fastckpt.errors import FastckptError
-from fastckpt.findings import UNSETTLED, ByteCounts, VerifiedFile
+from fastckpt.findings import UNSETTLED, ByteCounts, Kind, VerifiedFile
 from fastckpt.io.transfer import thread_count
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.sets.judge import SetDocument, judge
@@ -161,12 +162,14 @@ def _lines(facts: VerifiedFile, prefix: str = "") -> Iterable[str | Styled]:
         yield f"{prefix}... and {len(findings) - _SHOWN_FINDINGS} more findings (--json lists all)"
     text, style = _verdict(facts)
     yield Styled(prefix + text, style)
+    if facts["signed"]:
+        yield f"{prefix}{Verdict.AS_SIGNED}"
 
 
 def _verdict(facts: VerifiedFile) -> tuple[str, str]:
     size, verified = facts["size"], facts["verified_bytes"]
     if facts["verdict"] == Verdict.INTACT:
-        what = "every byte verified" if facts["format"] == "fckpt" else "every record matches its CRC-32"
+        what = _what_is_proven(facts)
         seconds = cast(VerifyDocument, facts).get("seconds")
         if seconds is None:  # One of several files that were looked at together.
             return f"{Verdict.INTACT}: {size_text(size)}, {what}", "good"
@@ -183,6 +186,11 @@ def _verdict(facts: VerifiedFile) -> tuple[str, str]:
             f"{Verdict.PRESENT}: {size_text(size)}, of which {size_text(unproven)} have no checksum to prove them by",
             "warn",
         )
+    if facts["verdict"] == "stale":
+        (stale,) = (finding["message"] for finding in facts["findings"] if finding["kind"] == Kind.STALE.value)
+        return f"stale: {stale}; {_next(facts)}", "warn"
+    if facts["format"] == "unknown":
+        return f"damaged: it is not as it was sealed; {_next(facts)}", "bad"
     damaged = facts["damaged_tensors"]
     if not any(finding["loss"] for finding in facts["findings"]):
         return (
@@ -198,6 +206,12 @@ def _verdict(facts: VerifiedFile) -> tuple[str, str]:
         counts = ByteCounts(**facts["tensor_bytes"])
         proven = f", {share_text(counts.proven, counts.total)} proven"
     return f"damaged: {len(damaged)}{total} {noun} ({some(damaged)}){proven}; {_next(facts)}", "bad"
+
+
+def _what_is_proven(facts: VerifiedFile) -> str:
+    own = {"fckpt": "every byte verified", "torch-zip": "every record matches its CRC-32"}.get(facts["format"])
+    sealed = "every byte is as it was sealed" if facts["seal"] == "as sealed" else None
+    return ", ".join(filter(None, (own, sealed)))
 
 
 def _next(facts: VerifiedFile) -> str:

@@ -26,6 +26,9 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY
 from fastckpt.layout.entries import StorageBytes
 from fastckpt.layout.tree import encode_tree
+from fastckpt.seals.beside import require_same_file, seal_beside
+from fastckpt.stored.sealed import OpenedSealed, require_all_as_sealed
+from fastckpt.stored.supply import OpenedSupply
 
 
 def convert_to_fckpt(
@@ -37,11 +40,16 @@ def convert_to_fckpt(
     pickle or JSON header), whatever the size of its tensors; but for a
     big-endian file, whose tensors are turned round in memory.
 
+    With a seal beside the file each leaf is compared with that before it is written.
+
     Raises:
-        DamagedError: A CRC does not match or something is missing; names the tensor. With ``confirm`` (the
+        DamagedError: A CRC or a leaf does not match or something is missing; names the tensor. With ``confirm`` (the
             source is to be deleted): a byte of it belongs to nothing that is converted, and would be lost.
         UnsupportedStateError: Without ``exact``, it holds objects that only their pickle can give back.
     """
+    sums = seal_beside(source)
+    if sums is not None:
+        require_same_file(source, sums)
     foreign = open_foreign(source)
     if source.has_other_form and source.unpacked is None:
         exact = False
@@ -52,6 +60,11 @@ def convert_to_fckpt(
     foreign = replace(foreign, storages=[*foreign.storages, *filter(foreign.is_storage, foreign.others)])
     if confirm:
         require_all_carried(foreign, source, exact=exact)
+    sealed: OpenedSealed | None = None
+    if sums is not None and source.has_other_form:
+        require_all_as_sealed(source, sums)
+    elif sums is not None:
+        sealed = OpenedSealed(source, foreign, sums)
     sections = {}
     if exact:
         check_others(foreign, source, threads=how.threads)
@@ -68,14 +81,16 @@ def convert_to_fckpt(
         source=source.fd,
         source_direct=source.direct_fd,
         sections=sections,
+        supply=OpenedSupply(sealed, threads=how.threads) if sealed is not None else None,
     )
 
     def check(crcs: Sequence[int]) -> None:
-        check_crcs(foreign, crcs)
+        if sealed is None:
+            check_crcs(foreign, crcs)
         source.require_unchanged(next_step="convert it again")
 
     with errors_about(foreign.path):
-        turned = _turned_round(foreign, source, how)
+        turned = _turned_round(foreign, source, how) if sealed is None else None
         write_checkpoint(
             content if turned is None else replace(content, origins=turned[0], source=MEMORY, source_direct=-1),
             destination,
@@ -91,7 +106,7 @@ def convert_to_fckpt(
         "fckpt",
         sum(storage.nbytes for storage in foreign.storages),
         len(foreign.entries),
-        is_verified(foreign),
+        sums is not None or is_verified(foreign),
         exact and source.unpacked is None,
         notes=(*_carried(foreign), *_form(source)),
     )

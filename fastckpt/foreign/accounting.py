@@ -32,8 +32,10 @@ FORMALITIES: Final = (OUTSIDE, "version", "byteorder", ".format_version", ".stor
 """Records that say something of the archive and hold nothing of the state."""
 
 
-def verify_foreign(source: Source, *, threads: int, progress: Progress | None) -> Report:
+def verify_foreign(source: Source, *, threads: int, progress: Progress | None, is_read: bool = False) -> Report:
     """The report on a ``.pt`` or ``.safetensors`` file.
+
+    With ``is_read`` all of it has been read just now, so bytes without a CRC need not be.
 
     Bytes without a CRC are reported as unproven: they are there, and nothing
     in the file says that they are right.
@@ -47,7 +49,7 @@ def verify_foreign(source: Source, *, threads: int, progress: Progress | None) -
     proven = sum(storage.nbytes for storage in foreign.storages if storage.crc is not None)
     # Of a file that is as it was written; a damaged one is looked at again.
     report.tensor_bytes = ByteCounts(proven, sum(storage.nbytes for storage in foreign.storages) - proven)
-    report.findings += check_sums(foreign, source, report, threads=threads, progress=progress)
+    report.findings += check_sums(foreign, source, report, threads=threads, progress=progress, is_read=is_read)
     report.findings += _check_around(foreign, source, report.findings, threads=threads)
     report.findings += account_for_bytes(foreign, source)
     report.findings += source.unpacked.findings if source.unpacked is not None else ()
@@ -86,7 +88,13 @@ def is_formality(record: ForeignStorage) -> bool:
 
 
 def check_sums(
-    foreign: ForeignFile, source: Source, report: Report, *, threads: int, progress: Progress | None
+    foreign: ForeignFile,
+    source: Source,
+    report: Report,
+    *,
+    threads: int,
+    progress: Progress | None,
+    is_read: bool = False,
 ) -> Iterator[Finding]:
     """Sum every record, and yield a finding for each that is not what its CRC-32 says, and one for all without."""
     on_storage = by_storage(foreign.entries)
@@ -114,7 +122,8 @@ def check_sums(
     yield from _check_deflated(records, source, report)
     unproven = [record for record in records if record.nbytes and record.crc is None]
     if unproven:
-        yield from _unreadable(unproven, foreign, source, threads=threads, progress=progress)
+        if not is_read:
+            yield from _unreadable(unproven, foreign, source, threads=threads, progress=progress)
         total = sum(record.nbytes for record in unproven)
         message = f"{total} bytes have no checksum in this file: present, not proven"
         yield Finding(Kind.UNPROVEN, message, min(record.offset for record in unproven), total, loss=False)

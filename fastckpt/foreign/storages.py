@@ -57,7 +57,7 @@ class StorageReader:
             aligned = [n for n in wanted if self._storages[n].offset % WIDEST == 0 and self._storages[n].unit == 1]
             places = {n: (whole, self._storages[n].offset, self._storages[n].nbytes) for n in aligned}
             if self._verify:
-                self._sum(aligned, _core.address(whole))
+                self.prove_mapped(aligned, _core.address(whole))
         rest = [n for n in wanted if n not in places]
         regions = allocate_regions([self._storages[n].nbytes for n in rest], [self._storages[n].offset for n in rest])
         places |= {n: (region, 0, region.nbytes) for n, region in zip(rest, regions, strict=True)}
@@ -77,16 +77,20 @@ class StorageReader:
         for n, address in places.items():
             turn_round_at(address, self._storages[n].nbytes, self._storages[n].unit)
 
-    def _sum(self, storages: Sequence[int], base: int) -> None:
-        """The CRCs of what is mapped from the address ``base`` on."""
+    def prove_mapped(self, storages: Sequence[int], base: int) -> None:
+        """Take what proves storages that are mapped from the address ``base`` on; `fill` compares it."""
         proven = [n for n in storages if self._storages[n].crc is not None]
         moves = [Move(base + self._storages[n].offset, 0, self._storages[n].nbytes) for n in proven]
         self._transfer(proven, moves, in_place=True)
 
+    def _told(self) -> Progress | None:
+        """What reports what is done of this move as a part of all."""
+        progress, done = self._progress, self._done
+        return None if progress is None else lambda count: progress(done + count)
+
     def _transfer(self, storages: Sequence[int], moves: Sequence[Move], *, in_place: bool) -> None:
         if not moves:
             return
-        progress, done = self._progress, self._done
         moved = transfer(
             moves,
             source=MEMORY if in_place else self._source.fd,
@@ -96,7 +100,7 @@ class StorageReader:
             leaves=False,
             crcs=self._verify,
             mapped=in_place,
-            progress=None if progress is None else lambda count: progress(done + count),
+            progress=self._told(),
         )
         for fault in moved.faults:
             offset, errno = self._storages[storages[fault.move]].offset + fault.offset, fault.errno

@@ -55,7 +55,8 @@ def load(
         mmap: Map the file instead of reading it. The tensors are writable but
             private: what is written to them never reaches the file. Encoded
             records cannot be mapped and are read. To a device, the map is copied.
-        verify: Compare every leaf digest (or CRC). With False, damage goes unnoticed.
+        verify: Compare every leaf digest (or CRC), of a file with a seal beside it those of that. With False, damage
+            goes unnoticed.
             On the way to a device: ``"device"`` compares them there, ``"host"``
             in the slots; True the device if it can, in the slots until its kernel is compiled (`fastckpt.kernels`).
         keys: Flat names or globs; only these tensors are read, and the result
@@ -111,7 +112,7 @@ def load(
         from fastckpt.loading.stream import load_through
 
         return load_through(path, how, keys, opaque=opaque)
-    with opened(path, keys, opaque=opaque) as wanted:
+    with opened(path, keys, opaque=opaque, sealed=how.proof is not None) as wanted:
         storages = [entry.storage for entry in wanted.entries]
         bytes_of = wanted.file.bring(
             storages, threads=threads, verify=how.proof is not None, progress=progress, mapped=mmap

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,15 +11,21 @@ from typing import Any
 import torch
 
 from fastckpt.collector import collector_paused
-from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
+from fastckpt.errors import FastckptError, NotACheckpointError, TensorNotFoundError, UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.storages import read_span
+from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.file_object import Readables
+from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.subtree import NOTHING, below
 from fastckpt.layout.tree import decode_tree
 from fastckpt.layout.walk import tensors_below
+from fastckpt.seals.beside import seal_beside
+from fastckpt.stored.open_file import open_file
+from fastckpt.stored.sealed import OpenedSealed
+from fastckpt.tensor.dtypes import require_dtypes
 from fastckpt.tensor.rebuild import build_tensors, resolve_tree
 from fastckpt.text import quoted
 
@@ -59,14 +65,15 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         ['bias', 'w']
     """
 
-    def __init__(self, path: Readables, *, threads: int | None = None) -> None:
+    def __init__(self, path: Openable, *, threads: int | None = None) -> None:
         self._threads = thread_count(threads)
         self._file = CheckpointFile(path)
+        self._source = self._file.source
         try:
             with collector_paused():
                 self._names = {name: index for index, name in enumerate(self._file.entry_names)}
         except BaseException:
-            self._file.source.close()
+            self._source.close()
             raise
 
     def __enter__(self) -> Checkpoint:
@@ -77,7 +84,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         """Close the file. Tensors that were read stay valid."""
-        self._file.source.close()
+        self._source.close()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -89,7 +96,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return name in self._names or (isinstance(name, str) and self._below(name) is not NOTHING)
 
     def __repr__(self) -> str:
-        return f"<fastckpt.Checkpoint {self._file.path!r}: {len(self)} tensors>"
+        return f"<fastckpt.Checkpoint {self._source.path!r}: {len(self)} tensors>"
 
     @property
     def root(self) -> str:
@@ -107,17 +114,20 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             close = difflib.get_close_matches(name, list(self._names), 3)
             raise TensorNotFoundError(
                 f"there is no tensor {name!r}",
-                path=self._file.path,
+                path=self._source.path,
                 expected=", ".join(close) if close else None,
-                next_step=f"fastckpt inspect {quoted(self._file.path)}",
+                next_step=f"fastckpt inspect {quoted(self._source.path)}",
             )
-        if self._file.source.fd < 0:
-            raise UsageError("the checkpoint is closed", path=self._file.path)
+        if self._source.fd < 0:
+            raise UsageError("the checkpoint is closed", path=self._source.path)
+        return self._entry_at(index)
+
+    def _entry_at(self, index: int) -> Entry:
         entry = self._file.manifest.entries[index]
         try:
             check_entry(entry, [place.nbytes for place in self._file.manifest.storages])
         except FastckptError as error:
-            error.path = self._file.path
+            error.path = self._source.path
             raise
         return entry
 
@@ -146,7 +156,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """
         entry = self._entry(name)
         if not entry.shape:
-            raise UsageError("a tensor without dimensions has no rows", path=self._file.path, tensor=name)
+            raise UsageError("a tensor without dimensions has no rows", path=self._source.path, tensor=name)
         begin, end, _ = slice(start, stop).indices(entry.shape[0])
         return self._read(
             entry._replace(
@@ -156,10 +166,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         )
 
     def _read(self, entry: Entry) -> torch.Tensor:
-        start, end = entry.span
-        memory = read_span(self._file, entry.storage, start, end, threads=self._threads)
+        memory = memoryview(self._bytes_of(entry.storage, *entry.span))
         moved = entry._replace(storage=0, storage_offset=0)
         return build_tensors([moved], lambda _: (memory, 0, len(memory)), torch.device("cpu"))[0]
+
+    def _bytes_of(self, storage: int, start: int, end: int) -> bytearray | memoryview:
+        """The bytes ``[start, end)`` of a storage, verified."""
+        return read_span(self._file, storage, start, end, threads=self._threads)
 
     def tree(self) -> Any:
         """The nesting of the state, with a `TensorInfo` in the place of every tensor."""
@@ -174,8 +187,42 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return below(self._tree, name)
 
     def _resolved(self, tree: Any) -> Any:
-        entries = self._file.manifest.entries
+        entries = self._all_entries()
         return resolve_tree(tree, lambda ref: TensorInfo.of(entries[ref.entry]))
+
+    def _all_entries(self) -> Sequence[Entry]:
+        return self._file.manifest.entries
+
+
+class SealedCheckpoint(Checkpoint):
+    """The same of a ``.pt`` or ``.safetensors`` with a seal beside it."""
+
+    def __init__(self, opened: OpenedSealed, *, threads: int | None = None) -> None:
+        self._threads = thread_count(threads)
+        self._opened = opened
+        self._source = opened.source
+        self._names = {entry.name: index for index, entry in enumerate(opened.entries)}
+
+    @property
+    def root(self) -> str:
+        raise UsageError(f"a {self._opened.format} has no root digest", path=self._source.path)
+
+    @cached_property
+    def metadata(self) -> dict[str, Any]:
+        return self._opened.metadata
+
+    def _entry_at(self, index: int) -> Entry:
+        return self._opened.entries[index]
+
+    def _bytes_of(self, storage: int, start: int, end: int) -> bytearray | memoryview:
+        return self._opened.read(storage, start, end)
+
+    @cached_property
+    def _tree(self) -> Any:
+        return self._opened.tree
+
+    def _all_entries(self) -> Sequence[Entry]:
+        return self._opened.entries
 
 
 class Part(Mapping[str, torch.Tensor]):
@@ -223,7 +270,7 @@ class Part(Mapping[str, torch.Tensor]):
 
 
 def open(path: Readables, *, threads: int | None = None) -> Checkpoint:
-    """Open a ``.fckpt`` file without reading any tensor.
+    """Open a ``.fckpt`` file without reading any tensor; or a ``.pt`` or ``.safetensors`` with a seal beside it.
 
     Raises:
         NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
@@ -232,4 +279,25 @@ def open(path: Readables, *, threads: int | None = None) -> Checkpoint:
         >>> fastckpt.open("state.fckpt").rows("w", 1, 3)
         tensor([1., 2.])
     """
-    return Checkpoint(path, threads=threads)
+    source = Source(path)
+    try:
+        if kind_of(source) not in (None, "fckpt", "tar"):
+            return _open_sealed(source, threads=threads)
+        return Checkpoint(source, threads=threads)
+    except BaseException:
+        source.close()
+        raise
+
+
+def _open_sealed(source: Source, *, threads: int | None) -> Checkpoint:
+    """Raises what `CheckpointFile` does, unless every part that is read can be proven by a seal."""
+    if seal_beside(source) is not None:
+        opened = open_file(source)
+        if isinstance(opened, OpenedSealed):
+            require_dtypes(opened.entries, source.path)
+            return SealedCheckpoint(opened, threads=threads)
+    try:
+        return Checkpoint(source, threads=threads)
+    except NotACheckpointError as error:
+        error.next_step = f"{error.next_step}; or fastckpt seal {quoted(source.path)}, to open it as it is"
+        raise

@@ -15,11 +15,13 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select
 from fastckpt.staging.foreign import ForeignOrigin
 from fastckpt.staging.records import RecordOrigin
+from fastckpt.staging.sealed import sealed_origin
 from fastckpt.staging.stage import Origin
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
+from fastckpt.stored.sealed import OpenedSealed
 from fastckpt.tensor.dtypes import require_dtypes
 from fastckpt.tensor.rebuild import named, resolve_tree
 
@@ -41,6 +43,8 @@ class Wanted(NamedTuple):
         """Where the bytes of some of the entries come from, for the way through slots."""
         if isinstance(self.file, OpenedFckpt):
             return RecordOrigin(self.file.file, entries)
+        if isinstance(self.file, OpenedSealed):
+            return sealed_origin(self.file.foreign, self.file.source, self.file.sums, entries)
         assert isinstance(self.file, OpenedForeign), "each kind has its origin"
         return ForeignOrigin(self.file.foreign, self.file.source, entries)
 
@@ -54,9 +58,15 @@ class Wanted(NamedTuple):
 
 @contextmanager
 def opened(
-    path: Openable, keys: str | Iterable[str] | None, *, opaque: Literal["error", "keep"] = "keep"
+    path: Openable,
+    keys: str | Iterable[str] | None,
+    *,
+    opaque: Literal["error", "keep"] = "keep",
+    sealed: bool = True,
 ) -> Iterator[Wanted]:
     """Open a file and find the entries that ``keys`` name (None: all); errors say which file.
+
+    Without ``sealed`` a seal beside it does not count.
 
     Raises:
         TensorNotFoundError: A key matches nothing.
@@ -64,7 +74,7 @@ def opened(
             understood. Or the installed torch lacks a dtype.
         NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
     """
-    with open_file(path) as file, errors_about(file.path):
+    with open_file(path, sealed=sealed) as file, errors_about(file.path):
         with collector_paused():
             if keys is None and opaque == "error":
                 file.require_plain()

@@ -68,7 +68,7 @@ def stream_through(
     path: Readables, how: Staging, keys: str | Iterable[str] | None
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """`stream`, with its arguments checked."""
-    with opened(path, keys) as wanted:
+    with opened(path, keys, sealed=how.proof is not None) as wanted:
         on_storage = by_storage(wanted.entries)
         origin = wanted.origin_of(wanted.entries)
         destination = FreshStorages(how.device)
@@ -95,7 +95,7 @@ def load_through(
     path: Readables, how: Staging, keys: str | Iterable[str] | None, *, opaque: Literal["error", "keep"] = "error"
 ) -> Any:
     """`fastckpt.load` to the device of ``how``."""
-    with opened(path, keys, opaque=opaque) as wanted:
+    with opened(path, keys, opaque=opaque, sealed=how.proof is not None) as wanted:
         numbers: dict[int, list[int]] = {}
         for number, entry in enumerate(wanted.entries):
             numbers.setdefault(entry.storage, []).append(number)

@@ -136,7 +136,7 @@ def check(
 def _compare(source: Source, sums: Sums, *, sha256: bool, threads: int | None, progress: Progress | None) -> Checked:
     found = Checked(source.path, "OK", size=source.size)
     standing = standing_of(source, sums, threads=reading_threads(source, threads), progress=progress)
-    found.findings = standing.findings(sums.tensors)
+    found.findings = standing.findings()
     unread = next((run for run in standing.bad if run.errno), None)
     if unread is not None:
         raise CheckpointIOError(f"{os.strerror(unread.errno)}: {found.findings[0].message}", errno=unread.errno)

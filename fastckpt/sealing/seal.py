@@ -205,7 +205,7 @@ def _tensors_of_whole(source: Source, *, threads: int) -> Sequence[TensorRange]:
 
 
 def _require_whole(source: Source, threads: int) -> None:
-    wrong = [f for f in verify_source(source, threads=threads).findings if f.kind is not Kind.UNPROVEN]
+    wrong = [f for f in verify_source(source, threads=threads, sealed=False).findings if f.kind is not Kind.UNPROVEN]
     if wrong:
         raise DamagedError(wrong[0].message, offset=wrong[0].offset)
 

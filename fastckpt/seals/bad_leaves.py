@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, NoReturn
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError
@@ -12,7 +12,7 @@ from fastckpt.fckpt.payload import differing_runs
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Fault
-from fastckpt.seals.sums import Sums, TensorRange
+from fastckpt.seals.sums import Sums
 from fastckpt.text import quoted, some
 
 
@@ -70,10 +70,10 @@ def merged(bad: Sequence[BadLeaves]) -> list[BadLeaves]:
     return runs
 
 
-def findings_of(sums: Sums, bad: Sequence[BadLeaves], tensors: Sequence[TensorRange], *, size: int) -> list[Finding]:
-    """A finding for each run of bad leaves of a file of ``size`` bytes, which has tensors at these places."""
+def findings_of(sums: Sums, bad: Sequence[BadLeaves], *, size: int) -> list[Finding]:
+    """A finding for each run of bad leaves of a file that has ``size`` bytes now."""
     ranges = [sums.leaf_extent(run.first, run.leaves) for run in bad]
-    names = names_in_each(((t.name, t.offset, t.end) for t in tensors), [(r.offset, r.end) for r in ranges])
+    names = names_in_each(((t.name, t.offset, t.end) for t in sums.tensors), [(r.offset, r.end) for r in ranges])
     return [
         Finding(
             run.kind,
@@ -97,19 +97,16 @@ def _message(run: BadLeaves, names: Sequence[str]) -> str:
     return f"{leaves} {what}: {some(names) or 'no tensor'}"
 
 
-def require_as_sealed(source: Source, sums: Sums, bad: Sequence[BadLeaves], tensors: Sequence[TensorRange]) -> None:
+def require_as_sealed(source: Source, sums: Sums, bad: Sequence[BadLeaves]) -> None:
     """Raise DamagedError (CheckpointIOError for what cannot be read) if there are bad leaves; names the tensors."""
-    if bad:
-        _raise(source, sums, bad, tensors)
-
-
-def _raise(source: Source, sums: Sums, bad: Sequence[BadLeaves], tensors: Sequence[TensorRange]) -> NoReturn:
+    if not bad:
+        return
     unread = next((run for run in bad if run.kind is not Kind.CHANGED), None)
     if unread is not None:
         source.raise_fault(sums.leaf_extent(unread.first).offset, unread.errno)
-    findings = findings_of(sums, bad, tensors, size=source.size)
+    findings = findings_of(sums, bad, size=source.size)
     first = next((finding for finding in findings if finding.tensors), findings[0])
-    names = list(dict.fromkeys(_names(findings)))
+    names = list(dict.fromkeys(name for finding in findings for name in finding.tensors))
     total = f"; {len(names)} tensors are concerned: {some(names, 8)}" if len(names) > 1 else ""
     raise DamagedError(
         f"{first.message}{total}",
@@ -118,8 +115,3 @@ def _raise(source: Source, sums: Sums, bad: Sequence[BadLeaves], tensors: Sequen
         tensor=first.tensors[0] if first.tensors else None,
         next_step=f"fastckpt verify {quoted(source.path)} tells whether it is damaged or was written anew",
     )
-
-
-def _names(findings: Sequence[Finding]) -> Iterator[str]:
-    for finding in findings:
-        yield from finding.tensors

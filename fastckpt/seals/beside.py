@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from fastckpt.errors import FILE_OBJECT, CheckpointNotFoundError, DamagedError
+import os
+
+from fastckpt.errors import FILE_OBJECT, CheckpointNotFoundError, DamagedError, FastckptError
+from fastckpt.findings import Finding, Kind
 from fastckpt.io.os_errors import exists
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
@@ -64,3 +67,9 @@ def require_same_file(source: Source, sums: Sums) -> None:
 def advice_for_stale(path: str) -> str:
     """What to do about a file that was written anew since it was sealed."""
     return f"fastckpt seal --update {quoted(path)}, if it was written anew on purpose"
+
+
+def unusable(path: str, error: FastckptError) -> Finding:
+    """What is said of a file whose seal cannot be used."""
+    text = f"the seal beside it, {os.path.basename(sums_path(path))}, proves nothing: {error.message}"
+    return Finding(Kind.INCONSISTENT, text, 0, 0, loss=False)

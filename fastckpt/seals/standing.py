@@ -7,7 +7,6 @@ leaves: a file that was written anew is not called damaged, and one that is dama
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,7 +18,7 @@ from fastckpt.io.transfer import Move, Progress
 from fastckpt.seals.bad_leaves import BadLeaves, differing, findings_of, merged
 from fastckpt.seals.beside import why_of_another
 from fastckpt.seals.names import sealed_name
-from fastckpt.seals.sums import Sums, TensorRange
+from fastckpt.seals.sums import Sums
 from fastckpt.text import count_text
 
 _WINDOW: Final = 2**34
@@ -49,11 +48,11 @@ class Standing:
         """Whether every byte is the one that was sealed, and none is missing or added."""
         return not (self.stale or self.bad or self.behind)
 
-    def findings(self, tensors: Sequence[TensorRange]) -> list[Finding]:
-        """What is to be said of it; ``tensors`` is where tensors lie in the file."""
+    def findings(self) -> list[Finding]:
+        """What is to be said of it."""
         if self.stale:
             return [Finding(Kind.STALE, f"this is not the file that was sealed: {self.stale}", 0, 0, loss=False)]
-        found = findings_of(self.sums, self.bad, tensors, size=self.size)
+        found = findings_of(self.sums, self.bad, size=self.size)
         if self.behind:
             text = f"{count_text(self.behind, 'byte')} behind all that was sealed"
             found.append(Finding(Kind.CHANGED, text, self.sums.size, self.behind, loss=False))

@@ -18,8 +18,6 @@ from fastckpt.io.os_errors import exists
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import TensorRef
-from fastckpt.seals.beside import seal_beside
-from fastckpt.seals.standing import standing_of
 from fastckpt.sets.listing import read_json
 from fastckpt.sets.model import (
     JSON,
@@ -61,13 +59,11 @@ class SetReport:
         checkpoint: The set.
         files: The report on each of its files that could be read as a checkpoint.
         problems: What is wrong beside the findings in these.
-        sealed: Paths of files without checksums that were compared with the seal beside them.
     """
 
     checkpoint: CheckpointSet
     files: list[Report] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    sealed: set[str] = field(default_factory=set)
 
     @property
     def exit_code(self) -> int:
@@ -100,7 +96,7 @@ class SetReport:
     @property
     def unproven(self) -> int:
         """How many files have no checksum for every byte: they are present, and not proven."""
-        return sum(report.verdict is Verdict.PRESENT and report.path not in self.sealed for report in self.files)
+        return sum(report.verdict is Verdict.PRESENT for report in self.files)
 
     @property
     def reasons(self) -> list[str]:
@@ -151,8 +147,6 @@ def judge(checkpoint: CheckpointSet, *, threads: int, progress: Progress | None 
         report.problems += looked_at.problems
         if looked_at.report is not None:
             report.files.append(looked_at.report)
-        if looked_at.is_sealed:
-            report.sealed.add(member.path)
         for name in looked_at.tensors:
             held.setdefault(name, []).append(member)
         total += looked_at.nbytes
@@ -169,7 +163,6 @@ class _LookedAt:
     report: Report | None = None
     tensors: Sequence[str] = ()
     nbytes: int = 0
-    is_sealed: bool = False
 
 
 def _look_at(member: Member, twins: Mapping[str | None, str], threads: int, progress: Progress | None) -> _LookedAt:
@@ -212,8 +205,6 @@ def _verify(member: Member, twins: Mapping[str | None, str], threads: int, progr
         result = _LookedAt([], report)
         if not report.ok:
             return result
-        if report.verdict is Verdict.PRESENT:
-            result.problems += _against_seal(member, source, result, threads)
         if member.root and report.root != member.root:
             holding = _holding(member)
             here = f"{twins[report.root]} of this set" if report.root in twins else "of another save"
@@ -232,21 +223,6 @@ def _verify(member: Member, twins: Mapping[str | None, str], threads: int, progr
     if member.tensors is not None:
         result.problems += _compare_names(member, result.tensors)
     return result
-
-
-def _against_seal(member: Member, source: Source, result: _LookedAt, threads: int) -> Iterator[Problem]:
-    """What a file is no longer as its seal says, if it has one."""
-    try:
-        sums = seal_beside(source)
-    except FastckptError as error:
-        yield _refused(member, error)
-        return
-    if sums is not None:
-        result.is_sealed = True
-        for finding in standing_of(source, sums, threads=threads).findings(sums.tensors):
-            kind = UNREADABLE if finding.kind is Kind.UNREADABLE else "damaged" if finding.loss else "inconsistent"
-            message = f"{member.name} ({member.what}): {finding.message}"
-            yield Problem(kind, member.path, message, finding.tensors, finding.loss, 2 if finding.loss else 1)
 
 
 def tensors_in(source: Source) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG
+from fastckpt.layout.dtypes import WIDEST
 from fastckpt.layout.entries import Entry, by_storage
 from fastckpt.staging.device import Device, Work
 from fastckpt.staging.regions import Region
@@ -48,14 +49,26 @@ class ExistingTensors:
         """See `Destination`."""
         if self.alone(region):
             return []
-        pairs = []
-        for number, offset, _ in region.placed:
+        pairs: list[Pair] = []
+        unaligned: list[Pair] = []
+        for number, offset, nbytes in region.placed:
+            there = memory
+            if offset % WIDEST:  # In a sealed file of another format a tensor can lie anywhere.
+                there = self._device.allocate([nbytes])[0]
+                unaligned.append((there, memory[offset : offset + nbytes]))
+                offset = 0
             for entry in self._on_storage[number]:
                 moved = entry._replace(storage_offset=entry.storage_offset + offset // entry.itemsize)
-                (arrived,) = build_on([moved], lambda _: memory)
+                (arrived,) = build_on([moved], lambda _, there=there: there)  # type: ignore[misc]
                 pairs.append(without_repeats(self._tensors[entry.name], arrived.detach()))
-        then(lambda: copy_pairs(pairs))
-        return pairs
+
+        def copy() -> None:
+            for to, origin in unaligned:
+                to.copy_(origin)
+            copy_pairs(pairs)
+
+        then(copy)
+        return [*unaligned, *pairs]
 
 
 def direct_places(

@@ -14,6 +14,7 @@ from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.kernels.dispatch import Engine, engine_for, engine_now
+from fastckpt.layout.dtypes import WIDEST
 from fastckpt.staging import kvikio_engine
 from fastckpt.staging.as_stored import has_planes
 from fastckpt.staging.check import LeafCheck
@@ -251,4 +252,8 @@ class FreshStorages:
         if region.is_one_storage:
             return {region.placed[0].storage: memory}
         own = self._device.separate(memory, [(placed.offset, placed.nbytes) for placed in region.placed])
-        return {placed.storage: part for placed, part in zip(region.placed, own, strict=True)}
+        # In a sealed file of another format a tensor can lie anywhere; kernels want it aligned.
+        return {
+            placed.storage: part if placed.offset % WIDEST == 0 else part.clone()
+            for placed, part in zip(region.placed, own, strict=True)
+        }

@@ -10,12 +10,20 @@ from itertools import accumulate
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedStateError
 from fastckpt.findings import Finding, Kind, Report, conclude
 from fastckpt.io.source import Source
+from fastckpt.seals.standing import Standing
 from fastckpt.surveying.fates import THERE, Status
 from fastckpt.surveying.survey import survey
 from fastckpt.surveying.wreck import Wreck
 
 
-def report_damage(source: Source, strict: Report | None, failure: FastckptError | None, *, threads: int) -> Report:
+def report_damage(
+    source: Source,
+    strict: Report | None,
+    failure: FastckptError | None,
+    *,
+    threads: int,
+    standing: Standing | None = None,
+) -> Report:
     """The report on a damaged file.
 
     Args:
@@ -23,6 +31,7 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
         strict: What reading it as a whole file found; None if that was not possible.
         failure: Why not.
         threads: Worker threads.
+        standing: How it stands to a seal, which proves some of it.
 
     Raises:
         NotACheckpointError: Nothing in it is of a checkpoint.
@@ -30,7 +39,7 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
     """
     try:
         # A file that was cut or written to meanwhile is looked at as it is now.
-        wreck = survey(source if source.unchanged() else source.path, threads=threads)
+        wreck = survey(source if source.unchanged() else source.path, threads=threads, standing=standing)
     except NotACheckpointError:
         raise failure or NotACheckpointError("nothing in it is of a checkpoint", path=source.path) from None
     except UnsupportedStateError as error:
@@ -59,7 +68,12 @@ def report_damage(source: Source, strict: Report | None, failure: FastckptError 
             report.findings.append(Finding(Kind.INCONSISTENT, failure.message, at, 0, loss=False))
     else:
         intact = {name for name, fate in wreck.fates().items() if fate.status is Status.INTACT}
-        report.findings = _joined(found, report.findings, intact)
+        strict_ones = report.findings
+        if standing is not None and not standing.stale:
+            # What had no checksum of its own is proven by the seal, or named by it.
+            strict_ones = [finding for finding in strict_ones if finding.kind is not Kind.UNPROVEN or not finding.size]
+            found += _unproven(wreck)
+        report.findings = _joined(found, strict_ones, intact)
     if wreck.structure != "none":
         report.tensors_total = len(wreck.entries)
         report.tensor_bytes = wreck.byte_counts()

@@ -13,7 +13,13 @@ from typing import Any, Final, NamedTuple
 
 from fastckpt.codec.registry import codec_name
 from fastckpt.constants import MAGIC_MANIFEST, SUPERBLOCK_SIZE
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
+from fastckpt.errors import (
+    CheckpointIOError,
+    DamagedError,
+    FastckptError,
+    NotACheckpointError,
+    UnsupportedVersionError,
+)
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.remains import read_block
 from fastckpt.foreign.accounting import is_formality
@@ -26,6 +32,7 @@ from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import find_optimizers
+from fastckpt.seals.beside import seal_beside, why_of_another
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.open_file import open_file
@@ -65,6 +72,8 @@ class Inspection:
         program: ``TorchScript`` or ``torch.export``, if a program stands beside the tensors.
         opaque: ``(place, what)`` of everything that is not a tensor or plain value.
         counters: The steps that optimizers have made, by the name of the tensor that says so.
+        seal: ``there`` if there is a seal beside it, of its name and size; ``stale`` if that is of another file, and
+            ``damaged`` if that cannot be used. Nothing was compared with it.
     """
 
     path: str
@@ -85,6 +94,7 @@ class Inspection:
     program: str | None = None
     opaque: list[tuple[str, str]] = field(default_factory=list)
     counters: dict[str, int | float] = field(default_factory=dict)
+    seal: str | None = None
 
     def scalar(self, entry: Entry) -> int | float | None:
         """The value of a tensor that counts the steps of an optimizer; None if it is none, or not known."""
@@ -100,7 +110,7 @@ def inspect_file(path: Openable) -> Inspection:
         CheckpointIOError: The system could not open or read it.
     """
     with Source.of(path) as source:
-        opened = open_file(source)
+        opened = open_file(source, sealed=False)
         found = Inspection(
             path=opened.path,
             format=opened.format,
@@ -113,6 +123,7 @@ def inspect_file(path: Openable) -> Inspection:
             root=opened.root,
             opaque=opened.opaque,
             counters=_counters(opened),
+            seal=_seal_of(source),
         )
         if isinstance(opened, OpenedFckpt):
             found.version = opened.file.footer.version
@@ -124,6 +135,16 @@ def inspect_file(path: Openable) -> Inspection:
             found.program = opened.foreign.program or None
             found.how_to_pack = source.unpacked.how_to_pack if source.unpacked is not None else None
     return found
+
+
+def _seal_of(source: Source) -> str | None:
+    try:
+        sums = seal_beside(source)
+    except (DamagedError, NotACheckpointError, UnsupportedVersionError):
+        return "damaged"
+    if sums is None:
+        return None
+    return "there" if why_of_another(source, sums) is None else "stale"
 
 
 def _checksums(opened: Opened) -> str:

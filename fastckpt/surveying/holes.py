@@ -5,11 +5,14 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fastckpt.findings import Kind
 from fastckpt.layout.entries import Entry
 from fastckpt.surveying.fates import Status
+
+_WRONG: Final = (Kind.ROTTED, Kind.CHANGED)
+"""Of holes in which bytes are that are not the right ones."""
 
 
 class Hole(NamedTuple):
@@ -48,7 +51,7 @@ class Holes:
         self._ends = [hole.end for hole in holes]
         # Of all holes before each: bytes that are located, how many are rotted, and how many end apart from the next.
         self._gone = [0, *accumulate((hole.end - hole.start) * hole.located for hole in holes)]
-        self._rotted = [0, *accumulate(hole.kind is Kind.ROTTED for hole in holes)]
+        self._rotted = [0, *accumulate(hole.kind in _WRONG for hole in holes)]
         self._apart = [0, *accumulate(a.end != b.start for a, b in pairwise(holes))]
 
     def within(self, start: int, end: int) -> Sequence[Hole]:

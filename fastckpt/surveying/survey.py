@@ -16,9 +16,11 @@ from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import read_there
 from fastckpt.layout.frame import decode_footer
+from fastckpt.seals.standing import Standing
 from fastckpt.surveying.blueprint import FindBlueprint, nothing_alike
 from fastckpt.surveying.fckpt import survey_fckpt
 from fastckpt.surveying.safetensors_file import survey_safetensors
+from fastckpt.surveying.sealed import find_standing, use_seal
 from fastckpt.surveying.torch_legacy import is_headless, survey_torch_legacy
 from fastckpt.surveying.torch_tar import survey_torch_tar
 from fastckpt.surveying.torch_zip.evidence import read_directory, search_local_headers
@@ -36,6 +38,7 @@ def survey(
     progress: Progress | None = None,
     like: str | None = None,
     find_blueprint: FindBlueprint = nothing_alike,
+    standing: Standing | None = None,
 ) -> Wreck:
     """What stands of a file.
 
@@ -45,6 +48,7 @@ def survey(
         progress: Called with the bytes verified so far.
         like: A checkpoint of the same structure.
         find_blueprint: Gives a structure in place of one that is lost.
+        standing: How it stands to a seal beside it; without it the seal is looked for.
 
     Raises:
         NotACheckpointError: Nothing but its name says that it is, or was, a checkpoint, and there is no ``like``.
@@ -54,6 +58,9 @@ def survey(
     if like is not None and isinstance(file, str | os.PathLike) and os.path.isfile(file) and not os.path.getsize(file):
         return _survey_empty(os.fspath(file), find_blueprint)
     with Source.of(file) as source:
+        unused: list[Finding] = []
+        if standing is None or standing.stale:
+            standing, unused = find_standing(source, threads=threads)
         head = read_there(source, 0, HEAD_SIZE)
         kind = _kind(source, head)
         is_only_named = kind is None and like is None
@@ -77,6 +84,9 @@ def survey(
         if is_only_named and not wreck.entries and not wreck.unnamed:
             raise not_a_checkpoint(head, path=source.path, size=source.size)
         wreck.identity, wreck.is_inflated = source.identity, source.has_other_form
+        if standing is not None:
+            use_seal(wreck, standing)
+        wreck.findings += unused
         if not source.unchanged():
             wreck.notes.append("the file was changed while it was read: is it still being written? Salvage it again")
     return wreck

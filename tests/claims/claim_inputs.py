@@ -236,3 +236,24 @@ def without_record(form: str, name: str) -> Make:
         return [path]
 
     return make
+
+
+def sealed(form: str, change: Change | None = None, *, also: Callable[[Path], None] | None = None) -> Make:
+    """A file that is sealed, and then changed."""
+
+    def make(directory: Path) -> list[Path]:
+        path = write(tensors(), form, directory)
+        fastckpt.seal(path, durable=False)
+        if change is not None:
+            raw = bytearray(path.read_bytes())
+            result = change(raw)
+            path.write_bytes(raw if result is None else result)
+        if also is not None:
+            also(path)
+        return [path]
+
+    return make
+
+
+def beside(path: Path) -> Path:
+    return Path(f"{path}.fckpt-sums")

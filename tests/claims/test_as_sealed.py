@@ -7,7 +7,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from claim_inputs import Change, append, cut_end, cut_half, flip_tensor, prepend, swap_tensors, tensors, write
+from claim_inputs import (
+    Change,
+    append,
+    beside,
+    cut_end,
+    cut_half,
+    flip_tensor,
+    prepend,
+    sealed,
+    swap_tensors,
+    tensors,
+    write,
+)
 from claim_tables import Claim, Make, Row, Tell
 from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
@@ -15,23 +27,6 @@ import fastckpt
 from fastckpt.verdicts import Verdict
 
 FORMS = ("pt", "legacy", "no CRC", "safetensors", "fckpt", "zstd")
-
-
-def sealed(form: str, change: Change | None = None, *, also: Callable[[Path], None] | None = None) -> Make:
-    """A file that is sealed, and then changed."""
-
-    def make(directory: Path) -> list[Path]:
-        path = write(tensors(), form, directory)
-        fastckpt.seal(path, durable=False)
-        if change is not None:
-            raw = bytearray(path.read_bytes())
-            result = change(raw)
-            path.write_bytes(raw if result is None else result)
-        if also is not None:
-            also(path)
-        return [path]
-
-    return make
 
 
 def json_sealed(change: str | None = None) -> Make:
@@ -54,10 +49,6 @@ def empty_sealed(directory: Path) -> list[Path]:
 
 def each_sealed(forms: tuple[str, ...], what: str, change: Change) -> dict[str, Make]:
     return {f"{form}: {what}": sealed(form, change) for form in forms}
-
-
-def beside(path: Path) -> Path:
-    return Path(f"{path}.fckpt-sums")
 
 
 def other_file(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import safetensors.torch
@@ -10,6 +11,7 @@ from claim_inputs import (
     PROVEN,
     UNPROVEN,
     append,
+    beside,
     changed,
     consistently,
     copied_record,
@@ -17,15 +19,19 @@ from claim_inputs import (
     cut_half,
     cut_tensor,
     each,
+    flip_at,
     flip_near,
     flip_object,
     flip_tensor,
     good,
     prepend,
+    sealed,
     swap_tensors,
+    tensors,
     torn_mix,
     with_objects,
     without_record,
+    write,
     zero_tensor,
 )
 from claim_tables import Claim, Make, Row, Tell
@@ -77,6 +83,15 @@ def second_archive_flipped(directory: Path) -> list[Path]:
     return [path]
 
 
+def written_anew(form: str) -> Callable[[Path], None]:
+    """Another save of the same structure, and with the size, that nobody sealed."""
+    return lambda path: write(tensors(9), form, path.parent, path.stem) and None
+
+
+def cut_seal(path: Path) -> None:
+    beside(path).write_bytes(beside(path).read_bytes()[:-5])
+
+
 ELSEWHERE: dict[str, Make] = {
     "pt: a bit of the pickle": changed("pt", flip_near(b"storage")),
     "pt: a bit of the version": changed("pt", flip_near(b"3\n")),
@@ -92,6 +107,7 @@ CLAIM = Claim(
     {"text": by_text, "json": by_json, "sum": by_sum, "plot": by_plot},
     {
         **{form: good(form) for form in PROVEN},
+        **{f"{form}, sealed": sealed(form) for form in (*PROVEN, *UNPROVEN)},
         "pt with objects": good("pt", with_objects),
         "two archives": two_archives,
     },
@@ -128,6 +144,21 @@ CLAIM = Claim(
                 **{f"{form}: has none": good(form) for form in UNPROVEN},
                 "safetensors: without tensors": no_tensors,
                 "legacy: without bytes of tensors": no_bytes,
+            },
+        ),
+        Row(
+            "where there is a seal, every byte is as it was sealed",
+            {
+                **{f"{form}: a bit of a tensor": sealed(form, flip_tensor) for form in UNPROVEN},
+                **{f"{form}: its first bit": sealed(form, lambda raw: flip_at(raw, 0)) for form in UNPROVEN},
+                **{
+                    f"{form}: two tensors swapped": sealed(form, swap_tensors)
+                    for form in ("safetensors", "pt", "fckpt")
+                },
+                **{f"{form}: its last byte": sealed(form, cut_end) for form in (*UNPROVEN, *PROVEN)},
+                **{f"{form}: bytes behind it": sealed(form, append) for form in (*UNPROVEN, *PROVEN)},
+                **{f"{form}: written anew": sealed(form, also=written_anew(form)) for form in (*UNPROVEN, *PROVEN)},
+                **{f"{form}: its seal is cut": sealed(form, also=cut_seal) for form in (*UNPROVEN, *PROVEN)},
             },
         ),
         Row(

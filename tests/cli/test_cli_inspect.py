@@ -22,6 +22,7 @@ KEYS = {
     "version",
     "root",
     "checksums",
+    "seal",
     "codecs",
     "original",
     "saved_as",

@@ -25,6 +25,8 @@ REPORT_KEYS = {
     "tensor_bytes",
     "verdict",
     "tensors_total",
+    "seal",
+    "signed",
     "seconds",
 }
 

@@ -21,10 +21,10 @@ def open_lab(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
     labs: dict[str, CrashLab] = {}
     with ExitStack() as stack:
 
-        def open_lab(script: str) -> CrashLab:
+        def open_lab(script: str, *, target: str = "model.fckpt") -> CrashLab:
             if script not in labs:
                 path = Path(__file__).parent / script
-                labs[script] = stack.enter_context(CrashLab(path, tmp_path_factory.mktemp("crash"), shim))
+                labs[script] = stack.enter_context(CrashLab(path, tmp_path_factory.mktemp("crash"), shim, target))
             return labs[script]
 
         yield open_lab

@@ -143,13 +143,14 @@ class CrashLab:
         script: A file that defines ``save(path: str, version: int)``.
         directory: An empty directory on the file system to test.
         shim: From `compile_shim`.
+        target: The name of the file that the script writes.
     """
 
-    def __init__(self, script: Path, directory: Path, shim: Path) -> None:
+    def __init__(self, script: Path, directory: Path, shim: Path, target: str = "model.fckpt") -> None:
         self.directory = directory.resolve() / "files"
         self.directory.mkdir()
         self.log = directory.resolve() / "calls"
-        self.target = self.directory / "model.fckpt"
+        self.target = self.directory / target
         self._host = Host(script, self.directory, shim)
         try:
             self.old, self.new = self.content_of(1), self.content_of(2)
@@ -235,5 +236,5 @@ class CrashLab:
         assert not self.temp_files(), outcome
 
 
-OpenLab = Callable[[str], CrashLab]
+OpenLab = Callable[..., CrashLab]
 """Opens the laboratory of a script in this directory."""

@@ -20,10 +20,11 @@ import safetensors.torch
 import torch
 from big_endian import write_big
 from fuzz import CORPUS
-from targets import packed
+from targets import SEALED, packed
 from torch_tar import save_tar
 
 import fastckpt
+from fastckpt import _core
 from fastckpt.layout.tree import NamedRef, SizeRef, TensorRef, encode_tree
 
 
@@ -308,11 +309,30 @@ def own_inputs() -> None:
     put("tree", "long int", b"\x03\xff\x01" + b"\x55" * 255)
 
 
+def sums_inputs() -> None:
+    """Sums files of the file that the target has, and of others."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "sealed.safetensors"
+        others = {"good": SEALED, "changed": SEALED[:20_000] + b"x" + SEALED[20_001:], "longer": SEALED + bytes(9)}
+        for what, raw in others.items():
+            path.write_bytes(SEALED)
+            sums = Path(fastckpt.seal(path, sha256=what == "good", update=True, durable=False).sums)
+            if what != "good":
+                text = fastckpt.open(sums).metadata
+                leaves = _core.leaf_digests(raw)
+                state = {"digests": torch.frombuffer(bytearray(leaves), dtype=torch.uint8)}
+                text["seal"]["size"] = len(raw)
+                fastckpt.save(state, sums, metadata=text, durable=False)
+            for flags in (0, 1):
+                put("sums", f"{what} {flags}", bytes((flags,)) + packed(sums.read_bytes()))
+
+
 if __name__ == "__main__":
     shutil.rmtree(CORPUS, ignore_errors=True)
     torch_inputs()
     new_torch_inputs()
     safetensors_inputs()
     own_inputs()
+    sums_inputs()
     total = sum(path.stat().st_size for path in CORPUS.rglob("*") if path.is_file())
     print(f"{total} bytes")

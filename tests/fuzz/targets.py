@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import struct
 import tempfile
@@ -15,6 +16,7 @@ import torch
 import xxhash
 
 import fastckpt
+from fastckpt import _core
 from fastckpt.constants import (
     ALIGNMENT,
     MAGIC_DIRECTORY,
@@ -38,6 +40,9 @@ from fastckpt.layout.frame import decode_footer, decode_index, decode_superblock
 from fastckpt.layout.manifest import decode_manifest
 from fastckpt.layout.records import decode_record_header
 from fastckpt.layout.tree import decode_tree, walk_tree
+from fastckpt.sealing.check import check
+from fastckpt.seals.names import sums_path
+from fastckpt.seals.sums import read_sums
 from fastckpt.stored.verify import verify
 from fastckpt.tensor.rebuild import resolve_tree
 
@@ -329,6 +334,42 @@ def run_tar(data: bytes) -> str:
     return run_foreign(bytes(whole), ".pth")
 
 
+def _sealed_file() -> bytes:
+    """A .safetensors of three leaves."""
+    rows = {f"w{n}": {"dtype": "U8", "shape": [17_000], "data_offsets": [n * 17_000, (n + 1) * 17_000]} for n in (0, 1)}
+    header = json.dumps(rows).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(range(250)) * 136
+
+
+SEALED = _sealed_file()
+
+
+def run_sums(data: bytes) -> str:
+    """The sums file of a .safetensors; as it is, and with digests that match. The first byte chooses."""
+    said: list[str] = []
+    if not data:
+        return "short"
+    sums = unpacked(data[1:])
+    path = _FILES.holding(SEALED, "sealed.safetensors")
+    _FILES.holding(resealed(sums) if data[0] & 1 else sums, "sealed.safetensors.fckpt-sums")
+    found = check(path, threads=1)
+    said.append(found.state)
+    if found.state == "OK":
+        digests = read_sums(sums_path(path), threads=1).digests
+        assert bytes(digests) == _core.leaf_digests(SEALED)
+    with _typed(said):
+        report = verify(path, threads=1)
+        assert (report.seal == "as sealed") == (found.state == "OK")
+        said.append(f"{report.seal}")
+    with _typed(said):
+        fastckpt.load(path, threads=1, mmap=bool(data[0] & 2))
+        assert found.state == "OK"
+    _salvage(path, said)
+    with _typed(said):
+        fastckpt.seal(path, durable=False, threads=1)
+    return " | ".join(said)
+
+
 TARGETS: dict[str, Target] = {
     "pickle": Target(run_pickle, _PICKLE_TOKENS),
     "zip": Target(run_zip, _ZIP_TOKENS),
@@ -338,4 +379,5 @@ TARGETS: dict[str, Target] = {
     "blocks": Target(run_blocks, tuple(MAGICS)),
     "tree": Target(run_tree, (*(bytes((tag,)) for tag in range(17)), b"\xff" * 9 + b"\x01", b"\x08\x01" * 70)),
     "fckpt": Target(run_fckpt, tuple(MAGICS)),
+    "sums": Target(run_sums, (b"seal", b"digests", b"tensors", b"leaf", b"\x03\x08" + b"\xff" * 7 + b"\x7f", *MAGICS)),
 }

@@ -124,9 +124,9 @@ def test_resume_goes_on_from_what_is_proven(trained: Trained, proven: Path, capl
     resume = find_last_checkpoint(proven)
     assert resume == fastckpt.find_last_whole(proven) == str(proven / f"checkpoint-{STOP}")
     assert f"{newest}: " in caplog.text
-    (problem,) = judge(recognise_steps(str(proven))[-1], threads=1).problems
-    assert (problem.path, problem.kind) == (str(newest), "damaged")
-    assert "transformer.wpe.weight" in problem.tensors
+    (damaged,) = (file for file in judge(recognise_steps(str(proven))[-1], threads=1).files if not file.ok)
+    assert (damaged.path, damaged.seal) == (str(newest), "changed")
+    assert "transformer.wpe.weight" in damaged.damaged_tensors
     assert f"checkpoint-{STEPS - 1}/optimizer.pt" in caplog.text
     again = trained.train(resume, room=proven, save_steps=1, callbacks=[ProvenCheckpoints()])
     assert same_bits(copy_of(again), trained.weights)

@@ -17,7 +17,8 @@ from fastckpt.loading.stream import load_through
 from fastckpt.staging.device import HostDevice
 from fastckpt.staging.stage import staging_for
 
-FORMATS = ["raw.fckpt", "zstd.fckpt", "m.pt", "legacy.pt", "m.safetensors"]
+SEALED = ["sealed.pt", "sealed.pth", "sealed.safetensors"]
+FORMATS = ["raw.fckpt", "zstd.fckpt", "m.pt", "legacy.pt", "m.safetensors", *SEALED]
 
 
 def state_for(name: str) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def state_for(name: str) -> dict[str, Any]:
         "none": torch.empty(0, 7),
         "number": torch.tensor(3.5, dtype=torch.float64),
     }
-    if name == "m.safetensors":
+    if name.endswith(".safetensors"):
         small = state.pop("small")
         return state | {f"small.{key}": value.clone() for key, value in small.items()}
     return state | {
@@ -44,10 +45,12 @@ def state_for(name: str) -> dict[str, Any]:
 def write(path: Path, state: dict[str, Any]) -> Path:
     if path.suffix == ".safetensors":
         save_file(state, path)
-    elif path.suffix == ".pt":
-        torch.save(state, path, _use_new_zipfile_serialization=path.name != "legacy.pt")
+    elif path.suffix in (".pt", ".pth"):
+        torch.save(state, path, _use_new_zipfile_serialization=path.name not in ("legacy.pt", "sealed.pth"))
     else:
         fastckpt.save(state, path, codec="zstd:1" if path.name == "zstd.fckpt" else "none", durable=False)
+    if path.stem == "sealed":
+        fastckpt.seal(path, durable=False)
     return path
 
 
@@ -110,14 +113,19 @@ def test_memory_that_exists_holds_what_comes_through_slots(tmp_path: Path, name:
     assert elements(strided) == reference
 
 
-@pytest.mark.parametrize("name", ["raw.fckpt", "m.pt"])
+def _small(state: dict[str, Any]) -> torch.Tensor:
+    found: torch.Tensor = state["small.39"] if "small.39" in state else state["small"]["39"]
+    return found
+
+
+@pytest.mark.parametrize("name", ["raw.fckpt", "m.pt", *SEALED])
 @pytest.mark.parametrize("where", ["large", "small"])
 def test_damage_is_found_on_every_way(tmp_path: Path, name: str, where: str) -> None:
     state = state_for(name)
     path = write(tmp_path / name, state)
-    wanted = state["large"] if where == "large" else state["small"]["39"]
+    wanted = state["large"] if where == "large" else _small(state)
     raw = bytearray(path.read_bytes())
-    at = raw.index(bytes(wanted.reshape(-1).view(torch.uint8).numpy())[:64])
+    at = raw.rindex(bytes(wanted.reshape(-1).view(torch.uint8).numpy())[:64])
     raw[at + 5] ^= 1
     path.write_bytes(raw)
     ways: list[Callable[[], object]] = [

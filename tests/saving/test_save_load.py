@@ -890,7 +890,9 @@ def test_damage_in_a_sector_the_disk_cannot_read(tmp_path: Path, monkeypatch: py
         headers = [record.header for record in ck._file.records]
     pread = os.pread
     # What could not be read together with others is read alone, which is what fails here.
-    monkeypatch.setattr("fastckpt.stored.verify.read_parts", lambda source, parts, threads=None: [None] * len(parts))
+    monkeypatch.setattr(
+        "fastckpt.stored.verify_fckpt.read_parts", lambda source, parts, threads=None: [None] * len(parts)
+    )
     for bad in [*sections, *headers, (0, 4096)]:
 
         def failing(fd: int, size: int, offset: int, bad: tuple[int, int] = bad) -> bytes:

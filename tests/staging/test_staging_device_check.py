@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from states import of_dtype, pattern
 
 import fastckpt
@@ -216,3 +218,65 @@ with delayed() as device:
     expected, (kind, message, tensor, chunk, _), decoded = run(code, tmp_path / "bad")
     assert (kind, tensor, chunk, decoded) == ("DamagedError", "weights", 0, 2)
     assert message == expected
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .safetensors with a seal, whose tensors begin where no kernel wants them."""
+    path = tmp_path_factory.mktemp("device_check") / "s.safetensors"
+    state: dict[str, torch.Tensor] = {"large": of_dtype(torch.bfloat16, 140_000)}
+    state |= {f"small.{i}": pattern(i * 100 + 2, i).contiguous() for i in range(20)}
+    save_file(state, path, {"odd": "x"})
+    fastckpt.seal(path)
+    return path
+
+
+def test_a_sealed_file_is_checked_there_too(run: Run, sealed: Path) -> None:
+    code = """
+expected = fastckpt.load(path)
+with delayed(DelayedDevice(0.0001)) as device:
+    state = load_through(path, staging_for(device, ring=RING, verify="device"), None)
+for name, tensor in expected.items():
+    assert torch.equal(state[name].view(torch.uint8), tensor.view(torch.uint8)), name
+    assert state[name].data_ptr() % 16 == 0
+tensors = {name: torch.zeros_like(tensor) for name, tensor in expected.items()}
+with delayed(DelayedDevice(0.0001)) as device, opened(path, None) as file:
+    destination = ExistingTensors(device, file.entries, tensors)
+    bring(file.origin_of(file.entries), destination, staging_for(device, ring=RING, verify="device"))
+for name, tensor in expected.items():
+    assert torch.equal(tensors[name].view(torch.uint8), tensor.view(torch.uint8)), name
+print(json.dumps(len(launches)))
+"""
+    assert run(code, sealed) >= 2 * 7
+
+
+def test_damage_in_a_sealed_file(run: Run, sealed: Path, tmp_path: Path) -> None:
+    bad = tmp_path / sealed.name
+    raw = bytearray(sealed.read_bytes())
+    raw[100_000] ^= 1
+    raw[250_000:250_050] = bytes(50)
+    bad.write_bytes(raw)
+    shutil.copyfile(f"{sealed}.fckpt-sums", f"{bad}.fckpt-sums")
+    code = """
+try:
+    fastckpt.load(path)
+except FastckptError as error:
+    expected = str(error)
+with delayed() as device:
+    print(json.dumps([expected, outcome(device), outcome(device, stream=True)]))
+"""
+    expected, (kind, message, tensor, chunk, _), streamed = run(code, bad)
+    assert (kind, tensor, chunk) == ("DamagedError", "large", None)
+    assert message == expected
+    assert streamed[0] == kind
+    assert "large" not in streamed[4]
+
+
+def test_a_bit_that_flips_on_the_way_from_a_sealed_file(run: Run, sealed: Path) -> None:
+    code = """
+with delayed(FlippingDevice(4)) as device:
+    print(json.dumps(outcome(device)))
+"""
+    kind, message, *_ = run(code, sealed)
+    assert kind == "DamagedError"
+    assert "was damaged on its way to the device; in the file it is right" in message

@@ -1,0 +1,132 @@
+"""What the seal beside a file adds to a report on it; and the digests that a signature states."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
+from fastckpt.findings import ByteCounts, Finding, Kind, Report, SealState, conclude
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.seals.beside import advice_for_stale, seal_beside, unusable
+from fastckpt.seals.digests import digests_of
+from fastckpt.seals.signed import signed_digest
+from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.verdicts import Verdict
+
+_UNUSABLE: Final = (DamagedError, NotACheckpointError, UnsupportedVersionError)
+
+
+class SealOf:
+    """The seal of an open file, compared with every byte of it, before anything else is made of these.
+
+    Attributes:
+        standing: How the file stands to it; None without a seal that can be used.
+        failure: Why the seal that there is cannot be used.
+
+    Raises:
+        CheckpointIOError: The seal cannot be read.
+    """
+
+    def __init__(self, source: Source, *, threads: int, progress: Progress | None) -> None:
+        self.standing: Standing | None = None
+        self.failure: FastckptError | None = None
+        try:
+            sums = seal_beside(source)
+        except _UNUSABLE as error:
+            self.failure = error
+            return
+        if sums is not None:
+            self.standing = standing_of(source, sums, threads=threads, progress=progress)
+
+    @property
+    def proves_all(self) -> bool:
+        """Whether the file is as it was sealed."""
+        return self.standing is not None and self.standing.is_as_sealed
+
+    @property
+    def differs(self) -> bool:
+        """Whether the file is the one that was sealed, and some of it is not as it was."""
+        return self.state == "changed"
+
+    @property
+    def state(self) -> SealState | None:
+        """In a word; None where there is no seal."""
+        if self.standing is None:
+            return None if self.failure is None else "damaged"
+        return "stale" if self.standing.stale else "as sealed" if self.proves_all else "changed"
+
+    def findings(self, path: str) -> list[Finding]:
+        """What is to be said of the seal, and of the bytes that are not as it says."""
+        if self.failure is not None:
+            return [unusable(path, self.failure)]
+        return self.standing.findings() if self.standing is not None else []
+
+    def report_of_no_checkpoint(self, source: Source) -> Report | None:
+        """The report on a file that is no checkpoint, such as a configuration; None if no seal is of it."""
+        if self.standing is None:
+            return None
+        report = Report(source.path, "unknown", source.file_size)
+        self.complete(report, source)
+        return report
+
+    def complete(self, report: Report, source: Source) -> None:
+        """Add what the seal says to a report that was made without it."""
+        if self.state is None:
+            return
+        report.seal = self.state
+        found = self.findings(source.path)
+        if self.proves_all and report.ok:
+            # Bytes without a checksum of their own have one now. That they are of one save, it does not say.
+            report.findings = [f for f in report.findings if f.kind is not Kind.UNPROVEN or not f.size]
+            report.verified = report.size
+            if report.tensor_bytes is not None:
+                report.tensor_bytes = ByteCounts(report.tensor_bytes.total)
+        elif self.state == "changed" and report.verdict is Verdict.INTACT:
+            # By its own checksums each byte is one that was written: by another save, or with them.
+            found = [replace(finding, loss=False) for finding in found]
+        report.findings += [new for new in found if not any(_is_about(old, new) for old in report.findings)]
+        report.findings.sort(key=lambda finding: (finding.offset, finding.size))
+        conclude(report)
+        if self.state in ("stale", "damaged") and not any(map(_is_of_bytes, report.findings)):
+            report.next_step = advice_for_stale(source.path)
+        elif report.format == "unknown" and not report.ok:
+            report.next_step = f"take it from another copy; or {advice_for_stale(source.path)}"
+
+
+def _is_about(old: Finding, new: Finding) -> bool:
+    """Whether a finding says already what another one does."""
+    return (old.kind, old.offset, old.size) == (new.kind, new.offset, new.size)
+
+
+def _is_of_bytes(finding: Finding) -> bool:
+    return finding.kind not in (Kind.UNPROVEN, Kind.STALE) and bool(finding.size)
+
+
+def compare_signature(report: Report, source: Source, *, threads: int) -> None:
+    """Compare SHA-256 of a file with the one that a ``model.sig`` states of it, if there is one.
+
+    Raises:
+        CheckpointIOError: The file cannot be read.
+    """
+    if source.has_other_form:
+        with Source(source.path) as itself:
+            compare_signature(report, itself, threads=threads)
+        return
+    try:
+        signed = signed_digest(source.path)
+    except FastckptError as error:
+        report.signed = False
+        text = f"{error.path} cannot be compared: {error.message}"
+        report.findings.append(Finding(Kind.INCONSISTENT, text, 0, 0, loss=False))
+        conclude(report)
+        return
+    if signed is None:
+        return
+    sha256 = digests_of(source, sha256=True, threads=threads).sha256
+    report.signed = sha256 == signed[1]
+    if not report.signed:
+        text = f"{signed[0].path} states another SHA-256 (expected {signed[1]}, found {sha256})"
+        report.findings.append(Finding(Kind.INCONSISTENT, text, 0, source.size, loss=False))
+        conclude(report)
