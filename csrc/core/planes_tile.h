@@ -19,8 +19,8 @@ constexpr size_t AlignEight(size_t size) { return (size + 7) & ~size_t{7}; }
 
 constexpr size_t GroupCount(size_t n) { return (n + kPlanesGroup - 1) / kPlanesGroup; }
 
-// Bytes of the mask of a tile of n elements.
-constexpr size_t MaskSize(size_t n) { return (n + 63) / 64 * 8; }
+// Bytes of the mask of a tile of n elements: a bit for each group, in words of 64 bits.
+constexpr size_t MaskSize(size_t n) { return (GroupCount(n) + 63) / 64 * 8; }
 
 // Which groups of a tile are stored.
 struct Mask {

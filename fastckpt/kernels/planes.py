@@ -321,7 +321,7 @@ def tile_kernel(chunks, fields, plans, units, symbols, bad, most):
         own = tl.where(i < n, i, _TILE)
         count = n
         if row >= _MASKED:
-            size = tl.where(end > start, (n + 63) // 64 * 8, 0)
+            size = tl.where(end > start, (n + 511) // 512 * 8, 0)
             read = tl.where((size > 0) & (at + size <= end), n, 0)
             byte = tl.load(stored + at + (i >> 6), mask=i < read, other=0).to(tl.int32)
             kept = (byte >> ((i >> 3) & 7)) & 1

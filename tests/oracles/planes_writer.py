@@ -153,7 +153,7 @@ def tile_of(
             return b"", True
         groups |= rng.random(len(groups)) < 0.1
         mask = np.packbits(groups, bitorder="little").tobytes()
-        mask += bytes(-(-n // 64) * 8 - len(mask))
+        mask += bytes(-(-n // 512) * 8 - len(mask))
         kept = np.repeat(groups, 8)[:n]
         lanes = [lane[kept] for lane in lanes]
     stored = [plane.store(lane) for plane, lane in zip(planes, lanes, strict=True)]

@@ -145,7 +145,7 @@ def decode_tile(
         return bytes(n * width)
     kept = np.ones(n, bool)
     if masked:
-        groups = np.unpackbits(np.frombuffer(tile.take(8 * -(-n // 64)), np.uint8), bitorder="little")
+        groups = np.unpackbits(np.frombuffer(tile.take(8 * -(-n // 512)), np.uint8), bitorder="little")
         kept = np.repeat(groups, 8)[:n].astype(bool)
     m = int(kept.sum())
     values: dict[int, Values] = {}
