@@ -178,7 +178,7 @@ Status Decoder::DecodeBlock(size_t first_byte, size_t size) {
   if (!status.ok()) return status;
   const size_t elements = size / word_;
   const size_t first = first_byte / word_;
-  if (shifts_ && !shifts_.Covers(first + elements)) return Damaged("rows without a shift");
+  if (shifts_ && elements != 0 && !shifts_.Covers(first + elements)) return Damaged("rows without a shift");
   const size_t tiles = (elements + kPlanesTile - 1) / kPlanesTile;
   if (left() < AlignEight(2 * tiles)) return Damaged("the tile table does not fit");
   const uint8_t* table = stored_ + at_;

@@ -64,7 +64,7 @@ struct Shifts {
 
   explicit operator bool() const { return row_length != 0; }
   bool Covers(size_t elements) const {
-    return elements == 0 || (uint64_t{phase} + elements - 1) / row_length < row_count;
+    return (uint64_t{phase} + elements - 1) / row_length < row_count;
   }
 };
 
