@@ -14,9 +14,12 @@ reads are inside the stored bytes and the tables made here, all writes inside
 the raw bytes of the chunk.
 
 A value of a tile has a *position* in what is being read: its number among the
-values that are stored there, or the size of a tile if it is none of them. A
-level asks each value for its digit; those that escape are counted by a running
-sum, which is their position in the next level.
+values that are stored there, or the size of a tile if it is none of them. Rows
+of bits are read eight values at a time. An escape is a digit all of whose bits
+are set, so all rows of a level together, byte by byte, are a map of its
+escapes: a running sum of how many each byte has, and a product that counts
+within all bytes at once, are the positions in the next level. Each value
+fetches its own from there.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ _FIELDS_ROW = tl.constexpr(planes_tables.ROW)
 
 _LAYOUT = tl.constexpr(constants.PLANES_LAYOUT)
 _TILE = tl.constexpr(constants.PLANES_TILE)
+_BYTES = tl.constexpr(constants.PLANES_TILE // 8)
 _TILE_LOG2 = tl.constexpr(constants.PLANES_TILE.bit_length() - 1)
 _MASKED = tl.constexpr(constants.PLANES_MASKED)
 _LEAST_LOG2 = tl.constexpr(constants.PLANES_BLOCK_LOG2)
@@ -229,20 +233,34 @@ def plan_kernel(chunks, fields, plans, units, symbols, bad, most):
 
 
 @triton.jit
-def _digits(data: tl.tensor, position: tl.tensor, count: tl.tensor, read: tl.tensor, width: tl.tensor) -> tl.tensor:
-    """The digit of each value that is among the first ``read``, otherwise 0; ``data`` has ``count`` of ``width`` bits.
+def _rows(data: tl.tensor, row: tl.tensor, read: tl.tensor, width: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Rows of bits, eight values in a byte: four rows in an i32, up to three in another, and where all bits are set.
 
-    i32 [TILE]
+    data: *u8, rows of ``row`` bytes, of which ``read`` are read; i32 [TILE / 8] each
     """
-    digit = tl.zeros((_TILE,), tl.int32)
-    # Not unrolled: a thread has a load for each of its elements on the way, and that is enough.
+    byte = tl.arange(0, _BYTES)
+    lower = tl.zeros((_BYTES,), tl.int32)
+    upper = tl.zeros((_BYTES,), tl.int32)
+    full = tl.zeros((_BYTES,), tl.int32) + 255
     for bit in range(_MOST_WIDTH):
         if bit < width:
-            byte = tl.load(data + bit * ((count + 7) // 8) + (position >> 3), mask=position < read, other=0).to(
-                tl.int32
-            )
-            digit |= ((byte >> (position & 7)) & 1) << bit
-    return digit
+            eight = tl.load(data + bit * row + byte, mask=byte < read, other=0).to(tl.int32)
+            full &= eight
+            lower |= tl.where(bit < 4, eight << (8 * (bit & 3)), 0)
+            upper |= tl.where(bit < 4, 0, eight << (8 * (bit & 3)))
+    return lower, upper, full
+
+
+@triton.jit
+def _digits(lower: tl.tensor, upper: tl.tensor, position: tl.tensor, count: tl.tensor, width: tl.tensor) -> tl.tensor:
+    """The digit of each value that is among the first ``count``, otherwise 0: i32 [TILE]."""
+    byte = tl.minimum(position >> 3, _BYTES - 1)
+    bits = tl.gather(lower, byte, 0) >> (position & 7)
+    digit = (bits & 1) | ((bits >> 7) & 2) | ((bits >> 14) & 4) | ((bits >> 21) & 8)
+    if width > 4:
+        bits = tl.gather(upper, byte, 0) >> (position & 7)
+        digit |= ((bits & 1) | ((bits >> 7) & 2) | ((bits >> 14) & 4)) << 4
+    return tl.where(position < count, digit, 0)
 
 
 @triton.jit
@@ -261,15 +279,27 @@ def _ranks(
     for level in range(_MOST_LEVELS):
         if (level < levels) & (count > 0):
             width = (widths >> (4 * level)) & 15
-            size = (count + 7) // 8 * width
-            read = tl.where(at + size <= end, count, 0)
-            digit = _digits(stored + at, position, count, read, width)
+            row = (count + 7) // 8
+            fits = at + row * width <= end
+            lower, upper, full = _rows(stored + at, row, tl.where(fits, row, 0), width)
+            digit = _digits(lower, upper, position, count, width)
             rank += digit
-            at += size
-            open_ = tl.where((closed == 1) & (level == levels - 1), 0, read)
-            escaped = ((digit == (1 << width) - 1) & (position < open_)).to(tl.int32)
-            position = tl.where(escaped == 1, tl.cumsum(escaped, axis=0) - 1, _TILE)
-            count = tl.sum(escaped, axis=0)
+            at += row * width
+            open_ = tl.where(fits & ((closed == 0) | (level < levels - 1)), count, 0)
+            # For each byte of escapes: how many come before it, and in its digits of 4 bits how many do within it.
+            left = tl.minimum(tl.maximum(open_ - 8 * tl.arange(0, _BYTES), 0), 8)
+            full &= (1 << left) - 1
+            one = (full | (full << 12)) & 0x000F000F
+            one = (one | (one << 6)) & 0x03030303
+            one = (one | (one << 3)) & 0x11111111
+            within = one * 0x11111111
+            escapes = (within >> 28) & 15
+            before = tl.cumsum(escapes, axis=0) - escapes
+            byte = tl.minimum(position >> 3, _BYTES - 1)
+            following = tl.gather(before, byte, 0) + ((tl.gather(within << 4, byte, 0) >> (4 * (position & 7))) & 15)
+            escaped = (digit == (1 << width) - 1) & (position < open_)
+            position = tl.where(escaped, following, _TILE)
+            count = tl.sum(escapes, axis=0)
     read = tl.where(at + count <= end, count, 0)
     rank += tl.load(stored + at + position, mask=position < read, other=0).to(tl.int32)
     return rank & 255, at + count
@@ -345,7 +375,8 @@ def tile_kernel(chunks, fields, plans, units, symbols, bad, most):
                     if mode == _RAW:
                         value = tl.load(stored + at + own, mask=own < read, other=0).to(tl.int32)
                     else:
-                        value = _digits(stored + at, own, count, read, bits) + base
+                        lower, upper, _ = _rows(stored + at, (count + 7) // 8, (read + 7) // 8, bits)
+                        value = _digits(lower, upper, own, count, bits) + base
                     at += size
                 if (plane == 0) & (row_length > 0):
                     place = tl.load(plan + 5) + first + i

@@ -20,6 +20,7 @@ from kernel_jobs import (
     kernels_that_ran,
     launches_of_two_questions,
 )
+from triton_versions import can_decode_planes
 
 from fastckpt.kernels.dispatch import engine_for
 
@@ -77,6 +78,7 @@ def test_a_kernel_that_is_wrong_is_not_trusted(interpreted: Call, function: str,
     assert "wrong digests" in live.why
 
 
+@can_decode_planes
 @pytest.mark.parametrize("does", ["nothing", "flags", "too much"])
 def test_a_decoder_that_is_wrong_is_not_trusted(interpreted: Call, does: str) -> None:
     live = interpreted(engine_when_decoding, does)
@@ -84,6 +86,7 @@ def test_a_decoder_that_is_wrong_is_not_trusted(interpreted: Call, does: str) ->
     assert "decodes wrong" in live.why
 
 
+@can_decode_planes
 def test_a_decoder_that_is_right(interpreted: Call) -> None:
     assert interpreted(engine, "cpu", "decode_planes").name == "triton"
 

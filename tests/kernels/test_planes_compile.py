@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from importlib import metadata
-
 import pytest
 from kernel_jobs import Call, compilations_of_planes, compile_for
+from triton_versions import can_decode_planes
+
+pytestmark = can_decode_planes
 
 
 @pytest.mark.parametrize("capability", [90, *(pytest.param(other, marks=pytest.mark.thorough) for other in (80, 100))])
 @pytest.mark.parametrize("kernel", ["plan_kernel", "tile_kernel"])
 def test_no_spills(compiled: Call, kernel: str, capability: int) -> None:
-    if capability == 100 and metadata.version("triton").startswith("3.2."):
-        pytest.skip("the compiler that Triton 3.2 brings does not know sm_100")
     found = compiled(compile_for, "planes", kernel, capability)
     assert found["usage"]["STACK"] == 0
     assert found["usage"]["LOCAL"] == 0

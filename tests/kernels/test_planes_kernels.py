@@ -14,11 +14,14 @@ import reference_planes
 import torch
 from kernel_jobs import Call
 from planes_jobs import Chunk, decode
+from triton_versions import can_decode_planes
 
 from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE
 from fastckpt.kernels import planes_tables
 from fastckpt.kernels.decode_planes import decode_planes, room_for
+
+pytestmark = can_decode_planes
 
 KINDS = range(len(reference_planes.KINDS))
 WIDTH = [width for width, _ in reference_planes.KINDS]

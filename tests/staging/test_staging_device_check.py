@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from states import of_dtype, pattern
+from triton_versions import can_decode_planes
 
 import fastckpt
 
@@ -187,6 +188,7 @@ def planes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@can_decode_planes
 def test_planes_decoded_where_they_arrive(run: Run, planes: Path) -> None:
     code = """
 assert engine_for("cpu", "decode_planes").name == "triton"
@@ -198,6 +200,7 @@ print(json.dumps([sum(decoded), len(launches)]))
     assert run(code, planes) == [2, 1]
 
 
+@can_decode_planes
 @pytest.mark.parametrize("place", [1, *(pytest.param(place, marks=pytest.mark.thorough) for place in (4, 90, 20_000))])
 def test_damaged_planes(run: Run, planes: Path, tmp_path: Path, place: int) -> None:
     """The head, the tables, a value: the error of a load on the CPU."""
