@@ -38,7 +38,7 @@ def write_expected(path: Path, state: Any, metadata: Any, names: list[str], code
         "xxh3_128": digest(data),
         "root": root,
         "codec": codec,
-        "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)) if codec != "none" else None,
+        "zstd": ".".join(map(str, zstandard.ZSTD_VERSION)) if codec.startswith("zstd") else None,
         "metadata": Description(metadata).tree,
         "names": names,
         **describe(state),

@@ -135,7 +135,7 @@ def codec_then(codec: str, path: Path) -> str:
 
 
 def test_saving_again_gives_the_same_bytes(path: Path, expected: dict[str, Any], tmp_path: Path) -> None:
-    if expected["codec"] != "none" and expected["zstd"] != ZSTD:
+    if expected["zstd"] not in (None, ZSTD):
         pytest.skip(f"made with zstd {expected['zstd']}")
     again, of_now = tmp_path / path.name, V2 / path.name
     if path.stem in CONVERTED:

@@ -254,6 +254,44 @@ def stubborn() -> Any:
     }
 
 
+def numbers_of(seed: int, *shape: int) -> torch.Tensor:
+    """Float32 numbers around 0 with magnitudes as weights have: exact, so the same on every machine."""
+    count = math.prod(shape)
+    raw = numpy.frombuffer(noise(4 * count, seed), numpy.uint8).reshape(4, count).astype(numpy.float32)
+    return torch.from_numpy((raw.sum(0) - 510) / 4096).view(shape)
+
+
+def planes() -> Any:
+    """What the codec planes is made for: a block of each kind in one chunk, an odd end, moments, rows of zeros."""
+
+    def block(numbers: torch.Tensor) -> torch.Tensor:
+        """128 KiB, the last of them zeros: a block of the codec by itself."""
+        filled = torch.zeros(131072 // numbers.itemsize, dtype=numbers.dtype)
+        filled[: len(numbers)] = numbers
+        return filled
+
+    rows = torch.ldexp(torch.ones(1024, 1), torch.arange(1024).view(-1, 1) * 37 % 19 - 40)
+    columns = torch.ldexp(torch.ones(1, 64), torch.arange(64).view(1, -1) * 29 % 13)
+    moments = (numbers_of(3, 1024, 64).abs() + 0.001) * rows * columns
+    moments[80:] = 0
+    moments[::7] = 0
+    spread = torch.zeros(3000, 100)
+    spread[::250] = numbers_of(4, 12, 100)
+    return {
+        "bfloat16": block(numbers_of(0, 6000).bfloat16()),
+        "float16": block(numbers_of(1, 3000).half()),
+        "float64": block(numbers_of(2, 1000).double()),
+        "integers": block(torch.arange(2000, dtype=torch.int64) * 7),
+        "float8": [block(numbers_of(n, 4000).to(t)) for n, t in ((7, torch.float8_e4m3fn), (8, torch.float8_e5m2))],
+        "complex": block(torch.complex(numbers_of(9, 500), numbers_of(10, 500))),
+        "bool": block(numbers_of(6, 9000) > 0.03),
+        "small": numbers_of(11, 640),
+        "odd end": torch.tensor([1, 2, 3], dtype=torch.uint8),
+        "second moments": moments,
+        "rows of zeros, far from each other": spread,
+    }
+
+
 def module() -> Any:
     made = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
     for number, tensor in enumerate(made.state_dict().values()):
@@ -405,6 +443,7 @@ GOLDEN = {
     "chunks_zstd": Golden(chunks, "zstd"),
     "chunks_zstd19": Golden(chunks, "zstd:19"),
     "stubborn_zstd": Golden(stubborn, "zstd"),
+    "planes": Golden(planes, "planes", since=2),
     "module": Golden(module),
     "optimizer": Golden(optimizer),
     "python_values": Golden(python_values, since=2),
