@@ -166,7 +166,10 @@ def test_structure_is_proven_too(foreign: Path) -> None:
         fastckpt.load(foreign, keys="w0")
     report = fastckpt.verify(foreign)
     assert report.verdict is None
-    assert fastckpt.salvage(foreign).tensors["w3"].status.value in ("intact", "unverified")
+    fates = fastckpt.salvage(foreign).tensors
+    # The first tensor can share a leaf with the structure; which one that is, is chance in a legacy file.
+    there = [name for name in ("w0", "w1", "w2", "w3") if fates[name].status.value in ("intact", "unverified")]
+    assert len(there) >= 3
 
 
 def test_written_anew_is_stale(path: Path) -> None:
