@@ -39,7 +39,7 @@ A tensor's *flat name* is the keys on the way to it, joined with `.`: `optimizer
 GROUPS: Final = {
     "Save": ("save", "save_async", "Pending", "EmergencySave", "register", "Placeholder", "rng_state", "set_rng_state"),
     "Load": ("load", "load_into", "stream", "open", "Checkpoint", "Part", "TensorInfo", "Ring"),
-    "Check": ("verify", "verify_tensors", "seal", "Sealed", "Report", "Finding"),
+    "Check": ("verify", "verify_tensors", "seal", "Sealed", "repair", "RepairReport", "Report", "Finding"),
     "Convert and salvage": ("convert", "salvage", "SalvageReport"),
     "Directories": ("CheckpointDirectory", "find_last_whole", "Retention", "backup"),
 }

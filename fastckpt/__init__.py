@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from fastckpt.saving.save import save as save
     from fastckpt.saving.save_async import Pending as Pending
     from fastckpt.saving.save_async import save_async as save_async
+    from fastckpt.sealing.repair import repair as repair
+    from fastckpt.sealing.repaired import RepairReport as RepairReport
     from fastckpt.sealing.seal import Sealed as Sealed
     from fastckpt.sealing.seal import seal as seal
     from fastckpt.sets.find_last_whole import find_last_whole as find_last_whole
@@ -55,6 +57,7 @@ _HOMES = {
     "Placeholder": "fastckpt.layout.placeholder",
     "Report": "fastckpt.findings",
     "Retention": "fastckpt.keeping.retention",
+    "RepairReport": "fastckpt.sealing.repaired",
     "Ring": "fastckpt.staging.ring",
     "SalvageReport": "fastckpt.salvaging.report",
     "Sealed": "fastckpt.sealing.seal",
@@ -66,6 +69,7 @@ _HOMES = {
     "load_into": "fastckpt.loading.load_into",
     "open": "fastckpt.loading.open",
     "register": "fastckpt.layout.register",
+    "repair": "fastckpt.sealing.repair",
     "rng_state": "fastckpt.saving.rng_state",
     "salvage": "fastckpt.salvaging.salvage",
     "save": "fastckpt.saving.save",

@@ -186,6 +186,12 @@ SEAL_KEY: Final[str] = "seal"
 """Under which key of the metadata a sums file says what was sealed."""
 SEAL_DIGESTS: Final[str] = "digests"
 """The tensor of a sums file that holds the leaf digests."""
+SEAL_DIGESTS_COPY: Final[str] = "digests copy"
+"""The tensor that holds them again, behind a leaf of zeros, in a sums file with parity."""
+SEAL_ROWS: Final[str] = "PQR"
+"""The tensors that hold parity: one letter for each row, in this order."""
+SEAL_MAX_DEPTH: Final[int] = 255
+"""Leaves of a group under parity, at most: so many numbers that are not 0 the field has."""
 
 MODEL_SIGNATURE: Final[str] = "model.sig"
 """The file of OpenSSF model signing, whose digests are compared; it is signed after all others are sealed."""

@@ -47,6 +47,9 @@ class Verdict(str, Enum):
     """Of all files that were asked for, and of every file in a directory, that is true; and no sealed file is gone."""
     AS_SIGNED = "digest as signed; signature not checked"
     """The SHA-256 of the file is the one that the signature beside it states; nobody looked who signed that."""
+    HEALED = "healed: every byte as sealed"
+    """A file that was damaged, or its seal, is again what was sealed: every byte of the file that was written was
+    compared with the seal before it took its name."""
     VERIFIED = "verified"
     """What was written was read back, and its checksums match."""
 

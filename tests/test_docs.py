@@ -6,6 +6,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import socket
 import sys
 from pathlib import Path
@@ -120,7 +121,15 @@ def test_the_transcript_of_sealing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     def change() -> None:
         Path("model/config.json").write_text('{"model_type": "gpt2", "n_layer": 124}\n')
 
-    blocks, before = _blocks(DOCS / "seal.md", "console"), [lambda: None, accident, change]
+    def heal() -> None:
+        shutil.copyfile("good", "model/model.safetensors")
+
+    def lose() -> None:
+        with open("model/model.safetensors", "r+b") as file:
+            file.write(bytes(32_768))
+
+    shutil.copyfile("model/model.safetensors", "good")
+    blocks, before = _blocks(DOCS / "seal.md", "console"), [lambda: None, accident, change, heal, lose]
     for happens, block in zip(before, blocks, strict=True):
         happens()
         for command, told in re.findall(r"^\$ fastckpt (.*)\n((?:[^$].*\n)*)", block, re.M):

@@ -43,6 +43,9 @@ def _prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
     damaged = bytearray(Path("state.fckpt").read_bytes())
     damaged[damaged.index(w.numpy().tobytes())] ^= 1
     Path("damaged.fckpt").write_bytes(damaged)
+    Path("sealed.bin").write_bytes(bytes(100_000))
+    fastckpt.seal("sealed.bin", parity="3%")
+    Path("sealed.bin").write_bytes(bytes(40_000) + b"x" + bytes(59_999))
     for step in (10, 20):
         fastckpt.save({"w": w}, f"checkpoints/step_{step}.fckpt")
         weights = {"w": torch.full((4,), float(step))}

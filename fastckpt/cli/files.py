@@ -11,7 +11,7 @@ from fastckpt.foreign.sniff import HEAD_SIZE, sniff
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.names import BEFORE, parse_hidden
-from fastckpt.seals.names import is_sums_path
+from fastckpt.seals.names import stands_beside
 
 _SUFFIXES: Final = tuple(suffix for suffix in FORMAT_OF if suffix != ".bin")
 """In a directory, .bin is the name of other data as well: there the content says more."""
@@ -45,7 +45,7 @@ def checkpoint_files(
 def files_in(directory: str, *, recursive: bool = False) -> Iterator[str]:
     """The checkpoint files of a directory, by suffix or content, and what is kept there of steps that are saved again.
 
-    Sums files are looked at with the files that they are of.
+    Sums files, and damaged ones that were healed, are left to the files that they are of.
     Other hidden ones are saves in progress.
     """
     inner = []
@@ -58,7 +58,7 @@ def files_in(directory: str, *, recursive: bool = False) -> Iterator[str]:
                 yield from files_in(path)
             else:
                 inner.append(path)
-        elif not name.startswith(".") and not is_sums_path(name) and os.path.isfile(path) and is_checkpoint_file(path):
+        elif not name.startswith(".") and not stands_beside(name) and os.path.isfile(path) and is_checkpoint_file(path):
             yield path
     if recursive:
         for path in inner:

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "diff": "say what is different between two checkpoints, and by how much",
     "verify": "check every byte of checkpoint files",
     "seal": "write checksums beside files that are to stay as they are, and check them",
+    "repair": "heal damaged files by the parity in their seals",
     "doctor": "say what is wrong with nanochat checkpoints, and what to type next",
     "salvage": "get what is still proven out of a damaged checkpoint",
     "reshard": "deal the optimizer of a nanochat step to another number of ranks",

@@ -30,6 +30,7 @@ _SHOWN_FINDINGS: Final = 20
 
 EXAMPLES: Final = (
     "fastckpt seal model.safetensors",
+    "fastckpt seal --parity 3% my-model                # so that fastckpt repair can heal it",
     "fastckpt seal --sha256 my-model                   # every file in a directory",
     "fastckpt seal --check --quiet my-model            # in CI: says only what is wrong",
     "fastckpt seal --update config.json                # after a change on purpose",
@@ -59,6 +60,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help="a file of any kind, or a directory")
     parser.add_argument("--check", action="store_true", help="write nothing, compare every byte with the seals")
     parser.add_argument("--update", action="store_true", help="seal anew what was changed on purpose")
+    parser.add_argument(
+        "--parity", metavar="SHARE", help="keep parity, too, 3%% or 10%%: repair heals that much of the file from it"
+    )
     parser.add_argument("--sha256", action="store_true", help="keep SHA-256, too; with --check compare it")
     parser.add_argument("--quiet", action="store_true", help="say nothing of files that are as they should be")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
@@ -66,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Seal, or check; returns the highest exit code."""
-    if args.check and args.update:
-        raise UsageError("--check writes nothing, and --update does", next_step="fastckpt seal --help")
+    writing = "--update" if args.update else "--parity" if args.parity else None
+    if args.check and writing is not None:
+        raise UsageError(f"--check writes nothing, and {writing} does", next_step="fastckpt seal --help")
     return _check(args, out) if args.check else _seal(args, out)
 
 
@@ -75,7 +80,14 @@ def _seal(args: argparse.Namespace, out: Output) -> int:
     sealed: list[Sealed] = []
 
     def one(path: str, progress: Progress | None) -> Sealed:
-        return seal(path, sha256=args.sha256, update=args.update, threads=args.threads, progress=progress)
+        return seal(
+            path,
+            parity=args.parity,
+            sha256=args.sha256,
+            update=args.update,
+            threads=args.threads,
+            progress=progress,
+        )
 
     def show(made: Sealed) -> None:
         sealed.append(made)
@@ -93,7 +105,8 @@ def _sealed_line(made: Sealed) -> str:
         return f"{made.path}: sealed already"
     tensors = f", {count_text(made.tensors, 'tensor')}" if made.tensors else ""
     sha256 = f", SHA-256 {made.sha256}" if made.sha256 is not None else ""
-    return f"{made.path}: sealed, {size_text(made.size)}{tensors} (sums {size_text(made.sums_size)}){sha256}"
+    parity = f", parity {made.parity}" if made.parity is not None else ""
+    return f"{made.path}: sealed, {size_text(made.size)}{tensors} (sums {size_text(made.sums_size)}{parity}){sha256}"
 
 
 def _check(args: argparse.Namespace, out: Output) -> int:

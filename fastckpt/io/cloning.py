@@ -52,10 +52,11 @@ def clone(
     """
     if share:
         with contextlib.suppress(_CannotShare), Commit(target) as sink:
-            _reflink(sink, source)
+            if not reflink(sink.fd, source):
+                raise _CannotShare
             _finish(sink, source, leaf_digests(source.fd, source.size, source.path, threads=threads), threads)
             return "reflink"
-        if link and _link(source, target):
+        if link and hard_link(source, target):
             return "hard link"
     with Commit(target, reserve=source.size) as sink:
         sink.preallocate(source.size)
@@ -99,15 +100,17 @@ def _finish(sink: Commit, source: Source, expected: memoryview, threads: int) ->
     sink.finish(source.size)
 
 
-def _reflink(sink: Commit, source: Source) -> None:
+def reflink(fd: int, source: Source) -> bool:
+    """Let an empty file share all its bytes with an open one; False where the file system cannot."""
     try:
-        fcntl.ioctl(sink.fd, _FICLONE, source.fd)
-    except OSError as error:
-        raise _CannotShare from error
+        fcntl.ioctl(fd, _FICLONE, source.fd)
+    except OSError:
+        return False
+    return True
 
 
-def _link(source: Source, target: str) -> bool:
-    """Give the open file, and not what may have its name by now, a second name."""
+def hard_link(source: Source, target: str) -> bool:
+    """Give the open file, and not what may have its name by now, a second name; False where that cannot be."""
     directory, name = os.path.split(os.path.abspath(target))
     try:
         os.fsync(source.fd)

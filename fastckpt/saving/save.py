@@ -21,6 +21,8 @@ from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.encode_tree import all_refusals
 from fastckpt.layout.tree import Path, encode_tree, path_text
 from fastckpt.saving.background import wait_for
+from fastckpt.seals.parity import parity_asked_for
+from fastckpt.seals.seal_written import seal_written
 from fastckpt.tensor.flatten import FlatState, flatten, on_device
 
 
@@ -31,6 +33,7 @@ def save(
     codec: str = "none",
     format: Literal["fckpt"] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    parity: str | None = None,
     durable: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -67,6 +70,9 @@ def save(
         format: ``"fckpt"`` writes what this function writes under a name that says something else
             (``.pt``, ``.pth``, ``.bin``, ``.safetensors``) as well, which other programs would take for damaged.
         metadata: Plain values to keep beside the state, without tensors.
+        parity: Seal the file, too, with that much parity: ``"3%"`` or ``"10%"``, see `seal`. The sums file is written
+            when the new file has its place; killed between the two, the save leaves the file without a seal, or with
+            a stale one.
         durable: Return only when the file would survive a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far.
@@ -74,7 +80,8 @@ def save(
     Raises:
         UnsupportedStateError: The state holds something that cannot be stored:
             all of it is listed, with what to do about each; nothing was written.
-        UsageError: Unknown codec, bad thread count, or a name of another format.
+        UsageError: Unknown codec, no such parity, bad thread count, a name of another format, or parity for a file
+            object.
         OutOfSpaceError, CheckpointIOError: The old file is untouched.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C; the old file is untouched.
 
@@ -83,6 +90,9 @@ def save(
         >>> fastckpt.save({"model": model, "step": 500}, "run/step_500.fckpt")
     """
     require_name(path, format)
+    wanted = parity_asked_for(parity)
+    if wanted is not None and not is_path(path):
+        raise UsageError("a file object has no place beside it for parity", next_step="save to a path")
     with collector_paused():
         flat, metadata_tree = taken_apart(state, metadata)
     supply, origins = _sources(flat.storages)
@@ -90,6 +100,8 @@ def save(
     if is_path(path):
         wait_for(path)
     write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress)
+    if wanted is not None and is_path(path):
+        seal_written(file_path(path), wanted, durable=durable, threads=threads)
 
 
 def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, list[int]]:

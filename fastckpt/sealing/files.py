@@ -7,20 +7,21 @@ from collections.abc import Iterator
 
 from fastckpt.constants import MODEL_SIGNATURE, SUMS_SUFFIX
 from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.seals.names import is_sums_path
+from fastckpt.seals.names import is_sums_path, stands_beside
 
 
 def files_to_seal(directory: str) -> Iterator[str]:
     """Yield every file in a directory and those inside it, in order of names.
 
-    Left out are sums files, a ``model.sig`` (which signs what is sealed), hidden files, which are those of version
-    control and of saves in progress, and directories that a symbolic link leads to.
+    Left out are sums files, damaged ones that made room for healed ones, a ``model.sig`` (which signs what is sealed),
+    hidden files, which are those of version control and of saves in progress, and directories that a symbolic link
+    leads to.
 
     Raises:
         CheckpointIOError: A directory cannot be listed.
     """
     for path in _every_file(directory):
-        if not is_sums_path(path) and os.path.basename(path) != MODEL_SIGNATURE:
+        if not stands_beside(path) and os.path.basename(path) != MODEL_SIGNATURE:
             yield path
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Final, TypedDict
 
 from fastckpt.errors import (
@@ -26,10 +27,12 @@ from fastckpt.io.os_errors import exists, file_path, is_directory
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.sealing.tensor_ranges import tensors_in_fckpt, tensors_in_foreign
 from fastckpt.seals.digests import digests_of
+from fastckpt.seals.encoded import Encoded, encoded
 from fastckpt.seals.names import is_sums_path, sealed_name, sums_path
+from fastckpt.seals.parity import Parity, parity_asked_for, share_of
 from fastckpt.seals.sums import Sums, TensorRange, read_sums, write_sums
+from fastckpt.seals.tensor_ranges import tensors_in_fckpt, tensors_in_foreign
 from fastckpt.stored.verify import verify_source
 from fastckpt.text import quoted
 
@@ -44,6 +47,7 @@ class SealedFacts(TypedDict):
     sums_size: int
     sha256: str | None
     tensors: int
+    parity: str | None
     is_new: bool
 
 
@@ -58,6 +62,7 @@ class Sealed:
         sums_size: Bytes of the sums file.
         sha256: SHA-256 of the file in hex, if the seal has it.
         tensors: How many tensors the seal knows the places of.
+        parity: Which share of the file the seal has as parity (``"3%"``), if any.
         is_new: False if there was a seal that says just this: it was left as it is.
 
     Example:
@@ -71,6 +76,7 @@ class Sealed:
     sums_size: int
     sha256: str | None
     tensors: int
+    parity: str | None
     is_new: bool
 
     def as_dict(self) -> SealedFacts:
@@ -82,6 +88,7 @@ class Sealed:
             "sums_size": self.sums_size,
             "sha256": self.sha256,
             "tensors": self.tensors,
+            "parity": self.parity,
             "is_new": self.is_new,
         }
 
@@ -89,6 +96,7 @@ class Sealed:
 def seal(
     path: str | os.PathLike[str],
     *,
+    parity: str | None = None,
     sha256: bool = False,
     update: bool = False,
     durable: bool = True,
@@ -102,6 +110,8 @@ def seal(
 
     Args:
         path: The file. It is only read.
+        parity: Keep parity, too, from which `repair` heals damage: ``"3%"`` or ``"10%"`` of the file's size, which is
+            also how much of it in one piece may be lost. It takes no second pass over the file, unless ``sha256`` does.
         sha256: Keep its SHA-256, too, for other tools. That takes as long as SHA-256 does on one core.
         update: Replace a seal that the file does not match any more, because it was written anew on purpose.
         durable: Return only when the sums file survives a power cut.
@@ -114,7 +124,7 @@ def seal(
     Raises:
         MismatchError: There is a seal, and the file is not as it was sealed; or that seal is damaged. See ``update``.
         DamagedError: It is a checkpoint that is damaged; or it was changed or replaced while it was read.
-        UsageError: It is a directory, or a sums file itself.
+        UsageError: It is a directory, or a sums file itself; or there is no such parity.
         NotACheckpointError: It is no regular file.
         OutOfSpaceError, CheckpointIOError: It cannot be read, or the sums file not be written; an old one stays.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
@@ -130,31 +140,56 @@ def seal(
         raise UsageError("this is a sums file: it has digests of its own", path=name)
     if is_directory(name):
         raise UsageError("this is a directory", path=name, next_step=f"fastckpt seal {quoted(name)} seals each file")
+    wanted = parity_asked_for(parity)
     with Source(name, may_be_empty=True) as source:
-        digests = digests_of(source, sha256=sha256, threads=threads, progress=progress)
-        old = _old_seal(name, update=update, threads=reading_threads(source, threads))
-        sums = Sums(sealed_name(name), source.size, digests.leaves, digests.sha256)
-        if old is not None and _is_same(old, sums):
-            return _sealed(name, old, is_new=False)
-        if old is not None and not update and not _is_of_same_bytes(old, sums):
-            raise MismatchError(
-                "there is a seal, and this is not what was sealed",
-                path=name,
-                next_step=f"fastckpt seal --check {quoted(name)} says what differs; "
-                f"fastckpt seal --update {quoted(name)} if it was written anew on purpose",
-            )
-        tensors = _tensors_of_whole(source, threads=reading_threads(source, threads))
-        source.require_unchanged(next_step="seal it when nobody writes to it")
-        source.require_in_place(next_step="seal it when nobody writes to it")
-        sums = Sums(sums.name, sums.size, sums.digests, sums.sha256, tensors)
-        write_sums(sums, sums_path(name), How(reading_threads(source, threads), durable))
+        count = reading_threads(source, threads)
+        old = _old_seal(name, update=update, threads=count)
+        wanted = wanted or (old.parity if old is not None and update else None)
+        made, digest = _digests(source, wanted, sha256=sha256, threads=threads, progress=progress)
+        with made as (leaves, rows):
+            sums = Sums(sealed_name(name), source.size, leaves, digest, parity=wanted)
+            if old is not None and _is_same(old, sums):
+                return _sealed(name, old, is_new=False)
+            if old is not None and not update and not _is_of_same_bytes(old, sums):
+                raise MismatchError(
+                    "there is a seal, and this is not what was sealed",
+                    path=name,
+                    next_step=f"fastckpt seal --check {quoted(name)} says what differs; "
+                    f"fastckpt seal --update {quoted(name)} if it was written anew on purpose",
+                )
+            sums = replace(sums, tensors=_tensors_of_whole(source, threads=count))
+            source.require_unchanged(next_step="seal it when nobody writes to it")
+            source.require_in_place(next_step="seal it when nobody writes to it")
+            write_sums(sums, sums_path(name), How(count, durable), encoded=rows)
     return _sealed(name, sums, is_new=True)
+
+
+_Digested = tuple[memoryview, Encoded | None]
+
+
+def _digests(
+    source: Source, parity: Parity | None, *, sha256: bool, threads: int | None, progress: Progress | None
+) -> tuple[AbstractContextManager[_Digested], str | None]:
+    """The leaf digests of a file, and its parity if that is wanted; and its SHA-256."""
+    if parity is None:
+        digests = digests_of(source, sha256=sha256, threads=threads, progress=progress)
+        return nullcontext((digests.leaves, None)), digests.sha256
+    digest = digests_of(source, sha256=True, threads=threads, progress=progress).sha256 if sha256 else None
+    return _with_parity(source, parity, threads, progress), digest
+
+
+@contextmanager
+def _with_parity(source: Source, parity: Parity, threads: int | None, progress: Progress | None) -> Iterator[_Digested]:
+    count = reading_threads(source, threads)
+    with encoded(source, parity, beside=sums_path(source.path), threads=count, progress=progress) as rows:
+        yield rows.leaves, rows
 
 
 def _sealed(path: str, sums: Sums, *, is_new: bool) -> Sealed:
     beside = sums_path(path)
     size = os.path.getsize(beside) if exists(beside) else 0
-    return Sealed(path, beside, sums.size, size, sums.sha256, len(sums.tensors), is_new)
+    share = share_of(sums.parity) if sums.parity is not None else None
+    return Sealed(path, beside, sums.size, size, sums.sha256, len(sums.tensors), share, is_new)
 
 
 def _old_seal(path: str, *, update: bool, threads: int) -> Sums | None:
@@ -177,7 +212,9 @@ def _is_of_same_bytes(old: Sums, new: Sums) -> bool:
 
 
 def _is_same(old: Sums, new: Sums) -> bool:
-    return _is_of_same_bytes(old, new) and (new.sha256 is None or old.sha256 == new.sha256)
+    """Whether nothing that is wanted now is lacking in a seal."""
+    has_parity = new.parity is None or old.parity == new.parity
+    return _is_of_same_bytes(old, new) and has_parity and (new.sha256 is None or old.sha256 == new.sha256)
 
 
 def _tensors_of_whole(source: Source, *, threads: int) -> Sequence[TensorRange]:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+from typing import Final
 
 from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.io.os_errors import file_path
+
+DAMAGED_SUFFIX: Final = ".damaged"
+"""What follows the name of a damaged file that made room for the healed one; then a number, where there are several."""
+_KEPT: Final = re.compile(re.escape(DAMAGED_SUFFIX) + "([.][1-9][0-9]*)?$")
+
+
+def stands_beside(path: str | os.PathLike[str]) -> bool:
+    """Whether a file belongs to another one, by its name: its sums, or what it was before it was healed."""
+    return is_sums_path(path) or _KEPT.search(file_path(path)) is not None
 
 
 def sums_path(path: str | os.PathLike[str]) -> str:

@@ -34,6 +34,7 @@ class Standing:
         size: Bytes of the file.
         stale: Why the seal is of other content; "" if it is of this file.
         bad: Leaves that are not as they were sealed, ascending; empty where it is stale.
+        other: The same where it is stale: leaves that are not those of the file that was sealed.
         behind: Bytes of the file behind all that was sealed.
     """
 
@@ -41,6 +42,7 @@ class Standing:
     size: int
     stale: str = ""
     bad: list[BadLeaves] = field(default_factory=list)
+    other: list[BadLeaves] = field(default_factory=list)
     behind: int = 0
 
     @property
@@ -76,13 +78,16 @@ def standing_of(source: Source, sums: Sums, *, threads: int, progress: Progress 
     changed = sum(run.leaves for run in bad if run.kind is Kind.CHANGED)
     compared = whole - sum(run.leaves for run in bad if run.kind is not Kind.CHANGED)
     standing = Standing(sums, size)
+    missing = [BadLeaves(whole, sums.leaves - whole, Kind.MISSING)] if whole < sums.leaves else []
+    every = merged([*bad, *missing])
     if sealed_name(source.path) != sums.name:
         standing.stale = why_of_another(source, sums) or ""
     elif 2 * changed > compared or (not compared and size != sums.size):
         standing.stale = why_of_another(source, sums) or f"{changed} of {compared} leaves differ"
+    if standing.stale:
+        standing.other = every
     else:
-        missing = [BadLeaves(whole, sums.leaves - whole, Kind.MISSING)] if whole < sums.leaves else []
-        standing.bad = merged([*bad, *missing])
+        standing.bad = every
         standing.behind = max(size - sums.size, 0)
     return standing
 

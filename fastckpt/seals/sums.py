@@ -5,13 +5,22 @@ It is an ordinary ``.fckpt``. All of it is verified before any of it is used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from fastckpt import _core
-from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE, MAX_FILE_SIZE, SEAL_DIGESTS, SEAL_KEY, SUMS_SUFFIX
+from fastckpt.constants import (
+    LEAF_DIGEST_SIZE,
+    LEAF_SIZE,
+    MAX_FILE_SIZE,
+    SEAL_DIGESTS,
+    SEAL_DIGESTS_COPY,
+    SEAL_KEY,
+    SUMS_SUFFIX,
+)
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedVersionError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.file import CheckpointFile
@@ -19,10 +28,13 @@ from fastckpt.fckpt.payload import Reading
 from fastckpt.fckpt.storages import read_storages
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.io.how import How
+from fastckpt.io.transfer import MEMORY
 from fastckpt.layout.blocks import Extent, align
-from fastckpt.layout.entries import Entry
+from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.records import count_leaves
 from fastckpt.layout.tree import TensorRef, encode_tree
+from fastckpt.seals.encoded import Encoded
+from fastckpt.seals.parity import Parity
 from fastckpt.text import quoted
 
 _SHA256_DIGITS: Final = 64
@@ -51,6 +63,7 @@ class Sums:
         digests: Of each leaf of it, u64 little-endian.
         sha256: SHA-256 of all of it, in hex, if that was wanted.
         tensors: Where its tensors lie, as far as that was known.
+        parity: How much parity the sums file has.
     """
 
     name: str
@@ -58,6 +71,7 @@ class Sums:
     digests: memoryview
     sha256: str | None = None
     tensors: Sequence[TensorRange] = ()
+    parity: Parity | None = None
 
     @property
     def leaves(self) -> int:
@@ -80,8 +94,8 @@ class Sums:
         return self.digests[first * LEAF_DIGEST_SIZE : (first + count_leaves(leaves.size)) * LEAF_DIGEST_SIZE]
 
 
-def write_sums(sums: Sums, path: str, how: How) -> None:
-    """Write a sums file, all of it or nothing.
+def write_sums(sums: Sums, path: str, how: How, *, encoded: Encoded | None = None) -> None:
+    """Write a sums file, all of it or nothing; ``encoded`` is the parity that ``sums`` speaks of.
 
     Raises:
         OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
@@ -93,13 +107,24 @@ def write_sums(sums: Sums, path: str, how: How) -> None:
         "sha256": sums.sha256,
         "tensors": [list(row) for row in sums.tensors] or None,
     }
-    count = len(sums.digests)
+    tensors = {SEAL_DIGESTS: (MEMORY, _core.address(sums.digests) if len(sums.digests) else 0)}
+    copy = b""
+    if encoded is not None:
+        says |= {"k": encoded.parity.depth, "m": encoded.parity.rows}
+        tensors |= {name: (encoded.source, at) for name, at in zip(encoded.parity.names, encoded.origins, strict=True)}
+        copy = bytes(LEAF_SIZE) + sums.digests
+        tensors[SEAL_DIGESTS_COPY] = (MEMORY, _core.address(copy))
+    shapes = tensors_of(sums)
     content = Content(
-        tree=encode_tree({SEAL_DIGESTS: TensorRef(0)}),
+        tree=encode_tree({name: TensorRef(number) for number, name in enumerate(shapes)}),
         metadata_tree=encode_tree({SEAL_KEY: says}),
-        entries=[Entry(SEAL_DIGESTS, "uint8", (count,), (1,), 0, 0)],
-        storage_sizes=[count],
-        origins=[_core.address(sums.digests) if count else 0],
+        entries=[
+            Entry(name, "uint8", shape, contiguous_stride(shape), number, 0)
+            for number, (name, shape) in enumerate(shapes.items())
+        ],
+        storage_sizes=[math.prod(shape) for shape in shapes.values()],
+        origins=[tensors[name][1] for name in shapes],
+        sources=[tensors[name][0] for name in shapes],
     )
     write_checkpoint(content, path, codec="none", durable=how.durable, threads=how.threads)
 
@@ -125,7 +150,63 @@ def read_sums(path: str, *, threads: int) -> Sums:
 
 
 def _decode(file: CheckpointFile, threads: int) -> Sums:
-    says = file.manifest.metadata.get(SEAL_KEY)
+    said = sums_said(file.manifest.metadata)
+    entries = {entry.name: entry for entry in file.checked_entries()}
+    shapes = tensors_of(said)
+    for name, shape in shapes.items():
+        entry = entries.get(name)
+        if entry is None or not is_of_bytes(entry):
+            raise DamagedError(f"the tensor {name!r} of this sums file is not one of bytes")
+        if entry.shape != shape:
+            raise DamagedError(
+                f"the {name!r} of a file of {said.size} bytes have another shape", expected=shape, actual=entry.shape
+            )
+        if not file.record(file.manifest.storages[entry.storage].record).is_raw:
+            raise DamagedError(f"the {name!r} of a sums file are never compressed")
+    try:
+        digests = _digests(file, entries[SEAL_DIGESTS], threads)
+    except DamagedError:
+        if SEAL_DIGESTS_COPY not in shapes:
+            raise
+        digests = _digests(file, entries[SEAL_DIGESTS_COPY], threads)[LEAF_SIZE:]
+    return replace(said, digests=digests)
+
+
+def _digests(file: CheckpointFile, entry: Entry, threads: int) -> memoryview:
+    region, start, size = read_storages(file, [entry.storage], Reading(threads), mapped=False)(entry.storage)
+    return region[start : start + size].toreadonly()
+
+
+def tensors_of(sums: Sums) -> dict[str, tuple[int, ...]]:
+    """The tensors that its sums file has, by name, with their shapes, in order; all of them are of bytes.
+
+    With parity one damaged leaf of a sums file, however small that is, costs each group at most one leaf of parity, and
+    no digest: nothing that stands in for another shares a leaf with it.
+    """
+    count = sums.leaves * LEAF_DIGEST_SIZE
+    shapes: dict[str, tuple[int, ...]] = {SEAL_DIGESTS: (count,)}
+    if sums.parity is None:
+        return shapes
+    shapes[SEAL_DIGESTS_COPY] = (LEAF_SIZE + count,)
+    shapes |= dict.fromkeys(sums.parity.names, (sums.parity.groups(sums.size), LEAF_SIZE))
+    first, *others = list(sums.parity.names)
+    order = [first, SEAL_DIGESTS, *others[:1], SEAL_DIGESTS_COPY, *others[1:]]
+    return {name: shapes[name] for name in order}
+
+
+def is_of_bytes(entry: Entry) -> bool:
+    """Whether a tensor is all bytes of its storage, in order."""
+    return entry.dtype == "uint8" and not entry.storage_offset and entry.is_contiguous
+
+
+def sums_said(metadata: dict[Any, Any]) -> Sums:
+    """What the metadata of a sums file says; without its digests.
+
+    Raises:
+        DamagedError: It is none.
+        UnsupportedVersionError: It needs a newer fastckpt.
+    """
+    says = metadata.get(SEAL_KEY)
     if type(says) is not dict:
         raise DamagedError(f"this is no sums file: its metadata has no {SEAL_KEY!r}")
     leaf = _field(says, "leaf", lambda value: type(value) is int)
@@ -134,19 +215,16 @@ def _decode(file: CheckpointFile, threads: int) -> Sums:
     name = _field(says, "name", lambda value: type(value) is str and bool(value))
     size = _field(says, "size", lambda value: type(value) is int and 0 <= value <= MAX_FILE_SIZE)
     sha256 = _field(says, "sha256", lambda value: value is None or _is_sha256(value))
-    entry = next((entry for entry in file.checked_entries() if entry.name == SEAL_DIGESTS), None)
-    expected = count_leaves(size) * LEAF_DIGEST_SIZE
-    if entry is None or entry.dtype != "uint8" or entry.storage_offset or entry.stride != (1,):
-        raise DamagedError(f"the tensor {SEAL_DIGESTS!r} of this sums file is not one of bytes")
-    if entry.shape != (expected,):
-        raise DamagedError(
-            f"a file of {size} bytes has another number of leaves", expected=(expected,), actual=entry.shape
-        )
-    if not file.record(file.manifest.storages[entry.storage].record).is_raw:
-        raise DamagedError("the digests of a sums file are never compressed")
-    region, start, _ = read_storages(file, [entry.storage], Reading(threads), mapped=False)(entry.storage)
-    tensors = _tensors(says.get("tensors"), size)
-    return Sums(name, size, region[start : start + expected].toreadonly(), sha256, tensors)
+    return Sums(name, size, memoryview(b""), sha256, _tensors(says.get("tensors"), size), _parity(says))
+
+
+def _parity(says: dict[str, Any]) -> Parity | None:
+    if says.get("k") is None and says.get("m") is None:
+        return None
+    parity = Parity(*(_field(says, name, lambda value: type(value) is int) for name in "km"))
+    if not parity.is_possible:
+        raise UnsupportedVersionError("this seal has parity of another kind", actual=repr(tuple(parity)))
+    return parity
 
 
 def _field(says: dict[str, Any], name: str, fits: Callable[[Any], bool]) -> Any:

@@ -19,6 +19,7 @@ from fastckpt.cli.inspect_values import ValuesDocument
 from fastckpt.cli.man import ManDocument
 from fastckpt.cli.prune import PruneDocument
 from fastckpt.cli.render import ErrorDocument
+from fastckpt.cli.repair import RepairDocument
 from fastckpt.cli.reshard import ReshardDocument
 from fastckpt.cli.salvage import SalvageDocument
 from fastckpt.cli.seal import SealCheckDocument, SealDocument
@@ -34,6 +35,7 @@ DOCUMENTS: dict[str, list[type]] = {
     "convert": [ConvertDocument],
     "diff": [DiffDocument, DiffDirectoriesDocument],
     "salvage": [SalvageDocument, SalvageDirectoryDocument, SetsDocument],
+    "repair": [RepairDocument],
     "seal": [SealDocument, SealCheckDocument],
     "doctor": [DoctorDocument, SetsDocument],
     "reshard": [ReshardDocument],

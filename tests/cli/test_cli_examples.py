@@ -30,6 +30,7 @@ ENDS_WITH = {
     "fastckpt salvage broken.pt": 3,
     "fastckpt salvage broken.pt -o rescued.pt --backfill model_000400.pt": 1,
     "fastckpt diff model_000400.pt model_000500.pt --top 5": 1,
+    "fastckpt repair --dry-run weights.safetensors": 1,
     "fastckpt diff base_checkpoints/d4 --steps 10 20": 1,
 }
 """Those that find something; all others end with 0."""
@@ -56,6 +57,10 @@ def _a_users_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     torch.save({"state_dict": model, "epoch": 3}, "epoch.ckpt")
     fastckpt.save({"model": model, "step": 500}, "state.fckpt")
     fastckpt.convert("model_000500.pt", "model.safetensors")
+    fastckpt.convert("model_000500.pt", "weights.safetensors")
+    fastckpt.seal("weights.safetensors", parity="3%")
+    weights = Path("weights.safetensors").read_bytes()
+    Path("weights.safetensors").write_bytes(weights[:20_000] + b"damage" + weights[20_006:])
     Path("my-model").mkdir()
     fastckpt.convert("model_000500.pt", "my-model/model.safetensors")
     Path("config.json").write_text("{}")

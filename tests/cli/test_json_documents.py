@@ -147,6 +147,13 @@ def test_what_every_command_prints(here: Any, samples: Any, steps: Path, tmp_pat
     check("seal", 0, sealed, samples.cut)
     flip(sealed)
     assert check("seal", 1, "--check", sealed, no_checkpoint)["files"][0]["findings"]
+    healing = tmp_path / "healing.pt"
+    shutil.copyfile(samples.pt, healing)
+    check("seal", 0, healing, "--parity", "10%")
+    flip(healing)
+    assert check("repair", 0, healing, "--dry-run")["findings"]
+    assert check("repair", 0, healing)["kept"]
+    assert check("repair", 0, sealed)["left"]
     shards = _shards(tmp_path / "hf")
     check("verify", 1, shards)
     check("inspect", 1, shards)

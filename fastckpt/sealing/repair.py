@@ -1,0 +1,334 @@
+"""`fastckpt.repair`: a sealed file that was damaged becomes again what was sealed, or stays as it is.
+
+1. Every byte is compared with the seal: what differs is lost, and nothing else is.
+2. Lost leaves are computed from the others of their groups and the parity. What does not have its digest is dropped.
+3. A new file is made beside: what was right is copied, what was healed is put in its place.
+4. Of that file every leaf is compared with the seal, before it takes the name.
+
+What cannot be healed keeps the bytes that it has, and only in a file that was asked for under another name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Final
+
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, MismatchError, UsageError
+from fastckpt.io.cloning import clone, hard_link, reflink
+from fastckpt.io.commit import Commit
+from fastckpt.io.how import How
+from fastckpt.io.os_errors import exists, file_path, is_directory, typed_os_errors
+from fastckpt.io.refuse_overwriting import refuse_overwriting
+from fastckpt.io.residency import reading_threads
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
+from fastckpt.layout.blocks import Extent
+from fastckpt.sealing.repaired import RepairReport
+from fastckpt.seals.bad_leaves import BadLeaves, findings_of, merged
+from fastckpt.seals.beside import advice_for_stale
+from fastckpt.seals.encoded import encoded
+from fastckpt.seals.healing import heal_leaves, losses_by_group
+from fastckpt.seals.names import DAMAGED_SUFFIX, is_sums_path, sums_path
+from fastckpt.seals.remains import SumsRemains, open_remains
+from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.seals.sums import Sums, write_sums
+from fastckpt.stored.verify import verify
+from fastckpt.text import quoted
+
+_PLANNED: Final = 256
+"""Groups whose parity is looked at together."""
+
+
+def repair(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    keep: bool = True,
+    dry_run: bool = False,
+    durable: bool = True,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> RepairReport:
+    """Heal a damaged file by the parity in its seal: see `seal`. Damage is in the report, and never raised.
+
+    Each group of leaves can lose as many as it has leaves of parity, wherever they are. No byte is written that the
+    digests in the seal do not prove; what cannot be healed is named, and stays as it is.
+
+    Args:
+        path: The damaged file, beside its sums file. It is only read.
+        output: Where the healed file goes; also one of which only a part could be healed, and one whose seal tells of
+            another file. None: it takes the place of the damaged one, if all of it could be healed, and a sums file
+            that is damaged is written anew.
+        keep: Without ``output``: keep the damaged file, as ``NAME.damaged``.
+        dry_run: Write nothing.
+        durable: Return only when the healed file survives a power cut.
+        threads: Worker threads; None takes one per CPU.
+        progress: Called now and then with the bytes done so far: up to three times those of the file.
+
+    Returns:
+        What was lost, and what came back.
+
+    Raises:
+        MismatchError: It was never sealed; or its seal is of another file, and there is no ``output``.
+        DamagedError: Its seal is damaged beyond use; or the file changed while it was read.
+        UsageError: It is a directory, or a sums file itself.
+        NotACheckpointError: It is no regular file.
+        OutOfSpaceError, CheckpointIOError: It cannot be read, or the new file not be written; all is as it was.
+        KeyboardInterrupt: Within 0.2 s of Ctrl-C; all is as it was.
+
+    Example:
+        >>> fastckpt.repair("sealed.bin", dry_run=True).healed
+        1
+    """
+    name = file_path(path)
+    beside = sums_path(name)
+    if is_sums_path(name):
+        raise UsageError("this is a sums file", path=name, next_step="repair the file that it is of")
+    if is_directory(name):
+        raise UsageError("this is a directory", path=name, next_step="fastckpt repair FILE, one by one")
+    if output is not None:
+        refuse_overwriting(file_path(output), [name, beside])
+    if not exists(beside):
+        raise MismatchError(
+            "it was never sealed, so nothing tells what it was",
+            path=name,
+            next_step=f"fastckpt salvage {quoted(name)}, if it is a checkpoint",
+        )
+    with Source(name, may_be_empty=True) as source, _remains_beside(source, beside, threads) as remains:
+        how = How(reading_threads(source, threads), durable)
+        standing = standing_of(source, remains.sums, threads=how.threads, progress=progress)
+        if standing.stale and output is None:
+            raise MismatchError(
+                f"this is not the file that was sealed: {standing.stale}",
+                path=name,
+                next_step=f"{advice_for_stale(name)}; fastckpt repair {quoted(name)} -o OTHER writes what was sealed, "
+                "if enough of that is left",
+            )
+        if standing.stale:
+            standing = Standing(
+                standing.sums, standing.size, bad=standing.other, behind=max(source.size - remains.sums.size, 0)
+            )
+        report = _planned(source, remains, standing)
+        report.sums_damaged = not _is_whole(beside, how.threads)
+        report.dry_run = dry_run
+        if not dry_run and report.findings and (output is not None or not report.left):
+            _heal(source, remains, standing, report, output, keep, how, progress)
+        if report.output is None:
+            source.require_unchanged(next_step="repair it when nobody writes to it")
+    if report.sums_damaged and not dry_run and output is None and not report.left:
+        with Source(name, may_be_empty=True) as whole:
+            _renew_sums(whole, remains.sums, beside, how)
+        report.sums_renewed = True
+    report.next_step = _next_step(report)
+    return report
+
+
+@contextmanager
+def _remains_beside(source: Source, beside: str, threads: int | None) -> Iterator[SumsRemains]:
+    try:
+        with open_remains(beside, threads=reading_threads(source, threads)) as remains:
+            yield remains
+    except FastckptError as error:
+        if error.path == beside and not isinstance(error, CheckpointIOError):
+            error.next_step = f"fastckpt salvage {quoted(source.path)}, if it is a checkpoint"
+        raise
+
+
+def _is_whole(beside: str, threads: int) -> bool:
+    try:
+        return verify(beside, threads=threads).ok
+    except FastckptError:
+        return False
+
+
+def _planned(source: Source, remains: SumsRemains, standing: Standing) -> RepairReport:
+    """What is wrong, and what of it is left by too much damage in a group; whether the rest heals, its digests tell."""
+    sums = remains.sums
+    report = RepairReport(source.path, sums.size)
+    report.findings = standing.findings(sums.tensors)
+    lost = _leaves_in(standing.bad)
+    report.lost = len(lost)
+    hopeless = lost
+    if sums.parity is not None:
+        by_group = losses_by_group(lost, sums.parity, sums.size)
+        known = _known_parity(remains, list(by_group))
+        hopeless = [n for group, own in by_group.items() if len(own) > known[group] for n in own]
+    elif lost:
+        report.message = "its seal has no parity: it tells what is damaged, and cannot heal it"
+    _leave(report, standing, hopeless)
+    return report
+
+
+def _known_parity(remains: SumsRemains, groups: Sequence[int]) -> dict[int, int]:
+    """How many leaves of parity of each of these groups are proven."""
+    known: dict[int, int] = {}
+    for begin in range(0, len(groups), _PLANNED):
+        some = groups[begin : begin + _PLANNED]
+        flags = remains.rows(some).known
+        known |= {group: sum(flags[at :: len(some)]) for at, group in enumerate(some)}
+    return known
+
+
+def _leave(report: RepairReport, standing: Standing, hopeless: Sequence[int]) -> None:
+    """These leaves do not come back: name them."""
+    report.healed = report.lost - len(hopeless)
+    gone = set(hopeless)
+    runs = [BadLeaves(n, 1, *run[2:]) for run in standing.bad for n in range(run.first, run.end) if n in gone]
+    report.left = findings_of(standing.sums, merged(runs), standing.sums.tensors, size=standing.size)
+
+
+def _leaves_in(bad: Sequence[BadLeaves]) -> list[int]:
+    return [leaf for run in bad for leaf in range(run.first, run.end)]
+
+
+def _heal(
+    source: Source,
+    remains: SumsRemains,
+    standing: Standing,
+    report: RepairReport,
+    output: str | os.PathLike[str] | None,
+    keep: bool,
+    how: How,
+    progress: Progress | None,
+) -> None:
+    target = file_path(output) if output is not None else source.path
+    lost = _leaves_in(standing.bad)
+    sums = remains.sums
+    kept = ""
+    try:
+        with Commit(target, durable=how.durable, reserve=sums.size) as sink:
+            _copy_what_is_there(source, sink, standing, how, _from(source.size, progress))
+            unhealed = dict.fromkeys(lost)  # Ascending, as they are.
+            for healed in heal_leaves(source, remains, lost, threads=how.threads):
+                sink.write(sums.leaf_extent(healed.leaf).offset, healed.data)
+                del unhealed[healed.leaf]
+            _leave(report, standing, list(unhealed))
+            if unhealed and (output is None or not report.healed):
+                raise _NotWorthIt
+            _require_proven(sink, sums, list(unhealed), how, _from(2 * sums.size, progress))
+            sink.finish(sums.size)
+            if output is None:
+                source.require_unchanged(next_step="repair it when nobody writes to it")
+                source.require_in_place(next_step="repair it when nobody writes to it")
+                if keep:
+                    kept = _keep(source, target, how)
+    except _NotWorthIt:
+        return
+    except BaseException:
+        if kept:
+            _give_up_copy(kept, target)
+        raise
+    report.output, report.kept = target, kept or None
+
+
+class _NotWorthIt(Exception):
+    """Nothing is to be written."""
+
+
+def _from(done: int, progress: Progress | None) -> Progress | None:
+    return None if progress is None else lambda count: progress(done + count)
+
+
+def _copy_what_is_there(source: Source, sink: Commit, standing: Standing, how: How, progress: Progress | None) -> None:
+    """All bytes that the damaged file has of what was sealed; what cannot be read stays zero."""
+    sums = standing.sums
+    common = min(source.size, sums.size)
+    with typed_os_errors(sink.path, sums.size, doing="set the length of the file"):
+        if reflink(sink.fd, source):
+            os.ftruncate(sink.fd, sums.size)
+            return
+    sink.preallocate(sums.size)
+    unread = [sums.leaf_extent(run.first, run.leaves) for run in standing.bad if run.errno]
+    moves = _parts_between(unread, common)
+    with typed_os_errors(sink.path, doing="write the file"):
+        moved = transfer(
+            moves,
+            source=source.fd,
+            source_direct=source.direct_fd,
+            sink=sink.fd,
+            sink_direct=sink.direct_fd,
+            threads=how.threads,
+            leaves=False,
+            progress=progress,
+        )
+    for fault in moved.faults:
+        source.raise_fault(moves[fault.move].source + fault.offset, fault.errno)
+
+
+def _parts_between(holes: Sequence[Extent], end: int) -> list[Move]:
+    """Bytes ``[0, end)`` without these, to where they are."""
+    parts, at = [], 0
+    for hole in [*holes, Extent(end, 0)]:
+        stop = min(hole.offset, end)
+        if at < stop:
+            parts.append(Move(at, at, stop - at))
+        at = max(at, hole.end)
+    return parts
+
+
+def _require_proven(sink: Commit, sums: Sums, unhealed: Sequence[int], how: How, progress: Progress | None) -> None:
+    """Compare every leaf of the new file with the seal, but those that are known not to be healed."""
+    parts = _parts_between([sums.leaf_extent(leaf) for leaf in unhealed], sums.size)
+    moved = transfer(parts, source=sink.fd, sink=NOWHERE, threads=how.threads, progress=progress)
+    expected = b"".join(sums.digests_of(Extent(part.source, part.size)) for part in parts)
+    if moved.faults or bytes(moved.leaves) != expected:
+        raise DamagedError(
+            "the new file is not what was sealed: the damaged one changed meanwhile, or the disk fails; it is not kept",
+            path=sink.path,
+            next_step="repair it when nobody writes to it; look at the disk: dmesg",
+        )
+
+
+def _keep(source: Source, target: str, how: How) -> str:
+    """Give the damaged file a second name, or copy it, before the healed one takes its own."""
+    target = os.path.realpath(target) if os.path.islink(target) else target
+    for number in range(10_000):
+        kept = f"{target}{DAMAGED_SUFFIX}" + (f".{number}" if number else "")
+        if _is_same_file(kept, source):
+            return kept  # A repair that was killed came as far as this.
+        if os.path.lexists(kept):
+            continue
+        if not hard_link(source, kept):
+            clone(source, kept, share=True, link=False, threads=how.threads)
+        return kept
+    raise UsageError("there are too many damaged files beside it", path=target, next_step="remove those not needed")
+
+
+def _is_same_file(path: str, source: Source) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(source.fd))
+    except OSError:
+        return False
+
+
+def _give_up_copy(kept: str, target: str) -> None:
+    """Remove the second name of the damaged file, unless it is the only one by now."""
+    with suppress(OSError):
+        if os.path.samefile(kept, target):
+            os.unlink(kept)
+
+
+def _renew_sums(whole: Source, sums: Sums, beside: str, how: How) -> None:
+    """Write the sums file of a file that is as sealed anew."""
+    if sums.parity is None:
+        write_sums(sums, beside, how)
+        return
+    with encoded(whole, sums.parity, beside=beside, threads=how.threads) as rows:
+        if bytes(rows.leaves) != bytes(sums.digests):
+            raise DamagedError("the file changed while it was read", path=whole.path, next_step="repair it again")
+        write_sums(replace(sums, digests=rows.leaves), beside, how, encoded=rows)
+
+
+def _next_step(report: RepairReport) -> str | None:
+    if report.state == "would heal":
+        return f"fastckpt repair {quoted(report.path)}"
+    if report.state == "not healed" and report.healed:
+        share = f"{report.healed} of {report.lost} lost leaves"
+        return f"fastckpt repair {quoted(report.path)} -o OTHER writes a file in which {share} are healed"
+    if report.left:
+        damaged = quoted(report.output or report.path)
+        return f"take it from another copy; or, if it is a checkpoint, fastckpt salvage {damaged}"
+    return None

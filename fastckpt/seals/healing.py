@@ -1,0 +1,95 @@
+"""Leaves of a sealed file that are not as they were, had again from the others and the parity in its seal.
+
+A leaf that was computed counts only if it has the digest that was sealed: whatever else in the file or its seal is
+wrong, no other byte comes out of here.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from fastckpt import _core
+from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
+from fastckpt.io.memory import allocate
+from fastckpt.io.residency import is_warm
+from fastckpt.io.source import Source
+from fastckpt.seals.parity import Parity
+from fastckpt.seals.remains import SumsRemains
+
+_GROUPS: Final = 256
+"""Groups that are healed at a time: with their parity they take 24 MiB at most."""
+
+
+class Healed(NamedTuple):
+    """A leaf as it was sealed: its number, and its bytes."""
+
+    leaf: int
+    data: memoryview
+
+
+def losses_by_group(lost: Sequence[int], parity: Parity, size: int) -> dict[int, list[int]]:
+    """The lost leaves of each group that has some, by the number of the group, both ascending."""
+    groups = parity.groups(size)
+    by_group: dict[int, list[int]] = {}
+    for leaf in lost:
+        by_group.setdefault(leaf % groups, []).append(leaf)
+    return dict(sorted(by_group.items()))
+
+
+def heal_leaves(source: Source, remains: SumsRemains, lost: Sequence[int], *, threads: int) -> Iterator[Healed]:
+    """Yield every lost leaf that comes back, proven; group after group.
+
+    Args:
+        source: The damaged file.
+        remains: Its seal.
+        lost: The numbers of all leaves that are not as they were sealed, ascending. They are not read.
+        threads: Worker threads.
+
+    Raises:
+        CheckpointIOError, DamagedError: A leaf that was there cannot be read any more.
+        KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+    """
+    sums = remains.sums
+    if sums.parity is None:
+        return
+    by_group = losses_by_group(lost, sums.parity, sums.size)
+    hopeful = iter([(group, own) for group, own in by_group.items() if len(own) <= sums.parity.rows])
+    while batch := list(islice(hopeful, _GROUPS)):
+        yield from _heal(
+            source, remains, [group for group, _ in batch], sorted(n for _, own in batch for n in own), threads
+        )
+
+
+def _heal(
+    source: Source, remains: SumsRemains, groups: Sequence[int], lost: Sequence[int], threads: int
+) -> Iterator[Healed]:
+    sums = remains.sums
+    assert sums.parity is not None
+    rows = remains.rows(groups)
+    found = allocate(len(lost) * LEAF_SIZE)
+    solved = bytearray(len(lost))
+    faults = _core.recover_leaves(
+        source.fd,
+        sums.size,
+        sums.parity.groups(sums.size),
+        sums.parity.rows,
+        array("Q", groups),
+        rows.leaves,
+        rows.known,
+        array("Q", lost),
+        found,
+        solved,
+        threads=threads,
+        source_direct_fd=-1 if is_warm(source) else source.direct_fd,
+    )
+    for _, offset, _, errno in faults:
+        source.raise_fault(offset, errno)
+    digests = _core.leaf_digests(found, threads)
+    for at, leaf in enumerate(lost):
+        expected = sums.digests[leaf * LEAF_DIGEST_SIZE : (leaf + 1) * LEAF_DIGEST_SIZE]
+        if solved[at] and digests[at * LEAF_DIGEST_SIZE : (at + 1) * LEAF_DIGEST_SIZE] == expected:
+            begin = at * LEAF_SIZE
+            yield Healed(leaf, found[begin : begin + sums.leaf_extent(leaf).size])

@@ -1,0 +1,164 @@
+"""What a sums file still proves, whatever happened to it: the digests of the sealed file, and leaves of its parity.
+
+A sums file is a ``.fckpt``, so its structure stands in it more than once, and each leaf of its tensors is proven alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import groupby
+from typing import NamedTuple
+
+from fastckpt import _core
+from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE, SEAL_DIGESTS, SEAL_DIGESTS_COPY
+from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.fckpt.payload import Reading, Target, read_targets
+from fastckpt.fckpt.shifted import scan_shifted
+from fastckpt.io.memory import allocate
+from fastckpt.io.source import Source
+from fastckpt.layout.blocks import align
+from fastckpt.layout.entries import Entry
+from fastckpt.layout.records import Record
+from fastckpt.seals.sums import Sums, is_of_bytes, sums_said, tensors_of
+
+
+class _Place(NamedTuple):
+    """Where a tensor of bytes lies: from ``offset`` on in the raw bytes of a record."""
+
+    record: Record
+    offset: int
+
+
+class Rows(NamedTuple):
+    """Parity of some groups.
+
+    Attributes:
+        leaves: Those of each row, row after row.
+        known: u8 for each of them: 1 if it is proven.
+    """
+
+    leaves: memoryview
+    known: bytearray
+
+
+class SumsRemains:
+    """An open sums file, read as far as it proves something; made by `open_remains`.
+
+    Attributes:
+        sums: What it says. All its digests are proven.
+    """
+
+    def __init__(self, source: Source, threads: int) -> None:
+        self._source = source
+        self._threads = threads
+        found = scan_shifted(source, threads=threads)
+        if found.manifest is None:
+            raise DamagedError("nothing is left of what this seal says")
+        said = sums_said(found.manifest.metadata)
+        shapes = tensors_of(said)
+        self._places = {
+            entry.name: place
+            for record in found.records.values()
+            for entry, place in _places(record)
+            if entry.shape == shapes.get(entry.name)
+        }
+        self.sums = replace(said, digests=self._digests(said))
+
+    def _digests(self, said: Sums) -> memoryview:
+        size = said.leaves * LEAF_DIGEST_SIZE
+        whole = memoryview(bytearray(size))
+        missing = [(0, size)] if size else []
+        for name, begins in ((SEAL_DIGESTS, 0), (SEAL_DIGESTS_COPY, LEAF_SIZE)):
+            place = self._places.get(name)
+            if place is None or not missing:
+                continue
+            region, bad = self._read(place, begins, begins + size)
+            for begin, end in missing:
+                whole[begin:end] = region[begin:end]
+            missing = [
+                (max(begin, low), min(end, high))
+                for begin, end in missing
+                for low, high in bad
+                if max(begin, low) < min(end, high)
+            ]
+        if missing:
+            raise DamagedError("the digests in this seal are damaged, so nothing proves what would be healed")
+        return whole.toreadonly()
+
+    def rows(self, groups: Sequence[int]) -> Rows:
+        """The parity of some groups, whose numbers ascend."""
+        parity = self.sums.parity
+        assert parity is not None
+        leaves = allocate(parity.rows * len(groups) * LEAF_SIZE)
+        known = bytearray(parity.rows * len(groups))
+        for row, name in enumerate(parity.names):
+            place = self._places.get(name)
+            if place is None:
+                continue
+            for first, count, at in _runs(groups):
+                begin = row * len(groups) + at
+                region, bad = self._read(place, first * LEAF_SIZE, (first + count) * LEAF_SIZE)
+                leaves[begin * LEAF_SIZE : (begin + count) * LEAF_SIZE] = region
+                known[begin : begin + count] = bytes([1]) * count
+                for low, high in bad:
+                    lost = range(low // LEAF_SIZE, -(-high // LEAF_SIZE))
+                    known[begin + lost.start : begin + lost.stop] = bytes(len(lost))
+        return Rows(leaves, known)
+
+    def _read(self, place: _Place, start: int, end: int) -> tuple[memoryview, list[tuple[int, int]]]:
+        """Bytes ``[start, end)`` of a tensor, and which of them are not proven, counted from ``start``."""
+        record, low, high = place.record, place.offset + start, place.offset + end
+        first = low // LEAF_SIZE * LEAF_SIZE
+        region = allocate(min(align(high, LEAF_SIZE), record.raw_size) - first)
+        target = Target(record, first, len(region), _core.address(region))
+        bad = [
+            (max(hole.leaf * LEAF_SIZE, low) - low, min((hole.leaf + hole.leaves) * LEAF_SIZE, high) - low)
+            for hole in read_targets(self._source, [target], Reading(self._threads))
+        ]
+        return region[low - first : high - first], [hole for hole in bad if hole[0] < hole[1]]
+
+
+@contextmanager
+def open_remains(path: str, *, threads: int) -> Iterator[SumsRemains]:
+    """Open a sums file that may be damaged.
+
+    Raises:
+        DamagedError: It does not prove any more what was sealed, or is no sums file.
+        NotACheckpointError, UnsupportedVersionError: So.
+        CheckpointNotFoundError: There is none.
+        CheckpointIOError: It cannot be read.
+    """
+    with Source(path) as source:
+        try:
+            remains = SumsRemains(source, threads)
+        except FastckptError as error:
+            error.path = error.path or path
+            raise
+        yield remains
+
+
+def _places(record: Record) -> Iterator[tuple[Entry, _Place]]:
+    """The tensors of a record that are all bytes of their storage, and where these lie."""
+    places = {packed.storage: packed for packed in record.storages} if record.is_raw else {}
+    for entry in _entries(record):
+        place = places.get(entry.storage)
+        if place is not None and is_of_bytes(entry) and entry.nbytes == place.nbytes:
+            yield entry, _Place(record, place.offset)
+
+
+def _entries(record: Record) -> Sequence[Entry]:
+    try:
+        return list(record.entries)
+    except FastckptError:
+        return ()  # A header whose entries contradict each other names nothing.
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Runs of numbers that follow each other: the first, how many, and its position."""
+    at = 0
+    for _, run in groupby(enumerate(numbers), lambda pair: pair[1] - pair[0]):
+        own = [number for _, number in run]
+        yield own[0], len(own), at
+        at += len(own)
