@@ -1,0 +1,112 @@
+"""A repair that is killed, or of which a call fails, at each of its calls: the damaged file or the healed one is there,
+the seal is one that proves it, and the next repair heals.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from crash_lab import TEMP_SUFFIX, Action, Host, Outcome
+
+import fastckpt
+
+HERE = Path(__file__).parent
+GOOD = random.Random(1).randbytes(300_000)
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A damaged file, and its seal, of which a leaf of parity is damaged, too."""
+    directory = tmp_path_factory.mktemp("sealed")
+    (directory / "f").write_bytes(GOOD)
+    sums = Path(fastckpt.seal(directory / "f", parity="10%").sums)
+    parity = fastckpt.load(sums)["P"].numpy().tobytes()
+    raw = bytearray(sums.read_bytes())
+    raw[raw.index(parity) + 9] ^= 1
+    (directory / "whole-sums").write_bytes(sums.read_bytes())
+    sums.write_bytes(raw)
+    (directory / "f").write_bytes(GOOD[:40_000] + bytes(5000) + GOOD[45_000:])
+    return directory
+
+
+@pytest.fixture(scope="module")
+def host(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]]:
+    root = tmp_path_factory.mktemp("repair").resolve()
+    with Host(HERE / "repair_file.py", root, shim) as running:
+        yield running, root
+
+
+def at_every_call(
+    host: tuple[Host, Path], sealed: Path, version: int, action: Action, every: int, error: int = 0
+) -> Iterator[Outcome]:
+    """Repair with the action at every so many-th call, until there are no more."""
+    running, root = host
+    for number in range(1 + (every > 1), 1000, every):
+        shutil.rmtree(root)
+        shutil.copytree(sealed, root)
+        outcome = running.run(root / "f", version, action=action, number=number, error=error)
+        yield outcome
+        if not outcome.hit:
+            assert outcome.how == "saved", outcome
+            assert number > 8, "the shim sees too few calls to prove anything"
+            return
+    raise AssertionError("there is no end of calls")
+
+
+def check(root: Path, sealed: Path) -> None:
+    """Old or new, each whole; and nothing of it is lost."""
+    damaged, seal = (sealed / "f").read_bytes(), (sealed / "f.fckpt-sums").read_bytes()
+    assert (root / "f").read_bytes() in (damaged, GOOD)
+    assert (root / "f.fckpt-sums").read_bytes() in (seal, (sealed / "whole-sums").read_bytes())
+    for kept in root.glob("f.damaged*"):
+        assert kept.read_bytes() == damaged
+    assert len(list(root.glob("f.damaged*"))) <= 1
+
+
+@pytest.mark.parametrize(
+    ("version", "action", "every"),
+    [
+        (1, Action.KILL, 11),
+        (2, Action.TEAR, 19),
+        pytest.param(1, Action.KILL, 1, marks=pytest.mark.thorough),
+        pytest.param(2, Action.KILL, 7, marks=pytest.mark.thorough),
+        pytest.param(1, Action.TEAR, 5, marks=pytest.mark.thorough),
+    ],
+)
+def test_killed(host: tuple[Host, Path], sealed: Path, version: int, action: Action, every: int) -> None:
+    """At each of its calls in the long form; else at some of them."""
+    running, root = host
+    for _ in at_every_call(host, sealed, version, action, every):
+        check(root, sealed)
+        assert running.run(root / "f", version).how == "saved"
+        check(root, sealed)
+        assert (root / "f").read_bytes() == GOOD
+        assert (root / "f.fckpt-sums").read_bytes() == (sealed / "whole-sums").read_bytes()
+        assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)]
+
+
+@pytest.mark.parametrize("every", [17, pytest.param(3, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("action", [Action.FAIL, Action.FAIL_FROM])
+def test_failing(host: tuple[Host, Path], sealed: Path, error: int, action: Action, every: int) -> None:
+    """One call, or all from one on: a typed error, and no temporary file where it can be removed."""
+    _, root = host
+    for outcome in at_every_call(host, sealed, 1, action, every, error):
+        check(root, sealed)
+        assert outcome.how in ("saved", "typed error"), outcome
+        if action is Action.FAIL:
+            assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)], outcome
+
+
+@pytest.mark.parametrize("every", [13, pytest.param(3, marks=pytest.mark.thorough)])
+def test_interrupted(host: tuple[Host, Path], sealed: Path, every: int) -> None:
+    _, root = host
+    for outcome in at_every_call(host, sealed, 1, Action.INTERRUPT, every):
+        check(root, sealed)
+        assert outcome.how in ("saved", "KeyboardInterrupt"), outcome
+        assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)], outcome
