@@ -30,6 +30,7 @@ from fastckpt.errors import (
 from fastckpt.findings import Kind
 from fastckpt.nanochat.names import OPTIM, Stem
 from fastckpt.nanochat.steps import list_numbers
+from fastckpt.seals.healing import command_that_heals
 from fastckpt.text import count_text, size_text
 
 if TYPE_CHECKING:
@@ -106,8 +107,12 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
         report = reports[file.path]
         what = f"{file.name} {_what(file, report, usual.get(_of_step(file, step.number)))}"
         cause = _cause(file, report) + _comes_back(report)
-        lost = rescue is None and fallback is None and not tag.unread
-        if rescue is not None and only_damage:
+        healing = command_that_heals(file.path)
+        lost = healing is None and rescue is None and fallback is None and not tag.unread
+        if healing is not None:
+            command = healing
+            cause += "; the parity in its seal heals the whole file"
+        elif rescue is not None and only_damage:
             command = rescue
         elif fallback is not None:
             command = commands.set_step_aside(step.directory, step.number)

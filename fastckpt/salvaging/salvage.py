@@ -29,6 +29,7 @@ from fastckpt.salvaging.request import Request, make_request
 from fastckpt.salvaging.selection import Selection, choose
 from fastckpt.salvaging.survey_set import around_pieces, set_in, survey_set
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
+from fastckpt.seals.healing import command_that_heals
 from fastckpt.stored.verify import verify_source
 from fastckpt.surveying.fates import THERE, Status, TensorFate
 from fastckpt.surveying.survey import survey
@@ -141,6 +142,11 @@ def salvage(
             report.findings += around
             report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
         report.next_step = for_file_object(next_step(report, request, threads=count))
+        healing = command_that_heals(path) if report.exit_code and is_path(src) and of_several is None else None
+        if healing is not None and destination is None:
+            report.next_step = f"{healing}  # makes the whole file what it was"
+        elif healing is not None:
+            report.notes.append(f"the parity in its seal heals the whole file: {healing}")
         return report
 
 

@@ -16,6 +16,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.seals.beside import advice_for_stale
 from fastckpt.seals.digests import digests_of
+from fastckpt.seals.healing import would_heal
 from fastckpt.seals.names import is_sums_path, sums_path
 from fastckpt.seals.signed import signed_digest
 from fastckpt.seals.standing import Standing, standing_of
@@ -146,6 +147,8 @@ def _compare(source: Source, sums: Sums, *, sha256: bool, threads: int | None, p
     elif found.findings:
         found.state, found.message = "changed", _what_differs(standing)
         found.next_step = f"take it from another copy; or {advice_for_stale(source.path)}"
+        if would_heal(source, standing, threads=reading_threads(source, threads)):
+            found.next_step = f"fastckpt repair {quoted(source.path)}; or {advice_for_stale(source.path)}"
     _compare_sha256(source, sums, found, wanted=sha256, threads=threads)
     source.require_unchanged(next_step="check it when nobody writes to it")
     return found

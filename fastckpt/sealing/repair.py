@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, MismatchError, UsageError
 from fastckpt.io.cloning import clone, hard_link, reflink
@@ -30,16 +29,13 @@ from fastckpt.sealing.repaired import RepairReport
 from fastckpt.seals.bad_leaves import BadLeaves, findings_of, merged
 from fastckpt.seals.beside import advice_for_stale
 from fastckpt.seals.encoded import encoded
-from fastckpt.seals.healing import heal_leaves, losses_by_group
+from fastckpt.seals.healing import heal_leaves, hopeless_leaves
 from fastckpt.seals.names import DAMAGED_SUFFIX, is_sums_path, sums_path
 from fastckpt.seals.remains import SumsRemains, open_remains
 from fastckpt.seals.standing import Standing, standing_of
 from fastckpt.seals.sums import Sums, write_sums
 from fastckpt.stored.verify import verify
 from fastckpt.text import quoted
-
-_PLANNED: Final = 256
-"""Groups whose parity is looked at together."""
 
 
 def repair(
@@ -148,28 +144,13 @@ def _planned(source: Source, remains: SumsRemains, standing: Standing) -> Repair
     """What is wrong, and what of it is left by too much damage in a group; whether the rest heals, its digests tell."""
     sums = remains.sums
     report = RepairReport(source.path, sums.size)
-    report.findings = standing.findings(sums.tensors)
-    lost = _leaves_in(standing.bad)
+    report.findings = standing.findings()
+    lost = standing.bad_numbers
     report.lost = len(lost)
-    hopeless = lost
-    if sums.parity is not None:
-        by_group = losses_by_group(lost, sums.parity, sums.size)
-        known = _known_parity(remains, list(by_group))
-        hopeless = [n for group, own in by_group.items() if len(own) > known[group] for n in own]
-    elif lost:
+    if lost and sums.parity is None:
         report.message = "its seal has no parity: it tells what is damaged, and cannot heal it"
-    _leave(report, standing, hopeless)
+    _leave(report, standing, hopeless_leaves(remains, lost))
     return report
-
-
-def _known_parity(remains: SumsRemains, groups: Sequence[int]) -> dict[int, int]:
-    """How many leaves of parity of each of these groups are proven."""
-    known: dict[int, int] = {}
-    for begin in range(0, len(groups), _PLANNED):
-        some = groups[begin : begin + _PLANNED]
-        flags = remains.rows(some).known
-        known |= {group: sum(flags[at :: len(some)]) for at, group in enumerate(some)}
-    return known
 
 
 def _leave(report: RepairReport, standing: Standing, hopeless: Sequence[int]) -> None:
@@ -177,11 +158,7 @@ def _leave(report: RepairReport, standing: Standing, hopeless: Sequence[int]) ->
     report.healed = report.lost - len(hopeless)
     gone = set(hopeless)
     runs = [BadLeaves(n, 1, *run[2:]) for run in standing.bad for n in range(run.first, run.end) if n in gone]
-    report.left = findings_of(standing.sums, merged(runs), standing.sums.tensors, size=standing.size)
-
-
-def _leaves_in(bad: Sequence[BadLeaves]) -> list[int]:
-    return [leaf for run in bad for leaf in range(run.first, run.end)]
+    report.left = findings_of(standing.sums, merged(runs), size=standing.size)
 
 
 def _heal(
@@ -195,7 +172,7 @@ def _heal(
     progress: Progress | None,
 ) -> None:
     target = file_path(output) if output is not None else source.path
-    lost = _leaves_in(standing.bad)
+    lost = standing.bad_numbers
     sums = remains.sums
     kept = ""
     try:

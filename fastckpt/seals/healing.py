@@ -13,11 +13,16 @@ from typing import Final, NamedTuple
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
+from fastckpt.errors import FastckptError
 from fastckpt.io.memory import allocate
-from fastckpt.io.residency import is_warm
+from fastckpt.io.residency import is_warm, reading_threads
 from fastckpt.io.source import Source
+from fastckpt.seals.beside import seal_beside
+from fastckpt.seals.names import sums_path
 from fastckpt.seals.parity import Parity
-from fastckpt.seals.remains import SumsRemains
+from fastckpt.seals.remains import SumsRemains, open_remains
+from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.text import quoted
 
 _GROUPS: Final = 256
 """Groups that are healed at a time: with their parity they take 24 MiB at most."""
@@ -37,6 +42,47 @@ def losses_by_group(lost: Sequence[int], parity: Parity, size: int) -> dict[int,
     for leaf in lost:
         by_group.setdefault(leaf % groups, []).append(leaf)
     return dict(sorted(by_group.items()))
+
+
+def hopeless_leaves(remains: SumsRemains, lost: Sequence[int]) -> list[int]:
+    """Which of the lost leaves do not come back: more are lost of their groups than leaves of parity are proven."""
+    sums = remains.sums
+    if sums.parity is None:
+        return list(lost)
+    by_group = losses_by_group(lost, sums.parity, sums.size)
+    hopeless: list[int] = []
+    numbers = iter(by_group)
+    while groups := list(islice(numbers, _GROUPS)):
+        known = remains.rows(groups).known
+        for at, group in enumerate(groups):
+            if len(by_group[group]) > sum(known[at :: len(groups)]):
+                hopeless += by_group[group]
+    return sorted(hopeless)
+
+
+def would_heal(source: Source, standing: Standing, *, threads: int) -> bool:
+    """Whether all of an open file that is not as it was sealed comes back by the parity in its seal."""
+    if standing.stale or standing.is_as_sealed or (standing.bad and standing.sums.parity is None):
+        return False
+    try:
+        with open_remains(sums_path(source.path), threads=threads) as remains:
+            return not hopeless_leaves(remains, standing.bad_numbers)
+    except FastckptError:
+        return False
+
+
+def command_that_heals(path: str) -> str | None:
+    """``fastckpt repair PATH``, if that makes a damaged file whole; reads all of a file that has a seal with parity."""
+    try:
+        with Source(path, may_be_empty=True) as source:
+            sums = seal_beside(source)
+            if sums is None or sums.parity is None:
+                return None
+            threads = reading_threads(source, None)
+            standing = standing_of(source, sums, threads=threads)
+            return f"fastckpt repair {quoted(path)}" if would_heal(source, standing, threads=threads) else None
+    except FastckptError:
+        return None
 
 
 def heal_leaves(source: Source, remains: SumsRemains, lost: Sequence[int], *, threads: int) -> Iterator[Healed]:

@@ -50,6 +50,11 @@ class Standing:
         """Whether every byte is the one that was sealed, and none is missing or added."""
         return not (self.stale or self.bad or self.behind)
 
+    @property
+    def bad_numbers(self) -> list[int]:
+        """The number of each bad leaf, ascending."""
+        return [leaf for run in self.bad for leaf in range(run.first, run.end)]
+
     def findings(self) -> list[Finding]:
         """What is to be said of it."""
         if self.stale:

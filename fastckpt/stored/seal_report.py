@@ -11,8 +11,10 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.seals.beside import advice_for_stale, seal_beside, unusable
 from fastckpt.seals.digests import digests_of
+from fastckpt.seals.healing import would_heal
 from fastckpt.seals.signed import signed_digest
 from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.text import quoted
 from fastckpt.verdicts import Verdict
 
 _UNUSABLE: Final = (DamagedError, NotACheckpointError, UnsupportedVersionError)
@@ -32,6 +34,7 @@ class SealOf:
     def __init__(self, source: Source, *, threads: int, progress: Progress | None) -> None:
         self.standing: Standing | None = None
         self.failure: FastckptError | None = None
+        self._threads = threads
         try:
             sums = seal_beside(source)
         except _UNUSABLE as error:
@@ -89,7 +92,9 @@ class SealOf:
         report.findings += [new for new in found if not any(_is_about(old, new) for old in report.findings)]
         report.findings.sort(key=lambda finding: (finding.offset, finding.size))
         conclude(report)
-        if self.state in ("stale", "damaged") and not any(map(_is_of_bytes, report.findings)):
+        if self.standing is not None and would_heal(source, self.standing, threads=self._threads):
+            report.next_step = f"fastckpt repair {quoted(source.path)}"
+        elif self.state in ("stale", "damaged") and not any(map(_is_of_bytes, report.findings)):
             report.next_step = advice_for_stale(source.path)
         elif report.format == "unknown" and not report.ok:
             report.next_step = f"take it from another copy; or {advice_for_stale(source.path)}"
