@@ -134,7 +134,7 @@ def test_a_file_of_another_save_is_refused_before_a_byte_is_written(tmp_path: Pa
     (other,) = (tmp_path / "other").glob("shard-*")
     shutil.copy(other, shard)
     state = empty()
-    with pytest.raises(DamagedError, match="another save"):
+    with pytest.raises(DamagedError, match="not the one that the set names"):
         fastckpt.load_into(state, place)
     assert untouched(state)
 
