@@ -267,23 +267,23 @@ def listing(file: bytes) -> str:
         for length, meaning in fields:
             if length == 4096:
                 source = starts[2] if title == "Index" else starts[1]
-                lines.append(_line(at, f"= {source:08X} x 4096", meaning))
+                lines.append(line_of(at, f"= {source:08X} x 4096", meaning))
             else:
                 for piece in range(at, at + length, 16):
                     shown = file[piece : min(piece + 16, at + length)].hex(" ").upper()
-                    lines.append(_line(piece, shown, meaning if piece == at else ""))
+                    lines.append(line_of(piece, shown, meaning if piece == at else ""))
             at += length
         sealed = title not in ("Payload", "Manifest copy")
         zeros = start + size - (16 if sealed else 0) - at
         if zeros:
-            lines.append(_line(at, f"00 x {zeros}", "zeros"))
+            lines.append(line_of(at, f"00 x {zeros}", "zeros"))
         if sealed:
             digest_at = start + size - 16
-            lines.append(_line(digest_at, file[digest_at : digest_at + 16].hex(" ").upper(), "digest of the block"))
+            lines.append(line_of(digest_at, file[digest_at : digest_at + 16].hex(" ").upper(), "digest of the block"))
     return "\n".join([*lines, "```", ""])
 
 
-def _line(at: int, shown: str, meaning: str) -> str:
+def line_of(at: int, shown: str, meaning: str) -> str:
     return f"{at:08X}  {shown:<47}  {meaning}".rstrip()
 
 
