@@ -87,8 +87,9 @@ def _summary(facts: InspectDocument) -> Iterator[list[str]]:
     if facts["seal"] is not None:
         yield ["seal", _SEALS[facts["seal"]]]
     for name, codec in facts["codecs"].items():
-        ratio = f" as {size_text(codec['stored'])}" if codec["stored"] != codec["raw"] else ""
-        yield ["codec", f"{name}, {size_text(codec['raw'])}{ratio}"]
+        raw, stored = codec["raw"], codec["stored"]
+        smaller = f" as {size_text(stored)}, {raw / stored:.2f} times smaller" if stored != raw else ""
+        yield ["codec", f"{name}, {size_text(raw)}{smaller}"]
     if facts["original"] is not None:
         kind, size = facts["original"]["format"], facts["original"]["size"]
         if kind == "damaged":

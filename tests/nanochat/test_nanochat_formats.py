@@ -52,7 +52,7 @@ def assert_same(ours: Any, theirs: Any, where: str = "state") -> None:
         assert ours == theirs or (math.isnan(ours) and math.isnan(theirs)), where
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_there_and_back_through_another_directory(original: Path, tmp_path: Path, codec: str) -> None:
     before = contents(original)
     there, back = tmp_path / "kept", tmp_path / "back" / "d12"

@@ -12,6 +12,7 @@ import torch
 
 import fastckpt
 from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.stored.inspection import inspect_file
 
 
 def state_at(step: int) -> dict[str, Any]:
@@ -39,6 +40,20 @@ def test_save_and_resume(tmp_path: Path) -> None:
     assert run.save(saved, 7) == run.latest()
     assert run.resume(state)
     assert state["step"] == 7
+    assert torch.equal(state["model"].weight, saved["model"].weight)
+
+
+def test_with_planes(tmp_path: Path) -> None:
+    run = fastckpt.CheckpointDirectory(tmp_path, codec="planes")
+    saved, state = state_at(7), state_at(0)
+    path = run.save(saved, 7)
+    pending = run.save_async(saved, 8)
+    assert pending is not None
+    pending.result()
+    assert path is not None
+    assert os.path.getsize(path) == os.path.getsize(run.latest() or "")
+    assert set(inspect_file(path).codecs) == {"planes"}
+    assert run.resume(state)
     assert torch.equal(state["model"].weight, saved["model"].weight)
 
 

@@ -30,6 +30,7 @@ from fastckpt.stored.inspection import inspect_file
 from fastckpt.stored.structure_difference import same_value
 
 LEAF = 16384
+CODECS = {".zstd": "zstd", ".planes": "planes"}
 FORMATS = ["pt", "legacy.pt", "fckpt", "zstd.fckpt", "safetensors"]
 
 
@@ -44,7 +45,7 @@ def write(state: Any, path: Path) -> Path:
 
         save_file(state, path)
     else:
-        fastckpt.save(state, path, codec="zstd" if "zstd" in path.name else "none", durable=False)
+        fastckpt.save(state, path, codec=CODECS.get(path.suffixes[0], "none"), durable=False)
     return path
 
 
@@ -395,7 +396,7 @@ def test_equal_roots_are_not_read_if_digests_will_do(tmp_path, reads):
     assert {tensor.compared for tensor in found.tensors.values() if tensor.a.nbytes} == {"data"}
 
 
-@pytest.mark.parametrize("suffix", ["fckpt", "zstd.fckpt"])
+@pytest.mark.parametrize("suffix", ["fckpt", "zstd.fckpt", "planes.fckpt"])
 def test_a_copy_that_rotted_is_not_the_same(tmp_path, suffix):
     state = {"t": of_dtype(torch.int32, 60_000), "u": torch.arange(9)}
     a, b = (write(state, tmp_path / f"{side}.{suffix}") for side in "ab")
@@ -410,7 +411,10 @@ def test_a_copy_that_rotted_is_not_the_same(tmp_path, suffix):
         assert found.tensors["t"].status == "damaged"
 
 
-@pytest.mark.parametrize("codecs", [("fckpt", "fckpt"), ("fckpt", "zstd.fckpt"), ("zstd.fckpt", "zstd.fckpt")])
+@pytest.mark.parametrize(
+    "codecs",
+    [("fckpt", "fckpt"), ("fckpt", "zstd.fckpt"), ("zstd.fckpt", "zstd.fckpt"), ("zstd.fckpt", "planes.fckpt")],
+)
 def test_only_leaves_whose_digests_differ_are_read(codecs, compared, reads):
     a = {f"t{i}": of_dtype(torch.int32, 500_000, i) for i in range(5)} | {"s": torch.arange(5)}
     b = copied(a)
