@@ -25,8 +25,9 @@ SUFFIX = {
     "safetensors": "safetensors",
     "fckpt": "fckpt",
     "zstd": "fckpt",
+    "planes": "fckpt",
 }
-PROVEN = ("pt", "fckpt", "zstd")
+PROVEN = ("pt", "fckpt", "zstd", "planes")
 """Formats with a checksum for every byte."""
 UNPROVEN = ("legacy", "no CRC", "safetensors")
 
@@ -36,7 +37,7 @@ Change = Callable[[bytearray], bytes | bytearray | None]
 def tensors(seed: int = 0) -> dict[str, torch.Tensor]:
     """Two tensors of one size, more than one leaf each, and a small one."""
     generator = torch.Generator().manual_seed(seed)
-    # Small numbers of few kinds, so that zstd has something to do.
+    # Small numbers of few kinds, so that zstd and planes have something to do.
     large = {name: torch.randint(0, 40, (6000,), generator=generator).float() for name in ("v", "w")}
     return {**large, "small": torch.arange(50.0) + seed}
 
@@ -46,8 +47,8 @@ def write(state: Any, form: str, directory: Path, stem: str = "state") -> Path:
     path = directory / f"{stem}.{SUFFIX[form]}"
     if form == "safetensors":
         safetensors.torch.save_file(state, path)
-    elif form in ("fckpt", "zstd"):
-        fastckpt.save(state, path, codec="zstd" if form == "zstd" else "none", durable=False)
+    elif form in ("fckpt", "zstd", "planes"):
+        fastckpt.save(state, path, codec="none" if form == "fckpt" else form, durable=False)
     elif form == "legacy":
         torch.save(state, path, _use_new_zipfile_serialization=False)
     else:
@@ -87,9 +88,12 @@ def flip_at(raw: bytearray, at: int) -> None:
 
 
 def payload_of(raw: bytes, name: str = "w") -> int:
-    """Where the bytes of a tensor begin; in a .fckpt with a codec, where a compressed chunk does."""
+    """Where the bytes of a tensor begin; in a .fckpt with a codec, where the first record's do."""
     at = raw.find(tensors()[name].numpy().tobytes())
-    return at if at >= 0 else raw.find(b"\x28\xb5\x2f\xfd")
+    if at >= 0:
+        return at
+    header = raw.find(b"FCKPTREC")
+    return header + int.from_bytes(raw[header + 8 : header + 16], "little")
 
 
 def flip_tensor(raw: bytearray) -> None:

@@ -17,8 +17,8 @@ import fastckpt
 
 State = Callable[[], Any]
 Records = dict[str, bytes]
-ACROSS = (("pt", "fckpt"), ("legacy", "zstd"), ("safetensors", "fckpt"), ("fckpt", "fckpt"), ("pt", "pt"))
-WITH_VALUES = (("pt", "fckpt"), ("legacy", "zstd"), ("fckpt", "fckpt"), ("pt", "pt"))
+ACROSS = (("pt", "fckpt"), ("legacy", "zstd"), ("safetensors", "planes"), ("fckpt", "fckpt"), ("pt", "pt"))
+WITH_VALUES = (("pt", "planes"), ("legacy", "zstd"), ("fckpt", "fckpt"), ("pt", "pt"))
 
 
 def pair(a: State, b: State, forms: tuple[str, str]) -> Make:

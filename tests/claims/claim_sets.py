@@ -50,6 +50,7 @@ def one_file(place: Path, state: Any) -> Path:
 WRITE: dict[str, Write] = {
     "own, rows": lambda place, state: write_own(place, state, grid(3), ranks=3),
     "own, zstd": lambda place, state: write_own(place, state, grid(2), codec="zstd"),
+    "own, planes": lambda place, state: write_own(place, state, grid(2), codec="planes"),
     "pieces, whole": lambda place, state: write_pieces(place, state, whole),
     "pieces, rows": lambda place, state: write_pieces(place, state, grid(5), ranks=4),
     "shards": shards,
@@ -66,6 +67,7 @@ ACROSS = (
     ("shards .bin", "shards .fckpt"),
     ("shards", "fckpt"),
     ("shards .fckpt", "own, rows"),
+    ("own, planes", "fckpt"),
 )
 """Another sharding, another kind, or one file, on the other side."""
 WITH_VALUES = ACROSS[:3]

@@ -26,7 +26,7 @@ from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 import fastckpt
 from fastckpt.verdicts import Verdict
 
-FORMS = ("pt", "legacy", "no CRC", "safetensors", "fckpt", "zstd")
+FORMS = ("pt", "legacy", "no CRC", "safetensors", "fckpt", "zstd", "planes")
 
 
 def json_sealed(change: str | None = None) -> Make:

@@ -74,6 +74,7 @@ CLAIM = Claim(
         "pt without its directory": changed("pt", directory_cut),
         "fckpt without its end": changed("fckpt", cut_end),
         "zstd with a damaged superblock": changed("zstd", superblock),
+        "planes with a damaged superblock": changed("planes", superblock),
         "fckpt with a damaged superblock": changed("fckpt", superblock),
     },
     [

@@ -12,7 +12,7 @@ from claim_tests import test_it_is_not_said, test_it_is_said  # noqa: F401
 
 from fastckpt.verdicts import Verdict
 
-OWN = (("fckpt", "fckpt"), ("fckpt", "zstd"), ("zstd", "zstd"))
+OWN = (("fckpt", "fckpt"), ("fckpt", "zstd"), ("zstd", "zstd"), ("zstd", "planes"))
 WITHOUT = (("pt", "fckpt"), ("fckpt", "safetensors"), ("pt", "pt"))
 
 

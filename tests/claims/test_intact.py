@@ -100,6 +100,7 @@ ELSEWHERE: dict[str, Make] = {
     "fckpt: a bit of the manifest": changed("fckpt", flip_near(b"small")),
     "fckpt: a bit of the superblock": changed("fckpt", lambda raw: raw.__setitem__(3000, 1)),
     "zstd: a bit of the end": changed("zstd", lambda raw: raw.__setitem__(len(raw) - 3000, 1)),
+    "planes: a bit of the end": changed("planes", lambda raw: raw.__setitem__(len(raw) - 3000, 1)),
 }
 
 CLAIM = Claim(

@@ -255,8 +255,26 @@ def chunks(seed: int) -> Any:
     return {"soft": soft.view(1300, 1000), "hard": hard, "pack": [soft[:30_000].clone(), torch.arange(7) + seed]}
 
 
+def floats(seed: int) -> Any:
+    """What planes makes smaller: weights, second moments with rows of zeros, a chunk of noise, and a pack."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def weights(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.02
+
+    moments = weights(1024, 300).square() * torch.exp(5 * weights(1024, 1))
+    moments[torch.rand(1024, generator=generator) < 0.8] = 0
+    noise = _noise(torch.uint8, (50_000,), random.Random(seed))
+    return {
+        "weights": weights(500, 300).bfloat16(),
+        "moments": moments,
+        "hard": torch.cat([torch.zeros(1 << 20, dtype=torch.uint8), noise]),
+        "pack": [weights(70, 50).half(), weights(64, 64), torch.arange(700) + seed],
+    }
+
+
 LAYOUTS: dict[str, Callable[[int], Any]] = {
-    layout.__name__: layout for layout in (many, large, shared, odd, optimizer, inner, records, chunks)
+    layout.__name__: layout for layout in (many, large, shared, odd, optimizer, inner, records, chunks, floats)
 }
 
 
@@ -546,6 +564,8 @@ def good_files() -> dict[str, Good]:
     for name in ("many", "chunks"):
         state, other = states[name]
         goods.append(_fckpt(f"fckpt/{name} zstd", _own_file(state, "zstd"), state, _own_file(other, "zstd")))
+    state, other = states["floats"]
+    goods.append(_fckpt("fckpt/floats planes", _own_file(state, "planes"), state, _own_file(other, "planes")))
     for name in ("many", "large"):
         state, other = states[name]
         goods.append(_fckpt(f"fckpt/{name} source", _converted(state), state, _converted(other)))

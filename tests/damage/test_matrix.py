@@ -210,12 +210,12 @@ def build(directory: Path, kind: str, seed: int = 0) -> Lab:
         torch.save(small_state(seed), directory / "model.pt")
         fastckpt.convert(directory / "model.pt", path)
         return Lab(path, torch.load(directory / "model.pt"))
-    state = encoded_state(seed) if kind == "zstd" else small_state(seed)
-    fastckpt.save(state, path, codec="zstd" if kind == "zstd" else "none", metadata={"a": 1}, durable=False)
+    state = small_state(seed) if kind == "none" else encoded_state(seed)
+    fastckpt.save(state, path, codec=kind, metadata={"a": 1}, durable=False)
     return Lab(path, state)
 
 
-KINDS = ["none", "zstd", "source"]
+KINDS = ["none", "zstd", "planes", "source"]
 
 
 @pytest.fixture(params=KINDS)
@@ -232,12 +232,13 @@ def spliced(raw: bytes, at: int, piece: bytes) -> bytes:
 
 
 def test_the_lab_covers_what_it_should(tmp_path: Path) -> None:
-    raw, encoded, source = (build(tmp_path, kind) for kind in KINDS)
+    raw, encoded, planes, source = (build(tmp_path, kind) for kind in KINDS)
     assert len(raw.records) == 2
     assert "source" in source.regions
-    codecs = [[row.codec for row in record.chunks] for record in encoded.records]
-    assert codecs == [[1, 1], [1], [1, 0]]
-    for lab in (raw, encoded, source):
+    for of, codec in ((encoded, 1), (planes, 2)):
+        codecs = [[row.codec for row in record.chunks] for record in of.records]
+        assert codecs == [[codec, codec], [codec], [codec, 0]]
+    for lab in (raw, encoded, planes, source):
         assert any(region.size for name, region in lab.regions.items() if name.startswith("padding"))
         lab.check(lab.raw)
 
@@ -414,7 +415,7 @@ def test_lost_footer_with_other_losses(lab: Lab) -> None:
         assert set(report.damaged_tensors) == lost, names
 
 
-@pytest.mark.parametrize("codec", ["none", "zstd"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_random_garbage_over_random_ranges(tmp_path: Path, codec: str) -> None:
     lab = build(tmp_path, codec)
     generator = random.Random(4)
