@@ -7,6 +7,11 @@ are of one thread and its CPU time, GB/s of raw bytes, best of several rounds: o
 and of one chunk that stays in the cache. ``--zipnn`` names an interpreter that has ZipNN; besides, the figures that
 were published for it are scaled by how fast this machine copies memory. The result goes to
 ``benchmarks/results/codec.json``.
+
+    python benchmarks/codec.py --only disk [--dir DIRECTORY] [--megabytes N]
+
+measures only durable saves and cold loads of a bfloat16 model (codec_disk.py); ``--only corpora`` all but these. What
+is not measured stays in the result as it was, with the machine it was measured on.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ import numpy as np
 import torch
 from bench import machine
 from codec_corpora import corpora
+from codec_disk import disk
 
 import fastckpt
 from fastckpt import _core
@@ -176,8 +182,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="of training")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--zipnn", metavar="PYTHON", help="an interpreter that has ZipNN")
+    parser.add_argument("--only", choices=("corpora", "disk"), help="measure only this")
+    parser.add_argument("--dir", help="where the files of the disk rows are; they must be on a real disk")
+    parser.add_argument("--megabytes", type=int, default=1000, help="of the model of the disk rows")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "codec.json")
     options = parser.parse_args()
+    found: dict[str, Any] = json.loads(options.output.read_text()) if options.only and options.output.exists() else {}
+    if options.only != "disk":
+        found |= compare_codecs(options)
+    if options.only != "corpora":
+        where = options.dir or tempfile.gettempdir()
+        found["disk"] = {"machine": machine(where), **disk(where, options.megabytes, options.rounds)}
+        print(json.dumps(found["disk"]["ratios"]), flush=True)
+    options.output.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def compare_codecs(options: argparse.Namespace) -> dict[str, Any]:
+    """All that needs no disk."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     source, sink = np.ones(SPAN, np.uint8), np.zeros(SPAN, np.uint8)
     memcpy = gb_per_s(lambda: np.copyto(sink, source), SPAN, options.rounds)
@@ -192,7 +214,8 @@ def main() -> None:
         name: measure(name, state, options.rounds, options.zipnn)
         for name, state in corpora(options.seconds, options.files)
     }
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    torch.set_num_threads(threads)
+    return found
 
 
 if __name__ == "__main__":

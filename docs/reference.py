@@ -32,7 +32,8 @@ the file, byte offset, tensor, chunk, expected and actual, and the next step. [s
 is kept.
 
 A tensor's *flat name* is the keys on the way to it, joined with `.`: `optimizer.state.0.exp_avg`. Codecs are `none`
-(can be mapped), `zstd` and `zstd:1` to `zstd:22`. `device`, `ring` and `engine` are explained in [gpu.md](gpu.md).
+(can be mapped), `planes` (smaller, made for numbers: [recipes.md](recipes.md#smaller-files)), `zstd` and `zstd:1` to
+`zstd:22`. `device`, `ring` and `engine` are explained in [gpu.md](gpu.md).
 """
 
 # What people look for together stands together; names that are in no group come last.
