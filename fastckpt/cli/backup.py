@@ -102,6 +102,7 @@ def _lines(facts: BackupDocument) -> Iterator[str | Styled]:
         yield from columns(rows, right=(1,))
     for left in facts["left_out"]:
         what = "damaged" if left.damaged else "could not be read" if left.unread else "not whole"
+        what = "something else is in its place" if left.taken else what
         yield Styled(f"  step {left.step}  left out, {what}: {'; '.join(left.reasons)}", "bad")
     for step in facts["no_optimizer"]:
         yield Styled(f"  note: step {step}: {NO_OPTIMIZER}; it is copied, and training cannot go on from it", "warn")

@@ -83,7 +83,7 @@ def _one_directory(path: str) -> InspectDirectoryDocument:
     steps = [_step_facts(step_in_use(step), step) for step in read_steps(path).values()]
     in_steps = {file["name"] for step in steps for file in step["model"] + step["optim"]}
     found = [] if steps else recognise(path)
-    in_sets = {member.path for checkpoint in found for member in checkpoint.members}
+    in_sets = {member.path for checkpoint in found for member in checkpoint.files}
     others: list[NamedFile] = [
         {"name": os.path.basename(file), "size": os.path.getsize(file)}
         for file in files_in(path)

@@ -18,14 +18,14 @@ _SUFFIXES: Final = tuple(suffix for suffix in FORMAT_OF if suffix != ".bin")
 
 
 def checkpoint_files(
-    paths: Sequence[str], *, recursive: bool, besides: Set[str] = frozenset()
+    paths: Sequence[str], *, recursive: bool, besides: Set[str] = frozenset(), may_be_empty: Set[str] = frozenset()
 ) -> tuple[list[str], bool]:
     """The files that ``paths`` stand for, and whether it is just one file that was named itself.
 
     A directory stands for the checkpoint files in it, in order of their names, but for those in ``besides``.
 
     Raises:
-        NotACheckpointError: There is none in a directory.
+        NotACheckpointError: There is none in a directory that is not among those that may be empty.
     """
     if len(paths) == 1 and not is_directory_of_checkpoints(paths[0]):
         return list(paths), True
@@ -35,7 +35,7 @@ def checkpoint_files(
             files.append(path)
             continue
         found = [file for file in files_in(path, recursive=recursive) if file not in besides]
-        if not found and not besides:
+        if not found and path not in may_be_empty:
             hint = None if recursive else "add -r to look into the directories inside it"
             raise NotACheckpointError("there is no checkpoint file in this directory", path=path, next_step=hint)
         files += found

@@ -29,7 +29,7 @@ def other_sets(path: str) -> list[CheckpointSet]:
 
 def show_sets(path: str, sets: Sequence[CheckpointSet], threads: int | None, out: Output) -> int:
     """Judge the checkpoints of a directory and show which are whole; returns the exit code."""
-    members = [member for each in sets for member in each.members]
+    members = [member for each in sets for member in each.files]
     with progress_bar("reading every byte", lambda: sum(bytes_at(member.path) for member in members)) as progress:
         facts = survey_sets(path, sets, threads=thread_count(threads), progress=progress).as_dict()
     out.show(facts, sets_lines)

@@ -71,9 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, out: Output) -> int:
     """Verify all paths; returns the highest exit code."""
     directories = [path for path in args.paths if is_directory_of_checkpoints(path)]
-    sets = [found for path in directories for found in recognise(path)]
+    by_directory = {path: recognise(path) for path in directories}
+    sets = [each for found in by_directory.values() for each in found]
     judged, inside = [_judge(checkpoint, args.threads) for checkpoint in sets], _files_of(sets)
-    paths, single = checkpoint_files(args.paths, recursive=args.recursive, besides=inside)
+    with_sets = {path for path, found in by_directory.items() if found}
+    paths, single = checkpoint_files(args.paths, recursive=args.recursive, besides=inside, may_be_empty=with_sets)
     if single:
         facts, code = _verify(paths[0], args.threads)
         out.show(facts, _lines)
@@ -121,7 +123,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 def _judge(checkpoint: CheckpointSet, threads: int | None) -> SetDocument:
     with progress_bar(
         f"verifying {os.path.basename(checkpoint.path)}",
-        lambda: sum(bytes_at(member.path) for member in checkpoint.members),
+        lambda: sum(bytes_at(member.path) for member in checkpoint.files),
     ) as progress:
         return judge(checkpoint, threads=thread_count(threads), progress=progress).as_dict()
 
@@ -135,7 +137,7 @@ def _refused(checkpoint: SetDocument) -> int:
 
 def _files_of(sets: Iterable[CheckpointSet]) -> set[str]:
     """What is judged with its set, and not once more by itself."""
-    return {member.path for checkpoint in sets for member in checkpoint.members}
+    return {member.path for checkpoint in sets for member in checkpoint.files}
 
 
 def _verify(path: str, threads: int | None) -> tuple[VerifyDocument, int]:

@@ -86,6 +86,7 @@ def _shards_anew(source: str, destination: str, request: Request, *, to: Format 
 
 def _with_left_out(made: Conversion, whole: OpenedSet) -> Conversion:
     """What was made of a set, with what the files of this have beside the state."""
+    made = dataclasses.replace(made, notes=(*made.notes, *whole.notes))
     if not whole.left_out:
         return made
     note = f"{len(whole.left_out)} left out, which loading the directory does not give either: {some(whole.left_out)}"

@@ -2,8 +2,9 @@
 
 A step is copied as a whole or not at all: a directory is made under a hidden
 name and gets its own when all of it is on the disk. What is there already is
-compared by content: a run that was killed is finished by running it again.
-What holds something else is never overwritten.
+compared by content: a run that was killed is finished by running it again, and
+what is missing or damaged there is copied anew. What holds something else is
+never overwritten.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import contextlib
 import os
 import shutil
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-from fastckpt.errors import DamagedError, MismatchError, UsageError
+from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UsageError
+from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.cloning import How, clone, same_bytes
 from fastckpt.io.commit import fsync_directory, make_directory
 from fastckpt.io.os_errors import exists, typed_os_errors
@@ -29,7 +31,8 @@ from fastckpt.nanochat.steps import list_numbers
 from fastckpt.sets.judge import judge
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
-from fastckpt.text import quoted
+from fastckpt.stored.is_whole import is_whole
+from fastckpt.text import quoted, some
 
 _UNFINISHED: Final = ".fckpt-part"
 _MOVE: Final = "move it away, or back up into another directory"
@@ -89,6 +92,7 @@ def backup(
         known = f"one of {list_numbers(series.numbers)}"
         raise UsageError(f"there is no step {step}", path=source, expected=known)
     refuse_overwriting(destination, [source])
+    _refuse_inside(series, destination)
     make_directory(destination)
     result = Backup(others=others)
     way = _Way(share, thread_count(threads), progress)
@@ -99,6 +103,16 @@ def backup(
         else:
             result.steps[number] = done
     return result
+
+
+def _refuse_inside(series: SetSeries, destination: str) -> None:
+    """Raise UsageError for a destination in a step: the copies would be a part of it, and go with it."""
+    place = os.path.realpath(destination)
+    for part in (part for number in series.numbers for part in series.parts(number)):
+        if os.path.commonpath([place, os.path.realpath(part.path)]) == os.path.realpath(part.path):
+            raise UsageError(
+                f"the destination lies in the step {part.path}", path=destination, next_step="name another one"
+            )
 
 
 def _first_name(path: str, directory: str) -> str:
@@ -126,7 +140,8 @@ def _step(series: SetSeries, number: int, destination: str, way: _Way) -> list[C
                 inside = [file for file in files if _first_name(file.path, series.directory) in _names_of(part)]
                 copied += _part(part, inside, destination, way)
     except (DamagedError, MismatchError) as error:
-        return LeftOut(number, not isinstance(error, SavedAnew), (str(error),))
+        taken = isinstance(error, MismatchError) and not isinstance(error, SavedAnew)
+        return LeftOut(number, not isinstance(error, SavedAnew), (str(error),), taken=taken)
     return copied
 
 
@@ -146,39 +161,76 @@ def _part(part: CheckpointSet, files: Sequence[Source], destination: str, way: _
     """A file of a step, or a directory: all of it."""
     if not os.path.isdir(part.path):
         targets = [os.path.join(destination, os.path.basename(file.path)) for file in files]
-        return [_file(file, target, target, way) for file, target in zip(files, targets, strict=True)]
+        return _files(files, targets, way)
     target = os.path.join(destination, os.path.basename(part.path))
     inner = [os.path.relpath(file.path, part.path) for file in files]
     if exists(target):
-        return [_there(file, os.path.join(target, name), way) for file, name in zip(files, inner, strict=True)]
+        _require_no_others(part, target, inner)
+        return _files(files, [os.path.join(target, name) for name in inner], way)
     unfinished = os.path.join(destination, f".{os.path.basename(part.path)}{_UNFINISHED}")
     with typed_os_errors(unfinished, doing="remove what a backup has left"), contextlib.suppress(FileNotFoundError):
         shutil.rmtree(unfinished)
     copied = []
     for file, name in zip(files, inner, strict=True):
         make_directory(os.path.dirname(os.path.join(unfinished, name)))
-        copied.append(_file(file, os.path.join(unfinished, name), os.path.join(target, name), way))
+        how = _copy(file, os.path.join(unfinished, name), way)
+        copied.append(CopiedFile(file.path, os.path.join(target, name), file.size, how))
     with typed_os_errors(target, doing="give the copy its name"):
         os.rename(unfinished, target)
     fsync_directory(destination)
     return copied
 
 
-def _file(file: Source, place: str, target: str, way: _Way) -> CopiedFile:
-    """A copy of a file at ``place``, which will be at ``target``."""
-    if exists(place):
-        return _there(file, place, way)
+def _require_no_others(part: CheckpointSet, target: str, inner: Sequence[str]) -> None:
+    """Raise MismatchError if a copy of a directory that is there has files that the directory has not."""
+    there = [os.path.join(place, name) for place, _, names in os.walk(target) for name in names]
+    others = sorted({os.path.relpath(path, target) for path in there} - set(inner))
+    if others:
+        raise MismatchError(
+            f"there is a copy already, and it has {some(others)}, which {part.path} has not",
+            path=target,
+            next_step=_MOVE,
+        )
+
+
+def _files(files: Sequence[Source], targets: Sequence[str], way: _Way) -> list[CopiedFile]:
+    """Copies of files; what is there already is looked at before the first is written."""
+    there = [_is_there(file, target, way) for file, target in zip(files, targets, strict=True)]
+    return [
+        CopiedFile(file.path, target, file.size, "already there" if is_there else _copy(file, target, way))
+        for file, target, is_there in zip(files, targets, there, strict=True)
+    ]
+
+
+def _copy(file: Source, target: str, way: _Way) -> How:
     link = file.path.endswith(".fckpt")
-    how: How | Literal["already there"] = clone(
-        file, place, share=way.share, link=link, threads=way.threads, progress=way.progress
-    )
-    return CopiedFile(file.path, target, file.size, how)
+    return clone(file, target, share=way.share, link=link, threads=way.threads, progress=way.progress)
 
 
-def _there(file: Source, target: str, way: _Way) -> CopiedFile:
-    """Raises MismatchError unless a file that is there holds what the file holds."""
-    if exists(target):
-        with Source(target, may_be_empty=True) as there:
-            if same_bytes(file, there, threads=way.threads):
-                return CopiedFile(file.path, target, file.size, "already there")
+def _is_checkpoint(file: Source) -> bool:
+    try:
+        return kind_of(file) is not None
+    except NotACheckpointError:
+        return False
+
+
+def _is_there(file: Source, target: str, way: _Way) -> bool:
+    """Whether ``target`` holds what the file holds; what is damaged there does not.
+
+    Raises:
+        MismatchError: It is not damaged, or nothing tells whether it is, and it holds something else.
+    """
+    if not exists(target):
+        return False
+    with Source(target, may_be_empty=True) as there:
+        if same_bytes(file, there, threads=way.threads):
+            return True
+        if not there.size:
+            return False
+        is_checkpoint = _is_checkpoint(there)
+    if not is_checkpoint:
+        what = f"there is a {os.path.basename(target)} already, and it does not hold what {file.path} holds"
+        raise MismatchError(what, path=target, next_step=_MOVE)
+    if not is_whole(target, threads=way.threads):
+        return False
     raise holds_something_else(target, file.path, next_step=_MOVE)

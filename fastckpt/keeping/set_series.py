@@ -9,7 +9,6 @@ as a whole or not at all.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Final
@@ -25,16 +24,10 @@ from fastckpt.sets.judge import judge
 from fastckpt.sets.listing import Listing, read_json
 from fastckpt.sets.model import JSON, UNREADABLE, CheckpointSet, Member
 from fastckpt.sets.recognise import recognise_steps
+from fastckpt.sets.steps import says_its_step
 from fastckpt.stored.open_file import open_file
 
-_WORD: Final = r"(?:global_?)?steps?|iter(?:ation)?s?|epochs?|ckpt|checkpoint"
-_NAMED: Final = re.compile(rf"(?:.*[-_=.])?(?:{_WORD})[-_=]?\d+.*")
 _GONE: Final = ".fckpt-gone"
-
-
-def says_its_step(name: str) -> bool:
-    """Whether the name of a file says that it is of a step: it does not only have a number in it."""
-    return _NAMED.fullmatch(name) is not None
 
 
 class SetSeries(Series):
@@ -61,12 +54,12 @@ class SetSeries(Series):
         self._threads = threads or default_threads()
         self._steps: dict[int, list[CheckpointSet]] = {}
         self.is_one = False
-        for found in recognise_steps(directory):
+        for found in recognise_steps(directory, named=named):
             name = os.path.basename(found.path)
             self.is_one = self.is_one or found.path == directory
             if found.path == directory or found.step is None:
                 continue
-            if named(name) if named is not None else os.path.isdir(found.path) or says_its_step(name):
+            if named is not None or os.path.isdir(found.path) or says_its_step(name):
                 self._steps.setdefault(found.step, []).append(found)
         of_steps = {part.path for parts in self._steps.values() for part in parts}
         files = files_by_name(Listing(directory))
@@ -140,7 +133,7 @@ def _files_of(path: str) -> list[str]:
 
 def _at_a_glance(part: CheckpointSet) -> Iterator[FastckptError | str]:
     """What is missing of a step, or cannot be opened."""
-    for member in part.members:
+    for member in part.files:
         try:
             if not exists(member.path):
                 yield f"{member.name} is not there"

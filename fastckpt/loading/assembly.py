@@ -11,8 +11,8 @@ import torch
 from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.layout.selection import select_names
 from fastckpt.layout.tree import TensorRef
-from fastckpt.sets.contents import items_of
 from fastckpt.sets.dcp_metadata import NAME, GlobalTensor, Metadata, read_metadata
+from fastckpt.sets.items_of import items_of
 from fastckpt.sets.model import CheckpointSet, Member, Piece
 from fastckpt.sets.nesting import nested
 from fastckpt.sets.require_sound import require_manifest, require_there
@@ -60,7 +60,7 @@ class Assembly:
         """Copy the pieces that a file has to their places; objects become values."""
         with open_file(member.path) as file:
             assert isinstance(file, OpenedForeign)
-            item_at = items_of(file)
+            item_at = items_of(file.foreign)
             refs: list[tuple[Piece, TensorRef]] = []
             for piece in pieces:
                 item = item_at(piece)

@@ -55,12 +55,14 @@ class LeftOut:
         damaged: Whether bytes are lost or in the way; False for a step that is merely not (yet) all there.
         reasons: What is wrong with it.
         unread: Whether the system did not let it be read: it may be whole.
+        taken: Whether the destination has something else under its name.
     """
 
     step: int
     damaged: bool
     reasons: tuple[str, ...]
     unread: bool = False
+    taken: bool = False
 
 
 class SavedAnew(MismatchError):
@@ -143,7 +145,9 @@ def backup(
             if lacks_optimizer(each, others):
                 result.no_optimizer.append(each.number)
         except (DamagedError, MismatchError) as error:
-            result.left_out.append(LeftOut(each.number, not isinstance(error, SavedAnew), (str(error),)))
+            taken = isinstance(error, MismatchError) and not isinstance(error, SavedAnew)
+            damaged = not isinstance(error, SavedAnew)
+            result.left_out.append(LeftOut(each.number, damaged, (str(error),), taken=taken))
     return result
 
 

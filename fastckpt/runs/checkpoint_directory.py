@@ -15,14 +15,17 @@ from fastckpt.dcp.loading import load as load_sharded
 from fastckpt.dcp.saving import save as save_sharded
 from fastckpt.errors import FastckptError, UsageError
 from fastckpt.io.commit import make_directory
+from fastckpt.io.os_errors import exists
 from fastckpt.io.temp_file import sweep_matching
+from fastckpt.io.transfer import thread_count
 from fastckpt.keeping.retention import Retention, carry_out
 from fastckpt.keeping.set_series import SetSeries
 from fastckpt.loading.load_into import load_into
 from fastckpt.runs.sharded import parts_of, take
 from fastckpt.saving.save import save
 from fastckpt.saving.save_async import Pending, save_async
-from fastckpt.sets.find_last_whole import find_last_whole
+from fastckpt.sets.find_last_whole import newest_whole
+from fastckpt.sets.recognise import recognise_steps
 
 _NAME: Final = re.compile(r"step_\d{8,18}(?:\.fckpt)?")
 _logger = logging.getLogger("fastckpt")
@@ -117,7 +120,8 @@ class CheckpointDirectory:
     def latest(self) -> str | None:
         """The newest step of which every byte is as it was written; None if there is none.
 
-        Of several processes the first one looks, and tells the others: all of them ask.
+        Only steps that it has saved count, whatever else lies in the directory. Of several processes the first one
+        looks, and tells the others: all of them ask.
 
         Raises:
             CheckpointIOError: The system could not read a step that may be the newest.
@@ -125,7 +129,8 @@ class CheckpointDirectory:
         found: list[Any] = [None]
         if _is_first():
             try:
-                found = [find_last_whole(self.path, threads=self._options["threads"])]
+                steps = recognise_steps(self.path, named=_is_ours) if exists(self.path) else []
+                found = [newest_whole(steps, threads=thread_count(self._options["threads"]))]
             except FastckptError as error:
                 found = [error]
         if dist.is_available() and dist.is_initialized():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fastckpt.errors import FastckptError
+from fastckpt.sets.expected_ranks import expected_ranks
 from fastckpt.sets.huggingface import model_of
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet, Member
@@ -25,6 +26,7 @@ PARTS: Final = "parts"
 _RANDOM: Final = r"random_states_(\d+)\.pkl"
 _PARTS: Final = (
     r"(optimizer|scheduler|scaler)(_\d+)?\.(bin|pt)|(sampler|dl_state_dict)(_\d+)?\.bin|custom_checkpoint_\d+\.pkl"
+    r"|model_\d+\.safetensors|pytorch_model_\d+\.bin"
 )
 
 
@@ -39,7 +41,7 @@ def _is_step(listing: Listing) -> bool:
 
 def _parts(listing: Listing) -> set[str]:
     ranks = [int(match[1]) for match in listing.matching(_RANDOM)]
-    numbered = {f"random_states_{rank}.pkl" for rank in range(max(ranks, default=-1) + 1)}
+    numbered = {f"random_states_{rank}.pkl" for rank in expected_ranks(ranks)}
     return {match[0] for match in listing.matching(_PARTS)} | numbered
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from fastckpt.layout.selection import select_names
 from fastckpt.layout.tree import AttributedDict, NamedRef, TensorRef
 from fastckpt.layout.walk import map_tensors, tensors_below
 from fastckpt.sets import dcp, dcp_metadata, own
+from fastckpt.sets.items_of import items_of
 from fastckpt.sets.judge import tensors_in
 from fastckpt.sets.model import CheckpointSet, Member, Piece
 from fastckpt.sets.nesting import nested
@@ -336,21 +337,20 @@ class _Pieces(Contents):
         found: dict[str, Any] = {
             name: self._add(name, tensor.dtype, tensor.shape, kept=False) for name, tensor in metadata.tensors.items()
         }
-        chunks = {name: dict(tensor.chunks) for name, tensor in metadata.tensors.items()}
         known = set(metadata.objects)
         for member in checkpoint.members:
             objects = [piece for piece in member.pieces if piece.name in known]
             pieces = [piece for piece in member.pieces if piece.name in metadata.tensors]
-            self._add_parts(member.path, [_part_of(found[each.name], chunks[each.name], each) for each in pieces])
+            self._add_parts(member.path, [_part_of(found[each.name], each) for each in pieces])
             if objects and values:
                 with self.open(member) as file, errors_about(file.path):
-                    item_at = items_of(as_pieces(file))
+                    item_at = items_of(as_pieces(file).foreign)
                     for piece in objects:
                         found[piece.name] = self._add_node(piece.name, file, item_at(piece))
         self.tree = nested(metadata.paths, found)
 
     def _look_up(self, file: OpenedFile, parts: Sequence[Part]) -> list[Entry]:
-        item_at = items_of(as_pieces(file))
+        item_at = items_of(as_pieces(file).foreign)
         found = []
         for part in parts:
             if isinstance(part.key, str):
@@ -363,10 +363,9 @@ class _Pieces(Contents):
         return found
 
 
-def _part_of(ref: TensorRef, chunks: Mapping[tuple[int, ...], tuple[int, ...]], piece: Piece) -> Part:
-    offsets = piece.offsets or ()
+def _part_of(ref: TensorRef, piece: Piece) -> Part:
     # Of a piece that the tensor does not have the shape is never that of what the file has.
-    return Part(ref.entry, piece, offsets, chunks.get(offsets, (-1,)))
+    return Part(ref.entry, piece, piece.offsets or (), (-1,) if piece.sizes is None else piece.sizes)
 
 
 def as_pieces(file: OpenedFile) -> OpenedForeign:
@@ -374,20 +373,3 @@ def as_pieces(file: OpenedFile) -> OpenedForeign:
     if not isinstance(file, OpenedForeign):
         raise DamagedError("this file is none of torch.distributed.checkpoint", path=file.path, actual=file.format)
     return file
-
-
-def items_of(file: OpenedForeign) -> Callable[[Piece], Any]:
-    """What gives the item of a file where the manifest says that a piece is; DamagedError if none is there."""
-    archives = file.foreign.archives
-    at = {(archive.begin, archive.end - archive.begin): number for number, archive in enumerate(archives)}
-    items: Any = file.tree if len(archives) > 1 else [file.tree]
-
-    def item_at(piece: Piece) -> Any:
-        number = at.get((piece.offset, piece.length))
-        if number is None:
-            raise DamagedError(
-                f"the file does not hold {piece.name} where the manifest says", path=file.path, offset=piece.offset
-            )
-        return items[number]
-
-    return item_at

@@ -16,7 +16,8 @@ from typing import Final
 from fastckpt.errors import FastckptError
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.sets.dcp_metadata import NAME, Metadata, read_metadata, uncovered
-from fastckpt.sets.listing import Listing
+from fastckpt.sets.files_beside import files_beside
+from fastckpt.sets.listing import Listing, is_file_name
 from fastckpt.sets.model import CheckpointSet, Member, Piece, Problem, kind_of_fault
 from fastckpt.sets.step_directories import checkpoints_in
 from fastckpt.text import count_text, some
@@ -48,8 +49,10 @@ def _set(listing: Listing, step: int | None) -> CheckpointSet:
             checkpoint.problems.append(Problem(kind_of_fault(error), path, f"{NAME}: {error.message}"))
         else:
             _describe(checkpoint, listing, metadata)
+            checkpoint.beside = [] if step is None else files_beside(listing, checkpoint.members)
             return checkpoint
     checkpoint.members += [Member(listing.path(name), _what(name)) for name in shards]
+    checkpoint.beside = [] if step is None else files_beside(listing, checkpoint.members)
     return checkpoint
 
 
@@ -65,11 +68,11 @@ def _describe(checkpoint: CheckpointSet, listing: Listing, metadata: Metadata) -
         by_file.setdefault(piece.file, []).append(piece)
     metadata_path = listing.path(NAME)
     for file, pieces in sorted(by_file.items()):
-        if file != os.path.basename(file):
+        if not is_file_name(file):
             message = f"{NAME} names the file {file[:80]!r}, which is not beside it"
             checkpoint.problems.append(Problem("inconsistent", metadata_path, message))
             continue
-        checkpoint.problems += _misplaced(listing, file, pieces, metadata)
+        checkpoint.problems += _misplaced(listing, file, pieces)
         names = sorted({piece.name for piece in pieces if piece.name in metadata.tensors})
         checkpoint.members.append(Member(listing.path(file), _what(file), names, pieces=tuple(pieces)))
     there = {(piece.name, piece.offsets) for piece in metadata.pieces}
@@ -89,29 +92,26 @@ def _describe(checkpoint: CheckpointSet, listing: Listing, metadata: Metadata) -
     for match in listing.matching(_SHARD):
         path = listing.path(match[0])
         # A rank with nothing of its own to write leaves an empty one.
-        if match[0] not in by_file and os.path.getsize(path):
+        if match[0] not in by_file and not (os.path.isfile(path) and os.path.getsize(path) == 0):
             message = f"{match[0]} is not named by {NAME}: it is of another save"
             checkpoint.problems.append(Problem("inconsistent", path, message, loss=False, exit_code=1))
 
 
-def _misplaced(listing: Listing, file: str, pieces: list[Piece], metadata: Metadata) -> Iterator[Problem]:
+def _misplaced(listing: Listing, file: str, pieces: list[Piece]) -> Iterator[Problem]:
     """Pieces that cannot be where the metadata says: beyond the end, one in another, or smaller than their elements.
 
     So no more memory is taken for the tensors than the files have bytes.
     """
     path = listing.path(file)
     size = os.path.getsize(path) if os.path.isfile(path) else None
-    chunks = {name: dict(tensor.chunks) for name, tensor in metadata.tensors.items()}
     end = 0
     for piece in sorted(pieces, key=lambda piece: piece.offset):
-        shape = chunks.get(piece.name, {}).get(piece.offsets or ())
-        itemsize = BY_NAME[metadata.tensors[piece.name].dtype].itemsize if shape is not None else 0
         if piece.offset < end:
             what = "begins inside of the one before it"
         elif size is not None and piece.offset + piece.length > size:
             what = f"ends behind byte {size}, the last of the file"
-        elif shape is not None and math.prod(shape) * itemsize > piece.length:
-            what = f"has fewer bytes than a {metadata.tensors[piece.name].dtype}{list(shape)}"
+        elif piece.dtype and math.prod(piece.sizes or ()) * BY_NAME[piece.dtype].itemsize > piece.length:
+            what = f"has fewer bytes than a {piece.dtype}{list(piece.sizes or ())}"
         else:
             end = piece.offset + piece.length
             continue

@@ -7,9 +7,9 @@ which imports nothing; all that is taken from it are names and whole numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from typing import Any, Final
 
 from fastckpt.errors import DamagedError, errors_about
@@ -24,8 +24,14 @@ from fastckpt.sets.model import Piece
 NAME: Final = ".metadata"
 MAX_SIZE: Final = 1 << 30
 """Bytes of a ``.metadata`` that are read: some hundred for each piece of a tensor."""
-MAX_PIECES: Final = 2000
-"""Pieces of one tensor that lie in no grid, and are compared each with each."""
+_UNPLACED: Final = 1000
+MAX_DIMS: Final = 64
+"""torch has no tensor of more."""
+MAX_EXTENT: Final = 1 << 63
+_MAX_UNEVEN: Final = 4
+"""Dimensions along which pieces that lie in no grid may begin in different places."""
+_NAMED: Final = 64
+"""Pieces of a tensor among which the two that overlap are looked for."""
 _MODULE: Final = "torch.distributed.checkpoint"
 
 
@@ -71,8 +77,10 @@ def read_metadata(path: str) -> Metadata:
     with errors_about(path):
         root = PickleReader(data, TorchSemantics(len(data))).read()
         fields = _state(root, "Metadata")
-        tensors, objects = _named(fields.get("state_dict_metadata"))
-        return Metadata(tensors, objects, list(_pieces(fields.get("storage_data"))), _paths(fields.get("planner_data")))
+        pieces = list(_pieces(fields.get("storage_data")))
+        # A list can stand in a pickle once and be meant many times: work is in proportion to what has a place.
+        tensors, objects = _named(fields.get("state_dict_metadata"), most=2 * len(pieces) + _UNPLACED)
+        return Metadata(tensors, objects, list(_described(pieces, tensors)), _paths(fields.get("planner_data")))
 
 
 def _bad(what: str) -> DamagedError:
@@ -88,7 +96,7 @@ def _state(value: object, name: str) -> dict[str, Any]:
     return value.states[0]
 
 
-def _named(value: object) -> tuple[dict[str, GlobalTensor], list[str]]:
+def _named(value: object, *, most: int) -> tuple[dict[str, GlobalTensor], list[str]]:
     if not isinstance(value, dict):
         raise _bad("it does not name any tensors")
     tensors: dict[str, GlobalTensor] = {}
@@ -103,6 +111,9 @@ def _named(value: object) -> tuple[dict[str, GlobalTensor], list[str]]:
         chunks = fields.get("chunks")
         if not isinstance(chunks, list):
             raise _bad(f"{name} has no list of pieces")
+        most -= len(chunks)
+        if most < 0:
+            raise _bad("its tensors have far more pieces than it has places for")
         properties = fields.get("properties")
         tensor = GlobalTensor(_dtype(properties), _extents(fields.get("size")), requires_grad=_wants_grad(properties))
         for chunk in chunks:
@@ -131,9 +142,13 @@ def _wants_grad(properties: object) -> bool:
 
 def _extents(value: object) -> tuple[int, ...]:
     shape = value.shape if isinstance(value, SizeRef) else value
-    if not isinstance(shape, tuple) or not all(isinstance(extent, int) and extent >= 0 for extent in shape):
-        raise _bad("a shape is not made of whole numbers")
+    if not isinstance(shape, tuple) or len(shape) > MAX_DIMS or not all(map(_is_extent, shape)):
+        raise _bad("a shape is not made of whole numbers that a tensor can have")
     return shape
+
+
+def _is_extent(value: object) -> bool:
+    return isinstance(value, int) and 0 <= value < MAX_EXTENT
 
 
 def _pieces(value: object) -> Iterator[Piece]:
@@ -148,9 +163,17 @@ def _pieces(value: object) -> Iterator[Piece]:
         offset, length = info.get("offset"), info.get("length")
         if not isinstance(name, str) or not isinstance(file, str) or not file:
             raise _bad("a piece has no name or no file")
-        if not isinstance(offset, int) or not isinstance(length, int) or offset < 0 or length < 0:
+        if not (isinstance(offset, int) and isinstance(length, int) and _is_extent(offset) and _is_extent(length)):
             raise _bad(f"{name} has no place in {file}")
         yield Piece(name, None if offsets is None else _extents(offsets), file, offset, length)
+
+
+def _described(pieces: Sequence[Piece], tensors: Mapping[str, GlobalTensor]) -> Iterator[Piece]:
+    """The pieces with the types and extents that their tensors have there."""
+    chunks = {name: dict(tensor.chunks) for name, tensor in tensors.items()}
+    for piece in pieces:
+        sizes = chunks.get(piece.name, {}).get(piece.offsets or ())
+        yield piece if sizes is None else piece._replace(dtype=tensors[piece.name].dtype, sizes=sizes)
 
 
 def _paths(value: object) -> dict[str, tuple[Any, ...]]:
@@ -172,7 +195,7 @@ def uncovered(tensor: GlobalTensor) -> str | None:
     filled = [chunk for chunk in tensor.chunks if math.prod(chunk[1])]
     if sum(math.prod(sizes) for _, sizes in filled) != math.prod(tensor.shape):
         return f"its pieces do not have the {math.prod(tensor.shape)} elements of its shape {list(tensor.shape)}"
-    return None if _is_grid(filled) else _overlap(filled)
+    return None if _is_grid(filled) else _overlap(filled, tensor.shape)
 
 
 def _is_grid(pieces: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
@@ -187,11 +210,24 @@ def _is_grid(pieces: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> bool:
     return True
 
 
-def _overlap(pieces: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> str | None:
-    """Which two pieces overlap; None if none do."""
-    if len(pieces) > MAX_PIECES:
-        return f"it has {len(pieces)} pieces in no order, more than can be compared"
+def _overlap(pieces: list[tuple[tuple[int, ...], tuple[int, ...]]], shape: tuple[int, ...]) -> str | None:
+    """What overlaps of pieces that have as many elements as the shape, together; None if nothing does.
+
+    Every piece has corners, and where all of them cover every place an odd number of times, the corners that an odd
+    number of pieces have are those of the whole, and no others; the converse holds, too. With as many elements as the
+    whole, an odd number everywhere is one. So the work is in proportion to the pieces.
+    """
+    uneven = [dim for dim, extent in enumerate(shape) if any(sizes[dim] != extent for _, sizes in pieces)]
+    if len(uneven) > _MAX_UNEVEN:
+        return f"it has {len(pieces)} pieces in no order along {len(uneven)} dimensions, and these are not compared"
+    odd: set[tuple[int, ...]] = set()
+    for offsets, sizes in [*pieces, ((0,) * len(shape), shape)]:
+        odd.symmetric_difference_update(product(*((offsets[dim], offsets[dim] + sizes[dim]) for dim in uneven)))
+    if not odd:
+        return None
+    if len(pieces) > _NAMED:
+        return f"some of its {len(pieces)} pieces overlap"
     for (offsets, sizes), (others, more) in combinations(pieces, 2):
         if all(max(a, b) < min(a + m, b + n) for a, m, b, n in zip(offsets, sizes, others, more, strict=True)):
             return f"its pieces at {list(offsets)} and {list(others)} overlap"
-    return None
+    return "its pieces overlap"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Final
+from typing import Final, NamedTuple
 
 from fastckpt.errors import FastckptError
+from fastckpt.sets.expected_ranks import expected_ranks
+from fastckpt.sets.files_beside import files_beside
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import UNREADABLE, CheckpointSet, Member, Problem
 from fastckpt.stored.open_file import open_file
@@ -20,6 +22,7 @@ KIND: Final = "DeepSpeed checkpoint"
 LATEST: Final = "latest"
 _MODEL: Final = r"(?:mp_rank_(\d+)|zero_pp_rank_(\d+)_mp_rank_(\d+))_model_states\.pt"
 _OPTIM: Final = r"(?P<start>(?:bf16_)?zero_pp_rank_)(?P<rank>\d+)(?P<middle>_mp_rank_)(?P<mp>\d+)_optim_states\.pt"
+_OPTIM_START: Final = "zero_pp_rank_"
 _MAX_NAME: Final = 4096
 
 
@@ -55,37 +58,58 @@ def _step(listing: Listing) -> CheckpointSet:
     checkpoint = CheckpointSet(KIND, listing.directory, int(number[1]) if number is not None else None)
     models = listing.matching(_MODEL)
     optims = listing.matching(_OPTIM)
-    tensor_ranks = sorted({match[1] or match[3] for match in models} | {match["mp"] for match in optims})
-    width = len(tensor_ranks[0])
-    tensor_ranks = [f"{rank:0{width}d}" for rank in range(int(tensor_ranks[-1]) + 1)]
+    said = _said_by([listing.path(match[0]) for match in models])
+    named = {match[1] or match[3] for match in models} | {match["mp"] for match in optims}
+    width = len(min(named))
+    tensor_ranks = [f"{rank:0{width}d}" for rank in expected_ranks({int(rank) for rank in named}, said.tensor_ranks)]
     sharded = any(match[1] is None for match in models)
-    ranks = _data_parallel_ranks(checkpoint, [listing.path(match[0]) for match in models])
-    seen = [int(match["rank"]) for match in optims] + [int(match[2]) for match in models if match[2] is not None]
-    ranks = max(ranks, max(seen, default=-1) + 1)
-    start = optims[0]["start"] if optims else ""
+    seen = {int(match["rank"]) for match in optims} | {int(match[2]) for match in models if match[2] is not None}
+    ranks = expected_ranks(seen, said.data_ranks)
+    count = max(said.data_ranks, len(ranks))
+    start = optims[0]["start"] if optims else _OPTIM_START if said.has_shares else ""
     for number_of_rank in tensor_ranks:
         if not sharded:
             name = f"mp_rank_{number_of_rank}_model_states.pt"
             checkpoint.members.append(Member(listing.path(name), f"model, tensor-parallel rank {number_of_rank}"))
-        for rank in range(ranks):
+        for rank in ranks:
             if sharded:
                 name = f"zero_pp_rank_{rank}_mp_rank_{number_of_rank}_model_states.pt"
-                checkpoint.members.append(Member(listing.path(name), f"model, rank {rank} of {ranks}"))
+                checkpoint.members.append(Member(listing.path(name), f"model, rank {rank} of {count}"))
             if start:
                 name = f"{start}{rank}_mp_rank_{number_of_rank}_optim_states.pt"
-                checkpoint.members.append(Member(listing.path(name), f"optimizer, rank {rank} of {ranks}"))
+                checkpoint.members.append(Member(listing.path(name), f"optimizer, rank {rank} of {count}"))
+    # Of a pipeline the layers, of a mixture the experts and their optimizers.
+    checkpoint.beside = files_beside(listing, checkpoint.members)
     return checkpoint
 
 
-def _data_parallel_ranks(checkpoint: CheckpointSet, paths: list[str]) -> int:
-    """How many data-parallel ranks the model files say that there were; 0 if none says it."""
+class _Said(NamedTuple):
+    """What a model file says of the run: how many ranks of each kind, and whether each has a share of the optimizer."""
+
+    data_ranks: int = 0
+    tensor_ranks: int = 0
+    has_shares: bool = False
+
+
+def _said_by(paths: list[str]) -> _Said:
+    """What the first of the model files says that can be read; nothing if none can."""
     for path in paths:
         try:
             with open_file(path) as opened:
                 tree = opened.tree
         except FastckptError:
             continue  # Said when its bytes are looked at.
-        stated = tree.get("dp_world_size") if isinstance(tree, dict) else None
-        if isinstance(stated, int) and 0 < stated < 10**6:
-            return stated
-    return 0
+        if isinstance(tree, dict) and "dp_world_size" in tree:
+            config = tree.get("ds_config")
+            zero = config.get("zero_optimization") if isinstance(config, dict) else None
+            stage = zero.get("stage") if isinstance(zero, dict) else None
+            return _Said(
+                _count(tree["dp_world_size"]),
+                _count(tree.get("mp_world_size")),
+                tree.get("optimizer") is None and type(stage) is int and stage > 0,
+            )
+    return _Said()
+
+
+def _count(stated: object) -> int:
+    return stated if type(stated) is int and 0 < stated < 10**6 else 0

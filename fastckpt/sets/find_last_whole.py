@@ -41,7 +41,11 @@ def find_last_whole(directory: str | os.PathLike[str], *, threads: int | None = 
     """
     if not exists(directory):
         return None
-    return newest_whole(recognise_steps(os.fspath(directory)), threads=thread_count(threads))
+    path = os.fspath(directory)
+    found = recognise_steps(path)
+    # A model beside the steps of its run is the result, nothing to go on from.
+    inside = [each for each in found if each.path != path]
+    return newest_whole(inside or found, threads=thread_count(threads))
 
 
 def newest_whole(checkpoints: Sequence[CheckpointSet], *, threads: int) -> str | None:

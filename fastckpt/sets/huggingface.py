@@ -12,7 +12,7 @@ import re
 from typing import Any, Final
 
 from fastckpt.errors import FastckptError
-from fastckpt.sets.listing import Listing, read_json
+from fastckpt.sets.listing import Listing, is_file_name, read_json
 from fastckpt.sets.model import CheckpointSet, Member, Problem, kind_of_fault
 from fastckpt.text import count_text, some
 
@@ -98,7 +98,7 @@ def _weight_map(index: Any) -> dict[str, list[str]] | None:
         return None
     shards: dict[str, list[str]] = {}
     for tensor, shard in rows.items():
-        if not isinstance(shard, str) or not shard or shard != os.path.basename(shard) or shard in (".", ".."):
+        if not is_file_name(shard):
             return None
         shards.setdefault(shard, []).append(tensor)
     return shards

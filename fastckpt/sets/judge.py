@@ -18,6 +18,7 @@ from fastckpt.io.os_errors import exists
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import TensorRef
+from fastckpt.sets.items_of import items_of
 from fastckpt.sets.listing import read_json
 from fastckpt.sets.model import (
     JSON,
@@ -78,7 +79,7 @@ class SetReport:
     @property
     def is_of_one_save(self) -> bool:
         """Whether it is whole and proven to be of one save: it is one file, or its manifest has the digest of each."""
-        members = [member for member in self.checkpoint.members if member.name != SET_NAME]
+        members = [member for member in self.checkpoint.files if member.name != SET_NAME]
         is_one = len(members) == 1 and not members[0].pieces
         return self.is_whole and (is_one or all(member.root for member in members))
 
@@ -142,14 +143,14 @@ def judge(checkpoint: CheckpointSet, *, threads: int, progress: Progress | None 
     held: dict[str, list[Member]] = {}
     total = 0
     twins: dict[str | None, str] = {member.root: member.what for member in checkpoint.members if member.root}
-    for member in checkpoint.members:
+    for member in checkpoint.files:
         looked_at = _look_at(member, twins, threads, progress)
         report.problems += looked_at.problems
         if looked_at.report is not None:
             report.files.append(looked_at.report)
-        for name in looked_at.tensors:
+        for name in () if member.is_beside else looked_at.tensors:
             held.setdefault(name, []).append(member)
-        total += looked_at.nbytes
+        total += 0 if member.is_beside else looked_at.nbytes
     if not report.problems and all(file.ok for file in report.files):
         report.problems += _total_size(checkpoint, total)
     if all(member.pieces == () for member in checkpoint.members):
@@ -178,6 +179,9 @@ def _look_at(member: Member, twins: Mapping[str | None, str], threads: int, prog
     try:
         return _verify(member, twins, threads, progress)
     except FastckptError as error:
+        # .bin is the name of other data as well.
+        if member.is_beside and isinstance(error, NotACheckpointError) and member.path.endswith(".bin"):
+            return _LookedAt()
         return _LookedAt([_refused(member, error)])
 
 
@@ -276,11 +280,28 @@ def _pieces(member: Member, opened: ForeignFile) -> Iterator[Problem]:
         names = tuple(dict.fromkeys(piece.name for piece in lost))
         message = f"{member.name} ({member.what}) does not hold {some(names)} where the manifest says"
         yield Problem("inconsistent", member.path, message, names)
-    elif extra:
+    else:
+        yield from _other_items(member, opened)
+    if extra:
         message = (
             f"{member.name} ({member.what}) has {count_text(len(extra), 'archive')} that the manifest does not name"
         )
         yield Problem("inconsistent", member.path, message, loss=False, exit_code=1)
+
+
+def _other_items(member: Member, opened: ForeignFile) -> Iterator[Problem]:
+    """Archives that are something else than what the manifest says is there."""
+    item_at = items_of(opened)
+    for piece in member.pieces:
+        item = item_at(piece)
+        entry = opened.entries[item.entry] if type(item) is TensorRef else None
+        said = None if piece.dtype is None else (piece.dtype, piece.sizes)
+        # An object that is a tensor is one of the state that DCP was given no tensor for.
+        if said is not None and (entry is None or (entry.dtype, entry.shape) != said):
+            expected = f"{piece.dtype}{list(piece.sizes or ())}"
+            actual = "no tensor" if entry is None else f"{entry.dtype}{list(entry.shape)}"
+            message = f"{member.name} ({member.what}) has {actual} where the manifest says {piece.name}: {expected}"
+            yield Problem("inconsistent", member.path, message, (piece.name,))
 
 
 def _twice(held: dict[str, list[Member]]) -> Iterator[Problem]:

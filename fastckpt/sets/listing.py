@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, Final
 
@@ -15,18 +16,25 @@ from fastckpt.io.source import read_small
 MAX_JSON: Final = 256 * 2**20
 """Bytes of a JSON file that are read. The index of a model with a million tensors has some 150 MB."""
 
+MAX_NAME: Final = 255
+"""Bytes of a file name."""
+
 
 class Listing:
     """A directory. Hidden names are saves in progress, and not looked at, but for ``.metadata``.
+
+    Args:
+        directory: The directory.
+        named: Which of the names in it count; None are all of them.
 
     Raises:
         CheckpointIOError: It cannot be read.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, named: Callable[[str], bool] | None = None) -> None:
         self.directory = directory
         with typed_os_errors(directory):
-            self.names = sorted(os.listdir(directory))
+            self.names = sorted(name for name in os.listdir(directory) if named is None or named(name))
 
     def path(self, name: str) -> str:
         """The path of a name."""
@@ -41,6 +49,16 @@ class Listing:
     def directories(self) -> list[str]:
         """The names of the directories in it."""
         return [name for name in self.names if not name.startswith(".") and os.path.isdir(self.path(name))]
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a manifest names a file beside it by this: a name that a file can have, and no path."""
+    if not isinstance(name, str) or name != os.path.basename(name) or name in ("", ".", "..") or "\0" in name:
+        return False
+    try:
+        return len(os.fsencode(name)) <= MAX_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def read_json(path: str) -> Any:

@@ -30,6 +30,8 @@ class Piece(NamedTuple):
         file: The name of the file that it is in.
         offset: Its first byte in that file.
         length: Its bytes.
+        dtype: Its element type; None for an object, or for a part that the tensor does not have.
+        sizes: Its extents; None as well.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Piece(NamedTuple):
     file: str
     offset: int
     length: int
+    dtype: str | None = None
+    sizes: tuple[int, ...] | None = None
 
 
 class ShardContent(NamedTuple):
@@ -99,6 +103,7 @@ class Member:
         pieces: Which archives the manifest says that it has, and where, if it says that.
         content: What the manifest says of a shard of a set of our own; None of any other file.
         root: The root digest that the manifest says it has; ``""`` if it does not.
+        is_beside: Whether nothing names it, and it only lies beside the others.
     """
 
     path: str
@@ -108,6 +113,7 @@ class Member:
     pieces: Sequence[Piece] = ()
     root: str = ""
     content: ShardContent | None = None
+    is_beside: bool = False
 
     @property
     def name(self) -> str:
@@ -127,6 +133,7 @@ class CheckpointSet:
         problems: What the manifest, or the names alone, show to be wrong.
         total_size: Bytes of all tensors, as the manifest says; None if it does not.
         index: The file that says which shard has which tensor; None if there is none that could be read.
+        beside: Checkpoint files in its directory that nothing names.
     """
 
     kind: str
@@ -136,3 +143,9 @@ class CheckpointSet:
     problems: list[Problem] = field(default_factory=list)
     total_size: int | None = None
     index: str | None = None
+    beside: list[Member] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[Member]:
+        """All files that have to be undamaged."""
+        return [*self.members, *self.beside]

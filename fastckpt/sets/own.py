@@ -7,6 +7,7 @@ from typing import Final
 from fastckpt.constants import SET_NAME, SET_TENSORS
 from fastckpt.errors import FastckptError
 from fastckpt.sets.dcp_metadata import uncovered
+from fastckpt.sets.files_beside import files_beside
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet, Member, Problem, ShardContent, kind_of_fault
 from fastckpt.sets.set_manifest import SHARD, SetManifest, key_of, read_set_manifest
@@ -25,7 +26,7 @@ def _is_one(listing: Listing) -> bool:
 
 
 def _set(listing: Listing, step: int | None) -> CheckpointSet:
-    checkpoint = CheckpointSet(KIND, listing.directory, step)
+    checkpoint = CheckpointSet(KIND, listing.directory, step, beside=[] if step is None else files_beside(listing, ()))
     path = listing.path(SET_NAME)
     shards = [name for name in listing.names if SHARD.fullmatch(name)]
     if SET_NAME not in listing.names:

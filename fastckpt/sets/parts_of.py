@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -12,7 +12,7 @@ from fastckpt.io.source import Source
 from fastckpt.sets import accelerate, trainer
 from fastckpt.sets.huggingface import model_of
 from fastckpt.sets.listing import Listing, read_json
-from fastckpt.sets.model import JSON, CheckpointSet
+from fastckpt.sets.model import JSON, CheckpointSet, Member
 from fastckpt.sets.one_checkpoint import is_one_state
 from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.stored.foreign import OpenedForeign
@@ -48,7 +48,7 @@ def parts_of(checkpoint: CheckpointSet) -> dict[str, StatePart]:
     Of another program's files the names say that; a model is one, in however many shards and of whatever format.
     """
     if is_one_state(checkpoint):
-        return {WHOLE: _set(checkpoint)}
+        return {WHOLE: _set(checkpoint)} | _files(checkpoint.beside, set())
     if [member.path for member in checkpoint.members] == [checkpoint.path]:
         return {WHOLE: StatePart.of_file(checkpoint.path)}
     parts: dict[str, StatePart] = {}
@@ -57,12 +57,16 @@ def parts_of(checkpoint: CheckpointSet) -> dict[str, StatePart]:
     if model is not None:
         taken = {member.path for member in model.members}
         parts[MODEL] = _set(model) if is_one_state(model) else StatePart.of_file(model.members[0].path)
-    for member in checkpoint.members:
-        if member.path not in taken and exists(member.path):
-            parts[member.name] = StatePart(
-                member.path, partial(_open_json if member.read_as == JSON else open_file, member.path)
-            )
-    return parts
+    return parts | _files(checkpoint.files, taken)
+
+
+def _files(members: Iterable[Member], taken: Set[str]) -> dict[str, StatePart]:
+    """Each file by its name, but for those that are taken and those that are not there."""
+    return {
+        member.name: StatePart(member.path, partial(_open_json if member.read_as == JSON else open_file, member.path))
+        for member in members
+        if member.path not in taken and exists(member.path)
+    }
 
 
 def _set(checkpoint: CheckpointSet) -> StatePart:

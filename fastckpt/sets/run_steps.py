@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from fastckpt.sets import dcp
+from fastckpt.sets.files_beside import files_beside
 from fastckpt.sets.huggingface import model_of
-from fastckpt.sets.listing import Listing
+from fastckpt.sets.listing import Listing, is_file_name
 from fastckpt.sets.model import CheckpointSet, Member, Problem
 
 _MODEL: Final = "pytorch_model_fsdp"
@@ -74,7 +75,13 @@ def _step(listing: Listing, kind: RunKind, number: int | None, usual: set[str]) 
     if stated is None and listing.matching(kind.random):
         # A run can go on with another number of ranks: a step has the random states of its own ranks.
         parts = {part for part in usual if not re.fullmatch(kind.random, part)} | kind.parts(listing)
-    checkpoint.members += [Member(listing.path(part), _what(part, kind)) for part in sorted(parts)]
+    for part in sorted(parts):
+        if is_file_name(part):
+            checkpoint.members.append(Member(listing.path(part), _what(part, kind)))
+        else:
+            message = f"it says that it has {part[:80]!r}, which is no name of a file in it"
+            checkpoint.problems.append(Problem("inconsistent", listing.directory, message))
+    checkpoint.beside = files_beside(listing, checkpoint.members)
     return checkpoint
 
 

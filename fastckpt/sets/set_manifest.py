@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from fastckpt.constants import SET_SHARD, SET_VERSION, SET_VERSION_KEY
 from fastckpt.errors import DamagedError
 from fastckpt.layout.tree import DTypeRef, SizeRef
-from fastckpt.sets.dcp_metadata import GlobalTensor
+from fastckpt.sets.dcp_metadata import MAX_DIMS, MAX_EXTENT, GlobalTensor
 from fastckpt.stored.open_file import open_file
 
 SHARD: Final = re.compile(SET_SHARD)
@@ -122,12 +122,12 @@ def _shard_name(value: object) -> str:
 
 
 def _count(value: object) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < MAX_EXTENT:
         raise TypeError("no number")
     return value
 
 
 def _counts(values: object) -> tuple[int, ...]:
-    if not isinstance(values, tuple):
+    if not isinstance(values, tuple) or len(values) > MAX_DIMS:
         raise TypeError("no numbers")
     return tuple(_count(value) for value in values)

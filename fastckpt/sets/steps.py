@@ -18,6 +18,8 @@ _LIGHTNING: Final = "Lightning checkpoint"
 FILE: Final = "checkpoint file"
 _DIRECTORY: Final = "step directory"
 _LAST: Final = ("last", "latest")
+_WORD: Final = r"(?:global_?)?steps?|iter(?:ation)?s?|epochs?|ckpt|checkpoint"
+_NAMED: Final = re.compile(rf"(?:.*[-_=.])?(?:{_WORD})[-_=]?\d+.*")
 _STEP_DIRECTORY: Final = r"(?:step|steps|iter|ckpt|checkpoint|global_step)[-_=]?(\d+)"
 
 
@@ -36,7 +38,12 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
         members = _members(Listing(listing.path(name))) if match is not None else []
         if match is not None and members:
             found.append(CheckpointSet(_DIRECTORY, listing.path(name), int(match[1]), members))
-    return sorted(found, key=_age)
+    return sorted(found, key=age)
+
+
+def says_its_step(name: str) -> bool:
+    """Whether the name of a file says that it is of a step: it does not only have a number in it."""
+    return _NAMED.fullmatch(name) is not None
 
 
 def one_file(path: str) -> CheckpointSet:
@@ -64,11 +71,16 @@ def _members(listing: Listing) -> list[Member]:
     return [Member(path, FILE) for path in paths if os.path.isfile(path)]
 
 
-def _age(checkpoint: CheckpointSet) -> tuple[bool, int, int]:
-    """By step; what has none is as old as its file, and what is called the last one is the newest."""
-    name = _stem(os.path.basename(checkpoint.path)).lower()
+def age(checkpoint: CheckpointSet) -> tuple[bool, bool, int, int]:
+    """By step; what has none is as old as its file, and what is called the last one is the newest.
+
+    A file with some number in its name (``vocab_50257.pt``) is older than those that say that it is their step.
+    """
+    path = os.path.abspath(checkpoint.path)
+    name = _stem(os.path.basename(path)).lower()
+    says = checkpoint.step is not None and (says_its_step(os.path.basename(path)) or os.path.isdir(path))
     try:
         written = os.stat(checkpoint.path).st_mtime_ns
     except OSError:
         written = 0
-    return name in _LAST, -1 if checkpoint.step is None else checkpoint.step, written
+    return name in _LAST, says, -1 if checkpoint.step is None else checkpoint.step, written

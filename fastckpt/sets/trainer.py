@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 from fastckpt.errors import FastckptError
+from fastckpt.sets.expected_ranks import expected_ranks
 from fastckpt.sets.listing import Listing, read_json
 from fastckpt.sets.model import JSON, CheckpointSet, Member, Problem
 from fastckpt.sets.run_steps import RunKind, steps_of_run
@@ -54,7 +55,7 @@ def _parts(listing: Listing) -> set[str]:
     parts = {name for name in _RESUMED_FROM if name in listing.names}
     parts |= {match[0] for match in listing.matching(_RANDOM)}
     ranks = [int(match[1]) for match in listing.matching(_RANDOM) if match[1] is not None]
-    parts |= {f"rng_state_{rank}.pth" for rank in range(max(ranks, default=-1) + 1)}
+    parts |= {f"rng_state_{rank}.pth" for rank in expected_ranks(ranks)}
     if "optimizer.pt" in parts:
         parts |= set(_TOGETHER) | (set() if ranks else {"rng_state.pth"})
     return parts

@@ -132,3 +132,50 @@ def test_killed_anywhere(stride: int, tmp_path: Path) -> None:
         fastckpt.backup(tmp_path / "run", copy)
         assert {path.name for path in copy.iterdir()} == {path.name for path in paths.values()}
     assert at > 4
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "missing"])
+def test_a_damaged_copy_is_made_anew(write: Write, tmp_path: Path, harm: str) -> None:
+    paths = run_of(tmp_path / "run", write, (1, 2))
+    fastckpt.backup(tmp_path / "run", tmp_path / "copy", share=False)
+    copy = tmp_path / "copy" / paths[1].name
+    files = [copy] if copy.is_file() else sorted(copy.rglob("*"))
+    # A .safetensors does not prove its tensors: one that differs is not known to be damaged.
+    inside = max(
+        (path for path in files if path.suffix in (".pt", ".fckpt", ".ckpt", ".bin")), key=lambda it: it.stat().st_size
+    )
+    content = bytearray(inside.read_bytes())
+    if harm == "flip":
+        content[len(content) // 3 :: 64] = bytes(byte ^ 1 for byte in content[len(content) // 3 :: 64])
+    inside.unlink()
+    if harm != "missing":
+        inside.write_bytes({"flip": content, "cut": content[: len(content) // 2], "empty": b""}[harm])
+    done = fastckpt.backup(tmp_path / "run", tmp_path / "copy", share=False)
+    assert (sorted(done.steps), done.left_out) == ([1, 2], [])
+    assert all(same(path, tmp_path / "copy" / path.name) for path in paths.values())
+    assert [file.destination for file in done.steps[1] if file.how != "already there"] == [str(inside)]
+
+
+def test_a_copy_with_more_files_is_not_the_same(tmp_path: Path) -> None:
+    (step,) = run_of(tmp_path / "run", write_trainer_step, (1,)).values()
+    fastckpt.backup(tmp_path / "run", tmp_path / "copy", share=False)
+    (tmp_path / "copy" / step.name / "rng_state_7.pth").write_bytes(b"of another run")
+    (left,) = fastckpt.backup(tmp_path / "run", tmp_path / "copy", share=False).left_out
+    assert left.taken
+    assert "rng_state_7.pth" in left.reasons[0]
+    text = tmp_path / "copy" / step.name / "trainer_state.json"
+    (tmp_path / "copy" / step.name / "rng_state_7.pth").unlink()
+    text.write_text("mine")
+    (left,) = fastckpt.backup(tmp_path / "run", tmp_path / "copy", share=False).left_out
+    assert left.taken
+    assert "whole" not in left.reasons[0]  # Nothing tells that of a text.
+    assert text.read_text() == "mine"
+
+
+def test_a_step_is_no_place_for_copies(write: Write, tmp_path: Path) -> None:
+    paths = run_of(tmp_path / "run", write, (1, 2))
+    if paths[1].is_file():
+        return
+    with pytest.raises(UsageError, match="lies in the step"):
+        fastckpt.backup(tmp_path / "run", paths[1] / "copies")
+    assert not (paths[1] / "copies").exists()

@@ -160,3 +160,21 @@ def test_bad_numbers(tmp_path: Path, wrong: dict[str, Any]) -> None:
         fastckpt.CheckpointDirectory(tmp_path, **wrong)
     with pytest.raises(UsageError):
         fastckpt.CheckpointDirectory(tmp_path).save({}, -1)
+
+
+def test_only_its_own_steps_are_its_latest(tmp_path: Path) -> None:
+    run = fastckpt.CheckpointDirectory(tmp_path, keep_last=1)
+    newest = run.save(state_at(5), 5)
+    for name in ("data_2024.fckpt", "last.fckpt", "ckpt_9.fckpt"):
+        fastckpt.save({"w": torch.ones(3)}, tmp_path / name)
+    (tmp_path / "checkpoint-9").mkdir()
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text('{"global_step": 9}')
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    assert run.latest() == newest
+    # Nor do they keep it from deleting what is no longer to be kept.
+    newest = run.save(state_at(6), 6)
+    assert run.latest() == newest
+    assert [path.name for path in tmp_path.glob("step_*")] == ["step_00000006.fckpt"]
+    # A run that changed how it saves goes on from either kind.
+    sharded = fastckpt.CheckpointDirectory(tmp_path, sharded=True).save({"w": torch.ones(3)}, 7)
+    assert run.latest() == sharded
