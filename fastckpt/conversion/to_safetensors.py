@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fastckpt.conversion.all_or_none import all_or_none
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion
 from fastckpt.errors import MismatchError, UnsupportedStateError, UsageError, errors_about
@@ -72,10 +73,12 @@ def convert_to_shards(
     if not os.path.isdir(directory):
         make_directory(directory)
     made: list[Conversion] = []
-    for name, group in zip(names, groups, strict=True):
-        # What is said of the whole is said once, in the first.
-        part = content if len(groups) == 1 else _part(content, group, is_first=not made)
-        made.append(_write(file, part, os.path.join(directory, name), how))
+    with all_or_none() as written:
+        for name, group in zip(names, groups, strict=True):
+            # What is said of the whole is said once, in the first.
+            part = content if len(groups) == 1 else _part(content, group, is_first=not made)
+            made.append(_write(file, part, os.path.join(directory, name), how))
+            written.append(os.path.join(directory, name))
     if len(groups) > 1:
         total = sum(entry.nbytes for entry in content.tensors.values())
         rows = {tensor: name for name, group in zip(names, groups, strict=True) for tensor in group}

@@ -15,6 +15,7 @@ from fastckpt.constants import (
     SET_VERSION,
     SET_VERSION_KEY,
 )
+from fastckpt.conversion.all_or_none import all_or_none
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion
 from fastckpt.errors import MismatchError, UnsupportedStateError
@@ -75,13 +76,15 @@ def convert_to_set(whole: OpenedSet, directory: str, how: How, request: Request)
     shards: dict[str, dict[str, Any]] = {}
     entries: dict[str, Any] = {}
     made: list[Conversion] = []
-    for number, group in enumerate(_groups(items, request.shard_size or 0)):
-        path = os.path.join(directory, shard_name(generation, number))
-        made.append(_write_shard(whole, group, path, how, codec=request.codec))
-        with open_file(path) as written:
-            shards[os.path.basename(path)] = {"root": written.root, "size": written.size}
-        entries |= {item.name: _described(whole, item, number) for item in group}
-    whole.require_unchanged(next_step="convert it again")
+    with all_or_none() as written:
+        for number, group in enumerate(_groups(items, request.shard_size or 0)):
+            path = os.path.join(directory, shard_name(generation, number))
+            made.append(_write_shard(whole, group, path, how, codec=request.codec))
+            written.append(path)
+            with open_file(path) as shard:
+                shards[os.path.basename(path)] = {"root": shard.root, "size": shard.size}
+            entries |= {item.name: _described(whole, item, number) for item in group}
+        whole.require_unchanged(next_step="convert it again")
     planner = {item.name: item.path for item in items}
     manifest = {SET_VERSION_KEY: SET_VERSION, "shards": shards, "entries": entries, "planner": planner}
     content = Content(encode_tree(manifest), encode_tree({}), [], [], [])
@@ -201,6 +204,7 @@ def _described(whole: OpenedSet, item: _Item, shard: int) -> dict[str, Any]:
 
 def _notes(whole: OpenedSet) -> Iterator[str]:
     """What is not as it was."""
+    yield from whole.notes
     plain = [path_text(path) for path in _other_dicts(whole.tree, ())]
     if plain:
         yield f"a plain dict when it is loaded: {some(plain, _SHOWN)}"

@@ -20,6 +20,7 @@ from fastckpt.errors import (
     NotACheckpointError,
     errors_about,
 )
+from fastckpt.foreign.model import ForeignFile
 from fastckpt.io.source import Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select_names
@@ -338,6 +339,9 @@ class _Pieces(Contents):
             name: self._add(name, tensor.dtype, tensor.shape, kept=False) for name, tensor in metadata.tensors.items()
         }
         known = set(metadata.objects)
+        self._named = {
+            member.path: {(piece.offset, piece.length) for piece in member.pieces} for member in checkpoint.members
+        }
         for member in checkpoint.members:
             objects = [piece for piece in member.pieces if piece.name in known]
             pieces = [piece for piece in member.pieces if piece.name in metadata.tensors]
@@ -350,7 +354,9 @@ class _Pieces(Contents):
         self.tree = nested(metadata.paths, found)
 
     def _look_up(self, file: OpenedFile, parts: Sequence[Part]) -> list[Entry]:
-        item_at = items_of(as_pieces(file).foreign)
+        pieces = as_pieces(file).foreign
+        item_at = items_of(pieces)
+        self._note_unnamed(pieces)
         found = []
         for part in parts:
             if isinstance(part.key, str):
@@ -361,6 +367,14 @@ class _Pieces(Contents):
                 raise DamagedError(f"{part.key.name} is no tensor here", path=file.path, offset=part.key.offset)
             found.append(file.entries[item.entry])
         return found
+
+    def _note_unnamed(self, file: ForeignFile) -> None:
+        """Note which archives of a file the manifest does not name."""
+        named = self._named[file.path]
+        for archive in file.archives:
+            what = f"the archive at byte {archive.begin} of {os.path.basename(file.path)}"
+            if (archive.begin, archive.end - archive.begin) not in named and what not in self.left_out:
+                self.left_out.append(what)
 
 
 def _part_of(ref: TensorRef, piece: Piece) -> Part:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import filecmp
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint
 from measured import measured
 from set_builds import flip, write_shards
 from sharded_builds import grid, whole, write_own, write_pieces
@@ -176,3 +178,33 @@ def test_few_tensors_are_in_memory_at_a_time(tmp_path: Path, kind: str, name: st
     place = WRITE[kind](tmp_path / "it", tensors, grid(1, 2))
     assert growth(place, tmp_path / name, size) < 200 * MIB
     assert fastckpt.load(tmp_path / name, keys="w31")["w31"][-1, -1] == 31
+
+
+@pytest.mark.parametrize("to", ["safetensors", "fckpt"])
+def test_shards_that_cannot_all_be_made_leave_none(tmp_path: Path, to: str) -> None:
+    state = {f"layers.{number}": torch.randn(9000) for number in range(4)}
+    fastckpt.save(state, tmp_path / "it.fckpt")
+    fastckpt.convert(tmp_path / "it.fckpt", tmp_path / "set", shard_size="40KB", to="fckpt")
+    shard = sorted((tmp_path / "set").glob("shard-*"))[2]
+    content = bytearray(shard.read_bytes())
+    content[20_000] ^= 1
+    shard.write_bytes(content)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "mine.txt").write_text("mine")
+    with pytest.raises(DamagedError, match=r"layers\.2"):
+        fastckpt.convert(tmp_path / "set", tmp_path / "new", shard_size="40KB", to=to)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine.txt"]
+
+
+def test_what_a_manifest_leaves_out_is_told(tmp_path: Path) -> None:
+    torch.distributed.checkpoint.save(
+        {"a": torch.ones(3), "b": torch.ones(4)}, checkpoint_id=tmp_path / "step-1", no_dist=True
+    )
+    path = tmp_path / "step-1" / ".metadata"
+    metadata = pickle.loads(path.read_bytes())
+    del metadata.state_dict_metadata["a"]
+    metadata.storage_data = {index: it for index, it in metadata.storage_data.items() if index.fqn != "a"}
+    path.write_bytes(pickle.dumps(metadata))
+    (done,) = fastckpt.convert(tmp_path / "step-1", tmp_path / "it.fckpt")
+    assert list(fastckpt.load(tmp_path / "it.fckpt")) == ["b"]
+    assert [left.endswith("__0_0.distcp") for left in done.left_out] == [True]
