@@ -41,6 +41,10 @@ _DIRECTORY_SYNC_UNSUPPORTED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOS
 """What fsync on a directory says where the file system has no such thing."""
 
 
+_WRITE_BEHIND: Final = 8 * 1024 * 1024
+"""Bytes written through the page cache before the disk is set to work on them."""
+
+
 class Commit:
     """A new file that takes the place of ``path`` when the block ends without an error.
 
@@ -70,6 +74,7 @@ class Commit:
         self._target_name = ""
         self._temp_name: str | None = None
         self._replaced: os.stat_result | None = None  # What stood at the target when we began.
+        self._begun = 0  # Up to here `write` has told the system to begin.
         self._size: int | None = None
         self._owner = 0  # The process that began.
 
@@ -133,6 +138,19 @@ class Commit:
                 raise translate_os_error(error, self.path, offset, doing="write") from error
             offset += count
             rest = rest[count:]
+        if self._durable and offset - self._begun >= _WRITE_BEHIND:
+            self._begin_writing(offset)
+
+    def _begin_writing(self, end: int) -> None:
+        """Let the system begin to bring to the disk what `write` has put there up to ``end``, and not wait for it.
+
+        All of it would be left for fsync otherwise: the disk would idle while the rest is made.
+        """
+        if hasattr(os, "posix_fadvise"):
+            # Linux begins to write what is dirty; what it would drop is what is clean, and that nothing is here.
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.fd, self._begun, end - self._begun, os.POSIX_FADV_DONTNEED)
+        self._begun = end
 
     def write_blocks(self, blocks: Sequence[tuple[int, bytes]], threads: int) -> None:
         """Write blocks of whole 4 KiB, each at its offset, while other threads may be writing through `direct_fd`.
