@@ -31,6 +31,7 @@ __attribute__((target("avx2"))) void Fold(const uint8_t* const* sources, uint8_t
     for (size_t j = 0; j < kRows; ++j) row[j] = Load(rows[j] + at);
 #pragma GCC unroll 4
     for (size_t i = 0; i < kFold; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(sources[i] + at + kAhead), _MM_HINT_T0);
       const __m256i value = Load(sources[i] + at);
       row[0] = _mm256_xor_si256(row[0], value);
       if constexpr (kRows > 1) row[1] = _mm256_xor_si256(Twice(row[1]), value);

@@ -37,6 +37,7 @@ __attribute__((target("avx512f,avx512bw"))) void Fold(const uint8_t* const* sour
     for (size_t j = 0; j < kRows; ++j) row[j] = Load(rows[j] + at);
 #pragma GCC unroll 4
     for (size_t i = 0; i < kFold; ++i) {
+      _mm_prefetch(reinterpret_cast<const char*>(sources[i] + at + kAhead), _MM_HINT_T0);
       const __m512i value = Load(sources[i] + at);
       row[0] = _mm512_xor_si512(row[0], value);
       if constexpr (kRows > 1) row[1] = TwiceAnd(row[1], value);
