@@ -24,8 +24,8 @@ from fastckpt.seals.remains import SumsRemains, open_remains
 from fastckpt.seals.standing import Standing, standing_of
 from fastckpt.text import quoted
 
-_GROUPS: Final = 256
-"""Groups that are healed at a time: with their parity they take 24 MiB at most."""
+_GROUPS: Final = 64
+"""Groups that are healed at a time: with their parity they take 8 MiB at most."""
 
 
 class Healed(NamedTuple):
