@@ -17,6 +17,7 @@ from typing import Final
 from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import Output, Styled
 from fastckpt.findings import FindingFacts
+from fastckpt.layout.records import count_leaves
 from fastckpt.sealing.repair import repair
 from fastckpt.sealing.repaired import RepairFacts, RepairReport
 from fastckpt.text import count_text, size_text
@@ -95,7 +96,7 @@ def _lines(report: RepairReport) -> Iterator[str | Styled]:
 def _what_is_wrong(report: RepairReport) -> str:
     said = []
     if report.lost:
-        said.append(f"{report.lost} of {-(-report.size // 16384)} leaves are not what was sealed")
+        said.append(f"{report.lost} of {count_leaves(report.size)} leaves are not what was sealed")
     elif report.findings:
         said.append("there are bytes behind all that was sealed")
     if report.sums_damaged:
@@ -119,7 +120,8 @@ def _outcome(report: RepairReport) -> Iterator[str | Styled]:
     elif report.state == "would heal":
         yield Styled(f"{report.path}: would heal as a whole; nothing was written", "warn")
     elif report.output is not None:
-        yield Styled(f"{report.output}: partly healed, {share}; the others have the bytes of the damaged file", "bad")
+        others = "the others have the bytes of the damaged file, or zeros where it has none"
+        yield Styled(f"{report.output}: partly healed, {share}; {others}", "bad")
     else:
         would = f", though {share} would" if report.healed else ""
         yield Styled(f"{report.path}: does not heal{would}; it stays as it is", "bad")

@@ -18,11 +18,13 @@ from typing import Final, TypedDict, TypeVar
 from fastckpt.cli.near import with_near_names
 from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts
+from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
 from fastckpt.io.transfer import Progress
 from fastckpt.sealing.check import Checked, CheckedFacts, check
 from fastckpt.sealing.files import files_to_seal, sealed_files_gone
 from fastckpt.sealing.seal import Sealed, SealedFacts, seal
+from fastckpt.seals.names import is_sums_path
 from fastckpt.text import count_text, size_text
 from fastckpt.verdicts import Verdict
 
@@ -93,7 +95,7 @@ def _seal(args: argparse.Namespace, out: Output) -> int:
         sealed.append(made)
         out.show(made, lambda made: [] if args.quiet else [_sealed_line(made)])
 
-    paths = [path for given in args.paths for path in _files_in(given)]
+    paths = _without_sums_of([path for given in args.paths for path in _files_in(given)])
     failed, code = _each("sealing", paths, one, show, out)
     document: SealDocument = {"sealed": [made.as_dict() for made in sealed], "failed": failed}
     out.document(document)
@@ -119,7 +121,7 @@ def _check(args: argparse.Namespace, out: Output) -> int:
         found.append(checked)
         out.show(checked, lambda checked: _checked_lines(checked, quiet=args.quiet))
 
-    paths = [path for given in args.paths for path in _files_in(given, gone=True)]
+    paths = _without_sums_of([path for given in args.paths for path in _files_in(given, gone=True)])
     failed, code = _each("checking", paths, one, show, out)
     every = not failed and all(checked.verdict is Verdict.AS_SEALED for checked in found)
     verdict = Verdict.ALL_AS_SEALED if every else None
@@ -168,6 +170,12 @@ def _files_in(path: str, *, gone: bool = False) -> list[str]:
     if not found:
         raise NotACheckpointError("there is no file in this directory", path=path)
     return sorted(found)
+
+
+def _without_sums_of(paths: Sequence[str]) -> list[str]:
+    """The paths without sums files of files that are among them: ``seal *`` is given both."""
+    given = set(paths)
+    return [path for path in paths if not (is_sums_path(path) and path.removesuffix(SUMS_SUFFIX) in given)]
 
 
 def _each(

@@ -20,6 +20,7 @@ from fastckpt.doctor.diagnosis import Diagnosis, Severity
 from fastckpt.doctor.facts import FileFacts, StepFacts, TagFacts
 from fastckpt.doctor.ranks import begin_anew
 from fastckpt.doctor.unreadable import unreadable
+from fastckpt.doctor.wrong_seal import wrong_seal
 from fastckpt.errors import (
     CheckpointIOError,
     DamagedError,
@@ -30,7 +31,7 @@ from fastckpt.errors import (
 from fastckpt.findings import Kind
 from fastckpt.nanochat.names import OPTIM, Stem
 from fastckpt.nanochat.steps import list_numbers
-from fastckpt.seals.healing import command_that_heals
+from fastckpt.stored.command_that_heals import command_that_heals
 from fastckpt.text import count_text, size_text
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
     only_damage = not strange and not step.missing_ranks
     for file in damaged:
         report = reports[file.path]
+        if (of_seal := wrong_seal(file, report, step.number)) is not None:
+            yield of_seal
+            continue
         what = f"{file.name} {_what(file, report, usual.get(_of_step(file, step.number)))}"
         cause = _cause(file, report) + _comes_back(report)
         healing = command_that_heals(file.path)
@@ -133,6 +137,9 @@ def diagnose_file(file: FileFacts, salvager: Salvager) -> Iterator[Diagnosis]:
         yield _not_understood(file, None)
         return
     report = salvager.report(file)
+    if (of_seal := wrong_seal(file, report, None)) is not None:
+        yield of_seal
+        return
     whole = report is not None and report.complete
     what = f"{file.name} {_what(file, report, None)}"
     cause = _cause(file, report) + _comes_back(report)

@@ -29,7 +29,7 @@ from fastckpt.salvaging.request import Request, make_request
 from fastckpt.salvaging.selection import Selection, choose
 from fastckpt.salvaging.survey_set import around_pieces, set_in, survey_set
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
-from fastckpt.seals.healing import command_that_heals
+from fastckpt.stored.command_that_heals import command_that_heals
 from fastckpt.stored.verify import verify_source
 from fastckpt.surveying.fates import THERE, Status, TensorFate
 from fastckpt.surveying.survey import survey

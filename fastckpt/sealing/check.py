@@ -14,13 +14,14 @@ from fastckpt.io.os_errors import exists, file_path
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.seals.beside import advice_for_stale
+from fastckpt.seals.beside import advice_for_another, advice_for_stale
 from fastckpt.seals.digests import digests_of
-from fastckpt.seals.healing import would_heal
+from fastckpt.seals.healing import advice_for_damaged_seal, would_heal
 from fastckpt.seals.names import is_sums_path, sums_path
 from fastckpt.seals.signed import signed_digest
-from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.seals.standing import WRITTEN_ANEW, Standing, standing_of
 from fastckpt.seals.sums import Sums, read_sums
+from fastckpt.stored.verify import is_whole_by_itself
 from fastckpt.text import count_text, quoted
 from fastckpt.verdicts import Verdict
 
@@ -126,7 +127,7 @@ def check(
         return Checked(name, "unreadable", f"its seal cannot be read: {error.message}", next_step=error.next_step)
     except FastckptError as error:
         message = f"its seal proves nothing: {error.message}"
-        return Checked(name, "seal damaged", message, next_step=error.next_step)
+        return Checked(name, "seal damaged", message, next_step=advice_for_damaged_seal(name))
     try:
         with Source(name, may_be_empty=True) as source:
             return _compare(source, sums, sha256=sha256, threads=threads, progress=progress)
@@ -136,18 +137,22 @@ def check(
 
 def _compare(source: Source, sums: Sums, *, sha256: bool, threads: int | None, progress: Progress | None) -> Checked:
     found = Checked(source.path, "OK", size=source.size)
-    standing = standing_of(source, sums, threads=reading_threads(source, threads), progress=progress)
-    found.findings = standing.findings()
+    count = reading_threads(source, threads)
+    standing = standing_of(source, sums, threads=count, progress=progress)
     unread = next((run for run in standing.bad if run.errno), None)
     if unread is not None:
-        raise CheckpointIOError(f"{os.strerror(unread.errno)}: {found.findings[0].message}", errno=unread.errno)
+        message = f"{os.strerror(unread.errno)}: {standing.findings()[0].message}"
+        raise CheckpointIOError(message, errno=unread.errno)
+    if not (standing.stale or standing.is_as_sealed) and is_whole_by_itself(source, threads=count):
+        standing = standing.of_another(WRITTEN_ANEW)
+    found.findings = standing.findings()
     if standing.stale:
         found.state, found.message = "stale", standing.stale
-        found.next_step = advice_for_stale(source.path)
+        found.next_step = advice_for_another(source.path, sums)
     elif found.findings:
         found.state, found.message = "changed", _what_differs(standing)
         found.next_step = f"take it from another copy; or {advice_for_stale(source.path)}"
-        if would_heal(source, standing, threads=reading_threads(source, threads)):
+        if would_heal(source, standing, threads=count):
             found.next_step = f"fastckpt repair {quoted(source.path)}; or {advice_for_stale(source.path)}"
     _compare_sha256(source, sums, found, wanted=sha256, threads=threads)
     source.require_unchanged(next_step="check it when nobody writes to it")

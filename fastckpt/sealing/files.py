@@ -6,22 +6,23 @@ import os
 from collections.abc import Iterator
 
 from fastckpt.constants import MODEL_SIGNATURE, SUMS_SUFFIX
-from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.seals.names import is_sums_path, stands_beside
+from fastckpt.io.os_errors import exists, typed_os_errors
+from fastckpt.seals.names import is_sums_path, stands_beside, sums_path
 
 
 def files_to_seal(directory: str) -> Iterator[str]:
     """Yield every file in a directory and those inside it, in order of names.
 
-    Left out are sums files, damaged ones that made room for healed ones, a ``model.sig`` (which signs what is sealed),
-    hidden files, which are those of version control and of saves in progress, and directories that a symbolic link
-    leads to.
+    Left out are sums files, damaged ones that made room for healed ones and a ``model.sig`` (which signs what is
+    sealed), unless they have a seal themselves; hidden files, which are those of version control and of saves in
+    progress, and directories that a symbolic link leads to.
 
     Raises:
         CheckpointIOError: A directory cannot be listed.
     """
     for path in _every_file(directory):
-        if not stands_beside(path) and os.path.basename(path) != MODEL_SIGNATURE:
+        is_left_out = stands_beside(path) or os.path.basename(path) == MODEL_SIGNATURE
+        if not is_left_out or (not is_sums_path(path) and exists(sums_path(path))):
             yield path
 
 

@@ -27,14 +27,14 @@ from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
 from fastckpt.layout.blocks import Extent
 from fastckpt.sealing.repaired import RepairReport
 from fastckpt.seals.bad_leaves import BadLeaves, findings_of, merged
-from fastckpt.seals.beside import advice_for_stale
+from fastckpt.seals.beside import advice_for_another
 from fastckpt.seals.encoded import encoded
 from fastckpt.seals.healing import heal_leaves, hopeless_leaves
-from fastckpt.seals.names import DAMAGED_SUFFIX, is_sums_path, sums_path
+from fastckpt.seals.names import DAMAGED_SUFFIX, is_sums_path, sealed_name, sums_path
 from fastckpt.seals.remains import SumsRemains, open_remains
-from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.seals.standing import WRITTEN_ANEW, Standing, standing_of
 from fastckpt.seals.sums import Sums, write_sums
-from fastckpt.stored.verify import verify
+from fastckpt.stored.verify import is_whole_by_itself
 from fastckpt.text import quoted
 
 
@@ -55,9 +55,10 @@ def repair(
 
     Args:
         path: The damaged file, beside its sums file. It is only read.
-        output: Where the healed file goes; also one of which only a part could be healed, and one whose seal tells of
-            another file. None: it takes the place of the damaged one, if all of it could be healed, and a sums file
-            that is damaged is written anew.
+        output: Where the healed file goes; also one of which only a part could be healed, which gets a sums file that
+            tells what is not, and one whose seal tells of another file. Of a file that is as sealed nothing is written.
+            None: it takes the place of the damaged one, if all of it could be healed, and a sums file that is damaged
+            is written anew.
         keep: Without ``output``: keep the damaged file, as ``NAME.damaged``.
         dry_run: Write nothing.
         durable: Return only when the healed file survives a power cut.
@@ -68,7 +69,8 @@ def repair(
         What was lost, and what came back.
 
     Raises:
-        MismatchError: It was never sealed; or its seal is of another file, and there is no ``output``.
+        MismatchError: It was never sealed; or its seal is of another file, or its own checksums match, so that it was
+            written anew, and there is no ``output``.
         DamagedError: Its seal is damaged beyond use; or the file changed while it was read.
         UsageError: It is a directory, or a sums file itself.
         NotACheckpointError: It is no regular file.
@@ -86,7 +88,8 @@ def repair(
     if is_directory(name):
         raise UsageError("this is a directory", path=name, next_step="fastckpt repair FILE, one by one")
     if output is not None:
-        refuse_overwriting(file_path(output), [name, beside])
+        for written in (file_path(output), sums_path(output)):
+            refuse_overwriting(written, [name, beside])
     if not exists(beside):
         raise MismatchError(
             "it was never sealed, so nothing tells what it was",
@@ -96,22 +99,26 @@ def repair(
     with Source(name, may_be_empty=True) as source, _remains_beside(source, beside, threads) as remains:
         how = How(reading_threads(source, threads), durable)
         standing = standing_of(source, remains.sums, threads=how.threads, progress=progress)
-        if standing.stale and output is None:
+        why = _why_another(source, standing, how.threads) if output is None else ""
+        if why:
             raise MismatchError(
-                f"this is not the file that was sealed: {standing.stale}",
+                f"this is not the file that was sealed: {why}",
                 path=name,
-                next_step=f"{advice_for_stale(name)}; fastckpt repair {quoted(name)} -o OTHER writes what was sealed, "
-                "if enough of that is left",
+                next_step=advice_for_another(name, remains.sums),
             )
         if standing.stale:
             standing = Standing(
                 standing.sums, standing.size, bad=standing.other, behind=max(source.size - remains.sums.size, 0)
             )
         report = _planned(source, remains, standing)
-        report.sums_damaged = not _is_whole(beside, how.threads)
+        report.sums_damaged = not is_whole_by_itself(beside, threads=how.threads)
         report.dry_run = dry_run
         if not dry_run and report.findings and (output is not None or not report.left):
             _heal(source, remains, standing, report, output, keep, how, progress)
+        if report.output is not None and report.left:
+            # What is not healed in it is known here, and must not be taken for good there.
+            sums = replace(remains.sums, name=sealed_name(report.output), parity=None)
+            write_sums(sums, sums_path(report.output), how)
         if report.output is None:
             source.require_unchanged(next_step="repair it when nobody writes to it")
     if report.sums_damaged and not dry_run and output is None and not report.left:
@@ -133,11 +140,11 @@ def _remains_beside(source: Source, beside: str, threads: int | None) -> Iterato
         raise
 
 
-def _is_whole(beside: str, threads: int) -> bool:
-    try:
-        return verify(beside, threads=threads).ok
-    except FastckptError:
-        return False
+def _why_another(source: Source, standing: Standing, threads: int) -> str:
+    """Why a file was written anew since it was sealed: then it must not go back to what it was. Empty if damaged."""
+    if standing.stale or standing.is_as_sealed:
+        return standing.stale
+    return WRITTEN_ANEW if is_whole_by_itself(source, threads=threads) else ""
 
 
 def _planned(source: Source, remains: SumsRemains, standing: Standing) -> RepairReport:
@@ -300,7 +307,7 @@ def _renew_sums(whole: Source, sums: Sums, beside: str, how: How) -> None:
 
 
 def _next_step(report: RepairReport) -> str | None:
-    if report.state == "would heal":
+    if report.state == "would heal":  # Also with ``output``, where only the seal is damaged.
         return f"fastckpt repair {quoted(report.path)}"
     if report.state == "not healed" and report.healed:
         share = f"{report.healed} of {report.lost} lost leaves"

@@ -84,7 +84,7 @@ class RepairReport:
             return "as sealed"
         if self.verdict is Verdict.HEALED:
             return "healed"
-        if self.left or not self.dry_run:
+        if self.left or (self.findings and not self.dry_run):
             return "partly healed" if self.output is not None else "not healed"
         return "would heal"
 

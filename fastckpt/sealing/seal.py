@@ -33,7 +33,7 @@ from fastckpt.seals.names import is_sums_path, sealed_name, sums_path
 from fastckpt.seals.parity import Parity, parity_asked_for, share_of
 from fastckpt.seals.sums import Sums, TensorRange, read_sums, write_sums
 from fastckpt.seals.tensor_ranges import tensors_in_fckpt, tensors_in_foreign
-from fastckpt.stored.verify import verify_source
+from fastckpt.stored.verify import is_whole_by_itself, verify_source
 from fastckpt.text import quoted
 
 _WITH_OWN_CHECKSUMS: Final = ("fckpt", "torch-zip")
@@ -144,11 +144,13 @@ def seal(
     with Source(name, may_be_empty=True) as source:
         count = reading_threads(source, threads)
         old = _old_seal(name, update=update, threads=count)
-        wanted = wanted or (old.parity if old is not None and update else None)
+        wanted = wanted or (old.parity if old is not None else None)
         made, digest = _digests(source, wanted, sha256=sha256, threads=threads, progress=progress)
         with made as (leaves, rows):
             sums = Sums(sealed_name(name), source.size, leaves, digest, parity=wanted)
-            if old is not None and _is_same(old, sums):
+            if old is not None and sums.sha256 is None and _is_of_same_bytes(old, sums):
+                sums = replace(sums, sha256=old.sha256)
+            if old is not None and _is_same(old, sums) and is_whole_by_itself(sums_path(name), threads=count):
                 return _sealed(name, old, is_new=False)
             if old is not None and not update and not _is_of_same_bytes(old, sums):
                 raise MismatchError(

@@ -69,6 +69,14 @@ def advice_for_stale(path: str) -> str:
     return f"fastckpt seal --update {quoted(path)}, if it was written anew on purpose"
 
 
+def advice_for_another(path: str, sums: Sums) -> str:
+    """The same, and how to have what was sealed under another name, where a seal has parity to make that from."""
+    advice = advice_for_stale(path)
+    if sums.parity is not None:
+        advice += f"; fastckpt repair {quoted(path)} -o OTHER writes what was sealed, if enough of that is left"
+    return advice
+
+
 def unusable(path: str, error: FastckptError) -> Finding:
     """What is said of a file whose seal cannot be used."""
     text = f"the seal beside it, {os.path.basename(sums_path(path))}, proves nothing: {error.message}"

@@ -15,13 +15,12 @@ from fastckpt import _core
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
 from fastckpt.errors import FastckptError
 from fastckpt.io.memory import allocate
-from fastckpt.io.residency import is_warm, reading_threads
+from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
-from fastckpt.seals.beside import seal_beside
 from fastckpt.seals.names import sums_path
 from fastckpt.seals.parity import Parity
 from fastckpt.seals.remains import SumsRemains, open_remains
-from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.seals.standing import Standing
 from fastckpt.text import quoted
 
 _GROUPS: Final = 64
@@ -71,18 +70,18 @@ def would_heal(source: Source, standing: Standing, *, threads: int) -> bool:
         return False
 
 
-def command_that_heals(path: str) -> str | None:
-    """``fastckpt repair PATH``, if that makes a damaged file whole; reads all of a file that has a seal with parity."""
+def repair_of_seal(path: str) -> str | None:
+    """``fastckpt repair PATH``, if the damaged seal of a file still proves all that was sealed."""
     try:
-        with Source(path, may_be_empty=True) as source:
-            sums = seal_beside(source)
-            if sums is None or sums.parity is None:
-                return None
-            threads = reading_threads(source, None)
-            standing = standing_of(source, sums, threads=threads)
-            return f"fastckpt repair {quoted(path)}" if would_heal(source, standing, threads=threads) else None
+        with open_remains(sums_path(path), threads=1):
+            return f"fastckpt repair {quoted(path)}"
     except FastckptError:
         return None
+
+
+def advice_for_damaged_seal(path: str) -> str:
+    """What to do about the damaged seal of a file."""
+    return repair_of_seal(path) or f"fastckpt seal --update {quoted(path)}, if that is as it should be"
 
 
 def heal_leaves(source: Source, remains: SumsRemains, lost: Sequence[int], *, threads: int) -> Iterator[Healed]:

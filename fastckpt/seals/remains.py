@@ -68,6 +68,12 @@ class SumsRemains:
 
     def _digests(self, said: Sums) -> memoryview:
         size = said.leaves * LEAF_DIGEST_SIZE
+        if size > self._source.size:
+            raise DamagedError(
+                "the digests of what this seal says was sealed are longer than all of it",
+                expected=size,
+                actual=self._source.size,
+            )
         whole = memoryview(bytearray(size))
         missing = [(0, size)] if size else []
         for name, begins in ((SEAL_DIGESTS, 0), (SEAL_DIGESTS_COPY, LEAF_SIZE)):

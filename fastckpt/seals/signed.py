@@ -43,7 +43,7 @@ class Signed:
 
 
 def signed_digest(path: str) -> tuple[Signed, str] | None:
-    """The nearest ``model.sig`` in the directory of a file or above it, and the SHA-256 that it states of the file.
+    """The nearest ``model.sig`` that names a file, in its directory or above it, and the SHA-256 that it states of it.
 
     Returns:
         None if there is none that names the file.
@@ -59,7 +59,8 @@ def signed_digest(path: str) -> tuple[Signed, str] | None:
             signed = read_signed(beside)
             if name in signed.others:
                 raise DamagedError("it states another digest than SHA-256, which is not compared", path=beside)
-            return (signed, signed.sha256[name]) if name in signed.sha256 else None
+            if name in signed.sha256:
+                return signed, signed.sha256[name]
         directory, last = os.path.split(directory)
         name = f"{last}/{name}"
     return None

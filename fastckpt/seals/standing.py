@@ -3,6 +3,7 @@
 The rule (docs/seal.md): a seal is of a file if that has the name in it, and if at least half of the leaves that both
 have are as they were. Then every leaf that differs is named. Otherwise the seal is stale, and nothing is said of
 leaves: a file that was written anew is not called damaged, and one that is damaged beyond that is not called whole.
+Whoever can see that a file's own checksums prove all of it calls a seal that differs stale, too (`WRITTEN_ANEW`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from fastckpt.seals.beside import why_of_another
 from fastckpt.seals.names import sealed_name
 from fastckpt.seals.sums import Sums
 from fastckpt.text import count_text
+
+WRITTEN_ANEW: Final = "its own checksums match, so it was written anew"
+"""Why a seal is not of a file that has checksums of its own which prove all of it, whatever leaves differ."""
 
 _WINDOW: Final = 2**34
 """Bytes that are hashed at a time: their digests take 8 MiB."""
@@ -49,6 +53,10 @@ class Standing:
     def is_as_sealed(self) -> bool:
         """Whether every byte is the one that was sealed, and none is missing or added."""
         return not (self.stale or self.bad or self.behind)
+
+    def of_another(self, why: str) -> Standing:
+        """The same, once it is known from elsewhere that the seal is of another file."""
+        return Standing(self.sums, self.size, why, other=self.bad or self.other)
 
     @property
     def bad_numbers(self) -> list[int]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
 from fastckpt.findings import ByteCounts, Finding, Kind, Report, SealState, conclude
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
-from fastckpt.seals.beside import advice_for_stale, seal_beside, unusable
+from fastckpt.seals.beside import advice_for_another, advice_for_stale, seal_beside, unusable
 from fastckpt.seals.digests import digests_of
-from fastckpt.seals.healing import would_heal
+from fastckpt.seals.healing import advice_for_damaged_seal, would_heal
 from fastckpt.seals.signed import signed_digest
-from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.seals.standing import WRITTEN_ANEW, Standing, standing_of
 from fastckpt.text import quoted
 from fastckpt.verdicts import Verdict
 
@@ -78,6 +77,8 @@ class SealOf:
         """Add what the seal says to a report that was made without it."""
         if self.state is None:
             return
+        if self.standing is not None and self.differs and report.verdict is Verdict.INTACT:
+            self.standing = self.standing.of_another(WRITTEN_ANEW)
         report.seal = self.state
         found = self.findings(source.path)
         if self.proves_all and report.ok:
@@ -86,16 +87,16 @@ class SealOf:
             report.verified = report.size
             if report.tensor_bytes is not None:
                 report.tensor_bytes = ByteCounts(report.tensor_bytes.total)
-        elif self.state == "changed" and report.verdict is Verdict.INTACT:
-            # By its own checksums each byte is one that was written: by another save, or with them.
-            found = [replace(finding, loss=False) for finding in found]
         report.findings += [new for new in found if not any(_is_about(old, new) for old in report.findings)]
         report.findings.sort(key=lambda finding: (finding.offset, finding.size))
         conclude(report)
-        if self.standing is not None and would_heal(source, self.standing, threads=self._threads):
+        of_bytes = any(map(_is_of_bytes, report.findings))
+        if self.standing is not None and self.standing.stale and not of_bytes:
+            report.next_step = advice_for_another(source.path, self.standing.sums)
+        elif self.standing is not None and would_heal(source, self.standing, threads=self._threads):
             report.next_step = f"fastckpt repair {quoted(source.path)}"
-        elif self.state in ("stale", "damaged") and not any(map(_is_of_bytes, report.findings)):
-            report.next_step = advice_for_stale(source.path)
+        elif self.state == "damaged" and not of_bytes:
+            report.next_step = advice_for_damaged_seal(source.path)
         elif report.format == "unknown" and not report.ok:
             report.next_step = f"take it from another copy; or {advice_for_stale(source.path)}"
 

@@ -8,7 +8,9 @@ of the file is accounted for: block, payload or zero padding.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 
+from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import (
     CheckpointIOError,
     DamagedError,
@@ -21,12 +23,16 @@ from fastckpt.findings import Kind, Report
 from fastckpt.foreign.accounting import verify_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.file_object import Readables
+from fastckpt.io.os_errors import exists
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.seals.healing import advice_for_damaged_seal
+from fastckpt.seals.names import is_sums_path
 from fastckpt.stored.damage import report_damage
 from fastckpt.stored.seal_report import SealOf, compare_signature
 from fastckpt.stored.verify_fckpt import Verification
+from fastckpt.verdicts import Verdict
 
 
 def verify(path: Readables, *, threads: int | None = None, progress: Progress | None = None) -> Report:
@@ -105,7 +111,20 @@ def verify_source(source: Source, *, threads: int, progress: Progress | None = N
             seal.complete(report, source)
     if sealed:
         compare_signature(report, source, threads=threads)
+    if report.next_step is not None and is_sums_path(source.path):
+        sealed_file = source.path.removesuffix(SUMS_SUFFIX)
+        if exists(sealed_file):
+            report.next_step = advice_for_damaged_seal(sealed_file)
     return report
+
+
+def is_whole_by_itself(file: str | Source, *, threads: int) -> bool:
+    """Whether the checksums that a file, or an open one, has of its own prove all of it, whatever a seal says."""
+    try:
+        with nullcontext(file) if isinstance(file, Source) else Source(file) as source:
+            return verify_source(source, threads=threads, sealed=False).verdict is Verdict.INTACT
+    except FastckptError:
+        return False
 
 
 def _verify_itself(source: Source, seal: SealOf | None, *, threads: int, progress: Progress | None) -> Report:
@@ -127,7 +146,9 @@ def _verify_itself(source: Source, seal: SealOf | None, *, threads: int, progres
         # a pickle is as it was written, what makes no sense in it is damage.
         failure = error
     # A .fckpt that opens has been checked record by record, with the digests of the index that its footer names.
-    if report is not None and (report.format == "fckpt" or (report.ok and (seal is None or not seal.differs))):
+    # What the checksums of a .pt prove is as good, whatever its seal says.
+    differs = seal is not None and seal.differs and report is not None and report.verdict is not Verdict.INTACT
+    if report is not None and (report.format == "fckpt" or (report.ok and not differs)):
         return report
     return report_damage(source, report, failure, threads=threads, standing=seal.standing if seal is not None else None)
 

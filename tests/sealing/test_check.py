@@ -232,6 +232,19 @@ def test_a_signature_that_does_not_name_the_file(file: Path, tmp_path: Path) -> 
     assert (check(file).state, check(file).signed) == ("OK", None)
 
 
+def test_a_nearer_signature_that_does_not_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "sub" / name).write_text(name)
+    sign(tmp_path, "sub/a")
+    sign(tmp_path / "sub", "b")
+    fastckpt.seal(tmp_path / "sub" / "a")
+    assert check(tmp_path / "sub" / "a").signed
+    (tmp_path / "sub" / "a").write_text("c")
+    fastckpt.seal(tmp_path / "sub" / "a", update=True)
+    assert check(tmp_path / "sub" / "a").state == "not as signed"
+
+
 @pytest.mark.parametrize(
     "text",
     [

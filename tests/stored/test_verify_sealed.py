@@ -238,8 +238,8 @@ def test_a_crc_that_matches_is_no_seal(tmp_path: Path) -> None:
     fastckpt.seal(path)
     write(path, {**tensors(), "x": torch.ones(9000)})
     report = fastckpt.verify(path)
-    assert (report.seal, report.exit_code) == ("changed", 1)
-    assert {kind for kind, _ in said(report)} == {"changed"}
+    assert (report.verdict, report.seal, report.exit_code) == (None, "stale", 1)
+    assert {kind for kind, _ in said(report)} == {"stale"}
     with pytest.raises(DamagedError, match=r"not what was sealed.*\bx\b"):
         fastckpt.load(path)
 
