@@ -73,9 +73,9 @@ def check(root: Path, sealed: Path) -> None:
     [
         (1, Action.KILL, 11),
         (2, Action.TEAR, 19),
-        pytest.param(1, Action.KILL, 1, marks=pytest.mark.thorough),
-        pytest.param(2, Action.KILL, 7, marks=pytest.mark.thorough),
-        pytest.param(1, Action.TEAR, 5, marks=pytest.mark.thorough),
+        pytest.param(1, Action.KILL, 1, marks=pytest.mark.slow),
+        pytest.param(2, Action.KILL, 7, marks=pytest.mark.slow),
+        pytest.param(1, Action.TEAR, 5, marks=pytest.mark.slow),
     ],
 )
 def test_killed(host: tuple[Host, Path], sealed: Path, version: int, action: Action, every: int) -> None:
@@ -90,7 +90,7 @@ def test_killed(host: tuple[Host, Path], sealed: Path, version: int, action: Act
         assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)]
 
 
-@pytest.mark.parametrize("every", [17, pytest.param(3, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("every", [17, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("action", [Action.FAIL, Action.FAIL_FROM])
 def test_failing(host: tuple[Host, Path], sealed: Path, error: int, action: Action, every: int) -> None:
@@ -103,7 +103,7 @@ def test_failing(host: tuple[Host, Path], sealed: Path, error: int, action: Acti
             assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)], outcome
 
 
-@pytest.mark.parametrize("every", [13, pytest.param(3, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("every", [13, pytest.param(3, marks=pytest.mark.slow)])
 def test_interrupted(host: tuple[Host, Path], sealed: Path, every: int) -> None:
     _, root = host
     for outcome in at_every_call(host, sealed, 1, Action.INTERRUPT, every):

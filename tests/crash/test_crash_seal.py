@@ -15,7 +15,7 @@ def lab(open_lab: OpenLab) -> CrashLab:
     return open_lab("save_seal.py", target="data.bin.fckpt-sums")
 
 
-@pytest.mark.parametrize("action", [Action.KILL, pytest.param(Action.TEAR, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("action", [Action.KILL, pytest.param(Action.TEAR, marks=pytest.mark.slow)])
 def test_killed_at_every_call(lab: CrashLab, action: Action) -> None:
     for outcome in lab.at_every_call(action):
         assert outcome.how == "killed"
@@ -24,7 +24,7 @@ def test_killed_at_every_call(lab: CrashLab, action: Action) -> None:
         assert sums.metadata["seal"]["size"] == 100_000
 
 
-@pytest.mark.parametrize("error", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("error", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
 def test_each_call_fails_once(lab: CrashLab, error: int) -> None:
     for outcome in lab.at_every_call(Action.FAIL, error=error):
         lab.check_after_error(outcome)
@@ -35,7 +35,7 @@ def test_the_file_system_stays_full(lab: CrashLab) -> None:
         lab.check_after_error(outcome)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_interrupted_at_every_call(lab: CrashLab) -> None:
     for outcome in lab.at_every_call(Action.INTERRUPT):
         assert outcome.how in ("KeyboardInterrupt", "saved"), outcome

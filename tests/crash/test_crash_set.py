@@ -77,9 +77,8 @@ CALLS = {"rank 0": 35, "rank 1": 18, "thread": 35, "step": 25}
 """A save makes at least as many; fewer would prove nothing."""
 KILLS = [
     *((way, 9) for way in CALLS),
-    *(pytest.param(way, 1, marks=pytest.mark.thorough) for way in ("rank 1", "step")),
-    *(pytest.param(way, 2, marks=pytest.mark.thorough) for way in ("rank 0", "thread")),
-    *(pytest.param(way, 1, marks=pytest.mark.slow) for way in ("rank 0", "thread")),
+    *(pytest.param(way, 4, marks=pytest.mark.thorough) for way in CALLS),
+    *(pytest.param(way, 1, marks=pytest.mark.slow) for way in CALLS),
 ]
 
 

@@ -87,7 +87,7 @@ def test_every_choice_of_a_writer(interpreted: Call, kind: int) -> None:
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
 def test_many_choices_of_a_writer(interpreted: Call, kind: int, seed: int) -> None:
     rng = np.random.default_rng([kind, seed])
     chunks = []
@@ -150,7 +150,7 @@ def test_a_block_without_an_element_needs_no_rows(interpreted: Call) -> None:
     assert check(interpreted, [(stored, len(raw))]) == [raw]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_whole_chunks(interpreted: Call) -> None:
     raw = blocks_of([5, 6, 7, 8, 9, 10, 0, 3], {3})
     assert len(raw) == CHUNK_SIZE
@@ -208,7 +208,7 @@ def test_damaged_chunks(interpreted: Call, kind: int) -> None:
     assert 0 < found.count(None) < len(found)
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_damaged_chunks(interpreted: Call, kind: int) -> None:
     check(interpreted, mutants(kind, 50, 25, 1) + mutants(kind, 4200, 6, 2))
