@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
 from fastckpt.findings import ByteCounts, Finding, Kind, Report, SealState, conclude
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -125,7 +125,8 @@ def compare_signature(report: Report, source: Source, *, threads: int) -> None:
     except FastckptError as error:
         report.signed = False
         text = f"{error.path} cannot be compared: {error.message}"
-        report.findings.append(Finding(Kind.INCONSISTENT, text, 0, 0, loss=False))
+        kind = Kind.UNREADABLE if isinstance(error, CheckpointIOError) else Kind.INCONSISTENT
+        report.findings.append(Finding(kind, text, 0, 0, loss=False))
         conclude(report)
         return
     if signed is None:

@@ -24,7 +24,8 @@ NOT_CHECKPOINTS = {
     "zeros.pt": (bytes(10_000), "zero"),
     "pointer.pt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n", "git-lfs"),
     "page.pt": (b"<!DOCTYPE html>\n<html><body>Sign in</body></html>\n" * 300, "HTML"),
-    "index.json": (b'{"weight_map": {}}', "JSON"),
+    "index.json": (b'{"weight_map": {}}', "index"),
+    "config.json": (b'{"hidden_size": 768}', "JSON"),
     "array.npy": (b"\x93NUMPY\x01\x00" + bytes(100), "numpy"),
     "plain.pkl": (pickle.dumps({"a": 1}), "pickle"),
 }
