@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import random
+import re
 import warnings
 import zipfile
 import zlib
@@ -111,11 +112,19 @@ def test_load_gives_what_is_plain(path: Path) -> None:
         assert len(fastckpt.load(path, opaque="keep").tensors) == 6
 
 
+def said_of_the_writer(raw: bytes) -> set[int]:
+    """Where the directory says which program wrote a record, and its attributes: of another program's anything may."""
+    rows = [row.start() for row in re.finditer(rb"PK\x01\x02", raw)]
+    return {row + at for row in rows for at in (4, 5, *range(36, 42))}
+
+
 def test_no_changed_byte_is_intact(path: Path, tmp_path: Path) -> None:
     raw = path.read_bytes()
     draw = random.Random(3)
     bad = tmp_path / "bad.pt2"
-    for at in draw.sample(range(len(raw)), 120):
+    # Before 2.8 it was Python's zipfile that wrote these.
+    free = said_of_the_writer(raw) if path.stem == "export before 2.8" else set()
+    for at in draw.sample([at for at in range(len(raw)) if at not in free], 120):
         changed = bytearray(raw)
         changed[at] ^= 1 << draw.randrange(8)
         bad.write_bytes(changed)
