@@ -116,6 +116,8 @@ def compare_signature(report: Report, source: Source, *, threads: int) -> None:
     Raises:
         CheckpointIOError: The file cannot be read.
     """
+    if source.unpacked is not None:
+        return  # A signature names files: not a folder, nor the archive that it was.
     if source.has_other_form:
         with Source(source.path) as itself:
             compare_signature(report, itself, threads=threads)

