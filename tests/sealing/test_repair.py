@@ -422,10 +422,11 @@ class _Interrupted(KeyboardInterrupt):
 def test_progress_and_threads(path: Path) -> None:
     change(path, flip(5))
     told: list[int] = []
+    before = threading.active_count()
     fastckpt.repair(path, progress=told.append, threads=3, durable=False)
     assert told == sorted(told)
     assert SIZE <= told[-1] <= 3 * SIZE
-    assert threading.active_count() == 1
+    assert threading.active_count() <= before
 
 
 def test_the_command(path: Path, good: bytes, capsys: pytest.CaptureFixture[str]) -> None:
