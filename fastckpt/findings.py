@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Final, Literal, NamedTuple, TypedDict, cast
 
-from fastckpt.errors import for_file_object
-from fastckpt.text import quoted
+from fastckpt.errors import DamagedError, for_file_object
+from fastckpt.text import quoted, some
 from fastckpt.verdicts import Verdict
 
 
@@ -112,6 +113,21 @@ class Finding:
         """Plain values, for JSON."""
         facts = {item.name: getattr(self, item.name) for item in fields(self)}
         return cast(FindingFacts, {**facts, "kind": self.kind.value, "tensors": list(self.tensors)})
+
+
+def damage_of(findings: Sequence[Finding], *, path: str, are: str, next_step: str) -> DamagedError:
+    """The error about some findings: it names the first tensor, and how many more ``are`` what it says."""
+    first = next((finding for finding in findings if finding.tensors), findings[0])
+    names = list(dict.fromkeys(name for finding in findings for name in finding.tensors))
+    total = f"; {len(names)} tensors are {are}: {some(names, 8)}" if len(names) > 1 else ""
+    return DamagedError(
+        f"{first.message}{total}",
+        path=path,
+        offset=first.offset,
+        tensor=first.tensors[0] if first.tensors else None,
+        chunk=first.chunk,
+        next_step=next_step,
+    )
 
 
 _WITH_CHECKSUMS: Final = ("fckpt", "torch-zip")

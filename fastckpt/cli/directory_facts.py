@@ -14,7 +14,7 @@ from fastckpt.errors import NotACheckpointError
 from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.names import BEFORE, MODEL, hidden_name
 from fastckpt.nanochat.steps import Step, read_steps
-from fastckpt.sets import huggingface
+from fastckpt.sets.huggingface import read_index
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise
@@ -75,7 +75,7 @@ def directory_facts(path: str) -> InspectDirectoryDocument:
 def indexed_facts(path: str) -> InspectDirectoryDocument:
     """The facts about the set that an index names, which lies in the directory of that."""
     directory, name = os.path.split(os.path.abspath(path))
-    found = [_set_files(one) for one in huggingface.recognise(Listing(directory)) if name in one.kind]
+    found = [_set_files(read_index(Listing(directory), name))]
     return {"path": path, "format": "directory", "steps": [], "sets": found, "others": [], "directories": []}
 
 

@@ -12,8 +12,8 @@ from typing import Final, Literal
 
 from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError, require_positive
+from fastckpt.foreign.suffixes import is_index
 from fastckpt.io.unpacked import is_directory_of_checkpoints
-from fastckpt.sets.huggingface import is_index
 
 EXAMPLES: Final = (
     "fastckpt inspect state.fckpt",
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace, out: Output) -> int:
         values, shown = values_facts(args.path, args.values)
         out.show(values, lambda values: values_lines(values, shown))
         out.document(values)
-    elif is_directory_of_checkpoints(args.path) or is_index(args.path):
+    elif (index := is_index(args.path)) or is_directory_of_checkpoints(args.path):
         from fastckpt.cli.directory_facts import directory_facts, directory_lines, indexed_facts
 
-        directory = (indexed_facts if is_index(args.path) else directory_facts)(args.path)
+        directory = (indexed_facts if index else directory_facts)(args.path)
         out.show(directory, directory_lines)
         out.document(directory)
     else:

@@ -22,7 +22,7 @@ from fastckpt.conversion.to_set import convert_to_set
 from fastckpt.conversion.write_anew import write_fckpt, write_pt
 from fastckpt.errors import DamagedError, UsageError
 from fastckpt.foreign.pickle_named import note_of_classes
-from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.foreign.suffixes import FORMAT_OF, INDEX_SUFFIX
 from fastckpt.io.commit import make_directory, publish_bytes
 from fastckpt.io.how import How
 from fastckpt.io.os_errors import exists
@@ -196,5 +196,5 @@ def _new_index(path: str, text: str, index: dict[str, Any], names: dict[str, str
     name = os.path.basename(path)
     rows = {tensor: names[shard] for tensor, shard in index["weight_map"].items()}
     new = {"metadata": index.get("metadata", {}), "weight_map": rows, _ORIGINAL: {"name": name, "text": text}}
-    stem = os.path.splitext(name.removesuffix(".index.json"))[0]
-    return f"{stem}.fckpt.index.json", json.dumps(new, indent=2) + "\n"
+    stem = os.path.splitext(name.removesuffix(INDEX_SUFFIX))[0]
+    return f"{stem}.fckpt{INDEX_SUFFIX}", json.dumps(new, indent=2) + "\n"

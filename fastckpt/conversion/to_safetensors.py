@@ -13,6 +13,7 @@ from fastckpt.conversion.result import Conversion
 from fastckpt.errors import MismatchError, UnsupportedStateError, UsageError, errors_about
 from fastckpt.foreign.safetensors_content import SafetensorsContent, content_of
 from fastckpt.foreign.safetensors_header import lay_out
+from fastckpt.foreign.suffixes import INDEX_SUFFIX
 from fastckpt.foreign.write_safetensors import put_in_order
 from fastckpt.io.commit import Commit, make_directory, publish_bytes
 from fastckpt.io.how import How
@@ -66,7 +67,7 @@ def convert_to_shards(
     groups = _groups(content.tensors, request.shard_size or 0)
     names = [f"model-{number:05d}-of-{len(groups):05d}.safetensors" for number in range(1, len(groups) + 1)]
     names = names if len(groups) > 1 else ["model.safetensors"]
-    index = os.path.join(directory, "model.safetensors.index.json")
+    index = os.path.join(directory, f"model.safetensors{INDEX_SUFFIX}")
     for path in (*(os.path.join(directory, name) for name in names), index):
         if exists(path):
             raise MismatchError("this file is there already", path=path, next_step="name another directory")

@@ -8,8 +8,8 @@ from itertools import accumulate, groupby
 from typing import Final, NamedTuple
 
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
-from fastckpt.errors import DamagedError, FastckptError
-from fastckpt.findings import Finding, Kind
+from fastckpt.errors import FastckptError
+from fastckpt.findings import Finding, Kind, damage_of
 from fastckpt.io.source import Source
 from fastckpt.layout.records import Record
 from fastckpt.text import quoted, some
@@ -125,15 +125,5 @@ def raise_damage(source: Source, bad: Sequence[BadRange]) -> None:
     """Raise DamagedError that names the first bad tensor and how many there are; nothing if ``bad`` is empty."""
     if not bad:
         return
-    findings = findings_of(bad)
-    first = next((f for f in findings if f.tensors), findings[0])
-    names = list(dict.fromkeys(name for f in findings for name in f.tensors))
-    total = f"; {len(names)} tensors are damaged: {some(names, 8)}" if len(names) > 1 else ""
-    raise DamagedError(
-        f"{first.message}{total}",
-        path=source.path,
-        offset=first.offset,
-        tensor=first.tensors[0] if first.tensors else None,
-        chunk=first.chunk,
-        next_step=f"fastckpt salvage {quoted(source.path)}",
-    )
+    next_step = f"fastckpt salvage {quoted(source.path)}"
+    raise damage_of(findings_of(bad), path=source.path, are="damaged", next_step=next_step)

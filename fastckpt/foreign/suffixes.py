@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -20,3 +21,11 @@ FORMAT_OF: Final = MappingProxyType[str, Format](
 """The format to write under a suffix. What a file that is there holds, its bytes say."""
 
 TORCH_SUFFIXES: Final = tuple(suffix for suffix, kind in FORMAT_OF.items() if kind == "pt")
+
+INDEX_SUFFIX: Final = ".index.json"
+"""Of the file that says which shard of a model has which tensor."""
+
+
+def is_index(path: str) -> bool:
+    """Whether a path is that of an index, by its name, and a file."""
+    return path.endswith(INDEX_SUFFIX) and os.path.isfile(path)

@@ -25,9 +25,10 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.keeping.series_of import series_of
 from fastckpt.keeping.set_series import SetSeries
-from fastckpt.nanochat.backing_up import Backup, CopiedFile, LeftOut, SavedAnew, check_same, identity
+from fastckpt.nanochat.backing_up import MOVE_IT_AWAY, Backup, CopiedFile, LeftOut, check_same, identity
 from fastckpt.nanochat.backing_up import backup as backup_nanochat
 from fastckpt.nanochat.steps import list_numbers
+from fastckpt.seals.names import sums_path
 from fastckpt.sets.judge import judge
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
@@ -35,7 +36,6 @@ from fastckpt.stored.is_whole import is_whole
 from fastckpt.text import quoted, some
 
 _UNFINISHED: Final = ".fckpt-part"
-_MOVE: Final = "move it away, or back up into another directory"
 
 
 class _Way(NamedTuple):
@@ -140,8 +140,7 @@ def _step(series: SetSeries, number: int, destination: str, way: _Way) -> list[C
                 inside = [file for file in files if _first_name(file.path, series.directory) in _names_of(part)]
                 copied += _part(part, inside, destination, way)
     except (DamagedError, MismatchError) as error:
-        taken = isinstance(error, MismatchError) and not isinstance(error, SavedAnew)
-        return LeftOut(number, not isinstance(error, SavedAnew), (str(error),), taken=taken)
+        return LeftOut.because(number, error)
     return copied
 
 
@@ -154,7 +153,7 @@ def _linked_directories(path: str) -> list[str]:
 
 def _names_of(part: CheckpointSet) -> set[str]:
     name = os.path.basename(part.path)
-    return {name, f"{name}.fckpt-sums"}
+    return {name, sums_path(name)}
 
 
 def _part(part: CheckpointSet, files: Sequence[Source], destination: str, way: _Way) -> list[CopiedFile]:
@@ -189,7 +188,7 @@ def _require_no_others(part: CheckpointSet, target: str, inner: Sequence[str]) -
         raise MismatchError(
             f"there is a copy already, and it has {some(others)}, which {part.path} has not",
             path=target,
-            next_step=_MOVE,
+            next_step=MOVE_IT_AWAY,
         )
 
 
@@ -230,7 +229,7 @@ def _is_there(file: Source, target: str, way: _Way) -> bool:
         is_checkpoint = _is_checkpoint(there)
     if not is_checkpoint:
         what = f"there is a {os.path.basename(target)} already, and it does not hold what {file.path} holds"
-        raise MismatchError(what, path=target, next_step=_MOVE)
+        raise MismatchError(what, path=target, next_step=MOVE_IT_AWAY)
     if not is_whole(target, threads=way.threads):
         return False
-    raise holds_something_else(target, file.path, next_step=_MOVE)
+    raise holds_something_else(target, file.path, next_step=MOVE_IT_AWAY)

@@ -12,7 +12,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Final, Literal
 
 from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError
 from fastckpt.io.cloning import How, clone, same_bytes
@@ -64,9 +64,20 @@ class LeftOut:
     unread: bool = False
     taken: bool = False
 
+    @classmethod
+    def because(cls, step: int, error: DamagedError | MismatchError) -> LeftOut:
+        """What an error while it was copied makes of a step."""
+        saved_anew = isinstance(error, SavedAnew)
+        taken = isinstance(error, MismatchError) and not saved_anew
+        return cls(step, not saved_anew, (str(error),), taken=taken)
+
 
 class SavedAnew(MismatchError):
     """A file is not the one that was verified any more."""
+
+
+MOVE_IT_AWAY: Final = "move it away, or back up into another directory"
+"""What to do with something else that has the name of a copy."""
 
 
 @dataclass(slots=True)
@@ -145,9 +156,7 @@ def backup(
             if lacks_optimizer(each, others):
                 result.no_optimizer.append(each.number)
         except (DamagedError, MismatchError) as error:
-            taken = isinstance(error, MismatchError) and not isinstance(error, SavedAnew)
-            damaged = not isinstance(error, SavedAnew)
-            result.left_out.append(LeftOut(each.number, damaged, (str(error),), taken=taken))
+            result.left_out.append(LeftOut.because(each.number, error))
     return result
 
 
@@ -195,7 +204,7 @@ def _is_there(file: Source, target: str, *, threads: int) -> bool:
         return False  # It is empty. What is no file at all, the commit refuses.
     if not _is_whole(target, threads=threads):
         return False
-    raise holds_something_else(target, file.path, next_step="move it away, or back up into another directory")
+    raise holds_something_else(target, file.path, next_step=MOVE_IT_AWAY)
 
 
 def _is_whole(path: str, *, threads: int) -> bool:

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.errors import DamagedError
 from fastckpt.fckpt.bad_ranges import names_in_each
 from fastckpt.fckpt.payload import differing_runs
-from fastckpt.findings import Finding, Kind
+from fastckpt.findings import Finding, Kind, damage_of
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Fault
 from fastckpt.seals.sums import Sums
@@ -105,13 +104,5 @@ def require_as_sealed(source: Source, sums: Sums, bad: Sequence[BadLeaves]) -> N
     if unread is not None:
         source.raise_fault(sums.leaf_extent(unread.first).offset, unread.errno)
     findings = findings_of(sums, bad, size=source.size)
-    first = next((finding for finding in findings if finding.tensors), findings[0])
-    names = list(dict.fromkeys(name for finding in findings for name in finding.tensors))
-    total = f"; {len(names)} tensors are concerned: {some(names, 8)}" if len(names) > 1 else ""
-    raise DamagedError(
-        f"{first.message}{total}",
-        path=source.path,
-        offset=first.offset,
-        tensor=first.tensors[0] if first.tensors else None,
-        next_step=f"fastckpt verify {quoted(source.path)} tells whether it is damaged or was written anew",
-    )
+    next_step = f"fastckpt verify {quoted(source.path)} tells whether it is damaged or was written anew"
+    raise damage_of(findings, path=source.path, are="concerned", next_step=next_step)

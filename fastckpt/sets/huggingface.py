@@ -12,6 +12,7 @@ import re
 from typing import Any, Final
 
 from fastckpt.errors import FastckptError
+from fastckpt.foreign.suffixes import INDEX_SUFFIX
 from fastckpt.sets.listing import Listing, is_file_name, read_json
 from fastckpt.sets.model import CheckpointSet, Member, Problem, kind_of_fault
 from fastckpt.text import count_text, some
@@ -25,14 +26,13 @@ _SINGLE: Final = (
     "adapter_model.bin",
     "diffusion_pytorch_model.safetensors",
 )
-INDEX_SUFFIX: Final = ".index.json"
 _MAX_COUNT: Final = 99_999
 _HUB: Final = "if it comes from the Hugging Face Hub, `hf download` its repository's name"
 
 
 def recognise(listing: Listing) -> list[CheckpointSet]:
     """The sharded models in a directory."""
-    found = [_by_index(listing, match[0]) for match in listing.matching(".+" + re.escape(INDEX_SUFFIX))]
+    found = [read_index(listing, match[0]) for match in listing.matching(".+" + re.escape(INDEX_SUFFIX))]
     named = {os.path.basename(member.path) for checkpoint in found for member in checkpoint.members}
     stems: dict[tuple[str, str], dict[int, set[int]]] = {}
     for match in listing.matching(_NUMBERED):
@@ -44,11 +44,6 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
         if not any(checkpoint.members and member_stem(checkpoint) == stem for checkpoint in found):
             found += [_by_numbers(listing, stem, suffix, count) for count in counts]
     return found
-
-
-def is_index(path: str) -> bool:
-    """Whether a path is that of an index by its name, and a file."""
-    return path.endswith(INDEX_SUFFIX) and os.path.isfile(path)
 
 
 def member_stem(checkpoint: CheckpointSet) -> str:
@@ -67,7 +62,8 @@ def model_of(listing: Listing) -> CheckpointSet | None:
     return None
 
 
-def _by_index(listing: Listing, name: str) -> CheckpointSet:
+def read_index(listing: Listing, name: str) -> CheckpointSet:
+    """The model that an index names; what is wrong with the index is a problem of it."""
     path = listing.path(name)
     checkpoint = CheckpointSet(f"{KIND} ({name})", listing.directory)
     try:

@@ -19,7 +19,7 @@ from fastckpt import _core
 from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, ENTRY_FLAG_REQUIRES_GRAD, SET_NAME
 from fastckpt.errors import errors_about
 from fastckpt.foreign.safetensors_content import is_plain
-from fastckpt.io.memory import ARENA_SIZE, allocate_regions
+from fastckpt.io.memory import allocate_regions
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, StorageBytes, contiguous_stride
@@ -170,21 +170,6 @@ class OpenedSet(Opened):
         if "nothing" in found:
             return "nothing"
         return "leaves" if "leaves" in found and "crcs" not in found else "crcs"
-
-    def stands_alone(self, storage: int) -> bool:
-        return True
-
-    def batches(self, storages: Iterable[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        size = 0
-        for storage in storages:
-            if batch and size + self.storage_sizes[storage] > ARENA_SIZE:
-                yield batch
-                batch, size = [], 0
-            batch.append(storage)
-            size += self.storage_sizes[storage]
-        if batch:
-            yield batch
 
     def bring(
         self, storages: Iterable[int], *, threads: int | None, verify: bool, progress: Progress | None, mapped: bool

@@ -6,7 +6,7 @@ once before any part of it is read; a ``.safetensors`` proves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,6 @@ from fastckpt.foreign.byte_order import read_numbers
 from fastckpt.foreign.checks import check_records
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.storages import StorageReader
-from fastckpt.io.memory import ARENA_SIZE
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import StorageBytes, check_entry
@@ -60,22 +59,6 @@ class OpenedForeign(OpenedFile):
 
     def fill(self, places: Mapping[int, int], *, threads: int | None, progress: Progress | None) -> None:
         StorageReader(self.foreign, self.source, threads=threads, verify=True, progress=progress).fill(places)
-
-    def stands_alone(self, storage: int) -> bool:
-        return True
-
-    def batches(self, storages: Iterable[int]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        size = 0
-        for storage in storages:
-            nbytes = self.foreign.storages[storage].nbytes
-            if batch and size + nbytes > ARENA_SIZE:
-                yield batch
-                batch, size = [], 0
-            batch.append(storage)
-            size += nbytes
-        if batch:
-            yield batch
 
     def prove(self, storage: int, *, threads: int) -> None:
         self.prove_stored(self.foreign.storages[storage], threads=threads)

@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from fastckpt.errors import UnsupportedStateError, errors_about
+from fastckpt.io.memory import ARENA_SIZE
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry, StorageBytes
@@ -170,13 +171,22 @@ class Opened(ABC):
         Raises what `bring` does.
         """
 
-    @abstractmethod
     def stands_alone(self, storage: int) -> bool:
         """Whether the bytes of a storage can be read and proven without those of others."""
+        return True
 
-    @abstractmethod
     def batches(self, storages: Iterable[int]) -> Iterator[list[int]]:
         """The storages in groups that are best brought together, none with more bytes than need be."""
+        batch: list[int] = []
+        size = 0
+        for storage in storages:
+            if batch and size + self.storage_sizes[storage] > ARENA_SIZE:
+                yield batch
+                batch, size = [], 0
+            batch.append(storage)
+            size += self.storage_sizes[storage]
+        if batch:
+            yield batch
 
     @abstractmethod
     def prove(self, storage: int, *, threads: int) -> None:

@@ -24,11 +24,6 @@ from set_builds import write_trainer_step
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-@pytest.fixture(params=KINDS)
-def write(request: pytest.FixtureRequest) -> Write:
-    return KINDS[request.param]
-
-
 def same(a: Path, b: Path) -> bool:
     """Whether two files, or all files in two directories, have the same names and bytes."""
     if a.is_file():

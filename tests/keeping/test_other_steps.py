@@ -25,11 +25,6 @@ from set_builds import flip, write_trainer_step
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-@pytest.fixture(params=KINDS)
-def write(request: pytest.FixtureRequest) -> Write:
-    return KINDS[request.param]
-
-
 def test_what_the_rules_keep(write: Write, tmp_path: Path) -> None:
     paths = run_of(tmp_path / "run", write, (100, 200, 300, 400, 500))
     policy = Retention(keep_last=2, keep_every=200)
