@@ -8,8 +8,10 @@ direction of the text around them.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import accumulate
 from typing import Final
 from unicodedata import east_asian_width
 
@@ -82,16 +84,21 @@ def quantity(value: float) -> str:
 
 def fits(words: str, width: float, size: float = 11) -> bool:
     """Whether words surely fit into a width."""
-    columns = sum(2 if east_asian_width(character) in "WF" else 1 for character in printable(words))
-    return columns * size * CHARACTER + 6 <= width
+    return sum(map(_columns, printable(words))) * size * CHARACTER + 6 <= width
 
 
 def shortened(words: str, length: int, *, keep_end: bool = False) -> str:
-    """Words of at most so many characters: their beginning, or their end."""
+    """Words of at most so many columns: their beginning, or their end. A Chinese or Japanese character takes two."""
     plain = printable(words)
-    if len(plain) <= length:
+    reach = [*accumulate(map(_columns, reversed(plain) if keep_end else plain))]
+    if not reach or reach[-1] <= length:
         return plain
-    return "\u2026" + plain[-length + 1 :] if keep_end else plain[: length - 1] + "\u2026"
+    kept = bisect_right(reach, length - 1)
+    return "\u2026" + plain[len(plain) - kept :] if keep_end else plain[:kept] + "\u2026"
+
+
+def _columns(character: str) -> int:
+    return 2 if east_asian_width(character) in "WF" else 1
 
 
 def nice_ticks(low: float, high: float) -> list[float]:
