@@ -35,7 +35,7 @@ from fastckpt.io.space import check_space, reserve_space
 from fastckpt.io.temp_file import create_temp, keep_ownership, sweep
 from fastckpt.io.transfer import MEMORY, Move, transfer
 
-__all__ = ["Commit", "fsync_directory", "make_directory", "publish_bytes"]
+__all__ = ["Commit", "fsync_directory", "make_directory", "publish_bytes", "write_all"]
 
 _DIRECTORY_SYNC_UNSUPPORTED: Final = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 """What fsync on a directory says where the file system has no such thing."""
@@ -125,19 +125,7 @@ class Commit:
             OutOfSpaceError: There is no room for it.
             CheckpointIOError: The system refused for another reason.
         """
-        rest = memoryview(data)
-        if rest.nbytes == 0:
-            return
-        rest = rest.cast("B")
-        while rest.nbytes:
-            try:
-                count = os.pwrite(self.fd, rest, offset)
-                if count == 0:
-                    raise OSError(errno.EIO, "nothing was written")
-            except OSError as error:
-                raise translate_os_error(error, self.path, offset, doing="write") from error
-            offset += count
-            rest = rest[count:]
+        offset = write_all(self.fd, offset, data, path=self.path)
         if self._durable and offset - self._begun >= _WRITE_BEHIND:
             self._begin_writing(offset)
 
@@ -268,6 +256,24 @@ class Commit:
             if fd is not None and fd >= 0:
                 with contextlib.suppress(OSError):
                     os.close(fd)
+
+
+def write_all(fd: int, offset: int, data: bytes | bytearray | memoryview, *, path: str) -> int:
+    """Write all of ``data`` at ``offset`` of an open file; where it ends. Raises OutOfSpaceError, CheckpointIOError."""
+    rest = memoryview(data)
+    if rest.nbytes == 0:
+        return offset
+    rest = rest.cast("B")
+    while rest.nbytes:
+        try:
+            count = os.pwrite(fd, rest, offset)
+            if count == 0:
+                raise OSError(errno.EIO, "nothing was written")
+        except OSError as error:
+            raise translate_os_error(error, path, offset, doing="write") from error
+        offset += count
+        rest = rest[count:]
+    return offset
 
 
 def publish_bytes(path: str | os.PathLike[str], data: bytes, *, durable: bool = True) -> None:

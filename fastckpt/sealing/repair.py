@@ -16,25 +16,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, MismatchError, UsageError
-from fastckpt.io.cloning import clone, hard_link, reflink
+from fastckpt.io.cloning import clone, hard_link
 from fastckpt.io.commit import Commit
 from fastckpt.io.how import How
-from fastckpt.io.os_errors import exists, file_path, is_directory, typed_os_errors
+from fastckpt.io.os_errors import exists, file_path, is_directory
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
-from fastckpt.layout.blocks import Extent
+from fastckpt.io.transfer import Progress
 from fastckpt.sealing.repaired import RepairReport
-from fastckpt.seals.bad_leaves import BadLeaves, findings_of, merged
+from fastckpt.seals.bad_leaves import findings_of
 from fastckpt.seals.beside import advice_for_another
 from fastckpt.seals.encoded import encoded
-from fastckpt.seals.healing import heal_leaves, hopeless_leaves
+from fastckpt.seals.healed_copy import HealedCopy
+from fastckpt.seals.healing import hopeless_leaves
 from fastckpt.seals.names import DAMAGED_SUFFIX, is_sums_path, sealed_name, sums_path
 from fastckpt.seals.remains import SumsRemains, open_remains
-from fastckpt.seals.standing import WRITTEN_ANEW, Standing, standing_of
+from fastckpt.seals.standing import Standing, standing_of
 from fastckpt.seals.sums import Sums, write_sums
 from fastckpt.stored.verify import is_whole_by_itself
+from fastckpt.stored.why_another import why_another
 from fastckpt.text import quoted
 
 
@@ -99,7 +100,7 @@ def repair(
     with Source(name, may_be_empty=True) as source, _remains_beside(source, beside, threads) as remains:
         how = How(reading_threads(source, threads), durable)
         standing = standing_of(source, remains.sums, threads=how.threads, progress=progress)
-        why = _why_another(source, standing, how.threads) if output is None else ""
+        why = why_another(source, standing, threads=how.threads) if output is None else ""
         if why:
             raise MismatchError(
                 f"this is not the file that was sealed: {why}",
@@ -140,13 +141,6 @@ def _remains_beside(source: Source, beside: str, threads: int | None) -> Iterato
         raise
 
 
-def _why_another(source: Source, standing: Standing, threads: int) -> str:
-    """Why a file was written anew since it was sealed: then it must not go back to what it was. Empty if damaged."""
-    if standing.stale or standing.is_as_sealed:
-        return standing.stale
-    return WRITTEN_ANEW if is_whole_by_itself(source, threads=threads) else ""
-
-
 def _planned(source: Source, remains: SumsRemains, standing: Standing) -> RepairReport:
     """What is wrong, and what of it is left by too much damage in a group; whether the rest heals, its digests tell."""
     sums = remains.sums
@@ -163,9 +157,7 @@ def _planned(source: Source, remains: SumsRemains, standing: Standing) -> Repair
 def _leave(report: RepairReport, standing: Standing, hopeless: Sequence[int]) -> None:
     """These leaves do not come back: name them."""
     report.healed = report.lost - len(hopeless)
-    gone = set(hopeless)
-    runs = [BadLeaves(n, 1, *run[2:]) for run in standing.bad for n in range(run.first, run.end) if n in gone]
-    report.left = findings_of(standing.sums, merged(runs), size=standing.size)
+    report.left = findings_of(standing.sums, standing.bad_among(hopeless), size=standing.size)
 
 
 def _heal(
@@ -179,20 +171,16 @@ def _heal(
     progress: Progress | None,
 ) -> None:
     target = file_path(output) if output is not None else source.path
-    lost = standing.bad_numbers
     sums = remains.sums
     kept = ""
     try:
         with Commit(target, durable=how.durable, reserve=sums.size) as sink:
-            _copy_what_is_there(source, sink, standing, how, _from(source.size, progress))
-            unhealed = dict.fromkeys(lost)  # Ascending, as they are.
-            for healed in heal_leaves(source, remains, lost, threads=how.threads):
-                sink.write(sums.leaf_extent(healed.leaf).offset, healed.data)
-                del unhealed[healed.leaf]
-            _leave(report, standing, list(unhealed))
-            if unhealed and (output is None or not report.healed):
+            copy = HealedCopy(sink.fd, target, remains, standing, direct_fd=sink.direct_fd)
+            copy.write(source, threads=how.threads, progress=_from(source.size, progress))
+            _leave(report, standing, copy.unhealed)
+            if copy.unhealed and (output is None or not report.healed):
                 raise _NotWorthIt
-            _require_proven(sink, sums, list(unhealed), how, _from(2 * sums.size, progress))
+            copy.require_proven(threads=how.threads, progress=_from(2 * sums.size, progress))
             sink.finish(sums.size)
             if output is None:
                 source.require_unchanged(next_step="repair it when nobody writes to it")
@@ -214,56 +202,6 @@ class _NotWorthIt(Exception):
 
 def _from(done: int, progress: Progress | None) -> Progress | None:
     return None if progress is None else lambda count: progress(done + count)
-
-
-def _copy_what_is_there(source: Source, sink: Commit, standing: Standing, how: How, progress: Progress | None) -> None:
-    """All bytes that the damaged file has of what was sealed; what cannot be read stays zero."""
-    sums = standing.sums
-    common = min(source.size, sums.size)
-    with typed_os_errors(sink.path, sums.size, doing="set the length of the file"):
-        if reflink(sink.fd, source):
-            os.ftruncate(sink.fd, sums.size)
-            return
-    sink.preallocate(sums.size)
-    unread = [sums.leaf_extent(run.first, run.leaves) for run in standing.bad if run.errno]
-    moves = _parts_between(unread, common)
-    with typed_os_errors(sink.path, doing="write the file"):
-        moved = transfer(
-            moves,
-            source=source.fd,
-            source_direct=source.direct_fd,
-            sink=sink.fd,
-            sink_direct=sink.direct_fd,
-            threads=how.threads,
-            leaves=False,
-            progress=progress,
-        )
-    for fault in moved.faults:
-        source.raise_fault(moves[fault.move].source + fault.offset, fault.errno)
-
-
-def _parts_between(holes: Sequence[Extent], end: int) -> list[Move]:
-    """Bytes ``[0, end)`` without these, to where they are."""
-    parts, at = [], 0
-    for hole in [*holes, Extent(end, 0)]:
-        stop = min(hole.offset, end)
-        if at < stop:
-            parts.append(Move(at, at, stop - at))
-        at = max(at, hole.end)
-    return parts
-
-
-def _require_proven(sink: Commit, sums: Sums, unhealed: Sequence[int], how: How, progress: Progress | None) -> None:
-    """Compare every leaf of the new file with the seal, but those that are known not to be healed."""
-    parts = _parts_between([sums.leaf_extent(leaf) for leaf in unhealed], sums.size)
-    moved = transfer(parts, source=sink.fd, sink=NOWHERE, threads=how.threads, progress=progress)
-    expected = b"".join(sums.digests_of(Extent(part.source, part.size)) for part in parts)
-    if moved.faults or bytes(moved.leaves) != expected:
-        raise DamagedError(
-            "the new file is not what was sealed: the damaged one changed meanwhile, or the disk fails; it is not kept",
-            path=sink.path,
-            next_step="repair it when nobody writes to it; look at the disk: dmesg",
-        )
 
 
 def _keep(source: Source, target: str, how: How) -> str:

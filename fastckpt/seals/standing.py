@@ -8,6 +8,7 @@ Whoever can see that a file's own checksums prove all of it calls a seal that di
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -62,6 +63,12 @@ class Standing:
     def bad_numbers(self) -> list[int]:
         """The number of each bad leaf, ascending."""
         return [leaf for run in self.bad for leaf in range(run.first, run.end)]
+
+    def bad_among(self, numbers: Iterable[int]) -> list[BadLeaves]:
+        """The bad leaves that are among those with these numbers."""
+        wanted = set(numbers)
+        runs = [BadLeaves(n, 1, *run[2:]) for run in self.bad for n in range(run.first, run.end) if n in wanted]
+        return merged(runs)
 
     def findings(self) -> list[Finding]:
         """What is to be said of it."""

@@ -8,7 +8,7 @@ from fastckpt.io.source import Source
 from fastckpt.seals.beside import seal_beside
 from fastckpt.seals.healing import would_heal
 from fastckpt.seals.standing import standing_of
-from fastckpt.stored.verify import is_whole_by_itself
+from fastckpt.stored.why_another import why_another
 from fastckpt.text import quoted
 
 
@@ -24,7 +24,7 @@ def command_that_heals(path: str) -> str | None:
                 return None
             threads = reading_threads(source, None)
             standing = standing_of(source, sums, threads=threads)
-            heals = would_heal(source, standing, threads=threads) and not is_whole_by_itself(source, threads=threads)
+            heals = would_heal(source, standing, threads=threads) and not why_another(source, standing, threads=threads)
             return f"fastckpt repair {quoted(path)}" if heals else None
     except FastckptError:
         return None

@@ -20,6 +20,8 @@ from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError, OutOfSpaceError, UsageError
 from fastckpt.io import commit
 from fastckpt.sealing import repair as repairing
+from fastckpt.seals import healed_copy
+from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.names import sums_path
 
 LEAF = LEAF_SIZE
@@ -339,11 +341,18 @@ def test_a_disk_without_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sorted(os.listdir(path.parent)) == ["model.bin", "model.bin.fckpt-sums"]
 
 
-@pytest.mark.parametrize("when", ["_copy_what_is_there", "_require_proven", "_keep"])
+STEPS: dict[str, Any] = {
+    "standing_of": repairing, "write": HealedCopy, "heal_leaves": healed_copy, "require_proven": HealedCopy,
+    "_keep": repairing,
+}  # fmt: skip
+"""The steps of a repair, and where each is found."""
+
+
+@pytest.mark.parametrize("when", ["write", "require_proven", "_keep"])
 def test_a_file_that_changes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     """By another program: nothing takes its place, and what that wrote is still there."""
     change(path, flip(5))
-    step: Any = getattr(repairing, when)
+    step: Any = getattr(STEPS[when], when)
 
     def write_meanwhile(*arguments: Any, **options: Any) -> Any:
         time.sleep(0.02)
@@ -352,7 +361,7 @@ def test_a_file_that_changes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPat
             file.write(b"written meanwhile")
         return step(*arguments, **options)
 
-    monkeypatch.setattr(repairing, when, write_meanwhile)
+    monkeypatch.setattr(STEPS[when], when, write_meanwhile)
     if when == "_keep":  # After the last look at it: the name goes to the healed file, and the other one is kept.
         assert b"written meanwhile" in Path(fastckpt.repair(path).kept or "").read_bytes()
         return
@@ -364,14 +373,14 @@ def test_a_file_that_changes_meanwhile(path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_file_that_is_replaced_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     change(path, flip(5))
-    step = repairing._require_proven
+    step = HealedCopy.require_proven
 
-    def replace_meanwhile(*arguments: Any) -> None:
+    def replace_meanwhile(copy: HealedCopy, **options: Any) -> None:
         path.with_name("new").write_bytes(b"a new file")
         path.with_name("new").replace(path)
-        step(*arguments)
+        step(copy, **options)
 
-    monkeypatch.setattr(repairing, "_require_proven", replace_meanwhile)
+    monkeypatch.setattr(HealedCopy, "require_proven", replace_meanwhile)
     with pytest.raises(DamagedError, match="another file"):
         fastckpt.repair(path)
     assert path.read_bytes() == b"a new file"
@@ -380,23 +389,23 @@ def test_a_file_that_is_replaced_meanwhile(path: Path, monkeypatch: pytest.Monke
 def test_what_a_disk_makes_of_it_is_compared(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A byte of the new file that is not what was written: it does not take the name."""
     change(path, flip(5))
-    step = repairing._require_proven
+    step = HealedCopy.require_proven
 
-    def rot(sink: Any, *rest: Any) -> None:
-        os.pwrite(sink.fd, b"rotten", 150 * LEAF + 3)
-        step(sink, *rest)
+    def rot(copy: HealedCopy, **options: Any) -> None:
+        os.pwrite(copy._fd, b"rotten", 150 * LEAF + 3)
+        step(copy, **options)
 
-    monkeypatch.setattr(repairing, "_require_proven", rot)
+    monkeypatch.setattr(HealedCopy, "require_proven", rot)
     with pytest.raises(DamagedError, match="not what was sealed"):
         fastckpt.repair(path)
     assert sorted(os.listdir(path.parent)) == ["model.bin", "model.bin.fckpt-sums"]
 
 
-@pytest.mark.parametrize("step", ["standing_of", "heal_leaves", "_require_proven", "_keep"])
+@pytest.mark.parametrize("step", ["standing_of", "heal_leaves", "require_proven", "_keep"])
 def test_ctrl_c(path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     change(path, flip(5))
     damaged = path.read_bytes()
-    original: Any = getattr(repairing, step)
+    original: Any = getattr(STEPS[step], step)
 
     def interrupted(*arguments: Any, **options: Any) -> None:
         if step == "_keep":
@@ -405,7 +414,7 @@ def test_ctrl_c(path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
             raise _Interrupted(original(*arguments, **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(repairing, step, interrupted)
+    monkeypatch.setattr(STEPS[step], step, interrupted)
     with pytest.raises(KeyboardInterrupt):
         fastckpt.repair(path)
     monkeypatch.undo()

@@ -1,0 +1,110 @@
+"""A copy of a damaged file in which every leaf that its seal heals is as it was sealed, and is proven to be.
+
+`fastckpt.repair` gives it the name of the damaged file; `fastckpt.salvage` only looks at it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+from fastckpt.errors import DamagedError
+from fastckpt.io.cloning import reflink
+from fastckpt.io.commit import write_all
+from fastckpt.io.os_errors import typed_os_errors
+from fastckpt.io.source import Source
+from fastckpt.io.space import reserve_space
+from fastckpt.io.transfer import NOWHERE, Move, Progress, transfer
+from fastckpt.layout.blocks import Extent
+from fastckpt.seals.healing import heal_leaves
+from fastckpt.seals.remains import SumsRemains
+from fastckpt.seals.standing import Standing
+
+
+class HealedCopy:
+    """The copy, in an empty file that is open: first `write` it, then `require_proven`.
+
+    Args:
+        fd: Where it goes.
+        path: What that is called in errors.
+        remains: The seal of the damaged file.
+        standing: How that stands to it.
+        direct_fd: The empty file opened with O_DIRECT, or -1.
+
+    Attributes:
+        unhealed: The numbers of the lost leaves that did not come back, ascending. They have the bytes of the damaged
+            file; those that it does not have, or that cannot be read, are zero.
+    """
+
+    def __init__(self, fd: int, path: str, remains: SumsRemains, standing: Standing, *, direct_fd: int = -1) -> None:
+        self.unhealed = standing.bad_numbers
+        self._fd, self._direct_fd, self._path = fd, direct_fd, path
+        self._remains, self._standing = remains, standing
+
+    def write(self, source: Source, *, threads: int, progress: Progress | None = None) -> None:
+        """Copy what is there, and put what was healed in its place.
+
+        Raises:
+            OutOfSpaceError, CheckpointIOError: The copy cannot be written, or a part of the file not be read any more.
+            DamagedError: The file became shorter.
+            KeyboardInterrupt: Within 0.2 s of Ctrl-C.
+        """
+        self._copy(source, threads, progress)
+        sums = self._remains.sums
+        unhealed = dict.fromkeys(self.unhealed)  # Ascending, as they are.
+        for healed in heal_leaves(source, self._remains, self.unhealed, threads=threads):
+            write_all(self._fd, sums.leaf_extent(healed.leaf).offset, healed.data, path=self._path)
+            del unhealed[healed.leaf]
+        self.unhealed = list(unhealed)
+
+    def _copy(self, source: Source, threads: int, progress: Progress | None) -> None:
+        size = self._remains.sums.size
+        with typed_os_errors(self._path, size, doing="set the length of the file"):
+            if reflink(self._fd, source):
+                os.ftruncate(self._fd, size)
+                return
+        with typed_os_errors(self._path, doing=f"reserve {size} bytes"):
+            reserve_space(self._fd, size, self._path)
+        unread = [self._remains.sums.leaf_extent(run.first, run.leaves) for run in self._standing.bad if run.errno]
+        moves = list(_parts_between(unread, min(source.size, size)))
+        with typed_os_errors(self._path, doing="write the file"):
+            moved = transfer(
+                moves,
+                source=source.fd,
+                source_direct=source.direct_fd,
+                sink=self._fd,
+                sink_direct=self._direct_fd,
+                threads=threads,
+                leaves=False,
+                progress=progress,
+            )
+        for fault in moved.faults:
+            source.raise_fault(moves[fault.move].source + fault.offset, fault.errno)
+
+    def require_proven(self, *, threads: int, progress: Progress | None = None) -> None:
+        """Compare every leaf of the copy with the seal, but those that are known not to be healed.
+
+        Raises:
+            DamagedError: One of them is not what was sealed.
+        """
+        sums = self._remains.sums
+        parts = list(_parts_between([sums.leaf_extent(leaf) for leaf in self.unhealed], sums.size))
+        moved = transfer(parts, source=self._fd, sink=NOWHERE, threads=threads, progress=progress)
+        expected = b"".join(sums.digests_of(Extent(part.source, part.size)) for part in parts)
+        if moved.faults or bytes(moved.leaves) != expected:
+            raise DamagedError(
+                "the new file is not what was sealed: the damaged one changed meanwhile, or the disk fails; it is not "
+                "kept",
+                path=self._path,
+                next_step="repair it when nobody writes to it; look at the disk: dmesg",
+            )
+
+
+def _parts_between(holes: Sequence[Extent], end: int) -> Iterator[Move]:
+    """Bytes ``[0, end)`` without these, to where they are."""
+    at = 0
+    for hole in [*holes, Extent(end, 0)]:
+        stop = min(hole.offset, end)
+        if at < stop:
+            yield Move(at, at, stop - at)
+        at = max(at, hole.end)
