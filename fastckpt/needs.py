@@ -26,3 +26,20 @@ def needs_torch(what: str) -> Iterator[None]:
         raise MissingPackageError(
             f"{what} needs torch, which is not installed", next_step="pip install 'fastckpt[torch]'"
         ) from None
+
+
+@contextmanager
+def needs_remote(package: str, what: str) -> Iterator[None]:
+    """A block that imports one of the packages of the extra ``remote``, as `needs_torch` does.
+
+    Raises:
+        MissingPackageError: It is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise MissingPackageError(
+            f"{what} needs {package}, which is not installed", next_step="pip install 'fastckpt[remote]'"
+        ) from None

@@ -1,0 +1,77 @@
+"""What a store refused, in words a person can act on, and without a secret."""
+
+from __future__ import annotations
+
+import errno
+import re
+from typing import Final
+
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, DamagedError
+
+_LONGEST: Final = 300
+_STATUS: Final = re.compile(r"status code: (\d{3}[^:<\n]*)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
+_SECRETS: Final = re.compile(r"(?<=://)[^/\s@]*@|\?[^\s\"')]*")
+"""A password in front of a server's name, and the query of a URL, which may be a signature."""
+
+
+def changed(path: str, *, offset: int | None = None) -> DamagedError:
+    """The object is another one than that which was opened."""
+    return DamagedError(
+        "the object was replaced while it was read",
+        path=path,
+        offset=offset,
+        next_step="read it again; nothing of two versions was put together",
+    )
+
+
+def missing(path: str) -> CheckpointNotFoundError:
+    """There is no such object."""
+    return CheckpointNotFoundError(
+        "not found: no such object, or no such bucket", errno=errno.ENOENT, path=path, next_step="check the URL"
+    )
+
+
+def refused(path: str, why: str) -> CheckpointIOError:
+    """The store wants credentials, or others."""
+    return CheckpointIOError(
+        f"the store does not allow it{said(why)}",
+        errno=errno.EACCES,
+        path=path,
+        next_step="check the credentials: in the environment (AWS_ACCESS_KEY_ID, ...), or given as storage_options",
+    )
+
+
+def there_already(path: str) -> CheckpointIOError:
+    """An object that must not be replaced has this key."""
+    return CheckpointIOError("there is an object of this name already", errno=errno.EEXIST, path=path)
+
+
+def failed(path: str, why: str, *, offset: int | None = None) -> CheckpointIOError:
+    """The last of several attempts failed."""
+    return CheckpointIOError(
+        f"the store does not answer as it should{said(why)}",
+        path=path,
+        offset=offset,
+        next_step="check the network and the URL, and try again",
+    )
+
+
+def without_ranges(path: str) -> CheckpointIOError:
+    """The server gives whole objects only."""
+    return CheckpointIOError(
+        "the server sends no parts of a file (HTTP ranges), which reading needs",
+        path=path,
+        next_step="download the file, and read it from the disk",
+    )
+
+
+def said(why: str) -> str:
+    """What a library said, as the end of a sentence: its first lines, without what may be a secret.
+
+    Of an answer of the server only its status: what else it says can repeat the request, with a signature in it.
+    """
+    if (found := _STATUS.search(why)) is not None:
+        return f": {found[1].strip()}" + (f" ({found[2]})" if found[2] else "")
+    text = _SECRETS.sub("", why.partition("\n\n")[0].partition("<")[0])
+    text = " ".join(text.split())[:_LONGEST]
+    return f": {text}" if text else ""

@@ -1,0 +1,153 @@
+"""A `Store` over fsspec: the hub (``hf://``), and what else has a file system there. Its calls block a thread."""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import errno
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from queue import SimpleQueue
+from typing import Any, Final, Generic, TypeVar
+
+import fsspec
+
+from fastckpt.errors import FastckptError, UsageError
+from fastckpt.remote import failures
+from fastckpt.remote.store import Listed, Version
+
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 3
+_ETAGS: Final = ("ETag", "etag", "e_tag", "blob_id", "oid", "md5Hash", "sha", "checksum")
+"""What file systems call that which another content has otherwise."""
+_TIMES: Final = ("LastModified", "last_modified", "mtime", "updated", "created")
+
+
+def open_fsspec(scheme: str, options: Mapping[str, Any]) -> Any:
+    """The file system that fsspec has for a scheme.
+
+    Raises:
+        UsageError: It knows none, lacks the package for it, or does not take the options.
+    """
+    try:
+        return fsspec.filesystem(scheme, **options)
+    except (ImportError, ValueError, TypeError) as error:
+        why = str(error) if isinstance(error, ImportError) or not options else type(error).__name__
+        raise UsageError(f"fsspec opens no {scheme}://{failures.said(why)}") from None
+
+
+class Call(Generic[T]):
+    """A call that blocks, on a thread of its own. See `fastckpt.remote.store.Pending`."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._work = work
+        self._outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        _thread.start_new_thread(self._run, ())
+
+    def _run(self) -> None:
+        try:
+            self._outcome.put((self._work(), None))
+        except BaseException as error:
+            self._outcome.put((None, error))
+
+    def result(self) -> T:
+        """What the call returned or raised; Ctrl-C is heard, and the thread left to itself."""
+        value, error = self._outcome.get()
+        if error is not None:
+            raise error
+        returned: T = value
+        return returned
+
+    def cancel(self) -> None:
+        """The call cannot be stopped: nobody waits for it any more."""
+        self._outcome.put((None, asyncio.CancelledError()))
+
+
+class FsspecStore:
+    """See `fastckpt.remote.store.Store`.
+
+    Args:
+        files: A file system of fsspec.
+        base: What stands before a key in the URL of an object, for messages.
+    """
+
+    def __init__(self, files: Any, base: str) -> None:
+        self._files = files
+        self._base = base
+
+    def head(self, key: str) -> Version:
+        def ask() -> Version:
+            self._files.invalidate_cache()  # What it was a while ago is not the question.
+            return _version(self._files.info(self._name(key)))
+
+        return self._call(key, ask).result()
+
+    def tail(self, key: str, size: int) -> tuple[Version, memoryview]:
+        version = self.head(key)
+        if not version.size:
+            return version, memoryview(b"")
+        return version, self.get(key, max(0, version.size - size), version.size, version).result()
+
+    def get(self, key: str, start: int, stop: int, version: Version) -> Call[memoryview]:
+        def fetch() -> memoryview:
+            for _ in range(_ATTEMPTS):
+                data = memoryview(self._files.cat_file(self._name(key), start=start, end=stop)).cast("B")
+                if data.nbytes == stop - start:
+                    return data
+            raise failures.failed(self._base + key, f"{data.nbytes} bytes came of {stop - start}", offset=start)
+
+        return self._call(key, fetch, offset=start)
+
+    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
+        mode = "create" if new else "overwrite"
+        self._call(key, lambda: self._files.pipe_file(self._name(key), data, mode=mode)).result()
+
+    def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            if self._call(key, lambda key=key: self._files.exists(self._name(key))).result():  # type: ignore[misc]
+                self._call(key, lambda key=key: self._files.rm_file(self._name(key))).result()  # type: ignore[misc]
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        found = self._call(prefix, lambda: self._files.find(self._name(prefix), detail=True)).result()
+        for name in sorted(found):
+            yield Listed(self._key(name), _version(found[name]))
+
+    def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
+        found = self._call(prefix, lambda: self._files.ls(self._name(prefix), detail=True)).result()
+        folders = [self._key(item["name"]) for item in found if item["type"] == "directory"]
+        return folders, [Listed(self._key(item["name"]), _version(item)) for item in found if item["type"] == "file"]
+
+    def _name(self, key: str) -> str:
+        return str(self._files._strip_protocol(self._base + key))
+
+    def _key(self, name: str) -> str:
+        return name.removeprefix(self._name("")).lstrip("/")
+
+    def _call(self, key: str, work: Callable[[], T], *, offset: int | None = None) -> Call[T]:
+        path = self._base + key
+
+        def translated() -> T:
+            try:
+                return work()
+            except FastckptError:
+                raise
+            except FileNotFoundError:
+                raise failures.missing(path) from None
+            except FileExistsError:
+                raise failures.there_already(path) from None
+            except PermissionError as error:
+                raise failures.refused(path, str(error)) from None
+            except Exception as error:
+                if getattr(error, "errno", None) == errno.ENOENT:
+                    raise failures.missing(path) from None
+                raise failures.failed(path, str(error), offset=offset) from None
+
+        return Call(translated)
+
+
+def _version(info: Mapping[str, Any]) -> Version:
+    etag = next((str(info[name]) for name in _ETAGS if info.get(name)), None)
+    when = next((info[name] for name in _TIMES if info.get(name)), 0.0)
+    modified = when.timestamp() if isinstance(when, datetime) else float(when) if isinstance(when, int | float) else 0.0
+    return Version(int(info["size"] or 0), etag, modified)

@@ -1,0 +1,74 @@
+"""What is asked of a store: the few calls that everything remote is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+RANGE: Final = 8 * 2**20
+"""Bytes of a request: enough that its round trip counts little, little enough to be fetched again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """An object as it was at one moment.
+
+    Attributes:
+        size: In bytes.
+        etag: What another content under the same key has otherwise; None where the store tells nothing of the kind.
+        modified: When it was last written, in seconds since 1970; 0 where nobody says.
+    """
+
+    size: int
+    etag: str | None = None
+    modified: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """An object in a listing: its key, from the root of the store on, and what it was."""
+
+    key: str
+    version: Version
+
+
+class Pending(Protocol):
+    """A range on its way."""
+
+    def result(self) -> memoryview:
+        """Its bytes, exactly as many as were asked for; raises what `Store.get` does. Ctrl-C is heard."""
+
+    def cancel(self) -> None:
+        """It is not wanted any more."""
+
+
+class Store(Protocol):
+    """A bucket or a web server. Every call can be made from any thread, hears Ctrl-C, and tries again where that may
+    help. Errors are those of `fastckpt.errors`, with ``path`` the URL without secrets:
+
+    * CheckpointNotFoundError: no such object, bucket or server;
+    * CheckpointIOError: not allowed (``errno`` EACCES), there already (EEXIST), or the last of several failures;
+    * DamagedError: the object is not that version any more, or another length came than was asked for.
+    """
+
+    def head(self, key: str) -> Version:
+        """What an object is now."""
+
+    def tail(self, key: str, size: int) -> tuple[Version, memoryview]:
+        """What an object is now, and its last bytes, at most ``size``; in one request where the store can do that."""
+
+    def get(self, key: str, start: int, stop: int, version: Version) -> Pending:
+        """Begin to fetch the bytes ``[start, stop)`` of that version, and of no other."""
+
+    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
+        """Write a small object, all of it or nothing. With ``new`` one that is there already is an error, and stays."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects, one after the other in this order; one that is not there counts as deleted."""
+
+    def list(self, prefix: str) -> Iterator[Listed]:
+        """Every object whose key is below this prefix (``"a/b/"``; ``""`` is all of them), in order of keys."""
+
+    def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
+        """As a directory: the prefixes and the objects directly below this one."""

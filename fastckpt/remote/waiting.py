@@ -1,0 +1,92 @@
+"""Requests under way: coroutines on a thread of their own, so that whoever waits can stop waiting.
+
+A call of a network library that blocks hears no Ctrl-C. A coroutine can be cancelled: then its connection is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from queue import SimpleQueue
+from typing import Any, Generic, TypeVar
+
+from fastckpt.errors import UsageError
+
+T = TypeVar("T")
+
+
+class Request(Generic[T]):
+    """A coroutine under way on the thread of all requests.
+
+    Not a future of `concurrent.futures`, for the reason that `fastckpt.io.pool` gives.
+
+    Args:
+        make: Gives the coroutine; called on that thread.
+    """
+
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
+        self._outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._task: asyncio.Task[None] | None = None
+        self._cancelled = False
+        self._loop = _running_loop()
+        self._loop.call_soon_threadsafe(self._start)
+
+    def _start(self) -> None:
+        if not self._cancelled:
+            self._task = self._loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            self._outcome.put((await self._make(), None))
+        except BaseException as error:
+            self._outcome.put((None, error))
+
+    def result(self) -> T:
+        """Wait for what came of it, or raise what it raised. To be asked for once; Ctrl-C is heard, and cancels it."""
+        try:
+            value, error = self._outcome.get()
+        except BaseException:
+            self.cancel()
+            raise
+        if error is not None:
+            raise error
+        returned: T = value
+        return returned
+
+    def cancel(self) -> None:
+        """Stop it, if it is still under way. Whoever waits for it gets an `asyncio.CancelledError`."""
+        self._cancelled = True
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is None:
+            self._outcome.put((None, asyncio.CancelledError()))
+        else:
+            self._task.cancel()
+
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_owner = 0
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    """The loop of this process, begun when it is first asked for.
+
+    Raises:
+        UsageError: The process was forked from one that had begun it: the threads below it are not here.
+    """
+    global _loop, _owner
+    with _lock:
+        if _loop is None:
+            _loop, _owner = asyncio.new_event_loop(), os.getpid()
+            threading.Thread(target=_loop.run_forever, name="fastckpt requests", daemon=True).start()
+        elif _owner != os.getpid():
+            raise UsageError(
+                "remote files were used before this process was forked, and connections do not survive that",
+                next_step='multiprocessing.set_start_method("spawn"), also for the workers of a DataLoader',
+            )
+        return _loop

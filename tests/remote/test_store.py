@@ -1,0 +1,106 @@
+"""What is asked of a store, of obstore's and of fsspec's: answers, and errors in our words."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from typing import Any
+
+import fsspec
+import pytest
+from obstore.store import MemoryStore
+
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, DamagedError, UsageError
+from fastckpt.remote.path import RemotePath, located
+from fastckpt.remote.store import Version
+
+DATA = bytes(range(256)) * 10
+
+
+def in_obstore() -> RemotePath:
+    path: RemotePath = located("s3://bucket/a/x.bin", MemoryStore())
+    return path
+
+
+def in_fsspec() -> RemotePath:
+    fsspec.filesystem("memory").store.clear()
+    path: RemotePath = located("memory://bucket/a/x.bin")
+    return path
+
+
+@pytest.fixture(params=[in_obstore, in_fsspec])
+def path(request: pytest.FixtureRequest) -> RemotePath:
+    make: Callable[[], RemotePath] = request.param
+    made = make()
+    made.store.put(made.key, DATA)
+    return made
+
+
+def test_ranges(path: RemotePath) -> None:
+    store, key = path.store, path.key
+    version = store.head(key)
+    assert version.size == len(DATA)
+    assert store.tail(key, 100) == (version, memoryview(DATA[-100:]))
+    assert store.tail(key, 10**6) == (version, memoryview(DATA))
+    pending = [store.get(key, start, start + 50, version) for start in range(0, 500, 50)]
+    assert b"".join(each.result() for each in pending) == DATA[:500]
+
+
+def test_an_object_without_bytes(path: RemotePath) -> None:
+    path.store.put("empty", b"")
+    version, data = path.store.tail("empty", 100)
+    assert (version.size, bytes(data)) == (0, b"")
+
+
+def test_what_is_not_there(path: RemotePath) -> None:
+    for ask in (
+        lambda: path.store.head("nothing"),
+        lambda: path.store.tail("nothing", 5),
+        lambda: path.store.get("nothing", 0, 5, Version(5)).result(),
+    ):
+        with pytest.raises(CheckpointNotFoundError, match="//bucket/nothing: not found"):
+            ask()
+
+
+def test_what_is_there_stays(path: RemotePath) -> None:
+    with pytest.raises(CheckpointIOError, match="already") as error:
+        path.store.put(path.key, b"new", new=True)
+    assert error.value.errno == errno.EEXIST
+    assert path.store.head(path.key).size == len(DATA)
+    path.store.put("other", b"new", new=True)
+
+
+def test_listing_and_deleting(path: RemotePath) -> None:
+    for key in ("a/b/1", "a/b/2", "c"):
+        path.store.put(key, b"1")
+    assert [each.key for each in path.store.list("a/")] == ["a/b/1", "a/b/2", "a/x.bin"]
+    folders, objects = path.store.list_here("a/")
+    assert [folder.rstrip("/") for folder in folders] == ["a/b"]
+    assert [(each.key, each.version.size) for each in objects] == [("a/x.bin", len(DATA))]
+    path.store.delete(["a/b/1", "a/nothing", "a/b/2"])
+    assert [each.key for each in path.store.list("")] == ["a/x.bin", "c"]
+
+
+def test_a_range_of_another_version_is_refused() -> None:
+    path = in_obstore()
+    path.store.put(path.key, DATA)
+    version = path.store.head(path.key)
+    path.store.put(path.key, DATA)
+    with pytest.raises(DamagedError, match="replaced while it was read"):
+        path.store.get(path.key, 0, 5, version).result()
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    for package, url in (("obstore", "s3://bucket/x"), ("fsspec", "hf://org/repo/x")):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules, f"fastckpt.remote.{package}_store", raising=False)
+        with pytest.raises(UsageError, match=rf"needs {package}.*pip install 'fastckpt\[remote\]'"):
+            located(url)
+
+
+def test_a_file_system_that_fsspec_lacks_is_named() -> None:
+    options: dict[str, Any] = {}
+    with pytest.raises(UsageError, match="fsspec opens no nosuch://"):
+        located("nosuch://a/b", options)

@@ -1,0 +1,59 @@
+"""Which texts are URLs, and what of them is shown."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastckpt.errors import UsageError
+from fastckpt.remote.path import located
+from fastckpt.remote.url import is_url, local_path, parse_url
+
+
+@pytest.mark.parametrize("text", ["s3://b/k", "S3://b/k", "https://host/k", "hf://org/repo/k", "az://c/k"])
+def test_urls(text: str) -> None:
+    assert is_url(text)
+
+
+@pytest.mark.parametrize("text", ["a.fckpt", "/a/b", "C:/a", "file:///a", "run:1/a", "://a", "a//b", b"s3://b/k", 3])
+def test_what_is_none(text: object) -> None:
+    assert not is_url(text)
+
+
+def test_parts() -> None:
+    url = parse_url("s3://bucket/a b/%41?x#y.fckpt")
+    assert (url.bucket, url.key) == ("bucket", "a b/%41?x#y.fckpt")
+    url = parse_url("https://user:word@host:80/a%20b.fckpt?X-Signature=abc#top")
+    assert (url.bucket, url.key, url.query, url.user) == ("host:80", "a b.fckpt", "X-Signature=abc", "user:word")
+    assert url.shown == "https://host:80/a b.fckpt"
+
+
+def test_files_are_paths() -> None:
+    assert located("file:///a/b%20c.fckpt") == "/a/b c.fckpt"
+    assert local_path("a/b") == "a/b"
+    with pytest.raises(UsageError, match="this computer"):
+        located("file://other/a")
+
+
+@pytest.mark.parametrize("text", ["s3:///key", "https:///key"])
+def test_a_bucket_is_named(text: str) -> None:
+    with pytest.raises(UsageError, match="names no bucket"):
+        parse_url(text)
+
+
+def test_options_are_for_urls() -> None:
+    with pytest.raises(UsageError, match="storage_options"):
+        located("a.fckpt", {"region": "x"})
+
+
+def test_options_that_are_unknown_are_named_without_their_values() -> None:
+    with pytest.raises(UsageError, match="the options wrong_key") as error:
+        located("s3://bucket/a.fckpt", {"wrong_key": "hidden"})
+    assert "hidden" not in str(error.value)
+
+
+def test_a_path_is_shown_without_secrets() -> None:
+    path = located("https://user:word@host/a/b.fckpt?signature=abc")
+    assert str(path) == path.__fspath__() == "https://host/a/b.fckpt"
+    assert str(path.beside("-sums")) == "https://host/a/b.fckpt-sums"
+    assert str(located("s3://bucket/step_5/").joined("x")) == "s3://bucket/step_5/x"
+    assert str(located("s3://bucket").joined("x")) == "s3://bucket/x"
