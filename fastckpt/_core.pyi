@@ -168,6 +168,7 @@ class SlotFiller:
         hashed: u8, one for each turn: 0 where no leaf is hashed; None: all are. What belongs to a turn that is
             not yet among the first ``slots`` that were not released may be changed.
         padded: Zeros follow each extent in a sink that is a file, up to its next multiple of 4 KiB.
+        tally: A `parity_tally` to which all that is written is added.
 
     Raises:
         ValueError: An extent does not fit its source, sink or ``leaves``, or is in no turn.
@@ -189,6 +190,7 @@ class SlotFiller:
         sources: Buffer | None = None,
         hashed: Buffer | None = None,
         padded: bool = False,
+        tally: object | None = None,
     ) -> SlotFiller: ...
     def wait(self, turn: int, progress: Callable[[int], object] | None = None, /) -> list[tuple[int, int, int, int]]:
         """Wait until a turn is full; what could not be read, as `transfer` has it.
@@ -279,6 +281,26 @@ def encode_parity(
         MemoryError: No scratch memory (about 2 MiB a thread).
         KeyboardInterrupt: Ctrl-C, within 0.2 s.
     """
+
+def parity_tally(size: int, groups: int, rows: int, parity: Buffer, leaves: Buffer, /) -> object:
+    """Begin to sum up parity and leaf digests of a file that is going to be written.
+
+    Args:
+        size: Of all of it.
+        groups: As for `encode_parity`.
+        rows: So, too.
+        parity: Writable: as many leaves as there are groups, for each row. It means something after `tally_finish`.
+        leaves: Writable, u64 for every leaf of the file. So, too.
+
+    Raises:
+        ValueError: A number is out of range, or a buffer has another size.
+    """
+
+def tally_add(tally: object, data: Buffer, offset: int, /) -> None:
+    """Add bytes that are written to this offset: once for each byte, in any order, also while other threads do."""
+
+def tally_finish(tally: object, /) -> None:
+    """All is added: what was not is zero."""
 
 def recover_leaves(
     source: int | Buffer,

@@ -56,6 +56,19 @@ void Fold(const uint8_t* const* sources, uint8_t* const* rows, size_t count) {
   FoldPortable(sources, rows, count);
 }
 
+uint8_t Factor(size_t row, uint64_t place) {
+  return Power(kBases[row], static_cast<size_t>(place));
+}
+
+void AddMultiple(uint8_t factor, const uint8_t* from, size_t size, uint8_t* to) {
+  Multiples multiples;
+  for (uint8_t bit = 0; bit < 8; ++bit, factor = Twice(factor)) multiples.of_bit[bit] = factor;
+#if defined(__x86_64__)
+  if (CurrentSimdLevel() >= SimdLevel::kAvx2) return AddMultipleAvx2(multiples, from, size, to);
+#endif
+  AddMultiplePortable(multiples, from, size, to);
+}
+
 uint8_t Multiply(uint8_t a, uint8_t b) {
   uint8_t product = 0;
   for (; b != 0; b = static_cast<uint8_t>(b >> 1), a = Twice(a))
@@ -78,7 +91,7 @@ void Subtract(const uint8_t* a, const uint8_t* b, uint8_t* to) {
 void Solve(const size_t* places, const size_t* rows, size_t count, uint8_t* const* data) {
   Matrix matrix;
   for (size_t q = 0; q < count; ++q)
-    for (size_t i = 0; i < count; ++i) matrix.at[q][i] = Power(kBases[rows[q]], places[i]);
+    for (size_t i = 0; i < count; ++i) matrix.at[q][i] = Factor(rows[q], places[i]);
   const Matrix inverse = Inverted(matrix);
   // Products with each number that is needed. Few leaves are lost beside those that are read, so a
   // byte at a time is fast enough.

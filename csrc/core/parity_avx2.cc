@@ -1,4 +1,4 @@
-// The parity kernel on 256-bit registers.
+// The parity kernels on 256-bit registers.
 
 #include "constants.h"
 #include "parity_kernels.h"
@@ -24,6 +24,21 @@ FASTCKPT_AVX2 __m256i Twice(__m256i value) {
                           _mm256_and_si256(overflows, _mm256_set1_epi8(0x1D)));
 }
 
+FASTCKPT_AVX2 void Store(uint8_t* to, __m256i value) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), value);
+}
+
+// The multiples by each half of a byte: in both lanes, as the shuffle takes them.
+FASTCKPT_AVX2 __m256i Table(const uint8_t* of_bit) {
+  alignas(16) uint8_t table[16];
+  for (int half = 0; half < 16; ++half) {
+    table[half] = 0;
+    for (int bit = 0; bit < 4; ++bit)
+      if ((half >> bit & 1) != 0) table[half] ^= of_bit[bit];
+  }
+  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
 template <size_t kRows>
 __attribute__((target("avx2"))) void Fold(const uint8_t* const* sources, uint8_t* const* rows) {
   for (size_t at = 0; at < kLeafSize; at += sizeof(__m256i)) {
@@ -37,8 +52,7 @@ __attribute__((target("avx2"))) void Fold(const uint8_t* const* sources, uint8_t
       if constexpr (kRows > 1) row[1] = _mm256_xor_si256(Twice(row[1]), value);
       if constexpr (kRows > 2) row[2] = _mm256_xor_si256(Twice(Twice(row[2])), value);
     }
-    for (size_t j = 0; j < kRows; ++j)
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows[j] + at), row[j]);
+    for (size_t j = 0; j < kRows; ++j) Store(rows[j] + at, row[j]);
   }
 }
 
@@ -48,6 +62,27 @@ void FoldAvx2(const uint8_t* const* sources, uint8_t* const* rows, size_t count)
   if (count == 1) return Fold<1>(sources, rows);
   if (count == 2) return Fold<2>(sources, rows);
   Fold<3>(sources, rows);
+}
+
+__attribute__((target("avx2"))) void AddMultipleAvx2(const Multiples& multiples,
+                                                     const uint8_t* from, size_t size,
+                                                     uint8_t* to) {
+  const size_t whole = size / sizeof(__m256i) * sizeof(__m256i);
+  if (multiples.of_bit[0] == 1) {
+    for (size_t at = 0; at < whole; at += sizeof(__m256i))
+      Store(to + at, _mm256_xor_si256(Load(to + at), Load(from + at)));
+  } else {
+    const __m256i low = Table(multiples.of_bit), high = Table(multiples.of_bit + 4);
+    const __m256i half = _mm256_set1_epi8(0x0F);
+    for (size_t at = 0; at < whole; at += sizeof(__m256i)) {
+      const __m256i value = Load(from + at);
+      const __m256i by_low = _mm256_shuffle_epi8(low, _mm256_and_si256(value, half));
+      const __m256i by_high =
+          _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi64(value, 4), half));
+      Store(to + at, _mm256_xor_si256(Load(to + at), _mm256_xor_si256(by_low, by_high)));
+    }
+  }
+  AddMultiplePortable(multiples, from + whole, size - whole, to + whole);
 }
 
 }  // namespace gf256

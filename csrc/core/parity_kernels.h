@@ -31,6 +31,18 @@ void FoldAvx2(const uint8_t* const* sources, uint8_t* const* rows, size_t count)
 void FoldAvx512(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
 #endif
 
+// The multiples of a number: of_bit[b] is it times 2^b. Any other is a sum of these.
+struct Multiples {
+  uint8_t of_bit[8];
+};
+
+// Adds to each of `size` bytes at `to` the multiple by the one at `from`.
+void AddMultiplePortable(const Multiples& multiples, const uint8_t* from, size_t size,
+                         uint8_t* to);
+#if defined(__x86_64__)
+void AddMultipleAvx2(const Multiples& multiples, const uint8_t* from, size_t size, uint8_t* to);
+#endif
+
 }  // namespace gf256
 }  // namespace fastckpt
 

@@ -1,4 +1,4 @@
-// The parity kernel on 64-bit words: eight bytes at a time. Compilers make vectors of these loops
+// The parity kernels on 64-bit words: eight bytes at a time. Compilers make vectors of these loops
 // where the baseline has some.
 
 #include <cstring>
@@ -39,6 +39,21 @@ void FoldPortable(const uint8_t* const* sources, uint8_t* const* rows, size_t co
   if (count == 1) return Fold<1>(sources, rows);
   if (count == 2) return Fold<2>(sources, rows);
   Fold<3>(sources, rows);
+}
+
+void AddMultiplePortable(const Multiples& multiples, const uint8_t* from, size_t size,
+                         uint8_t* to) {
+  size_t at = 0;
+  for (; at + sizeof(uint64_t) <= size; at += sizeof(uint64_t)) {
+    const uint64_t value = Load64(from + at);
+    uint64_t sum = Load64(to + at);
+    for (int bit = 0; bit < 8; ++bit)  // No byte of a product overflows: it is 0 or the multiple.
+      sum ^= ((value >> bit) & 0x0101010101010101) * multiples.of_bit[bit];
+    std::memcpy(to + at, &sum, sizeof sum);
+  }
+  for (; at < size; ++at)
+    for (int bit = 0; bit < 8; ++bit)
+      if ((from[at] >> bit & 1) != 0) to[at] ^= multiples.of_bit[bit];
 }
 
 }  // namespace gf256

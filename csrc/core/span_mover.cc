@@ -153,14 +153,19 @@ void SpanMover::MovePieces(size_t begin, size_t end) {
   for (size_t start = begin; start < end && !transfer_->cancelled(); start += step) {
     const size_t stop = std::min(start + step, end);
     uint8_t* const to = to_memory ? ToPointer(extent_->sink + offset_) + start : scratch_.data();
+    const size_t zeros = to_memory ? 0 : Padding(stop);
+    size_t tallied = start;
     for (size_t at = start; at < stop && !transfer_->cancelled(); at += kPiece) {
-      const size_t size = std::min(kPiece, stop - at);
-      std::memcpy(to + (at - start), source + at, size);
-      Digest(to + (at - start), at, size);
+      const size_t end = std::min(at + kPiece, stop);
+      std::memcpy(to + (at - start), source + at, end - at);
+      Digest(to + (at - start), at, end - at);
+      if (end == stop) std::memset(to + (end - start), 0, zeros);
+      const size_t reached = end == stop ? end + zeros : TallyEnd(end);
+      if (request_.tally == nullptr || reached <= tallied) continue;
+      Tally(to + (tallied - start), tallied, reached);
+      tallied = reached;
     }
     if (to_memory || transfer_->cancelled()) continue;
-    const size_t zeros = Padding(stop);
-    std::memset(to + (stop - start), 0, zeros);
     if (!Write(to, start, stop - start + zeros)) return;
   }
 }
@@ -189,6 +194,20 @@ void SpanMover::Digest(const uint8_t* data, size_t begin, size_t size) {
   if (request_.crcs != nullptr && whole_) crc_ = Crc32(crc_, data, size);
 }
 
+// Where the last whole leaf of the sink ends that does not reach behind a part of the span: what is
+// cut there lies in the cache when the rest of it comes.
+size_t SpanMover::TallyEnd(size_t end) const {
+  const size_t over = static_cast<size_t>((extent_->sink + offset_ + end) % kLeafSize);
+  return end - std::min(end, over);
+}
+
+void SpanMover::Tally(const uint8_t* data, size_t begin, size_t end) {
+  if (request_.tally == nullptr) return;
+  const Status status =
+      request_.tally->Add(data, end - begin, extent_->sink + offset_ + begin);
+  if (!status.ok()) transfer_->Fail(status);
+}
+
 void SpanMover::FinishCrc() {
   if (size_ == extent_->size) {
     request_.crcs[extent_number_] = whole_ ? crc_ : 0;
@@ -210,6 +229,7 @@ void SpanMover::WriteRun() {
   const size_t begin = step_begin_ + run_begin_;
   const size_t size = run_end_ - run_begin_;
   const size_t zeros = Padding(begin + size);
+  Tally(from, begin, begin + size);
   if (zeros == 0) {
     Write(from, begin, size);
   } else {

@@ -39,6 +39,8 @@ class SpanMover : private SpanObserver {
   void OnData(size_t begin, size_t end) override;
   void OnFault(size_t begin, size_t end, int error) override;
   void Digest(const uint8_t* data, size_t begin, size_t size);
+  size_t TallyEnd(size_t end) const;
+  void Tally(const uint8_t* data, size_t begin, size_t end);
   void FinishCrc();
   size_t Padding(size_t end) const;
   void WriteRun();

@@ -41,6 +41,7 @@ bool RangeFits(bool is_file, uint64_t start, uint64_t size) {
 Status TransferRequest::Check(uint64_t* total) const {
   if (source_fd < kMemory) return Status::InvalidArgument("source_fd is not a descriptor");
   if (sink_fd < kNoSink) return Status::InvalidArgument("sink_fd is not a descriptor");
+  if (tally != nullptr && sink_fd < 0) return Status::InvalidArgument("a tally is of a file");
   uint64_t sum = 0;
   for (size_t i = 0; i < extent_count; ++i) {
     const Extent& extent = extents[i];

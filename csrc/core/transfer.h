@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "mapped.h"
+#include "parity_tally.h"
 #include "status.h"
 #include "workers.h"
 
@@ -54,6 +55,7 @@ struct TransferRequest {
                              // of the file; they are written with it
   bool release = false;      // with mapped, and only for a shared map of a file: give its pages
                              // back once they are moved
+  ParityTally* tally = nullptr;  // file sink: to it all that is written there is added
 
   // Sizes, offsets and leaf ranges in bounds? On success, `total` is the number of bytes to move.
   Status Check(uint64_t* total) const;

@@ -21,6 +21,7 @@
 #include "../core/scan.h"
 #include "../core/transfer.h"
 #include "parity.h"
+#include "parity_tally.h"
 #include "planes.h"
 #include "slot_filler.h"
 
@@ -326,7 +327,9 @@ int AddMembers(PyObject* module) {
                      AddMagic(module, "MAGIC_INDEX", fastckpt::kMagicIndex) &&
                      AddMagic(module, "MAGIC_FOOTER", fastckpt::kMagicFooter) &&
                      AddMagic(module, "MAGIC_SOURCE", fastckpt::kMagicSource);
-  return added && AddSlotFiller(module) && AddPlanes(module) && AddParity(module) ? 0 : -1;
+  return added && AddSlotFiller(module) && AddPlanes(module) && AddParity(module) &&
+                 AddParityTally(module)
+             ? 0 : -1;
 }
 
 PyModuleDef_Slot slots[] = {{Py_mod_exec, reinterpret_cast<void*>(AddMembers)},

@@ -14,6 +14,7 @@
 
 #include "../core/slot_filler.h"
 #include "../core/workers.h"
+#include "parity_tally.h"
 
 namespace fastckpt {
 namespace python {
@@ -28,6 +29,7 @@ struct Filling {
   Buffer crcs;
   Buffer sources;
   Buffer hashed;
+  TallyInUse tally;
   TransferRequest request;
   SlotFiller* filler = nullptr;
   Workers workers;
@@ -58,25 +60,29 @@ Filling* FillingOf(PyObject* self) { return reinterpret_cast<SlotFillerObject*>(
 bool Start(Filling* filling, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"source_fd", "extents", "ends", "leaves", "crcs", "slots",
                                 "threads", "source_direct_fd", "sink_fd", "sink_direct_fd",
-                                "sources", "hashed", "padded", nullptr};
+                                "sources", "hashed", "padded", "tally", nullptr};
   PyObject* extents = nullptr;
   PyObject* ends = nullptr;
   PyObject* leaves = nullptr;
   PyObject* crcs = nullptr;
   PyObject* sources = Py_None;
   PyObject* hashed = Py_None;
+  PyObject* tally = Py_None;
   Py_ssize_t slots = 0;  // required, as is `threads`: 0 is refused below
   long threads = 0;
   TransferRequest& request = filling->request;
   request.sink_fd = TransferRequest::kMemory;
   int padded = 0;
-  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iOOOO|$nliiiOOp", const_cast<char**>(names),
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "iOOOO|$nliiiOOpO", const_cast<char**>(names),
                                    &request.source_fd, &extents, &ends, &leaves, &crcs, &slots,
                                    &threads, &request.source_direct_fd, &request.sink_fd,
-                                   &request.sink_direct_fd, &sources, &hashed, &padded) ||
+                                   &request.sink_direct_fd, &sources, &hashed, &padded,
+                                   &tally) ||
       !CheckThreads(threads))
     return false;
   request.padded = padded != 0;
+  if (!filling->tally.Get(tally)) return false;
+  request.tally = filling->tally.get();
   if (!GetExtents(extents, &filling->extents, &request) ||
       !GetResults(leaves, crcs, &filling->leaves, &filling->crcs, &request) ||
       !filling->ends.GetArray(ends, PyBUF_SIMPLE, sizeof(uint64_t), "ends") ||
@@ -208,7 +214,7 @@ PyType_Slot slots[] = {
     {Py_tp_doc, const_cast<char*>(
                     "SlotFiller(source_fd, extents, ends, leaves, crcs, *, slots, threads, "
                     "source_direct_fd=-1, sink_fd=-1, sink_direct_fd=-1, sources=None, "
-                    "hashed=None)\n--\n\n"
+                    "hashed=None, padded=False, tally=None)\n--\n\n"
                     "Fills slots, or a file, turn after turn on its threads.")},
     {0, nullptr}};
 

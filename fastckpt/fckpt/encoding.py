@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -14,9 +14,27 @@ from fastckpt.codec.numbers import Numbers
 from fastckpt.codec.registry import Codec
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE
 from fastckpt.errors import CheckpointIOError
+from fastckpt.fckpt.content import Delivery
 from fastckpt.io.pool import map_in_order
 from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
 from fastckpt.layout.records import Chunk, count_chunks, raw_chunk_digest
+
+
+class Piece(NamedTuple):
+    """``size`` raw bytes of a record that lie at ``origin`` in a source now; ``leaves`` are their digests, if known."""
+
+    source: int
+    origin: int
+    size: int
+    leaves: bytes | None
+
+
+def pieces_up_to(brought: Iterator[tuple[Delivery, bytes | None]], size: int) -> Iterator[Piece]:
+    """The next pieces, up to the one that ends a record of this size."""
+    for piece, leaves in brought:
+        yield Piece(MEMORY, piece.address, piece.size, leaves)
+        if piece.start + piece.size == size:
+            return
 
 
 class EncodedPayload(NamedTuple):

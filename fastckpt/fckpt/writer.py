@@ -13,7 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from typing import Final, NamedTuple
+from typing import Final
 
 from fastckpt import _core
 from fastckpt.codec.registry import Codec, codec_for_writing
@@ -29,13 +29,14 @@ from fastckpt.constants import (
 )
 from fastckpt.errors import CheckpointIOError
 from fastckpt.fckpt.content import Content, Delivery, Supply, brought_pieces
-from fastckpt.fckpt.encoding import encode_payload
+from fastckpt.fckpt.encoding import Piece, encode_payload, pieces_up_to
 from fastckpt.fckpt.numbers import RecordNumbers
 from fastckpt.fckpt.turns import RawTurns, RecordToWrite, SuppliedTurns, origin_of
 from fastckpt.io.commit import Commit
 from fastckpt.io.memory import allocate
 from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, TurnMover, transfer
+from fastckpt.io.tally import Tally
+from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, Turn, TurnMover, transfer
 from fastckpt.layout.blocks import Extent, align, block_digest
 from fastckpt.layout.columns import rows_of
 from fastckpt.layout.directory import directory_size, encode_directory
@@ -163,14 +164,7 @@ class _Writer:
 
         for turn in range(TurnMover.OPEN):
             gather_for(turn)
-        mover = TurnMover(
-            plan.turns,
-            sink=sink.fd,
-            sink_direct=sink.direct_fd,
-            threads=self.threads,
-            crcs=self.want_crcs,
-            progress=self.report if self.progress is not None else None,
-        )
+        mover = self.mover(sink, plan.turns, crcs=self.want_crcs)
         with closing(mover):
             for turn, own in enumerate(plan.written):
                 moved = mover.wait()
@@ -181,6 +175,28 @@ class _Writer:
                 self.write_headers(sink)
         self.write_headers(sink)
         self.done += sum(record.plan.raw_size for record in records)
+
+    def mover(
+        self,
+        sink: Commit,
+        turns: Sequence[Turn],
+        *,
+        crcs: bool = False,
+        open_turns: int = TurnMover.OPEN,
+        hashed: bytearray | None = None,
+    ) -> TurnMover:
+        """What moves these turns into the file."""
+        return TurnMover(
+            turns,
+            sink=sink.fd,
+            sink_direct=sink.direct_fd,
+            threads=self.threads,
+            crcs=crcs,
+            progress=self.report if self.progress is not None else None,
+            open_turns=open_turns,
+            hashed=hashed,
+            tally=sink.tally.native if sink.tally is not None else None,
+        )
 
     def add_headers(self, records: list[RecordToWrite], moved: Moved) -> None:
         """The headers of records whose payloads were moved may be written now."""
@@ -202,16 +218,7 @@ class _Writer:
         """
         with supply.deliver([record.plan for record in records]) as brought:
             plan = SuppliedTurns(brought, records)
-            mover = TurnMover(
-                plan.turns,
-                sink=sink.fd,
-                sink_direct=sink.direct_fd,
-                threads=self.threads,
-                crcs=False,
-                progress=self.report if self.progress is not None else None,
-                open_turns=plan.open_turns,
-                hashed=plan.hashed,
-            )
+            mover = self.mover(sink, plan.turns, open_turns=plan.open_turns, hashed=plan.hashed)
             with closing(mover):
                 for turn in range(len(plan.turns)):
                     moved = mover.wait()
@@ -223,7 +230,7 @@ class _Writer:
                     self.write_headers(sink)
         self.done += sum(record.plan.raw_size for record in records)
 
-    def pieces_here(self, record: RecordToWrite) -> Iterator[_Piece]:
+    def pieces_here(self, record: RecordToWrite) -> Iterator[Piece]:
         """The raw bytes of a record that no supply brings, in one piece."""
         first = record.plan.storages[0].storage
         source, origin = self.content.source_of(first), self.content.origins[first]
@@ -231,7 +238,7 @@ class _Writer:
             record.pack = allocate(record.plan.raw_size)
             self.gather(record, record.pack)
             source, origin = MEMORY, origin_of(self.content, record)
-        yield _Piece(source, origin, record.plan.raw_size, None)
+        yield Piece(source, origin, record.plan.raw_size, None)
 
     def write_encoded(self, sink: Commit, codec_id: int, codec: Codec) -> None:
         """Write all records with encoded chunks, one after the other; sizes are known only then."""
@@ -244,13 +251,13 @@ class _Writer:
             for record in self.records:
                 record.offset = self.end
                 here = self.content.covered(record.plan)
-                pieces = _up_to(brought, record.plan.raw_size) if here else self.pieces_here(record)
+                pieces = pieces_up_to(brought, record.plan.raw_size) if here else self.pieces_here(record)
                 self.add_header(record, *self.encode_pieces(sink, record, pieces, codec_id, codec))
                 self.write_headers(sink)
                 record.pack = None
 
     def encode_pieces(
-        self, sink: Commit, record: RecordToWrite, pieces: Iterator[_Piece], codec_id: int, codec: Codec
+        self, sink: Commit, record: RecordToWrite, pieces: Iterator[Piece], codec_id: int, codec: Codec
     ) -> tuple[list[Chunk], bytes]:
         """Encode and write the payload of a record; its chunk table and leaf digests."""
         chunks: list[Chunk] = []
@@ -333,23 +340,6 @@ class _Writer:
 _REQUIRED: Final = SECTION_FLAG_MUST_UNDERSTAND
 
 
-class _Piece(NamedTuple):
-    """``size`` raw bytes of a record that lie at ``origin`` in a source now; ``leaves`` are their digests, if known."""
-
-    source: int
-    origin: int
-    size: int
-    leaves: bytes | None
-
-
-def _up_to(brought: Iterator[tuple[Delivery, bytes | None]], size: int) -> Iterator[_Piece]:
-    """The next pieces, up to the one that ends a record of this size."""
-    for piece, leaves in brought:
-        yield _Piece(MEMORY, piece.address, piece.size, leaves)
-        if piece.start + piece.size == size:
-            return
-
-
 def write_checkpoint(
     content: Content,
     path: str | os.PathLike[str],
@@ -359,6 +349,7 @@ def write_checkpoint(
     threads: int,
     progress: Progress | None = None,
     check_crcs: CheckCrcs | None = None,
+    tally: Tally | None = None,
 ) -> None:
     """Write ``content`` to ``path``, all of it or nothing.
 
@@ -371,6 +362,7 @@ def write_checkpoint(
         progress: Called with the raw bytes done so far.
         check_crcs: Called before the commit with the CRC-32 of every storage,
             computed from the very bytes that were written.
+        tally: Told of all that is written, if nothing is encoded.
 
     Raises:
         OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
@@ -382,9 +374,11 @@ def write_checkpoint(
     raw_size = writer.place_raw()
     # Encoded sizes are not known; nothing is reserved for them beyond the metadata.
     reserve = raw_size if encoder is None else writer.first_offset + writer.tail_size()
-    with Commit(path, durable=durable, reserve=reserve) as sink:
+    with Commit(path, durable=durable, reserve=reserve, tally=tally) as sink:
         if encoder is None:
             sink.preallocate(raw_size)
+            if tally is not None:
+                tally.begin(raw_size)
         extent = Extent(SUPERBLOCK_SIZE, len(writer.manifest))
         sink.write(0, encode_superblock(extent, block_digest(writer.manifest)))
         sink.write(SUPERBLOCK_SIZE, writer.manifest)

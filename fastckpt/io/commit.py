@@ -31,7 +31,9 @@ from fastckpt import _core
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.io.direct import open_direct
 from fastckpt.io.os_errors import exists, file_path, translate_os_error, typed_os_errors
+from fastckpt.io.source import identity_of
 from fastckpt.io.space import check_space, reserve_space
+from fastckpt.io.tally import Tally
 from fastckpt.io.temp_file import create_temp, keep_ownership, sweep
 from fastckpt.io.transfer import MEMORY, Move, transfer
 
@@ -52,10 +54,12 @@ class Commit:
         path: The target. A symbolic link is followed: the file it names is replaced.
         durable: fsync before and after the rename, so that a power cut loses nothing.
         reserve: Bytes that will be needed; checked against the free space first.
+        tally: Is told of all that is written. What is written through ``fd`` itself must be added to it.
 
     Attributes:
         path: The target as given.
         fd: The temp file, open for reading and writing.
+        tally: As given.
 
     Raises (on entering the block, in it, or on leaving it):
         OutOfSpaceError: The file system, a quota or a size limit is too small.
@@ -64,8 +68,16 @@ class Commit:
         RuntimeError: The block ended without a call of `finish`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, durable: bool = True, reserve: int | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durable: bool = True,
+        reserve: int | None = None,
+        tally: Tally | None = None,
+    ) -> None:
         self.path = file_path(path)
+        self.tally = tally
         self.fd = -1
         self._durable = durable
         self._reserve = reserve
@@ -125,6 +137,8 @@ class Commit:
             OutOfSpaceError: There is no room for it.
             CheckpointIOError: The system refused for another reason.
         """
+        if self.tally is not None:
+            self.tally.add(offset, data)
         offset = write_all(self.fd, offset, data, path=self.path)
         if self._durable and offset - self._begun >= _WRITE_BEHIND:
             self._begin_writing(offset)
@@ -155,6 +169,9 @@ class Commit:
             return
         moves = [Move(_core.address(block), offset, len(block)) for offset, block in blocks]
         transfer(moves, source=MEMORY, sink=self.fd, sink_direct=self.direct_fd, threads=threads, leaves=False)
+        if self.tally is not None:
+            for offset, block in blocks:
+                self.tally.add(offset, block)
 
     def finish(self, size: int) -> None:
         """State the final length of the file in bytes; what was reserved beyond it is given back.
@@ -234,8 +251,11 @@ class Commit:
             else:
                 # Closing any descriptor makes a network file system report what it could not write.
                 os.close(os.dup(self.fd))
+            identity = identity_of(os.fstat(self.fd))
             os.rename(self._temp_name, self._target_name, src_dir_fd=self._directory_fd, dst_dir_fd=self._directory_fd)
             self._temp_name = None
+        if self.tally is not None:
+            self.tally.finish(identity)
         if self._durable:
             with typed_os_errors(self.path, doing="make the new file safe from a power cut (it is whole and in place)"):
                 _fsync_directory(self._directory_fd)

@@ -249,13 +249,13 @@ class Source:
     @property
     def identity(self) -> Identity:
         """What another file under the same name, and the same one after a write, has otherwise."""
-        return _identity(self._opened)
+        return identity_of(self._opened)
 
     def require_in_place(self, *, next_step: str) -> None:
         """Raise DamagedError unless the path still names this file, as it was: before what has the name is deleted."""
         with typed_os_errors(self.path, doing="look at the file"):
             now = os.stat(self.path)
-        if _identity(now) != self.identity:
+        if identity_of(now) != self.identity:
             raise DamagedError("another file has taken its place", path=self.path, next_step=next_step)
 
     def raise_fault(self, offset: int, errno: int) -> NoReturn:
@@ -298,10 +298,11 @@ class Source:
         """
         with typed_os_errors(self.path, doing="look at the file"):
             now = os.fstat(self._file_fd if self.has_other_form else self.fd)
-        return _identity(now) == self.identity
+        return identity_of(now) == self.identity
 
 
-def _identity(status: os.stat_result) -> Identity:
+def identity_of(status: os.stat_result) -> Identity:
+    """See `Source.identity`."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

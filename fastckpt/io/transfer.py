@@ -163,6 +163,7 @@ class TurnMover:
         progress: See `Progress`; of all turns together.
         open_turns: How many are open at a time, at the start as later.
         hashed: For each turn, whether its leaves are hashed. What is said of a turn may change until it is opened.
+        tally: What is summed up of all that is written, see `Tally.native`.
 
     Zeros follow what each move writes, up to the next multiple of 4 KiB of the file: its last
     bytes are part of a direct write that way. Through the page cache they would wait for all
@@ -182,6 +183,7 @@ class TurnMover:
         progress: Progress | None,
         open_turns: int = OPEN,
         hashed: bytearray | None = None,
+        tally: object | None = None,
     ) -> None:
         rows, ends, sources = array("Q"), array("Q"), array("i")
         leaves = total = 0
@@ -212,6 +214,7 @@ class TurnMover:
             sources=sources,
             hashed=hashed,
             padded=True,
+            tally=tally,
         )
 
     def wait(self) -> Moved:

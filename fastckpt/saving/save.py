@@ -17,12 +17,13 @@ from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.commit import make_directory
 from fastckpt.io.file_object import Writables, is_path, write_whole
 from fastckpt.io.os_errors import exists, file_path
+from fastckpt.io.tally import Tally
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.encode_tree import all_refusals
 from fastckpt.layout.tree import Path, encode_tree, path_text
 from fastckpt.saving.background import wait_for
 from fastckpt.seals.parity import parity_asked_for
-from fastckpt.seals.seal_written import seal_written
+from fastckpt.seals.seal_written import seal_written, tally_for
 from fastckpt.tensor.flatten import FlatState, flatten, on_device
 
 
@@ -72,7 +73,8 @@ def save(
         metadata: Plain values to keep beside the state, without tensors.
         parity: Seal the file, too, with that much parity: ``"3%"`` or ``"10%"``, see `seal`. The sums file is written
             when the new file has its place; killed between the two, the save leaves the file without a seal, or with
-            a stale one.
+            a stale one. Parity is summed up in memory on the way, so it takes room there until then. With a codec, or
+            where it would be more than 4 GiB, the file is read again.
         durable: Return only when the file would survive a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far.
@@ -99,9 +101,10 @@ def save(
     content = content_of(flat, metadata_tree, origins, supply)
     if is_path(path):
         wait_for(path)
-    write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress)
-    if wanted is not None and is_path(path):
-        seal_written(file_path(path), wanted, durable=durable, threads=threads)
+    tally = tally_for(wanted) if wanted is not None else None
+    write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress, tally=tally)
+    if wanted is not None and tally is not None and is_path(path):
+        seal_written(file_path(path), wanted, tally, durable=durable, threads=threads)
 
 
 def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, list[int]]:
@@ -166,6 +169,7 @@ def write_content(
     durable: bool,
     threads: int | None,
     progress: Progress | None,
+    tally: Tally | None = None,
 ) -> None:
     """Write to a path with as many threads as the medium wants, in a directory that is made; or to a file object."""
     if not isinstance(path, str | bytes | os.PathLike):
@@ -177,7 +181,7 @@ def write_content(
     directory = os.path.dirname(os.path.realpath(file_path(path)))
     if not exists(directory):
         make_directory(directory, durable=durable)
-    write_checkpoint(content, path, codec=codec, durable=durable, threads=count, progress=progress)
+    write_checkpoint(content, path, codec=codec, durable=durable, threads=count, progress=progress, tally=tally)
 
 
 def _other_keys(value: object, path: Path) -> Iterator[UnsupportedStateError]:

@@ -15,7 +15,8 @@ from reference_parity import PRODUCTS, parity_of
 import fastckpt
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE, SEAL_DIGESTS, SEAL_DIGESTS_COPY
-from fastckpt.errors import MismatchError, OutOfSpaceError, UnsupportedVersionError, UsageError
+from fastckpt.errors import DamagedError, MismatchError, OutOfSpaceError, UnsupportedVersionError, UsageError
+from fastckpt.saving import save as save_module
 from fastckpt.seals import encoded as encoding
 from fastckpt.seals.names import sums_path
 from fastckpt.seals.parity import PARITIES, Parity
@@ -186,3 +187,41 @@ def test_save_with_parity(tmp_path: Path, codec: str) -> None:
     with pytest.raises(UsageError, match="parity"):
         fastckpt.save(state, path, parity="5%")
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_what_is_summed_up_while_saving_is_what_a_seal_reads(tmp_path: Path, durable: bool) -> None:
+    """Records of every kind: large and packed ones, of odd sizes, and empty ones."""
+    torch.manual_seed(1)
+    state: dict[str, object] = {f"small.{n}": torch.randn(n) for n in range(60)}
+    state |= {f"large.{n}": torch.randn(300_000 + 1000 * n) for n in range(9)}
+    path = tmp_path / "state.fckpt"
+    fastckpt.save(state, path, parity="10%", durable=durable)
+    saved = Path(sums_path(path)).read_bytes()
+    Path(sums_path(path)).unlink()
+    fastckpt.seal(path, parity="10%")
+    assert saved == Path(sums_path(path)).read_bytes()
+
+
+def test_parity_that_does_not_fit_into_memory_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"w": torch.arange(2_000_000)}
+    fastckpt.save(state, tmp_path / "a.fckpt", parity="3%")
+    monkeypatch.setattr("fastckpt.io.tally.MOST", 2**20 - 1)
+    (tmp_path / "b").mkdir()
+    fastckpt.save(state, tmp_path / "b/a.fckpt", parity="3%")
+    assert Path(sums_path(tmp_path / "a.fckpt")).read_bytes() == Path(sums_path(tmp_path / "b/a.fckpt")).read_bytes()
+
+
+def test_a_file_that_was_replaced_meanwhile_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "state.fckpt"
+    write = save_module.write_content
+
+    def and_then_another(*arguments: object, **options: object) -> None:
+        write(*arguments, **options)  # type: ignore[arg-type]
+        shutil.copy(path, tmp_path / "other")
+        (tmp_path / "other").rename(path)
+
+    monkeypatch.setattr(save_module, "write_content", and_then_another)
+    with pytest.raises(DamagedError, match="taken its place"):
+        fastckpt.save({"w": torch.zeros(3)}, path, parity="3%")
+    assert not Path(sums_path(path)).exists()
