@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, Any, Final, NamedTuple, TypedDict, TypeVar
 
 from fastckpt.cli.plain import plain
 from fastckpt.cli.write_json import write_json
 from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.findings import FindingFacts
 
 T = TypeVar("T")
 
@@ -38,6 +39,7 @@ class ErrorDocument(TypedDict):
     error: ErrorFacts
 
 
+_SHOWN_RANGES: Final = 20
 _STYLES: Final = {"good": "32", "bad": "31", "warn": "33", "bold": "1", "dim": "2"}
 
 
@@ -155,3 +157,12 @@ def columns(rows: Sequence[Sequence[str]], *, indent: int = 2, right: Sequence[i
         ]
         lines.append((" " * indent + "  ".join(cells)).rstrip())
     return lines
+
+
+def range_lines(findings: Sequence[FindingFacts]) -> Iterator[str]:
+    """A line for each finding about bytes: where they are, and what is said of them."""
+    for finding in findings[:_SHOWN_RANGES]:
+        first, size = finding["offset"], finding["size"]
+        yield f"  {f'bytes {first}-{first + size - 1}' if size else f'byte {first}'}  {finding['message']}"
+    if len(findings) > _SHOWN_RANGES:
+        yield f"  ... and {len(findings) - _SHOWN_RANGES} more findings (--json lists all)"

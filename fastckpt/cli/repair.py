@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Final
 
 from fastckpt.cli.progress import bytes_at, progress_bar
-from fastckpt.cli.render import Output, Styled
-from fastckpt.findings import FindingFacts
+from fastckpt.cli.render import Output, Styled, range_lines
 from fastckpt.layout.records import count_leaves
 from fastckpt.sealing.repair import repair
 from fastckpt.sealing.repaired import RepairFacts, RepairReport
 from fastckpt.text import count_text, size_text
 from fastckpt.verdicts import Verdict
 
-_SHOWN: Final = 20
 _PASSES: Final = 3
 """Times that the bytes of a file are gone over: compared, copied, and compared again."""
 
@@ -78,10 +76,10 @@ def _lines(report: RepairReport) -> Iterator[str | Styled]:
         yield Styled(f"{report.path}: {Verdict.AS_SEALED}, nothing to repair", "good")
         return
     yield Styled(f"{report.path}: {_what_is_wrong(report)}", "warn")
-    yield from _finding_lines([finding.as_dict() for finding in report.findings])
+    yield from range_lines([finding.as_dict() for finding in report.findings])
     if report.left and report.healed:
         yield Styled(f"  not healed: {count_text(len(report.left), 'range')} with more damage than parity", "bad")
-        yield from _finding_lines([finding.as_dict() for finding in report.left])
+        yield from range_lines([finding.as_dict() for finding in report.left])
     elif report.left:
         yield Styled(f"  not healed: {report.message or 'there is more damage than parity'}", "bad")
     if report.kept is not None:
@@ -102,14 +100,6 @@ def _what_is_wrong(report: RepairReport) -> str:
     if report.sums_damaged:
         said.append("its seal is damaged")
     return ", and ".join(said)
-
-
-def _finding_lines(findings: Sequence[FindingFacts]) -> Iterator[str]:
-    for finding in findings[:_SHOWN]:
-        first, size = finding["offset"], finding["size"]
-        yield f"  {f'bytes {first}-{first + size - 1}' if size else f'byte {first}'}  {finding['message']}"
-    if len(findings) > _SHOWN:
-        yield f"  ... and {len(findings) - _SHOWN} more (--json lists all)"
 
 
 def _outcome(report: RepairReport) -> Iterator[str | Styled]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from fastckpt.cli.progress import bytes_at, progress_bar
-from fastckpt.cli.render import Output, Styled, columns
+from fastckpt.cli.render import Output, Styled, columns, range_lines
 from fastckpt.cli.set_text import other_sets, show_sets
 from fastckpt.errors import UsageError
 from fastckpt.findings import ByteCounts, FindingFacts
@@ -117,6 +117,9 @@ def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
     yield f"{facts['path']}: {what}{size_text(facts['size'])}, {count_text(len(tensors), 'tensor')}{proven}"
     if facts["structure"] not in ("whole", "none"):
         yield Styled(f"  names and shapes: {_structure(facts['structure'])}", "warn")
+    if facts["healed"]:
+        yield Styled("  healed first by the parity in its seal, every byte proven:", "good")
+        yield from range_lines(facts["healed"])
     yield from _count_lines(facts)
     yield from _fate_lines(facts)
     for finding in _other_findings(facts):
@@ -207,8 +210,9 @@ def _left(fate: FateFacts, donor: str | None) -> str:
 
 
 def _other_findings(facts: SalvageDocument) -> list[FindingFacts]:
-    """Findings that are about no tensor: headers, directories, copies, the file as a whole."""
-    return [f for f in facts["findings"] if not f["tensors"] and (f["kind"] != "unproven" or not f["size"])][:10]
+    """Findings that are about no tensor, and not healed: headers, directories, copies, the file as a whole."""
+    left = [f for f in facts["findings"] if f not in facts["healed"]]
+    return [f for f in left if not f["tensors"] and (f["kind"] != "unproven" or not f["size"])][:10]
 
 
 def _outcome(facts: SalvageDocument) -> Iterator[str | Styled]:

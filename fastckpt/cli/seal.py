@@ -17,7 +17,7 @@ from typing import Final, TypedDict, TypeVar
 
 from fastckpt.cli.near import with_near_names
 from fastckpt.cli.progress import bytes_at, progress_bar
-from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts
+from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts, range_lines
 from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
 from fastckpt.io.transfer import Progress
@@ -27,8 +27,6 @@ from fastckpt.sealing.seal import Sealed, SealedFacts, seal
 from fastckpt.seals.names import is_sums_path
 from fastckpt.text import count_text, size_text
 from fastckpt.verdicts import Verdict
-
-_SHOWN_FINDINGS: Final = 20
 
 EXAMPLES: Final = (
     "fastckpt seal model.safetensors",
@@ -144,11 +142,8 @@ def _checked_lines(checked: Checked, *, quiet: bool) -> Iterable[str | Styled]:
         return
     style = "warn" if checked.exit_code == 1 else "bad"
     yield Styled(f"{checked.path}: FAILED ({checked.state}): {checked.message}", style)
-    for finding in checked.findings[:_SHOWN_FINDINGS] if checked.state == "changed" else ():
-        first, size = finding.offset, finding.size
-        yield f"  {f'bytes {first}-{first + size - 1}' if size else f'byte {first}'}  {finding.message}"
-    if len(checked.findings) > _SHOWN_FINDINGS:
-        yield f"  ... and {len(checked.findings) - _SHOWN_FINDINGS} more findings (--json lists all)"
+    if checked.state == "changed":
+        yield from range_lines([finding.as_dict() for finding in checked.findings])
     if checked.next_step is not None:
         yield f"  next: {checked.next_step}"
 

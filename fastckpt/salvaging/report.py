@@ -18,6 +18,7 @@ class SalvagedFile(TypedDict):
     tensors: dict[str, FateFacts]
     tensor_bytes: ByteCountFacts
     findings: list[FindingFacts]
+    healed: list[FindingFacts]
     destination: str | None
     written: list[str]
     backfilled: dict[str, str]
@@ -37,6 +38,7 @@ class SalvageReport:
         tensors: The fate of every tensor by flat name, in the order of the structure.
         tensor_bytes: What is proven of the bytes of all tensors.
         findings: All damage, in file order.
+        healed: What of it the parity in a seal healed, in what was looked at and written; every byte of it is proven.
         structure: Where names, shapes and dtypes come from: ``whole``, ``from index/header``, ``from shards``
             (of a set without its manifest), ``like``, ``sibling``, ``nanochat order``, ``damaged`` (a pickle or header
             that fails its checksum) or ``none``.
@@ -62,6 +64,7 @@ class SalvageReport:
     tensors: dict[str, TensorFate] = field(default_factory=dict)
     tensor_bytes: ByteCounts = field(default_factory=ByteCounts)
     findings: list[Finding] = field(default_factory=list)
+    healed: list[Finding] = field(default_factory=list)
     structure: str = "none"
     destination: str | None = None
     written: list[str] = field(default_factory=list)
@@ -102,6 +105,7 @@ class SalvageReport:
             "tensors": {name: fate.as_dict() for name, fate in self.tensors.items()},
             "tensor_bytes": self.tensor_bytes.as_dict(),
             "findings": [finding.as_dict() for finding in self.findings],
+            "healed": [finding.as_dict() for finding in self.healed],
             "destination": self.destination,
             "written": self.written,
             "backfilled": self.backfilled,

@@ -22,6 +22,7 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.layout.walk import has_optimizer
 from fastckpt.salvaging.alike import blueprint_finder, survey_as_named
+from fastckpt.salvaging.healed_view import healed_view
 from fastckpt.salvaging.next_step import next_step
 from fastckpt.salvaging.original import keep_original
 from fastckpt.salvaging.report import SalvageReport
@@ -54,7 +55,8 @@ def salvage(
 ) -> SalvageReport:
     """Find out what a damaged checkpoint still holds, and write it to a new file.
 
-    Damage is data: it is in the report and never raised.
+    Damage is data: it is in the report and never raised. What parity in a seal beside the file heals (see `repair`) is
+    healed first, in a temporary file: the rest is made of that.
 
     Args:
         src: A ``.fckpt``, ``.pt`` or ``.safetensors`` file in any state. It is only read.
@@ -101,6 +103,7 @@ def salvage(
         is_one_file = os.path.exists(other) and not is_directory_of_checkpoints(other)
         if not is_one_file and (of_several is None or other != request.like):
             raise CheckpointNotFoundError("not found, or not a file", path=other)
+    view = None
     with ExitStack() as stack:
         count = thread_count(threads)
         if of_several is not None:
@@ -110,9 +113,17 @@ def salvage(
         else:
             # An empty file cannot be opened as a checkpoint; what is left of it is said all the same.
             has_bytes = not is_path(src) or os.path.isdir(path) or (os.path.isfile(path) and os.path.getsize(path) > 0)
-            file = stack.enter_context(Source(src)) if has_bytes else None
-            find = blueprint_finder(path, request.like)
-            wreck = survey(file or path, like=request.like, find_blueprint=find, threads=count, progress=progress)
+            damaged = stack.enter_context(Source(src)) if has_bytes else None
+            view = healed_view(damaged, destination, stack, threads=count) if damaged is not None else None
+            file = view.source if view is not None else None
+            wreck = survey(
+                file or path,
+                like=request.like,
+                find_blueprint=blueprint_finder(path, request.like),
+                threads=count,
+                progress=progress,
+                standing=view.standing if view is not None else None,
+            )
         donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
         fates = wreck.fates()
         selection = choose(wreck, fates, request.include, donor)
@@ -121,6 +132,10 @@ def salvage(
         if kind is not None:
             refuse_what_does_not_fit(selection, wreck, kind)
         report = _report(path, wreck, fates, selection, donor, request, kind)
+        if view is not None and damaged is not None:
+            report.size, report.healed = damaged.size, view.healed
+            report.findings = sorted([*view.healed, *report.findings], key=lambda found: (found.offset, found.size))
+            report.notes[:0] = view.notes
         has_no_tensors = not wreck.entries and not wreck.unnamed and wreck.structure != "none"
         if destination is not None and (selection.entries or selection.original is not None or has_no_tensors):
             report.destination = destination
@@ -131,7 +146,7 @@ def salvage(
                 [wreck, donor] if donor is not None else [wreck],
                 How(count, durable, progress),
                 fill=fill,
-                held=file if of_several is not None or not is_path(src) else None,
+                held=file if of_several is not None or not is_path(src) or (view and view.healed) else None,
             )
         report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
         if report.exit_code == 0:
@@ -167,7 +182,7 @@ def _report(
         fates,
         wreck.byte_counts(),
         wreck.findings,
-        wreck.structure,
+        structure=wreck.structure,
         written=written,
         backfilled=selection.backfilled,
         notes=[*wreck.notes, *selection.notes],
