@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from typing_extensions import Buffer
 
-SimdLevel = Literal["portable", "sse2", "avx2", "avx512"]
+SimdLevel = Literal["portable", "neon", "sse2", "avx2", "avx512"]
 
 LEAF_SIZE: Final[int]
 CHUNK_SIZE: Final[int]

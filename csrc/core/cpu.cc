@@ -2,13 +2,17 @@
 
 #include <atomic>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 namespace fastckpt {
 
 namespace {
 
 // The compiler's own check also asks the operating system whether it saves the wide registers.
 #if defined(__x86_64__)
-constexpr bool kIsX86 = true;
 bool DetectAvx2() { return __builtin_cpu_supports("avx2") != 0; }
 bool DetectAvx512() { return __builtin_cpu_supports("avx512f") != 0; }
 bool DetectAvx512Bw() { return DetectAvx512() && __builtin_cpu_supports("avx512bw") != 0; }
@@ -25,7 +29,6 @@ bool DetectVbmi2() {
          __builtin_cpu_supports("avx512vbmi2") != 0 && __builtin_cpu_supports("popcnt") != 0;
 }
 #else
-constexpr bool kIsX86 = false;
 bool DetectAvx2() { return false; }
 bool DetectAvx512() { return false; }
 bool DetectAvx512Bw() { return false; }
@@ -35,10 +38,27 @@ bool DetectBmi2() { return false; }
 bool DetectVbmi2() { return false; }
 #endif
 
+#if defined(__aarch64__) && defined(__ARM_FEATURE_AES)
+bool DetectPmull() { return true; }  // part of the baseline, as on every Mac
+#elif defined(__aarch64__) && defined(__linux__)
+bool DetectPmull() { return (getauxval(AT_HWCAP) & HWCAP_PMULL) != 0; }
+#else
+bool DetectPmull() { return false; }
+#endif
+
+// What belongs to the baseline of the architecture.
+#if defined(__x86_64__)
+constexpr SimdLevel kBaseline = SimdLevel::kSse2;
+#elif defined(__aarch64__)
+constexpr SimdLevel kBaseline = SimdLevel::kNeon;
+#else
+constexpr SimdLevel kBaseline = SimdLevel::kPortable;
+#endif
+
 SimdLevel BestLevel() {
   if (SimdLevelSupported(SimdLevel::kAvx512)) return SimdLevel::kAvx512;
   if (SimdLevelSupported(SimdLevel::kAvx2)) return SimdLevel::kAvx2;
-  return kIsX86 ? SimdLevel::kSse2 : SimdLevel::kPortable;
+  return kBaseline;
 }
 
 std::atomic<SimdLevel>& Level() {
@@ -56,6 +76,8 @@ const char* SimdLevelName(SimdLevel level) {
       return "avx2";
     case SimdLevel::kSse2:
       return "sse2";
+    case SimdLevel::kNeon:
+      return "neon";
     case SimdLevel::kPortable:
       break;
   }
@@ -71,7 +93,8 @@ bool SimdLevelSupported(SimdLevel level) {
     case SimdLevel::kAvx2:
       return avx2;
     case SimdLevel::kSse2:
-      return kIsX86;
+    case SimdLevel::kNeon:
+      return level == kBaseline;
     case SimdLevel::kPortable:
       break;
   }
@@ -89,6 +112,11 @@ bool HasPclmul() {
 
 bool HasVpclmul512() {
   static const bool has = DetectVpclmul512();
+  return has;
+}
+
+bool HasPmull() {
+  static const bool has = DetectPmull();
   return has;
 }
 

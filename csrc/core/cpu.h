@@ -5,10 +5,11 @@
 
 namespace fastckpt {
 
-// In rising order of speed; the best one that the machine supports is used unless told otherwise.
-enum class SimdLevel { kPortable, kSse2, kAvx2, kAvx512 };
-inline constexpr SimdLevel kSimdLevels[] = {SimdLevel::kPortable, SimdLevel::kSse2,
-                                            SimdLevel::kAvx2, SimdLevel::kAvx512};
+// In rising order of speed, where one machine has several; the best one that it supports is used
+// unless told otherwise. NEON is that of 64-bit ARM, the others but the portable one are x86-64's.
+enum class SimdLevel { kPortable, kNeon, kSse2, kAvx2, kAvx512 };
+inline constexpr SimdLevel kSimdLevels[] = {SimdLevel::kPortable, SimdLevel::kNeon,
+                                            SimdLevel::kSse2, SimdLevel::kAvx2, SimdLevel::kAvx512};
 
 const char* SimdLevelName(SimdLevel level);
 bool SimdLevelSupported(SimdLevel level);
@@ -18,9 +19,10 @@ SimdLevel CurrentSimdLevel();
 void SetSimdLevel(SimdLevel level);
 
 // Carry-less multiplication, for CRC-32. These come apart from the vector levels, so they are asked
-// for one by one: the 128-bit form, and the form on 512-bit registers.
+// for one by one: the 128-bit form, and the form on 512-bit registers; and that of 64-bit ARM.
 bool HasPclmul();
 bool HasVpclmul512();
+bool HasPmull();
 // Bytes moved by a mask, for the codec planes: inside 64-bit words, and inside 512-bit registers.
 bool HasBmi2();
 bool HasVbmi2();

@@ -7,11 +7,13 @@ namespace fastckpt {
 
 uint32_t Crc32(uint32_t crc, const uint8_t* data, size_t size) {
   const uint32_t state = ~crc;
+  [[maybe_unused]] const SimdLevel level = CurrentSimdLevel();
 #if defined(__x86_64__)
-  const SimdLevel level = CurrentSimdLevel();
   if (level >= SimdLevel::kAvx512 && HasVpclmul512())
     return ~crc::UpdateVpclmul512(state, data, size);
   if (level >= SimdLevel::kAvx2 && HasPclmul()) return ~crc::UpdatePclmul(state, data, size);
+#elif defined(__aarch64__)
+  if (level == SimdLevel::kNeon && HasPmull()) return ~crc::UpdatePmull(state, data, size);
 #endif
   return ~crc::UpdatePortable(state, data, size);
 }

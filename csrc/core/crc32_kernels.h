@@ -51,6 +51,8 @@ uint32_t UpdatePortable(uint32_t state, const uint8_t* data, size_t size);
 #if defined(__x86_64__)
 uint32_t UpdatePclmul(uint32_t state, const uint8_t* data, size_t size);
 uint32_t UpdateVpclmul512(uint32_t state, const uint8_t* data, size_t size);
+#elif defined(__aarch64__)
+uint32_t UpdatePmull(uint32_t state, const uint8_t* data, size_t size);
 #endif
 
 }  // namespace crc

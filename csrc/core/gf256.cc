@@ -48,10 +48,12 @@ Matrix Inverted(Matrix matrix) {
 }  // namespace
 
 void Fold(const uint8_t* const* sources, uint8_t* const* rows, size_t count) {
+  [[maybe_unused]] const SimdLevel level = CurrentSimdLevel();
 #if defined(__x86_64__)
-  const SimdLevel level = CurrentSimdLevel();
   if (level >= SimdLevel::kAvx512 && HasAvx512Bw()) return FoldAvx512(sources, rows, count);
   if (level >= SimdLevel::kAvx2) return FoldAvx2(sources, rows, count);
+#elif defined(__aarch64__)
+  if (level == SimdLevel::kNeon) return FoldNeon(sources, rows, count);
 #endif
   FoldPortable(sources, rows, count);
 }

@@ -12,18 +12,21 @@ namespace fastckpt {
 namespace {
 
 void HashWholeLeaves(const uint8_t* data, size_t count, uint64_t* digests) {
-#if defined(__x86_64__)
   switch (CurrentSimdLevel()) {
+#if defined(__x86_64__)
     case SimdLevel::kAvx512:
       return HashWholeLeavesAvx512(data, count, digests);
     case SimdLevel::kAvx2:
       return HashWholeLeavesAvx2(data, count, digests);
     case SimdLevel::kSse2:
       return HashWholeLeavesSse2(data, count, digests);
-    case SimdLevel::kPortable:
+#elif defined(__aarch64__)
+    case SimdLevel::kNeon:
+      return HashWholeLeavesNeon(data, count, digests);
+#endif
+    default:
       break;
   }
-#endif
   HashWholeLeavesPortable(data, count, digests);
 }
 

@@ -31,7 +31,11 @@
 #include "constants.h"
 #include "hash.h"
 
+#if defined(__aarch64__)
+#define FASTCKPT_IN_ORDER(products, sums) __asm__("" : "+w"(products), "+w"(sums))
+#else
 #define FASTCKPT_IN_ORDER(products, sums) __asm__("" : "+v"(products), "+v"(sums))
+#endif
 
 namespace fastckpt {
 
@@ -41,6 +45,8 @@ void HashWholeLeavesPortable(const uint8_t* data, size_t count, uint64_t* digest
 void HashWholeLeavesSse2(const uint8_t* data, size_t count, uint64_t* digests);
 void HashWholeLeavesAvx2(const uint8_t* data, size_t count, uint64_t* digests);
 void HashWholeLeavesAvx512(const uint8_t* data, size_t count, uint64_t* digests);
+#elif defined(__aarch64__)
+void HashWholeLeavesNeon(const uint8_t* data, size_t count, uint64_t* digests);
 #endif
 
 namespace xxh3 {

@@ -1,5 +1,5 @@
 // The leaf hash in plain C++. The inner loops run over eight lanes without a dependency between
-// them, a shape that compilers turn into NEON by themselves.
+// them, a shape that compilers turn into vectors by themselves.
 
 #include "hash_kernels.h"
 

@@ -29,6 +29,8 @@ void FoldPortable(const uint8_t* const* sources, uint8_t* const* rows, size_t co
 void FoldAvx2(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
 // Needs AVX-512BW besides AVX-512F.
 void FoldAvx512(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
+#elif defined(__aarch64__)
+void FoldNeon(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
 #endif
 
 // The multiples of a number: of_bit[b] is it times 2^b. Any other is a sum of these.

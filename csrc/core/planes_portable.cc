@@ -127,8 +127,7 @@ Kernels CurrentKernels() {
     case SimdLevel::kAvx2:
       if (HasBmi2()) return kAvx2Kernels;
       break;
-    case SimdLevel::kSse2:
-    case SimdLevel::kPortable:
+    default:
       break;
   }
 #endif

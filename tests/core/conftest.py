@@ -11,7 +11,7 @@ import pytest
 from fastckpt import _core
 
 
-@pytest.fixture(params=["portable", "sse2", "avx2", "avx512"])
+@pytest.fixture(params=["portable", "neon", "sse2", "avx2", "avx512"])
 def simd_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn; those this machine lacks are skipped."""
     level: str = request.param

@@ -97,7 +97,7 @@ def test_levels() -> None:
     assert _core.simd_level() == levels[-1]
     with pytest.raises(ValueError, match="unknown"):
         _core.set_simd_level("sse9")
-    for level in {"sse2", "avx2", "avx512"} - set(levels):
+    for level in {"neon", "sse2", "avx2", "avx512"} - set(levels):
         with pytest.raises(ValueError, match="support"):
             _core.set_simd_level(level)
 
