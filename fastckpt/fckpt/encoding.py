@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -13,28 +12,9 @@ from fastckpt import _core
 from fastckpt.codec.numbers import Numbers
 from fastckpt.codec.registry import Codec
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE
-from fastckpt.errors import CheckpointIOError
-from fastckpt.fckpt.content import Delivery
 from fastckpt.io.pool import map_in_order
 from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
 from fastckpt.layout.records import Chunk, count_chunks, raw_chunk_digest
-
-
-class Piece(NamedTuple):
-    """``size`` raw bytes of a record that lie at ``origin`` in a source now; ``leaves`` are their digests, if known."""
-
-    source: int
-    origin: int
-    size: int
-    leaves: bytes | None
-
-
-def pieces_up_to(brought: Iterator[tuple[Delivery, bytes | None]], size: int) -> Iterator[Piece]:
-    """The next pieces, up to the one that ends a record of this size."""
-    for piece, leaves in brought:
-        yield Piece(MEMORY, piece.address, piece.size, leaves)
-        if piece.start + piece.size == size:
-            return
 
 
 class EncodedPayload(NamedTuple):
@@ -56,12 +36,8 @@ class _EncodedChunk(NamedTuple):
 
 def read_exactly(source: int, origin: int, raw: memoryview) -> None:
     """Fill ``raw`` from an offset in a file, or, with ``source`` MEMORY, from an address."""
-    moved = transfer([Move(origin, _core.address(raw), len(raw))], source=source, sink=MEMORY, threads=1, leaves=False)
-    for fault in moved.faults:
-        reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
-        raise CheckpointIOError(
-            f"cannot read the source: {reason}", errno=fault.errno or None, offset=origin + fault.offset
-        )
+    move = Move(origin, _core.address(raw), len(raw))
+    transfer([move], source=source, sink=MEMORY, threads=1, leaves=False).require_read([move])
 
 
 def encode_payload(

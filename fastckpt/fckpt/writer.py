@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from typing import Final
 
 from fastckpt import _core
@@ -27,16 +27,17 @@ from fastckpt.constants import (
     SECTION_MANIFEST_COPY,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import CheckpointIOError
-from fastckpt.fckpt.content import Content, Delivery, Supply, brought_pieces
-from fastckpt.fckpt.encoding import Piece, encode_payload, pieces_up_to
+from fastckpt.fckpt.content import Content, Supply
+from fastckpt.fckpt.encoding import encode_payload
 from fastckpt.fckpt.numbers import RecordNumbers
-from fastckpt.fckpt.turns import RawTurns, RecordToWrite, SuppliedTurns, origin_of
+from fastckpt.fckpt.pieces import Piece, Pieces
+from fastckpt.fckpt.send_pieces import hash_pieces, require_unchanged, send_pieces
+from fastckpt.fckpt.turns import RawTurns, RecordToWrite, SuppliedTurns
 from fastckpt.io.commit import Commit
-from fastckpt.io.memory import allocate
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.tally import Tally
 from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, Turn, TurnMover, transfer
+from fastckpt.io.upload import Upload
 from fastckpt.layout.blocks import Extent, align, block_digest
 from fastckpt.layout.columns import rows_of
 from fastckpt.layout.directory import directory_size, encode_directory
@@ -62,6 +63,7 @@ from fastckpt.layout.records import (
     header_size,
     raw_chunk_table,
 )
+from fastckpt.remote.path import RemotePath
 
 CheckCrcs = Callable[[Sequence[int]], None]
 """Given the CRC-32 of every storage's bytes; raises if one is not as it should be."""
@@ -113,14 +115,6 @@ class _Writer:
         if self.progress is not None:
             self.progress(self.done + count)
 
-    def require_read(self, moved: Moved, moves: Sequence[Move]) -> None:
-        """Raise CheckpointIOError if some of what was to be moved could not be read."""
-        if moved.faults:
-            fault = moved.faults[0]
-            offset = moves[fault.move].source + fault.offset
-            reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
-            raise CheckpointIOError(f"cannot read the source: {reason}", errno=fault.errno or None, offset=offset)
-
     def gather(self, record: RecordToWrite, pack: memoryview) -> None:
         """Copy the storages of a pack to their places in ``pack``; the gaps are zero."""
         pack[:] = bytes(len(pack))
@@ -143,7 +137,7 @@ class _Writer:
                 # Where the source is not yet proven.
                 crcs=self.want_crcs and source == self.content.source,
             )
-            self.require_read(moved, moves)
+            moved.require_read(moves)
             for packed, crc in zip(own, moved.crcs, strict=False):
                 self.crcs[packed.storage] = crc
 
@@ -168,7 +162,7 @@ class _Writer:
         with closing(mover):
             for turn, own in enumerate(plan.written):
                 moved = mover.wait()
-                self.require_read(moved, plan.turns[turn].moves)
+                moved.require_read(plan.turns[turn].moves)
                 gather_for(turn + TurnMover.OPEN)
                 mover.release()
                 self.add_headers(own, moved)
@@ -230,34 +224,38 @@ class _Writer:
                     self.write_headers(sink)
         self.done += sum(record.plan.raw_size for record in records)
 
-    def pieces_here(self, record: RecordToWrite) -> Iterator[Piece]:
-        """The raw bytes of a record that no supply brings, in one piece."""
-        first = record.plan.storages[0].storage
-        source, origin = self.content.source_of(first), self.content.origins[first]
-        if record.is_pack:
-            record.pack = allocate(record.plan.raw_size)
-            self.gather(record, record.pack)
-            source, origin = MEMORY, origin_of(self.content, record)
-        yield Piece(source, origin, record.plan.raw_size, None)
+    def write_in_order(self, sink: Upload) -> None:
+        """Write all records from the first byte to the last, none encoded: each is hashed before it is sent.
 
-    def write_encoded(self, sink: Commit, codec_id: int, codec: Codec) -> None:
-        """Write all records with encoded chunks, one after the other; sizes are known only then."""
+        What lies on a device is brought twice, and all of it hashed first: it comes in turns that do not wait.
+        """
         covered = [record for record in self.records if self.content.covered(record.plan)]
-        with ExitStack() as held:
-            brought: Iterator[tuple[Delivery, bytes | None]] = iter(())
-            if self.content.supply is not None and covered:
-                plans = [record.plan for record in covered]
-                brought = brought_pieces(held.enter_context(self.content.supply.deliver(plans)))
+        with Pieces(self.content, covered, self.gather) as pieces:
+            hashed = {record.number: hash_pieces(pieces.of(record), self.threads) for record in covered}
+        with Pieces(self.content, self.records, self.gather) as pieces:
+            for record in self.records:
+                known = hashed.pop(record.number, None)
+                own = pieces.of(record) if known else list(pieces.of(record))
+                leaves, crc = known or hash_pieces(own, self.threads)
+                if not record.is_pack:
+                    self.crcs[record.plan.storages[0].storage] = crc
+                self.add_header(record, raw_chunk_table(record.plan.raw_size, leaves), leaves)
+                self.write_headers(sink)
+                require_unchanged(crc, send_pieces(sink, record, own, self.threads, self.report))
+                self.done += record.plan.raw_size
+                record.pack = None
+
+    def write_encoded(self, sink: Commit | Upload, codec_id: int, codec: Codec) -> None:
+        """Write all records with encoded chunks, one after the other; sizes are known only then."""
+        with Pieces(self.content, self.records, self.gather) as pieces:
             for record in self.records:
                 record.offset = self.end
-                here = self.content.covered(record.plan)
-                pieces = pieces_up_to(brought, record.plan.raw_size) if here else self.pieces_here(record)
-                self.add_header(record, *self.encode_pieces(sink, record, pieces, codec_id, codec))
+                self.add_header(record, *self.encode_pieces(sink, record, pieces.of(record), codec_id, codec))
                 self.write_headers(sink)
                 record.pack = None
 
     def encode_pieces(
-        self, sink: Commit, record: RecordToWrite, pieces: Iterator[Piece], codec_id: int, codec: Codec
+        self, sink: Commit | Upload, record: RecordToWrite, pieces: Iterator[Piece], codec_id: int, codec: Codec
     ) -> tuple[list[Chunk], bytes]:
         """Encode and write the payload of a record; its chunk table and leaf digests."""
         chunks: list[Chunk] = []
@@ -310,12 +308,12 @@ class _Writer:
         self.headers.append((record.offset, block))
         self.end = max(self.end, align(record.payload_offset + sum(chunk.stored_size for chunk in chunks)))
 
-    def write_headers(self, sink: Commit) -> None:
+    def write_headers(self, sink: Commit | Upload) -> None:
         """Write the headers that were added since the last time."""
         sink.write_blocks(self.headers[self.written :], self.threads)
         self.written = len(self.headers)
 
-    def write_tail(self, sink: Commit) -> int:
+    def write_tail(self, sink: Commit | Upload) -> int:
         """Write further sections, index, manifest copy and footer; returns the size of the file."""
         rows = [
             Section(
@@ -374,8 +372,13 @@ def write_checkpoint(
     raw_size = writer.place_raw()
     # Encoded sizes are not known; nothing is reserved for them beyond the metadata.
     reserve = raw_size if encoder is None else writer.first_offset + writer.tail_size()
-    with Commit(path, durable=durable, reserve=reserve, tally=tally) as sink:
-        if encoder is None:
+    sink: Commit | Upload
+    if isinstance(path, RemotePath):
+        sink = Upload(path, most=raw_size)
+    else:
+        sink = Commit(path, durable=durable, reserve=reserve, tally=tally)
+    with sink:
+        if encoder is None and isinstance(sink, Commit):
             sink.preallocate(raw_size)
             if tally is not None:
                 tally.begin(raw_size)
@@ -383,14 +386,16 @@ def write_checkpoint(
         sink.write(0, encode_superblock(extent, block_digest(writer.manifest)))
         sink.write(SUPERBLOCK_SIZE, writer.manifest)
         with typed_os_errors(path):
-            if encoder is None:
+            if encoder is not None:
+                writer.write_encoded(sink, codec_id, encoder)
+            elif isinstance(sink, Upload):
+                writer.write_in_order(sink)
+            else:
                 # What comes late is written last: then no header waits for long.
                 writer.write_raw(sink, [record for record in writer.records if not content.covered(record.plan)])
                 supplied = [record for record in writer.records if content.covered(record.plan)]
                 if content.supply is not None and supplied:
                     writer.write_supplied(sink, supplied, content.supply)
-            else:
-                writer.write_encoded(sink, codec_id, encoder)
         if check_crcs is not None:
             check_crcs(writer.crcs)
         sink.finish(writer.write_tail(sink))

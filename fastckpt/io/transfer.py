@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE, LEAF_SIZE
-from fastckpt.errors import require_positive
+from fastckpt.errors import CheckpointIOError, require_positive
 
 Progress = Callable[[int], None]
 """Called now and then with the bytes done so far in the current move."""
@@ -54,6 +54,14 @@ class Moved(NamedTuple):
     leaves: memoryview
     crcs: array[int]
     faults: list[Fault]
+
+    def require_read(self, moves: Sequence[Move]) -> None:
+        """Raise CheckpointIOError if some of what was to be moved could not be read."""
+        if self.faults:
+            fault = self.faults[0]
+            reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
+            offset = moves[fault.move].source + fault.offset
+            raise CheckpointIOError(f"cannot read the source: {reason}", errno=fault.errno or None, offset=offset)
 
 
 def default_threads() -> int:

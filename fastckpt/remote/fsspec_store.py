@@ -14,6 +14,7 @@ import fsspec
 
 from fastckpt.errors import FastckptError, UsageError
 from fastckpt.remote import failures
+from fastckpt.remote.fsspec_parts import FsspecParts
 from fastckpt.remote.store import Listed, Version
 
 T = TypeVar("T")
@@ -102,6 +103,14 @@ class FsspecStore:
     def put(self, key: str, data: bytes, *, new: bool = False) -> None:
         mode = "create" if new else "overwrite"
         self._call(key, lambda: self._files.pipe_file(self._name(key), data, mode=mode)).result()
+
+    def begin(self, key: str, *, part_size: int, workers: int) -> FsspecParts:
+        def do(work: Callable[[], T]) -> T:
+            return self._call(key, work).result()
+
+        name = self._name(key)
+        file = do(lambda: self._files.open(name, "wb", block_size=part_size, autocommit=False))
+        return FsspecParts(file, do)
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

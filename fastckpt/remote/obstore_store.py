@@ -15,6 +15,7 @@ from obstore.store import AzureStore, from_url
 
 from fastckpt.errors import CheckpointNotFoundError, FastckptError, UsageError
 from fastckpt.remote import failures
+from fastckpt.remote.obstore_parts import ObstoreParts
 from fastckpt.remote.store import Listed, Version
 from fastckpt.remote.url import Url
 from fastckpt.remote.waiting import Request
@@ -128,6 +129,10 @@ class ObstoreStore:
             await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)
 
         self._request(key, ask).result()
+
+    def begin(self, key: str, *, part_size: int, workers: int) -> ObstoreParts:
+        writer = obstore.open_writer_async(self._store, key, buffer_size=part_size, max_concurrency=workers)
+        return ObstoreParts(writer, part_size, partial(self._request, key))
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

@@ -43,6 +43,22 @@ class Pending(Protocol):
         """It is not wanted any more."""
 
 
+class Parts(Protocol):
+    """An object on its way to a store. Nobody sees it before it is complete; what it replaces stays so long."""
+
+    def send(self, part: memoryview) -> None:
+        """Take the next bytes: a part of full size, unless it is the last one. Waits while enough parts are under way.
+
+        They must stay as they are while anything refers to ``part``.
+        """
+
+    def complete(self) -> None:
+        """All was sent: put the object in its place, in one step."""
+
+    def abort(self) -> None:
+        """End the upload, so that nothing of it stays, as far as the store can be reached."""
+
+
 class Store(Protocol):
     """A bucket or a web server. Every call can be made from any thread, hears Ctrl-C, and tries again where that may
     help. Errors are those of `fastckpt.errors`, with ``path`` the URL without secrets:
@@ -63,6 +79,9 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes, *, new: bool = False) -> None:
         """Write a small object, all of it or nothing. With ``new`` one that is there already is an error, and stays."""
+
+    def begin(self, key: str, *, part_size: int, workers: int) -> Parts:
+        """Begin to write an object, in parts of so many bytes, at most so many of them under way at a time."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, one after the other in this order; one that is not there counts as deleted."""

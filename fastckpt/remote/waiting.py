@@ -44,12 +44,21 @@ class Request(Generic[T]):
         except BaseException as error:
             self._outcome.put((None, error))
 
-    def result(self) -> T:
-        """Wait for what came of it, or raise what it raised. To be asked for once; Ctrl-C is heard, and cancels it."""
+    def result(self, *, cancel: bool = True, timeout: float | None = None) -> T:
+        """Wait for what came of it, or raise what it raised. To be asked for once; Ctrl-C is heard.
+
+        Args:
+            cancel: Whether whoever stops waiting, by Ctrl-C or after the timeout, stops the coroutine too.
+            timeout: Seconds to wait.
+
+        Raises:
+            queue.Empty: They are over.
+        """
         try:
-            value, error = self._outcome.get()
+            value, error = self._outcome.get(timeout=timeout)
         except BaseException:
-            self.cancel()
+            if cancel:
+                self.cancel()
             raise
         if error is not None:
             raise error

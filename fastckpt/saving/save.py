@@ -21,6 +21,7 @@ from fastckpt.io.tally import Tally
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
 from fastckpt.layout.encode_tree import all_refusals
 from fastckpt.layout.tree import Path, encode_tree, path_text
+from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.saving.background import wait_for
 from fastckpt.seals.parity import parity_asked_for
 from fastckpt.seals.seal_written import seal_written, tally_for
@@ -38,6 +39,7 @@ def save(
     durable: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> None:
     """Save ``state`` to ``path``: the whole new file, or the old one as it was.
 
@@ -65,7 +67,9 @@ def save(
             with ``state_dict()`` and ``load_state_dict()`` the state dict is saved; `load_into` gives it back to them.
         path: The file; a symbolic link is followed, directories that are missing are made. An existing file is
             replaced in one step at the very end. Or a binary file object: the file is made in a temporary directory,
-            then written into it.
+            then written into it. Or a URL (``s3://``, ``gs://``, ``az://``, and what fsspec can write), with the extra
+            ``remote``: the object is sent in parts, and has its place in one step at the very end. There a tensor that
+            is changed meanwhile is an error.
         codec: ``"none"`` (mappable), ``"planes"`` (made for floats), ``"zstd"`` or ``"zstd:LEVEL"`` with LEVEL 1
             to 22.
         format: ``"fckpt"`` writes what this function writes under a name that says something else
@@ -78,6 +82,7 @@ def save(
         durable: Return only when the file would survive a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far.
+        storage_options: For a URL: what obstore or fsspec takes, by name, or a store of obstore that is open already.
 
     Raises:
         UnsupportedStateError: The state holds something that cannot be stored:
@@ -91,8 +96,11 @@ def save(
         >>> model = torch.nn.Linear(3, 2)
         >>> fastckpt.save({"model": model, "step": 500}, "run/step_500.fckpt")
     """
+    path = located(path, storage_options)
     require_name(path, format)
     wanted = parity_asked_for(parity)
+    if wanted is not None and isinstance(path, RemotePath):
+        raise UsageError("no sums file is written beside a remote object", path=path, next_step="save without parity")
     if wanted is not None and not is_path(path):
         raise UsageError("a file object has no place beside it for parity", next_step="save to a path")
     with collector_paused():
@@ -178,9 +186,10 @@ def write_content(
         return
     count = direct_threads(threads) if durable and codec == "none" else thread_count(threads)
     codec_for_writing(codec)
-    directory = os.path.dirname(os.path.realpath(file_path(path)))
-    if not exists(directory):
-        make_directory(directory, durable=durable)
+    if not isinstance(path, RemotePath):
+        directory = os.path.dirname(os.path.realpath(file_path(path)))
+        if not exists(directory):
+            make_directory(directory, durable=durable)
     write_checkpoint(content, path, codec=codec, durable=durable, threads=count, progress=progress, tally=tally)
 
 

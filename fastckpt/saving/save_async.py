@@ -20,6 +20,7 @@ from fastckpt.collector import collector_paused
 from fastckpt.errors import FILE_OBJECT, CheckpointIOError, UsageError
 from fastckpt.io.file_object import Writables, is_path, require_writable
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.saving import snapshots
 from fastckpt.saving.background import BackgroundSave
 from fastckpt.saving.save import content_of, require_name, taken_apart, write_content
@@ -93,6 +94,7 @@ def save_async(
     when_busy: Literal["wait", "refuse"] = "wait",
     threads: int | None = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> Pending:
     """Save ``state`` as it is now; return as soon as it may change again.
 
@@ -110,6 +112,7 @@ def save_async(
         when_busy: While an earlier `save_async` goes on, ``"wait"`` for it or ``"refuse"``.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then, in the background thread, with the bytes written so far.
+        storage_options: See `fastckpt.save`.
 
     Returns:
         The save that goes on. Its errors come from `Pending.result`.
@@ -126,6 +129,7 @@ def save_async(
         raise UsageError("snapshot must be 'host' or 'device'", actual=snapshot)
     if when_busy not in ("wait", "refuse"):
         raise UsageError("when_busy must be 'wait' or 'refuse'", actual=when_busy)
+    path = located(path, storage_options)
     require_name(path, format)
     if not is_path(path):
         require_writable(path)
@@ -135,7 +139,9 @@ def save_async(
         flat, metadata_tree = taken_apart(state, metadata)  # Refusals come before anything is copied.
         content = content_of(flat, metadata_tree, (), None)
     # Where the process is by the time it is written does not matter.
-    target = os.path.join(os.getcwd(), os.fsdecode(path)) if is_path(path) else path
+    target: Writables = path
+    if is_path(path) and not isinstance(path, RemotePath):
+        target = os.path.join(os.getcwd(), os.fsdecode(path))
     if not _turn.acquire(blocking=when_busy == "wait"):
         raise CheckpointIOError(
             "an earlier save_async still goes on",

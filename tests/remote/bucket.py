@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+from datetime import timedelta
 from http.client import HTTPConnection
 
 from faulty_proxy import FaultyProxy
@@ -13,6 +14,14 @@ from moto.s3 import models
 
 KEY_ID, SECRET = "KEY-ID-THAT-NOBODY-SEES", "SECRET-THAT-NOBODY-SEES"
 """Credentials: whoever finds one of them in a message has found a leak."""
+
+QUICK = {
+    "retry_config": {
+        "max_retries": 2,
+        "backoff": {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2},
+    }
+}
+"""``storage_options`` that try again soon and not often."""
 
 _SIGNED = {"Authorization": f"AWS4-HMAC-SHA256 Credential={KEY_ID}/20260101/us-east-1/s3/aws4_request"}
 _numbers = itertools.count()
