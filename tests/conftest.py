@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -79,6 +80,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     if config.args_source is pytest.Config.ArgsSource.ARGS:
         return 0
     return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else min(len(os.sched_getaffinity(0)), 4)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of cases that are sampled the default run takes some, chosen by their names: whatever is added moves no other."""
+    sampled = item.get_closest_marker("sampled")
+    if sampled is not None and zlib.crc32(item.nodeid.encode()) % sampled.args[0]:
+        item.add_marker(pytest.mark.thorough)
 
 
 @pytest.hookimpl(trylast=True)

@@ -98,6 +98,7 @@ def test_what_slows_a_whole_round_changes_no_ratio(monkeypatch: pytest.MonkeyPat
 PROGRAMS = "accidents cpu dcp gpu gpu_host hashing many salvage table versions"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [f"{name}.py" for name in PROGRAMS.split()])
 def test_it_starts(name: str) -> None:
     """The short form: every module that it needs is there, and it names its options."""

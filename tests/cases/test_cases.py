@@ -160,6 +160,7 @@ def _files() -> list[str]:
     return [str(path.relative_to(CASES)) for path in found if path.suffix in suffixes and "torn" not in path.parts]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", sorted({*_files(), *NOT_WHOLE} if CASES.is_dir() else ()))
 def test_every_file_converts_and_comes_back(name: str, tmp_path: Path) -> None:
     path, own = CASES / name, tmp_path / "own.fckpt"

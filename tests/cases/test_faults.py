@@ -111,6 +111,7 @@ def test_hash_flood(tmp_path: Path) -> None:
     assert done.returncode == 0 or "fastckpt.errors.DamagedError" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", ["numel_huge.pt", "storage_2e62.fckpt", "adv_zero_huge.safetensors"])
 @pytest.mark.parametrize("command", [["verify"], ["inspect"], ["salvage"], ["plot", "--text"], ["diff", "FILE"]])
 def test_hostile_files(name: str, command: list[str], tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ def test_it_is_said(claim: Claim, true: Make, tmp_path: Path, capsys: pytest.Cap
     assert all(told.values()), told
 
 
+@pytest.mark.sampled(3)
 def test_it_is_not_said(claim: Claim, broken: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     told = made(claim, broken, tmp_path, capsys)
     assert not any(told.values()), told

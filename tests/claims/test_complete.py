@@ -131,6 +131,7 @@ NOT_IN_SAFETENSORS: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("form", PROVEN)
 @pytest.mark.parametrize("what", NOT_IN_SAFETENSORS)
 def test_what_a_safetensors_cannot_hold(

@@ -125,6 +125,7 @@ CLAIM = Claim(
 )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_of_another_step_in_the_other_format(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -166,6 +167,7 @@ FAULTS: dict[str, Fault] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("what", FAULTS)
 def test_every_command_means_the_same(
@@ -213,6 +215,7 @@ VERIFIED: dict[str, tuple[Fault, str, str]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("what", VERIFIED)
 def test_verify_names_what_is_wrong_with_a_step(

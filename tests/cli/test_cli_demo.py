@@ -23,6 +23,7 @@ def test_the_demo_ends_with_everything_equal(here, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.thorough
 def test_the_demo_on_a_real_checkpoint(here, real, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     ended = here("demo", real / "base_checkpoints/d4_w4", "--keep")

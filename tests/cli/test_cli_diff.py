@@ -268,6 +268,7 @@ def test_the_structure_alone(pair, here, samples):
     assert "what is in them was not compared" in ended.out.splitlines()[-1]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("arguments", "needs_torch"),
     [

@@ -46,6 +46,7 @@ def write(kind: str, place: Path, state: Any) -> Path:
     return place.with_suffix(".fckpt")
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("b", ["own", "columns", "pieces", "file"])
 @pytest.mark.parametrize("a", ["own", "columns", "pieces"])
 def test_by_how_much_whatever_the_sharding(a: str, b: str, tmp_path: Path, here: Any) -> None:
@@ -216,6 +217,7 @@ def test_a_stray_file_is_named(tmp_path: Path, here: Any) -> None:
     assert "note: B: __7_0.distcp is not named by .metadata: it is of another save" in ended.out
 
 
+@pytest.mark.thorough
 def test_memory_is_bounded_and_torch_is_not_needed(tmp_path: Path) -> None:
     huge = {"huge": torch.arange(39321600.0).view(3840, 10240)}
     write_pieces(tmp_path / "a", huge, grid(1, 2))

@@ -44,6 +44,7 @@ def test_the_frame_imports_nothing_heavy(arguments):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("command", ["inspect", "verify", "convert"])
 @pytest.mark.parametrize("suffix", ["pt", "legacy", "fckpt", "safetensors"])
 def test_files_are_handled_without_torch(command, suffix, samples, tmp_path):

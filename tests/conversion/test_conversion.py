@@ -82,6 +82,7 @@ def rich_state() -> dict[str, Any]:
     }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.skipif(not REAL_FILES, reason="the folder with real checkpoints is not there")
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("path", REAL_FILES, ids=[f"{p.parent.name}/{p.name}" for p in REAL_FILES])
@@ -105,6 +106,7 @@ def test_torch_zip(tmp_path: Path, name: str, codec: str) -> None:
     round_trip(renamed, codec)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
 @pytest.mark.parametrize("kind", ["everything", "tensor", "parameter", "plain", "empty", "module", "optimizer", "list"])

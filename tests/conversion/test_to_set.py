@@ -177,6 +177,7 @@ def test_what_cannot_be_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
 
 
+@pytest.mark.thorough
 def test_memory_is_bounded_and_torch_is_not_needed(tmp_path: Path) -> None:
     huge = torch.arange(52428800.0).view(5120, 10240)
     torch.save({"model": {"huge": huge}, "step": 1}, tmp_path / "m.pt")

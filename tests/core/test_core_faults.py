@@ -24,6 +24,7 @@ from fastckpt.constants import LEAF_SIZE
 DATA = random.Random(8).randbytes(12 * 1024 * 1024)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("source", ["file", "direct"])
 @pytest.mark.parametrize("sink", ["none", "memory", "file"])
 @pytest.mark.parametrize("cut", [0, 1, 4096, 16384, 20_000, 5_000_001, 8 << 20])

@@ -30,6 +30,7 @@ def encode(source: int | bytes, size: int, groups: int, rows: int, **options: in
     return parity, bytes(digests)
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("rows", [1, 2, 3])
 @pytest.mark.parametrize("depth", [64, 20])

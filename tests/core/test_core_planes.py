@@ -125,6 +125,7 @@ def sparse(kind: int, rows: int, row_length: int, kept: float) -> bytes:
     return raw.tobytes()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize(("row_length", "kept"), [(768, 0.01), (768, 0.3), (100, 0.5), (13, 0.5), (3, 0.9)])
 def test_rows_of_zeros(kind: int, row_length: int, kept: float) -> None:
@@ -132,6 +133,7 @@ def test_rows_of_zeros(kind: int, row_length: int, kept: float) -> None:
     check(sparse(kind, rows, row_length, kept), kind)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @pytest.mark.parametrize(
     ("row_length", "phase"), [(1, 0), (7, 3), (64, 63), (1000, 999), (4097, 1), (300_000, 299_999)]

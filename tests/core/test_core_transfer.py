@@ -31,6 +31,7 @@ SINKS = ["none", "memory", "file", "direct"]
 DATA = random.Random(7).randbytes(14 * 1024 * 1024 + 12345)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("sink", SINKS)
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
@@ -88,6 +89,7 @@ def test_direct_reads_to_the_place_within_a_page_that_the_file_has(direct_dir: P
     assert outcome.sink == expected_sink(data, pieces, at + 4096)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("sink", SINKS)
 @pytest.mark.parametrize("seed", range(6))
 def test_neighbours_that_are_read_in_one_request(direct_dir: Path, sink: str, seed: int) -> None:

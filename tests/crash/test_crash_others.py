@@ -39,6 +39,7 @@ CASES = [
 ]
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("number", CASES)
 def test_each_call_fails_once(host: tuple[Host, Path], good: Path, number: int, every: int) -> None:

@@ -90,6 +90,7 @@ def test_killed(host: tuple[Host, Path], sealed: Path, version: int, action: Act
         assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("every", [17, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("action", [Action.FAIL, Action.FAIL_FROM])
@@ -103,6 +104,7 @@ def test_failing(host: tuple[Host, Path], sealed: Path, error: int, action: Acti
             assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)], outcome
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("every", [13, pytest.param(3, marks=pytest.mark.slow)])
 def test_interrupted(host: tuple[Host, Path], sealed: Path, every: int) -> None:
     _, root = host

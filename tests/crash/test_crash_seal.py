@@ -15,6 +15,7 @@ def lab(open_lab: OpenLab) -> CrashLab:
     return open_lab("save_seal.py", target="data.bin.fckpt-sums")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("action", [Action.KILL, pytest.param(Action.TEAR, marks=pytest.mark.slow)])
 def test_killed_at_every_call(lab: CrashLab, action: Action) -> None:
     for outcome in lab.at_every_call(action):

@@ -82,6 +82,7 @@ KILLS = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("way", "every"), KILLS)
 @pytest.mark.parametrize("action", [Action.KILL, pytest.param(Action.TEAR, marks=pytest.mark.slow)])
 def test_killed(host: tuple[Host, Path], way: str, every: int, action: Action) -> None:
@@ -110,6 +111,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("way", "every"), FAILURES)
 @pytest.mark.parametrize("error", [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.slow)])
 def test_a_call_fails(host: tuple[Host, Path], way: str, every: int, error: int) -> None:

@@ -117,6 +117,7 @@ def test_nothing_good_is_lost(host: tuple[Host, Path], tag: Path, decision: Call
     check(host, tag, decision, errno.EIO, every=1 if decision is prune else 3)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize(
     "error", [ERRORS[0], *(pytest.param(error, marks=pytest.mark.thorough) for error in ERRORS[1:])]
 )
@@ -156,6 +157,7 @@ def refuse_once(monkeypatch: pytest.MonkeyPatch, part: str, error: int, nth: int
     return lambda: count
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("part", ["model_000002", "optim_000002", "model_000003", "optim_000003", "meta_000003"])
 def test_one_open_that_fails_deletes_no_good_step(

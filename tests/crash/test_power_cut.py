@@ -25,6 +25,7 @@ def check_old_or_new(lab: CrashLab, subsets: int) -> None:
     assert last == [lab.new]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py"])
 def test_power_cut(open_lab: OpenLab, script: str) -> None:
     check_old_or_new(open_lab(script), subsets=3)

@@ -73,6 +73,7 @@ def found_after_cuts(calls: list[Call], root: Path, name: str, before: Tree, pla
             raise AssertionError(f"{where}: {sorted(tree)}") from error
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("seed", [None, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
 @pytest.mark.parametrize("over", [True, False], ids=["over an old set", "into no directory"])
 def test_power_cut(host: tuple[Host, Path], over: bool, seed: int | None, tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_power_cut(host: tuple[Host, Path], over: bool, seed: int | None, tmp_pa
     assert {step for where, step in found if where.startswith(f"cut before call {len(calls)} of")} == {2}
 
 
+@pytest.mark.thorough
 def test_simulation_finds_what_a_missing_fsync_loses(host: tuple[Host, Path], tmp_path: Path) -> None:
     """Without this the tests above would prove nothing."""
     root = host[1]

@@ -140,6 +140,7 @@ def hidden(root: Path) -> list[str]:
     return [name for name in os.listdir(root / TAG) if name.startswith(".")]
 
 
+@pytest.mark.sampled(4)
 def test_power_cut(host: tuple[Host, Path], case: tuple[int, Tree], tmp_path: Path) -> None:
     assert not run(host, case, Action.LOG)
     calls, root = read_calls(host[1].parent / "calls"), host[1]
@@ -170,6 +171,7 @@ def test_killed(host: tuple[Host, Path], case: tuple[int, Tree]) -> None:
             assert not hidden(root)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", FEW[:1], indirect=True, ids=["one_rank"])
 def test_some_calls_fail(host: tuple[Host, Path], case: tuple[int, Tree]) -> None:
     for _, root in at_every_call(host, case, Action.FAIL, errno.EIO, every=4):

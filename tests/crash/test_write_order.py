@@ -28,6 +28,7 @@ def only(calls: list[Call], name: str, path: Path | str) -> int:
     return found[0]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py"])
 def test_commit_order(open_lab: OpenLab, script: str) -> None:
     lab = open_lab(script)

@@ -152,6 +152,7 @@ def test_broadcast_that_is_huge(tmp_path: Path) -> None:
             fastckpt.salvage(path, tmp_path / f"out{suffix}")
 
 
+@pytest.mark.thorough
 def test_deflate_bomb(tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     archive(path, torch_pickle(2, (2,), (1,)), zipfile.ZIP_DEFLATED, bytes(2**28))
@@ -159,6 +160,7 @@ def test_deflate_bomb(tmp_path: Path) -> None:
     salvaged(path, include=EVERYTHING)
 
 
+@pytest.mark.thorough
 def test_overlapping_records(tmp_path: Path) -> None:
     """Directory entries that all state the same bytes."""
     path = tmp_path / "file.pt"
@@ -177,6 +179,7 @@ def test_overlapping_records(tmp_path: Path) -> None:
     salvaged(path, include=EVERYTHING)
 
 
+@pytest.mark.thorough
 def test_very_many_local_headers(tmp_path: Path) -> None:
     path = tmp_path / "file.pt"
     local = struct.pack("<4sHHHHHIIIHH", b"PK\x03\x04", 0, 0x808, 0, 0, 0, 0, 0, 0, 14, 0)
@@ -184,6 +187,7 @@ def test_very_many_local_headers(tmp_path: Path) -> None:
     salvaged(path, include=EVERYTHING)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "data",
     [

@@ -93,6 +93,7 @@ def unreadable(report: Any) -> bool:
     return any(finding["kind"] == "unreadable" for finding in report["findings"])
 
 
+@pytest.mark.thorough
 def test_torch_zip(tmp_path: Path, ask: Ask) -> None:
     path = tmp_path / "model.pt"
     torch.save(state(), path)

@@ -86,6 +86,7 @@ def measured(run: Run, command: str, path: Path) -> Any:
     return ended
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("commands", [FEW, pytest.param(OTHERS, marks=pytest.mark.thorough)], ids=["few", "others"])
 @pytest.mark.parametrize("name", BUILDERS)
 def test_cost_is_in_proportion(name: str, commands: tuple[str, ...], run: Run, baseline: int, tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def check(good: Good, left: Path, destination: Path) -> Left:
     return Left(back / len(good.tensors), sum(v.required for v in expected.verdicts.values()), report)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["torch", "safetensors"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=lambda number: number.name)
 @pytest.mark.parametrize("moments", FEW_AND_MANY)

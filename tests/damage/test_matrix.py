@@ -258,6 +258,7 @@ def flip_all(lab: Lab, step: int, in_payload: int = 12, field_step: int = 1) -> 
             lab.check(flipped(lab.raw, at, 1 << generator.randrange(8)), keys=payload or at % 7 == 0)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("step", "in_payload", "field_step"),
     [pytest.param(7999, 1, 5, id="few"), pytest.param(997, 12, 1, id="many", marks=pytest.mark.thorough)],
@@ -271,6 +272,7 @@ def test_every_flipped_byte(lab: Lab) -> None:
     flip_all(lab, 1)
 
 
+@pytest.mark.sampled(4)
 def test_zeroed_sectors(lab: Lab) -> None:
     for at in range(0, len(lab.raw), ALIGNMENT):
         lab.check(spliced(lab.raw, at, bytes(ALIGNMENT)), keys=at % (5 * ALIGNMENT) == 0)

@@ -62,6 +62,7 @@ def intact_in(path: Path) -> tuple[dict[str, bytes], fastckpt.SalvageReport]:
     return {name: values_of(tensor) for each in states for name, tensor in each.items()}, report
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", sorted(name for name, kind in KINDS.items() if "pt" in kind.formats))
 def test_no_damage_swaps_what_is_called_intact(big: Good, tmp_path: Path, kind: str) -> None:
     others = {name: values_of(tensor + 1) for name, tensor in STATE.items()}
@@ -77,6 +78,7 @@ def test_no_damage_swaps_what_is_called_intact(big: Good, tmp_path: Path, kind: 
                 assert value in (VALUES[name], others[name]), (kind, seed, name)
 
 
+@pytest.mark.thorough
 def test_bits_and_holes_around_the_record(big: Good, tmp_path: Path) -> None:
     """With the directory gone, all combinations of what else tells the order."""
     path = tmp_path / "hurt.pt"

@@ -64,6 +64,7 @@ def check(
     assert all(torch.equal(model[name], tensor) for name, tensor in truth["model"].items())
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("kind", "how", "saved", "kinds", "worlds"), CASES)
 def test_any_ranks_to_any_ranks(
     group_of: GroupOf, kind: str, how: str, saved: int, kinds: tuple[str, ...], worlds: tuple[int, ...], tmp_path: Path

@@ -101,6 +101,7 @@ def test_every_byte_was_read_and_nothing_proves_it(tmp_path: Path, text):
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("suffix", ["pt", "fckpt"])
 @pytest.mark.parametrize("stem", ["-o", "--json", "-rf $HOME 'a' \"b\"\n;exit 3"])
 def test_named_like_an_option(stem: str, suffix: str, tmp_path: Path, doctor: Doctor, shell: Shell) -> None:

@@ -74,6 +74,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("role", ["model_000004.pt", "optim_000004_rank0.pt", "model_000004.fckpt"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_files(kind: str, role: str, run_of, doctor: Doctor):
@@ -85,6 +86,7 @@ def test_hostile_files(kind: str, role: str, run_of, doctor: Doctor):
     assert not os.path.exists("executed")
 
 
+@pytest.mark.thorough
 def test_cut_and_flipped_anywhere(run_of, doctor: Doctor):
     """40 states of a step, each damaged somewhere else; every cut is seen, and every flip that reaches a tensor."""
     directory = run_of(4)
@@ -191,6 +193,7 @@ def test_two_thousand_files(tmp_path: Path, doctor: Doctor, text):
     assert within(time.process_time() - begin, 30)
 
 
+@pytest.mark.thorough
 def test_a_thousand_ranks(tmp_path: Path, doctor: Doctor, text):
     directory = tmp_path / "base_checkpoints" / "d2"
     write_step(directory, 4)
@@ -202,6 +205,7 @@ def test_a_thousand_ranks(tmp_path: Path, doctor: Doctor, text):
     assert len(text(".").splitlines()) < 40
 
 
+@pytest.mark.thorough
 def test_a_thousand_tags(tmp_path: Path, doctor: Doctor, text):
     for tag in range(1000):
         directory = tmp_path / "base_checkpoints" / f"d{tag}"

@@ -34,6 +34,7 @@ def kill_reshard(directory: Path, ranks: int, at: int) -> None:
     assert forked.run("-c", KILLED.format(at=at), *arguments).returncode == -9
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("before", "after", "at"), [(4, 2, 1), (2, 4, 1), (2, 4, 3)])
 @pytest.mark.parametrize("suffix", ["pt", "fckpt"])
 def test_killed_between_the_files(before: int, after: int, at: int, suffix: str, run_of, doctor: Doctor, shell: Shell):
@@ -114,6 +115,7 @@ def cut_short(directory: Path, suffix: str) -> Path:
     return directory / ".fckpt-step-000004.before"
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("suffix", ["pt", "fckpt"])
 @pytest.mark.parametrize("steps", [(4,), (2, 4)])
 @pytest.mark.parametrize("name", ["model_000004", "optim_000004_rank0"])

@@ -246,6 +246,7 @@ def test_a_misplaced_file_is_not_told_to_count_wrongly(run_of, doctor: Doctor, s
     assert doctor(".").tag["newest_whole"] == 3
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("suffix", [".pt", ".fckpt"])
 @pytest.mark.parametrize("world", [1, 2, 8])
 def test_another_number_of_ranks_and_no_moments(

@@ -139,6 +139,7 @@ def test_sigusr1_saves_and_goes_on(start: Start) -> None:
     assert 0 < steps[0] < steps[1] < run.saved_step()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("mode", "number", "code"),
     [
@@ -210,6 +211,7 @@ def test_data_loader_workers(start: Start) -> None:
         os.killpg(run.pid, 0)
 
 
+@pytest.mark.thorough
 def test_inside_fastckpt_run(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fastckpt", "run", WORKER, "--", "plain", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -261,6 +263,7 @@ def test_one_rank_gets_the_signal(start: Start) -> None:
     assert err.count("SIGTERM") == 1, "one rank was told, and says so"
 
 
+@pytest.mark.thorough
 def test_all_ranks_get_different_signals(start: Start) -> None:
     run = start("ranks")
     for rank, number in zip(ranks_of(run), (signal.SIGINT, signal.SIGUSR1, signal.SIGINT, signal.SIGINT), strict=True):
@@ -270,6 +273,7 @@ def test_all_ranks_get_different_signals(start: Start) -> None:
     assert len(set(saved_steps(run))) == 1
 
 
+@pytest.mark.thorough
 def test_one_rank_cannot_save(start: Start) -> None:
     run = start("ranks, one bad")
     os.kill(ranks_of(run)[0], signal.SIGTERM)

@@ -214,6 +214,7 @@ def test_bytes_that_belong_to_nothing_are_still_found(path: Path) -> None:
     assert any(finding.offset == 0 and finding.size == 8 for finding in report.findings)
 
 
+@pytest.mark.thorough
 def test_bomb(tmp_path: Path) -> None:
     path = packed({"w": torch.zeros(50_000_000)}, tmp_path / "bomb.pt")
     assert path.stat().st_size < 300_000

@@ -197,6 +197,7 @@ AROUND_ITSELF = ("list in itself", "dict in itself", "attributes in themselves",
 HARMLESS = {"marks popped", *AROUND_ITSELF}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", sorted(BOMBS))
 def test_bomb(tmp_path: Path, name: str) -> None:
     path = write_archive(tmp_path / "bomb.pt", BOMBS[name])

@@ -121,6 +121,7 @@ def test_a_row_of_the_directory_that_rotted_is_no_other_record(tmp_path: Path) -
     assert fastckpt.salvage(tmp_path / "a.pt", tmp_path / "b.pt").complete
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("count", "verdict"), [(12, Verdict.INTACT), (120, Verdict.INTACT), (1200, Verdict.PRESENT)])
 def test_another_pickle_of_many_storages(tmp_path: Path, count: int, verdict: Verdict) -> None:
     """That it is data.pkl alone can be told of some hundred records; of more it is said that it is not known."""

@@ -118,6 +118,7 @@ def said_of_the_writer(raw: bytes) -> set[int]:
     return {row + at for row in rows for at in (4, 5, *range(36, 42))}
 
 
+@pytest.mark.sampled(4)
 def test_no_changed_byte_is_intact(path: Path, tmp_path: Path) -> None:
     raw = path.read_bytes()
     draw = random.Random(3)

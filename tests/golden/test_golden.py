@@ -134,6 +134,7 @@ def codec_then(codec: str, path: Path) -> str:
     return "zstd:3" if codec == "zstd" and (V1 / path.name).exists() else codec
 
 
+@pytest.mark.sampled(3)
 def test_saving_again_gives_the_same_bytes(path: Path, expected: dict[str, Any], tmp_path: Path) -> None:
     if expected["zstd"] not in (None, ZSTD):
         pytest.skip(f"made with zstd {expected['zstd']}")
@@ -203,6 +204,7 @@ def test_readers_agree_on_several_packs(tmp_path: Path) -> None:
     assert len(agree(state, tmp_path / "f").records) == 4
 
 
+@pytest.mark.thorough
 def test_readers_agree_on_a_pack_of_too_many_storages(tmp_path: Path) -> None:
     state = [torch.full((1,), n % 256, dtype=torch.uint8) for n in range(8193)]
     fastckpt.save(state, tmp_path / "f", durable=False)
@@ -376,6 +378,7 @@ def hurt_somewhere(data: bytes, chance: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("count", [6, pytest.param(25, marks=pytest.mark.thorough)])
 def test_readers_agree_on_damage(path: Path, expected: dict[str, Any], tmp_path: Path, count: int) -> None:
     chance, load = random.Random(path.stem), partial(loaded, path.stem)

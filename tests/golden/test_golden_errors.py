@@ -606,6 +606,7 @@ def frugal(path: Path) -> Iterator[None]:
 REFUSALS = {UnsupportedVersionError: Unsupported, DamagedError: Damaged, NotACheckpointError: NotACheckpoint}
 
 
+@pytest.mark.sampled(8)
 @each(CASES)
 def test_load_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
@@ -616,6 +617,7 @@ def test_load_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
         assert caught.value.path == str(path)
 
 
+@pytest.mark.sampled(8)
 @each(CASES)
 def test_verify_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
@@ -631,6 +633,7 @@ def test_verify_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> 
             assert report.exit_code
 
 
+@pytest.mark.sampled(8)
 @each([*CASES, *COPY, *FINE])
 def test_verify_without_the_footer_reports_or_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
@@ -643,6 +646,7 @@ def test_verify_without_the_footer_reports_or_refuses(case: Case, bases: Bases, 
         fastckpt.load(path)
 
 
+@pytest.mark.sampled(8)
 @each(CASES)
 def test_reference_reader_refuses(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)
@@ -652,6 +656,7 @@ def test_reference_reader_refuses(case: Case, bases: Bases, tmp_path: Path) -> N
         assert type(caught.value) is REFUSALS[case.error], caught.value
 
 
+@pytest.mark.sampled(8)
 @each(CASES)
 def test_open_hands_out_nothing_or_raises_a_typed_error(case: Case, bases: Bases, tmp_path: Path) -> None:
     path = build(case, bases, tmp_path)

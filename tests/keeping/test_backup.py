@@ -129,6 +129,7 @@ def test_killed_anywhere(stride: int, tmp_path: Path) -> None:
     assert at > 4
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("harm", ["flip", "cut", "empty", "missing"])
 def test_a_damaged_copy_is_made_anew(write: Write, tmp_path: Path, harm: str) -> None:
     paths = run_of(tmp_path / "run", write, (1, 2))

@@ -101,6 +101,7 @@ def test_a_device_is_tried_once(interpreted: Call) -> None:
     assert interpreted(launches_of_two_questions) == 0
 
 
+@pytest.mark.thorough
 def test_dispatch_does_not_import_triton() -> None:
     code = "import sys, fastckpt.kernels.dispatch, fastckpt.kernels.launch; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,6 +12,7 @@ WARPS_NEEDED = 12
 """With 4 KiB on its way for each, these are 48 KiB per SM. An H200 needs 4.8 TB/s x 1 us / 132 SMs = 36 KiB."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("capability", [90, *(pytest.param(other, marks=pytest.mark.thorough) for other in (80, 100))])
 @pytest.mark.parametrize("kernel", ["hash_kernel", "check_kernel"])
 def test_no_spills_and_wide_loads(compiled: Call, kernel: str, capability: int) -> None:

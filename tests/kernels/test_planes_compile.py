@@ -9,6 +9,7 @@ from triton_versions import can_decode_planes
 pytestmark = can_decode_planes
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("capability", [90, *(pytest.param(other, marks=pytest.mark.thorough) for other in (80, 100))])
 @pytest.mark.parametrize("kernel", ["plan_kernel", "tile_kernel"])
 def test_no_spills(compiled: Call, kernel: str, capability: int) -> None:

@@ -75,6 +75,7 @@ def test_the_table_of_kinds() -> None:
             assert {bit // 32 for bit in bits} == {field.low // 32}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_choice_of_a_writer(interpreted: Call, kind: int) -> None:
     """Modes, widths, symbols, masks and shifts by chance; a tile and a bit, a rest that is no element."""
@@ -130,6 +131,7 @@ def blocks_of(kinds: list[int], zero: set[int]) -> bytes:
     return raw
 
 
+@pytest.mark.thorough
 def test_several_blocks(interpreted: Call) -> None:
     """Of different kinds, with blocks of zeros between them and at both ends; the last is cut inside an element."""
     kinds = [5, 7, 3, 6, 7]
@@ -201,6 +203,7 @@ def mutants(kind: int, count: int, times: int, seed: int = 0) -> list[Chunk]:
     return chunks
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", [3, 5, 10])
 def test_damaged_chunks(interpreted: Call, kind: int) -> None:
     """Each is bad for all decoders, or for none."""
@@ -244,6 +247,7 @@ def heads() -> list[Chunk]:
     return [*chunks, (bytes(twice), len(raw)), *sizes, (stored + bytes(8), len(raw)), (stored + b"1", len(raw))]
 
 
+@pytest.mark.thorough
 def test_each_check_of_heads_and_tables(interpreted: Call) -> None:
     """Numbers that would make a reader go far beyond what is there are among them."""
     found = check(interpreted, heads())

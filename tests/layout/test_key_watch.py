@@ -29,6 +29,7 @@ HONEST: dict[str, Iterable[int]] = {
 }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", HONEST)
 def test_honest_keys_are_admitted(kind: str) -> None:
     assert not makes_slow(HONEST[kind])
@@ -56,6 +57,7 @@ def admitted(keys: Iterable[int]) -> int:
     return len(into)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("make", "count"), [(same_hash, 8_000), (same_way, 60_000)])
 def test_slow_keys_are_refused_before_they_are_slow(make: Callable[[int], list[int]], count: int) -> None:
     keys, honest = make(count), range(count)

@@ -149,6 +149,7 @@ def test_a_whole_step_is_not_saved_over_and_the_rest_of_one_is(trained: Trained,
     assert fastckpt.find_last_whole(own.parent) == str(own)
 
 
+@pytest.mark.thorough
 def test_a_kill_leaves_a_whole_step(tmp_path: Path) -> None:
     from accelerate import Accelerator
 

@@ -124,6 +124,7 @@ def test_a_run_that_began_without_it_goes_on_with_it(trained: Trained) -> None:
     assert same_bits(copy_of(model), trained.weights)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("background", [False, True])
 def test_the_names_that_lightning_gives(trained: Trained, tmp_path: Path, background: bool) -> None:
     """What is no longer among the best goes, ``last.ckpt`` is the newest, and a name that is taken gets ``-v1``."""
@@ -176,6 +177,7 @@ def test_in_the_background_nothing_goes_before_the_newer_one_is_there(tmp_path: 
     assert torch.equal(saving.load_checkpoint(new)["w"], torch.ones(2**22))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("background", [False, True])
 def test_a_kill_leaves_the_old_or_the_new_one(tmp_path: Path, background: bool) -> None:
     def name(step: int) -> Path:

@@ -35,6 +35,7 @@ def for_accelerate() -> dict[str, Any]:
     return {}
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("prepare", "newest"),
     [

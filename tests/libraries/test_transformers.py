@@ -110,6 +110,7 @@ def proven(trained: Trained, tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.thorough
 def test_resume_goes_on_from_what_is_proven(trained: Trained, proven: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The Trainer's own loader reads it; every bit of its model has a digest; what is damaged is passed over."""
     from fastckpt.integrations.transformers import ProvenCheckpoints, find_last_checkpoint
@@ -133,6 +134,7 @@ def test_resume_goes_on_from_what_is_proven(trained: Trained, proven: Path, capl
     assert find_last_checkpoint(proven) == str(proven / f"checkpoint-{STEPS}")
 
 
+@pytest.mark.thorough
 def test_verify_says_what_the_digests_prove(proven: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(proven / "checkpoint-1")]) == 0
     assert "without checksums" not in capsys.readouterr().out
@@ -141,6 +143,7 @@ def test_verify_says_what_the_digests_prove(proven: Path, capsys: pytest.Capture
     assert "1 of them without checksums" in capsys.readouterr().out
 
 
+@pytest.mark.thorough
 def test_sums_that_prove_nothing(proven: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Damaged, of another file or of another size: the checkpoint is not called whole, and why is said."""
     first, last = (proven / f"checkpoint-{step}" / "model.safetensors.fckpt-sums" for step in (1, STEPS))
@@ -159,6 +162,7 @@ def test_sums_that_prove_nothing(proven: Path, caplog: pytest.LogCaptureFixture)
     assert fastckpt.find_last_whole(proven) == str(last.parent)
 
 
+@pytest.mark.thorough
 def test_what_was_not_saved_well_is_said(trained: Trained, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     from transformers import TrainerCallback
 
@@ -175,6 +179,7 @@ def test_what_was_not_saved_well_is_said(trained: Trained, tmp_path: Path, caplo
     assert find_last_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{STOP}")
 
 
+@pytest.mark.thorough
 def test_what_is_kept_is_proven(trained: Trained, tmp_path: Path) -> None:
     from transformers import TrainerCallback
 
@@ -204,6 +209,7 @@ def test_there_is_nothing_to_go_on_from(trained: Trained, tmp_path: Path) -> Non
     assert fastckpt.find_last_whole(tmp_path) is None
 
 
+@pytest.mark.thorough
 def test_a_kill_leaves_a_whole_checkpoint(trained: Trained, tmp_path: Path) -> None:
     from fastckpt.integrations.transformers import ProvenCheckpoints, find_last_checkpoint
 

@@ -79,6 +79,7 @@ def without_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("without_collector")
 @pytest.mark.parametrize("damage", ["", "flip", "cut"])
 @pytest.mark.parametrize("name", FORMATS)

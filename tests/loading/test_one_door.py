@@ -180,6 +180,7 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, Path],
     assert not waiting
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("operation", LOADS)
 def test_a_file_replaced_meanwhile_gives_the_state_it_had(
@@ -229,6 +230,7 @@ def test_convert_deletes_no_file_that_it_has_not_converted(
     assert same(fastckpt.load(path), NEW)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["m.safetensors", "zip.pt"])
 def test_a_file_replaced_again_and_again(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name, OLD)
@@ -276,6 +278,7 @@ DROPPED: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("what", DROPPED)
 def test_what_is_dropped_gives_its_descriptors_back(tmp_path: Path, what: str) -> None:
     path = write(tmp_path / "raw.fckpt", OLD)

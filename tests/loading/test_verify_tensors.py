@@ -81,6 +81,7 @@ def test_the_data_of_the_file_is_not_read(tmp_path: Path) -> None:
     assert fastckpt.verify_tensors(state(), tmp_path / "s").findings == []
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("byte", [0, LEAF_SIZE - 1, LEAF_SIZE, CHUNK_SIZE + 5 * LEAF_SIZE + 3, 2_399_999])
 @pytest.mark.usefixtures("home")

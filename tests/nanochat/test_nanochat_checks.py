@@ -222,6 +222,7 @@ def flip(path: Path) -> None:
     path.write_bytes(raw)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("damage", [cut, flip])
 @pytest.mark.parametrize("name", ["model_000004.pt", "optim_000004_rank1.pt"])
 @pytest.mark.parametrize("replace", [False, True])

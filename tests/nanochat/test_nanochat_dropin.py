@@ -91,6 +91,7 @@ def test_nothing_is_written_of_what_cannot_be_stored(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", BUILDS)
 def test_loads_what_every_revision_wrote(name: str, tmp_path: Path) -> None:
     """From the ``.pt`` files and from those that were converted, the same as torch.load gives."""

@@ -12,6 +12,7 @@ from states import assert_same
 from fastckpt.nanochat.completeness import newest_complete
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_a_resume_on_several_ranks(ranks: int, forker: Forker, tmp_path: Path) -> None:
     """Three steps after the save, losses, parameters and every rank's moments: as without an interruption."""

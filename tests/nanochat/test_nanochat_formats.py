@@ -52,6 +52,7 @@ def assert_same(ours: Any, theirs: Any, where: str = "state") -> None:
         assert ours == theirs or (math.isnan(ours) and math.isnan(theirs)), where
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 def test_there_and_back_through_another_directory(original: Path, tmp_path: Path, codec: str) -> None:
     before = contents(original)
@@ -68,6 +69,7 @@ def test_there_and_back_through_another_directory(original: Path, tmp_path: Path
     assert contents(back) == before
 
 
+@pytest.mark.sampled(4)
 def test_in_place_and_replaced(original: Path) -> None:
     before = contents(original)
     done = fastckpt.convert(original, replace=True)
@@ -77,6 +79,7 @@ def test_in_place_and_replaced(original: Path) -> None:
     assert contents(original) == before
 
 
+@pytest.mark.sampled(4)
 def test_without_exactness(original: Path, tmp_path: Path) -> None:
     there, back = tmp_path / "kept", tmp_path / "back" / "d12"
     fastckpt.convert(original, there, exact=False, durable=False)

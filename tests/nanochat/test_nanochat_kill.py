@@ -79,6 +79,7 @@ def sweep_moments(forker: Forker, parent: Path, moments: int, monkeypatch: pytes
     return unfinished
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("moments", MOMENTS)
 def test_killed_at_any_moment(forker: Forker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moments: int) -> None:
     assert sweep_moments(forker, tmp_path, moments, monkeypatch) > moments // 2

@@ -29,6 +29,7 @@ WAYS = [(4, 1), (1, 4), (4, 2), (2, 8), (8, 2), (1, 2), (2, 1), (8, 32)]
 """Groups of 3, 20, 5 and 5 matrices: with 8 ranks and more, some have nothing but zeros."""
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(("before", "after"), WAYS)
 def test_what_the_other_ranks_would_have_saved(tmp_path: Path, form: str, before: int, after: int) -> None:

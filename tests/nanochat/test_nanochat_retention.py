@@ -443,6 +443,7 @@ Retention(keep_last=1).apply(sys.argv[1])
 """
 
 
+@pytest.mark.thorough
 def test_killed_at_every_deletion(tmp_path: Path) -> None:
     for at in itertools.count(1):
         directory = run_of(tmp_path / str(at), [100, 200])

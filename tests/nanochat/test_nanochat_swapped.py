@@ -58,6 +58,7 @@ def mixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     return directory
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("in_place", [False, True])
 def test_convert_refuses(mixed: Path, tmp_path: Path, *, replace: bool, in_place: bool) -> None:

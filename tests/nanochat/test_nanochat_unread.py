@@ -72,6 +72,7 @@ COMMANDS: dict[str, tuple[list[str], int]] = {
 }
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_is_said_and_costs_nothing(
@@ -102,6 +103,7 @@ def test_it_is_said_and_costs_nothing(
         assert not any(file.startswith("model_000003.pt") for file in there)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FILES)
 def test_a_policy_keeps_it_and_a_whole_one(name: str, steps: Path, refused: Callable[[str], str]) -> None:
     why = refused(name)
@@ -110,6 +112,7 @@ def test_a_policy_keeps_it_and_a_whole_one(name: str, steps: Path, refused: Call
     assert why in decisions[3].why
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FILES)
 def test_the_newest_step_is_not_passed_over(name: str, steps: Path, refused: Callable[[str], str]) -> None:
     """Another rank could read it, and go on from it."""
@@ -118,6 +121,7 @@ def test_the_newest_step_is_not_passed_over(name: str, steps: Path, refused: Cal
         find_last_step(steps)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("error", ERRORS, ids=[errno.errorcode[error] for error in ERRORS])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_directory_that_cannot_be_listed(

@@ -129,6 +129,7 @@ def small_tag(tmp_path: Path, *, to: str) -> tuple[Path, dict[str, bytes], Watch
     return directory, own if to == "fckpt" else pt, Watch(directory, pt)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("to", ["fckpt", "pt"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_at_every_change(tmp_path: Path, to: str, when: str) -> None:
@@ -158,6 +159,7 @@ def test_killed_on_the_way_to_another_directory(tmp_path: Path, replace: bool) -
         assert len(contents(directory)) == (0 if replace else 4)
 
 
+@pytest.mark.thorough
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     random.seed(7)
     for to in ("fckpt", "pt") * 4:

@@ -277,6 +277,7 @@ def test_states_with_little_to_draw(state: Any, tmp_path: Path) -> None:
     parsed(file_page(measure_file(str(tmp_path / "a.fckpt"))))
 
 
+@pytest.mark.thorough
 def test_many_tensors_are_drawn_together(tmp_path: Path) -> None:
     fastckpt.save({f"h.{n // 100}.e.{n % 100}.w": torch.ones(2) for n in range(8000)}, tmp_path / "a.fckpt")
     page = file_page(measure_file(str(tmp_path / "a.fckpt")))

@@ -113,6 +113,7 @@ def page_of_directory(tmp_path: Path) -> str:
 PAGES = [page_of_file, page_of_damage, page_of_directory]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("make", PAGES)
 def test_a_browser_shows_what_was_written(
     make: Callable[[Path], str], browser: Callable[..., str], tmp_path: Path

@@ -68,6 +68,7 @@ def told(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("background", [False, True])
 def test_saved_on_two_ranks_and_resumed_on_one_and_two(tmp_path: Path, background: bool) -> None:
     def save(rank: int) -> None:
@@ -102,6 +103,7 @@ def test_saved_on_two_ranks_and_resumed_on_one_and_two(tmp_path: Path, backgroun
         assert told(tmp_path / f"resumed{world}") == told(tmp_path / "saved")
 
 
+@pytest.mark.thorough
 def test_a_kill_leaves_a_whole_step(tmp_path: Path) -> None:
     run = tmp_path / "run"
 

@@ -48,6 +48,7 @@ def test_whole_file(path: Path, tmp_path: Path) -> None:
         assert "fastckpt.salvage" in checkpoint.metadata
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "what",
     ["superblock", "manifest", "index", "copy", "footer", "first header", "all headers", "superblock manifest footer"],

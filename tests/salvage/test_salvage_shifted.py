@@ -16,6 +16,7 @@ def state() -> dict[str, torch.Tensor]:
     return {f"t{n}": torch.full((300, 300), float(n)) for n in range(COUNT)} | {"small": torch.arange(9)}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("count", [1, 7, 4096, 40_961, 9_000_000])
 @pytest.mark.parametrize("tail", [0, 4096])
