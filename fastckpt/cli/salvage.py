@@ -118,7 +118,7 @@ def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
     if facts["structure"] not in ("whole", "none"):
         yield Styled(f"  names and shapes: {_structure(facts['structure'])}", "warn")
     if facts["healed"]:
-        yield Styled("  healed first by the parity in its seal, every byte proven:", "good")
+        yield "  healed first by the parity in its seal, every byte proven:"
         yield from range_lines(facts["healed"])
     yield from _count_lines(facts)
     yield from _fate_lines(facts)
