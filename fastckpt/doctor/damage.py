@@ -44,6 +44,7 @@ FILES_WITHOUT_ASKING: Final = 16
 """The same in files."""
 
 _TORN: Final = (Kind.TORN, Kind.MISSING)
+_HEALS: Final = "the parity in its seal heals the whole file"
 
 
 @dataclass(slots=True)
@@ -115,7 +116,7 @@ def diagnose_damage(tag: TagFacts, step: StepFacts, salvager: Salvager) -> Itera
         lost = healing is None and rescue is None and fallback is None and not tag.unread
         if healing is not None:
             command = healing
-            cause += "; the parity in its seal heals the whole file"
+            cause += f"; {_HEALS}"
         elif rescue is not None and only_damage:
             command = rescue
         elif fallback is not None:
@@ -143,10 +144,16 @@ def diagnose_file(file: FileFacts, salvager: Salvager) -> Iterator[Diagnosis]:
     whole = report is not None and report.complete
     what = f"{file.name} {_what(file, report, None)}"
     cause = _cause(file, report) + _comes_back(report)
-    command = commands.salvage_in_place([file.path]) if whole else _last_resort(file, report, of_step=False, anew=None)
+    healing = command_that_heals(file.path)
+    if healing is not None:
+        command, cause = healing, f"{cause}; {_HEALS}"
+    elif whole:
+        command = commands.salvage_in_place([file.path])
+    else:
+        command = _last_resort(file, report, of_step=False, anew=None)
     # One of a step was a checkpoint once, by its name.
     kind = "not-a-checkpoint" if isinstance(file.error, NotACheckpointError) and report is None else _kind(file, report)
-    yield Diagnosis(kind, "bad", file.path, None, what, cause, command, loss=not whole)
+    yield Diagnosis(kind, "bad", file.path, None, what, cause, command, loss=not whole and healing is None)
 
 
 def _perhaps_whole(tag: TagFacts) -> str:

@@ -11,24 +11,15 @@ from dataclasses import replace
 from itertools import groupby
 from typing import NamedTuple
 
-from fastckpt import _core
-from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE, SEAL_DIGESTS, SEAL_DIGESTS_COPY
+from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError
-from fastckpt.fckpt.payload import Reading, Target, read_targets
 from fastckpt.fckpt.shifted import scan_shifted
 from fastckpt.io.memory import allocate
 from fastckpt.io.source import Source
-from fastckpt.layout.blocks import align
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import Record
-from fastckpt.seals.sums import Sums, is_of_bytes, sums_said, tensors_of
-
-
-class _Place(NamedTuple):
-    """Where a tensor of bytes lies: from ``offset`` on in the raw bytes of a record."""
-
-    record: Record
-    offset: int
+from fastckpt.seals.proven import Place, proven_digests, read_proven_bytes
+from fastckpt.seals.sums import DIGEST_TENSORS, Sums, is_of_bytes, sums_said, tensors_of
 
 
 class Rows(NamedTuple):
@@ -67,31 +58,8 @@ class SumsRemains:
         self.sums = replace(said, digests=self._digests(said))
 
     def _digests(self, said: Sums) -> memoryview:
-        size = said.leaves * LEAF_DIGEST_SIZE
-        if size > self._source.size:
-            raise DamagedError(
-                "the digests of what this seal says was sealed are longer than all of it",
-                expected=size,
-                actual=self._source.size,
-            )
-        whole = memoryview(bytearray(size))
-        missing = [(0, size)] if size else []
-        for name, begins in ((SEAL_DIGESTS, 0), (SEAL_DIGESTS_COPY, LEAF_SIZE)):
-            place = self._places.get(name)
-            if place is None or not missing:
-                continue
-            region, bad = self._read(place, begins, begins + size)
-            for begin, end in missing:
-                whole[begin:end] = region[begin:end]
-            missing = [
-                (max(begin, low), min(end, high))
-                for begin, end in missing
-                for low, high in bad
-                if max(begin, low) < min(end, high)
-            ]
-        if missing:
-            raise DamagedError("the digests in this seal are damaged, so nothing proves what would be healed")
-        return whole.toreadonly()
+        places = [(self._places[name], begins) for name, begins in DIGEST_TENSORS if name in self._places]
+        return proven_digests(self._source, places, said.leaves * LEAF_DIGEST_SIZE, threads=self._threads)
 
     def rows(self, groups: Sequence[int]) -> Rows:
         """The parity of some groups, whose numbers ascend."""
@@ -105,25 +73,14 @@ class SumsRemains:
                 continue
             for first, count, at in _runs(groups):
                 begin = row * len(groups) + at
-                region, bad = self._read(place, first * LEAF_SIZE, (first + count) * LEAF_SIZE)
+                span = first * LEAF_SIZE, (first + count) * LEAF_SIZE
+                region, bad = read_proven_bytes(self._source, place, *span, threads=self._threads)
                 leaves[begin * LEAF_SIZE : (begin + count) * LEAF_SIZE] = region
                 known[begin : begin + count] = bytes([1]) * count
                 for low, high in bad:
                     lost = range(low // LEAF_SIZE, -(-high // LEAF_SIZE))
                     known[begin + lost.start : begin + lost.stop] = bytes(len(lost))
         return Rows(leaves, known)
-
-    def _read(self, place: _Place, start: int, end: int) -> tuple[memoryview, list[tuple[int, int]]]:
-        """Bytes ``[start, end)`` of a tensor, and which of them are not proven, counted from ``start``."""
-        record, low, high = place.record, place.offset + start, place.offset + end
-        first = low // LEAF_SIZE * LEAF_SIZE
-        region = allocate(min(align(high, LEAF_SIZE), record.raw_size) - first)
-        target = Target(record, first, len(region), _core.address(region))
-        bad = [
-            (max(hole.leaf * LEAF_SIZE, low) - low, min((hole.leaf + hole.leaves) * LEAF_SIZE, high) - low)
-            for hole in read_targets(self._source, [target], Reading(self._threads))
-        ]
-        return region[low - first : high - first], [hole for hole in bad if hole[0] < hole[1]]
 
 
 @contextmanager
@@ -145,13 +102,13 @@ def open_remains(path: str, *, threads: int) -> Iterator[SumsRemains]:
         yield remains
 
 
-def _places(record: Record) -> Iterator[tuple[Entry, _Place]]:
+def _places(record: Record) -> Iterator[tuple[Entry, Place]]:
     """The tensors of a record that are all bytes of their storage, and where these lie."""
     places = {packed.storage: packed for packed in record.storages} if record.is_raw else {}
     for entry in _entries(record):
         place = places.get(entry.storage)
         if place is not None and is_of_bytes(entry) and entry.nbytes == place.nbytes:
-            yield entry, _Place(record, place.offset)
+            yield entry, Place(record, place.offset)
 
 
 def _entries(record: Record) -> Sequence[Entry]:

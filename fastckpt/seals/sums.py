@@ -1,6 +1,6 @@
 """What a sums file says of the file that it stands beside; SPEC.md, section 26.
 
-It is an ordinary ``.fckpt``. All of it is verified before any of it is used.
+It is an ordinary ``.fckpt``. What is used of it is verified before.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from fastckpt.constants import (
 from fastckpt.errors import DamagedError, FastckptError, UnsupportedVersionError
 from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import Reading
-from fastckpt.fckpt.storages import read_storages
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.io.how import How
 from fastckpt.io.transfer import MEMORY
@@ -35,7 +33,11 @@ from fastckpt.layout.records import count_leaves
 from fastckpt.layout.tree import TensorRef, encode_tree
 from fastckpt.seals.encoded import Encoded
 from fastckpt.seals.parity import Parity
+from fastckpt.seals.proven import Place, proven_digests
 from fastckpt.text import quoted
+
+DIGEST_TENSORS: Final = ((SEAL_DIGESTS, 0), (SEAL_DIGESTS_COPY, LEAF_SIZE))
+"""The tensors that all digests stand in, and the byte of each that they begin at."""
 
 _SHA256_DIGITS: Final = 64
 
@@ -130,7 +132,7 @@ def write_sums(sums: Sums, path: str, how: How, *, encoded: Encoded | None = Non
 
 
 def read_sums(path: str, *, threads: int) -> Sums:
-    """Read a sums file, every byte of it verified.
+    """Read a sums file: what it says, and its digests, each proven by a leaf of the sums file itself.
 
     Raises:
         DamagedError: It is damaged, or is none.
@@ -163,18 +165,13 @@ def _decode(file: CheckpointFile, threads: int) -> Sums:
             )
         if not file.record(file.manifest.storages[entry.storage].record).is_raw:
             raise DamagedError(f"the {name!r} of a sums file are never compressed")
-    try:
-        digests = _digests(file, entries[SEAL_DIGESTS], threads)
-    except DamagedError:
-        if SEAL_DIGESTS_COPY not in shapes:
-            raise
-        digests = _digests(file, entries[SEAL_DIGESTS_COPY], threads)[LEAF_SIZE:]
-    return replace(said, digests=digests)
-
-
-def _digests(file: CheckpointFile, entry: Entry, threads: int) -> memoryview:
-    region, start, size = read_storages(file, [entry.storage], Reading(threads), mapped=False)(entry.storage)
-    return region[start : start + size].toreadonly()
+    stored = {name: file.manifest.storages[entry.storage] for name, entry in entries.items()}
+    places = [
+        (Place(file.record(stored[name].record), stored[name].offset), begins)
+        for name, begins in DIGEST_TENSORS
+        if name in shapes
+    ]
+    return replace(said, digests=proven_digests(file.source, places, said.leaves * LEAF_DIGEST_SIZE, threads=threads))
 
 
 def tensors_of(sums: Sums) -> dict[str, tuple[int, ...]]:

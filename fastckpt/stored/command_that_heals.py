@@ -5,8 +5,9 @@ from __future__ import annotations
 from fastckpt.errors import FastckptError
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
-from fastckpt.seals.beside import seal_beside
-from fastckpt.seals.healing import would_heal
+from fastckpt.seals.healing import hopeless_leaves
+from fastckpt.seals.names import sums_path
+from fastckpt.seals.remains import open_remains
 from fastckpt.seals.standing import standing_of
 from fastckpt.stored.why_another import why_another
 from fastckpt.text import quoted
@@ -19,12 +20,13 @@ def command_that_heals(path: str) -> str | None:
     """
     try:
         with Source(path, may_be_empty=True) as source:
-            sums = seal_beside(source)
-            if sums is None or sums.parity is None:
-                return None
             threads = reading_threads(source, None)
-            standing = standing_of(source, sums, threads=threads)
-            heals = would_heal(source, standing, threads=threads) and not why_another(source, standing, threads=threads)
-            return f"fastckpt repair {quoted(path)}" if heals else None
+            with open_remains(sums_path(path), threads=threads) as remains:
+                if remains.sums.parity is None:
+                    return None
+                standing = standing_of(source, remains.sums, threads=threads)
+                if standing.is_as_sealed or hopeless_leaves(remains, standing.bad_numbers):
+                    return None
+                return None if why_another(source, standing, threads=threads) else f"fastckpt repair {quoted(path)}"
     except FastckptError:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastckpt.errors import DamagedError, MismatchError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.sealing.check import check
 from fastckpt.seals.names import sums_path
+from fastckpt.seals.sums import read_sums
 
 
 def flip(path: Path | str, *offsets: int) -> None:
@@ -124,18 +126,35 @@ def test_a_seal_damaged_beyond_reading_and_not_beyond_repair(
     safetensors.torch.save_file({"t": torch.randn(10_000, 900)}, path)
     good = path.read_bytes()
     fastckpt.seal(path, parity="3%", durable=False)
-    # No digest is damaged in both places, but each place is.
-    flip(sums_path(path), place(path, "digests") + LEAF_SIZE + 9, place(path, "digests copy") + LEAF_SIZE + 9)
+    os.truncate(sums_path(path), os.path.getsize(sums_path(path)) - 4096)  # Its footer is lost, and nothing else.
     if damaged:
         flip(path, 5_000_000)
     command = f"fastckpt repair {path}"
     assert check(path).next_step == command
     assert fastckpt.verify(path).next_step == command
     (found,) = doctor(path, capsys)
-    assert (found["kind"], found["next"]) == ("damaged-seal", command)
+    assert (found["kind"], found["next"]) == ("rotted" if damaged else "damaged-seal", command)
     assert fastckpt.repair(path, durable=False).state == "healed"
     assert path.read_bytes() == good
     assert fastckpt.verify(path).verdict == "intact"
+
+
+def test_each_digest_is_taken_from_where_it_is_proven(tmp_path: Path) -> None:
+    """No digest is damaged in both places, but each place is: nothing but the seal itself needs to be repaired."""
+    path = tmp_path / "m.safetensors"
+    safetensors.torch.save_file({"t": torch.randn(10_000, 1900)}, path)
+    fastckpt.seal(path, parity="3%", durable=False)
+    good = read_sums(sums_path(path), threads=1)
+    flip(sums_path(path), place(path, "digests") + LEAF_SIZE + 9, place(path, "digests copy") + LEAF_SIZE + 9)
+    assert read_sums(sums_path(path), threads=1) == good
+    assert check(path).state == "OK"
+    assert fastckpt.verify(path).verdict == "intact"
+    assert fastckpt.repair(path, durable=False).sums_renewed
+    # The same digests in both places: the copy stands a leaf further.
+    flip(sums_path(path), place(path, "digests") + 9, place(path, "digests copy") + LEAF_SIZE + 9)
+    assert check(path).state == "seal damaged"
+    with pytest.raises(DamagedError, match="the digests in this seal are damaged"):
+        read_sums(sums_path(path), threads=1)
 
 
 def test_doctor_does_not_call_a_file_rotted_for_its_seal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
