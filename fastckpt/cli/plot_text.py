@@ -14,6 +14,7 @@ from fastckpt.plotting.numbers import ChunkMap, PlottedDirectory, PlottedFile, P
 from fastckpt.plotting.summary import (
     KindOfTensor,
     bad_numbers,
+    healing_words,
     kinds_of,
     proven_words,
     size_words,
@@ -48,6 +49,8 @@ def file_lines(facts: PlottedFile) -> Iterator[str | Styled]:
         yield Styled(f"  ... and {count_text(len(noted) - _MAX_REMARKS, 'more tensor')}", "bad")
     if facts["chunks"] is not None:
         yield from _map_lines(facts["chunks"])
+    if facts["healing"] is not None:
+        yield f"  {healing_words(facts['healing'])}"
     if facts["next"]:
         yield f"  next: {facts['next']}"
 

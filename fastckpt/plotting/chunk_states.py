@@ -23,10 +23,11 @@ from fastckpt.text import size_text, some
 from fastckpt.verdicts import Verdict
 
 INTACT: Final = Verdict.INTACT.value
+HEALS: Final = "heals"
 UNPROVEN: Final = "unproven"
 DAMAGED: Final = "damaged"
 LOST: Final = "lost"
-STATES: Final = (INTACT, UNPROVEN, DAMAGED, LOST)
+STATES: Final = (INTACT, HEALS, UNPROVEN, DAMAGED, LOST)
 """From the best to the worst."""
 _MAX_NAMES: Final = 1_000_000
 """Names that all runs of a unit are told to hold. Tensors that overlap in their thousands would make more."""
@@ -37,7 +38,7 @@ class ChunkState:
     """A chunk; or a run of them that are in one state and hold the same tensors, or are too many to tell apart.
 
     Attributes:
-        state: ``intact``, ``unproven``, ``damaged`` or ``lost``.
+        state: ``intact``, ``unproven``, ``damaged`` or ``lost``; of what parity heals ``heals``.
         nbytes: Bytes of tensors in it.
         place: Which one it is, for a person.
         tensors: Names of the tensors with bytes in it.
@@ -162,8 +163,8 @@ _LEAST_WIDTH: Final = 1.5
 _SHOWN_NAMES: Final = 4
 
 
-def chunk_map(cells: Sequence[ChunkState]) -> str:
-    """The figure: rows of as many bytes each, in which every cell is as wide as its bytes."""
+def chunk_map(cells: Sequence[ChunkState], name: str) -> str:
+    """The figure of this name: rows of as many bytes each, in which every cell is as wide as its bytes."""
     total = sum(cell.nbytes for cell in cells)
     height = next((size for limit, size in _SIZES if total <= limit * CHUNK_SIZE), _SMALLEST)
     per_row = max(int((WIDTH - _MARGIN) // height) * CHUNK_SIZE, -(-total // _MOST_ROWS))
@@ -186,7 +187,7 @@ def chunk_map(cells: Sequence[ChunkState]) -> str:
             into = parts if cell.state in (INTACT, UNPROVEN) else marks
             _draw(into, cell.state, tip, (_MARGIN + column * scale, row * height), (stop - at) * scale, height - 1.5)
             at = stop
-    return figure("Damage map", WIDTH, max(rows, 1) * height + 2, [*parts, *marks])
+    return figure(name, WIDTH, max(rows, 1) * height + 2, [*parts, *marks])
 
 
 def _draw(into: list[str], state: str, tip: str, corner: tuple[float, float], width: float, height: float) -> None:

@@ -219,10 +219,10 @@ svg .ink-light { fill: #fff; } svg .ink-dark { fill: #14181d; } svg text.tiny { 
 .leaf:hover, .cell:hover, .bar:hover, .chunk:hover { stroke: var(--ink); stroke-width: 2; }
 .leaf.broken { stroke: #d62839; stroke-width: 2.5; }
 .cell.h0 { fill: var(--soft); } .chunk.intact { fill: var(--intact); } .chunk.unproven { fill: var(--unproven); }
-.chunk.damaged { fill: #efb118; } .chunk.lost { fill: #d62839; }
+.chunk.heals { fill: #4269d0; } .chunk.damaged { fill: #efb118; } .chunk.lost { fill: #d62839; }
 .cross { stroke: #fff; stroke-width: 1.2; pointer-events: none; }
 .k-intact { background: var(--intact); } .k-unproven { background: var(--unproven); }
-.k-damaged { background: #efb118; } .k-lost { background: #d62839; }
+.k-heals { background: #4269d0; } .k-damaged { background: #efb118; } .k-lost { background: #d62839; }
 @media print { .table { max-height: none; } }
 """
 

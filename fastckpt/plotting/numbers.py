@@ -37,6 +37,12 @@ class ChunkMap(TypedDict):
     tensor_bytes: ByteCountFacts
 
 
+class Healing(TypedDict):
+    lost: int
+    heal: int
+    runs: list[ChunkState]
+
+
 class PlottedFile(TypedDict):
     path: str
     format: str
@@ -49,6 +55,7 @@ class PlottedFile(TypedDict):
     first_octave: int
     tensors: list[PlottedTensor]
     chunks: ChunkMap | None
+    healing: Healing | None
 
 
 class PlotDocument(PlottedFile):

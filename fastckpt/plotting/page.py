@@ -14,6 +14,7 @@ from fastckpt.plotting.numbers import PlottedDirectory, PlottedFile
 from fastckpt.plotting.sections import (
     damage_section,
     drift_section,
+    healing_section,
     histogram_section,
     norm_section,
     tensor_section,
@@ -131,3 +132,5 @@ def _damage(files: Iterable[PlottedFile]) -> Iterator[str]:
     for file in files:
         if file["chunks"] is not None:
             yield from damage_section(file, file["chunks"])
+        if file["healing"] is not None:
+            yield from healing_section(file, file["healing"])

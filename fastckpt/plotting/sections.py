@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from fastckpt.plotting.charts import MAX_LINES, Line, heatmap, lines
-from fastckpt.plotting.chunk_states import DAMAGED, INTACT, LOST, STATES, UNPROVEN, chunk_map
+from fastckpt.plotting.chunk_states import DAMAGED, HEALS, INTACT, LOST, STATES, UNPROVEN, ChunkState, chunk_map, merged
 from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
 from fastckpt.plotting.markup import COLOURS, element, escaped, quantity, shortened
 from fastckpt.plotting.naming import parse, ranked_families
-from fastckpt.plotting.numbers import ChunkMap, PlottedFile, PlottedStep, PlottedTensor
-from fastckpt.plotting.summary import KindOfTensor, kinds_of, proven_words
+from fastckpt.plotting.numbers import ChunkMap, Healing, PlottedFile, PlottedStep, PlottedTensor
+from fastckpt.plotting.summary import KindOfTensor, healing_words, kinds_of, proven_words
 from fastckpt.plotting.treemap import Leaf, tree_of, treemap
 from fastckpt.text import count_text, size_text, some
 
@@ -27,6 +27,13 @@ _MEANING: Final = {
     DAMAGED: "a part is wrong or missing",
     LOST: "nothing of it is left",
 }
+_HEALING: Final = {
+    INTACT: "as sealed",
+    HEALS: "comes back by parity",
+    LOST: "more damage than parity",
+}
+_MAX_NAMED: Final = 4
+_MAX_CELLS: Final = 5_000
 _LOG_FROM: Final = 20
 """Values further apart than this factor are drawn on a logarithmic scale."""
 
@@ -180,18 +187,48 @@ def damage_section(file: PlottedFile, chunks: ChunkMap) -> Iterator[str]:
     if not cells:
         yield _quiet("Nothing in the file says what it held, so there is no map of it.")
         return
-    counts: Counter[str] = Counter()
-    for cell in cells:
-        counts[cell.state] += cell.nbytes
     each = "a run" if per_cell == 1 else f"{per_cell} runs, as bad as the worst of them,"
     yield _quiet(
         f"{proven_words(chunks)}. Each cell is {each} of chunks in one state, as wide as it has bytes, in file order. "
         "Point at one to see whose it is."
     )
-    present = [state for state in STATES if counts[state] or state != UNPROVEN]
-    keys = [_key(f"k-{state}", f"{state} ({_MEANING[state]}): {size_text(counts[state])}") for state in present]
-    yield element("div", *keys, class_="keys")
-    yield chunk_map(cells)
+    yield _state_keys(cells, (INTACT, DAMAGED, LOST), _MEANING)
+    yield chunk_map(cells, "Damage map")
+
+
+def _state_keys(cells: Sequence[ChunkState], always: Collection[str], meaning: Mapping[str, str]) -> str:
+    """What the colours of a map mean, and how many bytes have each; some of them even if none has."""
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        counts[cell.state] += cell.nbytes
+    present = [state for state in STATES if counts[state] or state in always]
+    keys = [_key(f"k-{state}", f"{state} ({meaning[state]}): {size_text(counts[state])}") for state in present]
+    return element("div", *keys, class_="keys")
+
+
+def healing_section(file: PlottedFile, healing: Healing) -> Iterator[str]:
+    """What the parity in the seal of a damaged file brings back, and what it does not."""
+    yield element("h2", "What would heal in ", element("bdi", escaped(file["path"].rpartition("/")[2])))
+    runs = [run for run in healing["runs"] if run.state != INTACT]
+    items = [
+        element("li", escaped(f"{run.place}: {_HEALING[run.state]}: "), _names(run.tensors))
+        for run in runs[:_MAX_FINDINGS]
+    ]
+    if len(runs) > _MAX_FINDINGS:
+        items.append(element("li", escaped(f"... and {len(runs) - _MAX_FINDINGS} more")))
+    words = healing_words(healing)
+    yield _quiet(f"{words[0].upper()}{words[1:]}.")
+    yield element("ul", *items)
+    cells, per_cell = merged(healing["runs"], _MAX_CELLS)
+    each = "a run" if per_cell == 1 else f"{per_cell} runs, as bad as the worst of them,"
+    yield _quiet(f"Each cell is {each} of leaves of 16 KiB in one state, in the order of the file as it was sealed.")
+    yield _state_keys(cells, (INTACT, HEALS, LOST), _HEALING)
+    yield chunk_map(cells, "Healing map")
+
+
+def _names(tensors: Sequence[str]) -> str:
+    names = [element("bdi", escaped(shortened(name, _MAX_NAME))) for name in tensors]
+    return some(names, _MAX_NAMED, "tensor") if names else "no tensor"
 
 
 def _not_whole(file: PlottedFile) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fastckpt.findings import UNSETTLED, ByteCounts
 from fastckpt.plotting.markup import quantity
 from fastckpt.plotting.naming import parse, short_labels
-from fastckpt.plotting.numbers import ChunkMap, PlottedFile, PlottedTensor
+from fastckpt.plotting.numbers import ChunkMap, Healing, PlottedFile, PlottedTensor
 from fastckpt.text import count_text, share_text, size_text
 from fastckpt.verdicts import Verdict
 
@@ -34,6 +34,12 @@ def proven_words(chunks: ChunkMap) -> str:
     parts += [f"{size_text(counts.unproven)} without a proof"] if counts.unproven else []
     parts += [f"{size_text(counts.gone)} damaged or missing"] if counts.gone else []
     return ", ".join(parts)
+
+
+def healing_words(healing: Healing) -> str:
+    """How much the parity in a seal heals: ``the parity in its seal heals 3 of 4 lost leaves``."""
+    leaves = "1 lost leaf" if healing["lost"] == 1 else f"{healing['lost']:,} lost leaves"
+    return f"the parity in its seal heals {healing['heal']:,} of {leaves}"
 
 
 def bad_numbers(tensor: PlottedTensor) -> int:

@@ -14,6 +14,7 @@ from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import MODEL
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged
+from fastckpt.plotting.healing import what_would_heal
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
 from fastckpt.plotting.naming import name_moments, parse
 from fastckpt.plotting.numbers import (
@@ -88,6 +89,7 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
         "first_octave": FIRST_OCTAVE,
         "tensors": tensors,
         "chunks": chunks,
+        "healing": what_would_heal(path, threads=count) if wreck is not None else None,
     }
 
 

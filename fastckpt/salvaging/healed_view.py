@@ -15,11 +15,10 @@ from fastckpt.io.source import Source
 from fastckpt.io.stand_in import StandIn
 from fastckpt.seals.bad_leaves import findings_of
 from fastckpt.seals.healed_copy import HealedCopy
-from fastckpt.seals.healing import hopeless_leaves
 from fastckpt.seals.names import is_sums_path, sums_path
 from fastckpt.seals.remains import SumsRemains, open_remains
-from fastckpt.seals.standing import Standing, standing_of
-from fastckpt.stored.why_another import why_another
+from fastckpt.seals.standing import Standing
+from fastckpt.stored.healing_plan import healing_plan
 
 
 @dataclass(slots=True)
@@ -54,20 +53,17 @@ def healed_view(source: Source, destination: str | None, stack: ExitStack, *, th
         return view
     try:
         remains = stack.enter_context(open_remains(beside, threads=threads))
-        if remains.sums.parity is None:
+        plan = healing_plan(source, remains, threads=threads)
+        if plan is None:
             return view
-        standing = standing_of(source, remains.sums, threads=threads)
-        if standing.is_as_sealed or why_another(source, standing, threads=threads):
-            return view
-        lost = standing.bad_numbers
-        if lost and not standing.behind and len(hopeless_leaves(remains, lost)) == len(lost):
-            view.standing = standing
+        view.standing, hopeless = plan
+        if hopeless and hopeless == plan.standing.bad_numbers and not plan.standing.behind:
             return view
     except FastckptError:
         return view  # Whoever looks at the file says what is wrong with it and its seal.
     for directory in _directories(source, destination):
         try:
-            _heal(view, remains, standing, directory, stack, threads)
+            _heal(view, remains, plan.standing, directory, stack, threads)
         except FastckptError as error:
             view.notes = [f"the parity in its seal was not used: {error.message}"]
         else:

@@ -151,6 +151,8 @@ def test_what_every_command_prints(here: Any, samples: Any, steps: Path, tmp_pat
     shutil.copyfile(samples.pt, healing)
     check("seal", 0, healing, "--parity", "10%")
     flip(healing)
+    assert check("salvage", 0, healing)["healed"]
+    assert check("plot", 0, healing, "-o", tmp_path / "healing.html")["healing"]
     assert check("repair", 0, healing, "--dry-run")["findings"]
     assert check("repair", 0, healing)["kept"]
     assert check("repair", 0, sealed)["left"]

@@ -408,7 +408,7 @@ def test_too_many_chunks_are_told_together() -> None:
     assert [n for n, cell in enumerate(cells) if cell.state == "lost"] == [77]
     assert cells[77].place == "record 0, chunk 770 to record 0, chunk 779"
     assert merged(states, 1000) == (states, 1)
-    drawn = ElementTree.fromstring(chunk_map(states))
+    drawn = ElementTree.fromstring(chunk_map(states, "Damage map"))
     assert len(rects(drawn, "chunk")) == 1000
     assert cells[77].nbytes == 10 * 2**20
 
@@ -417,7 +417,7 @@ def test_the_map_is_in_proportion_to_bytes() -> None:
     """A million bytes that are lost and a hundred storages of four bytes that are not: nearly all of it is lost."""
     sizes = [("lost", 10**6)] + [("intact", 4)] * 99 + [("damaged", 4)]
     cells = [ChunkState(state, size, f"storage {n}", ()) for n, (state, size) in enumerate(sizes)]
-    drawn = ElementTree.fromstring(chunk_map(cells))
+    drawn = ElementTree.fromstring(chunk_map(cells, "Damage map"))
     widths: dict[str, list[float]] = {}
     for rect in rects(drawn, "chunk"):
         widths.setdefault(rect.get("class", "").split()[1], []).append(float(rect.get("width", "")))
@@ -425,7 +425,7 @@ def test_the_map_is_in_proportion_to_bytes() -> None:
     assert sum(widths["intact"]) < 1
     assert widths["damaged"] == [1.5]  # Seen all the same.
     cells[0] = ChunkState("lost", 7 * 10**8, "storage 0", ())
-    rows = rects(ElementTree.fromstring(chunk_map(cells)), "lost")
+    rows = rects(ElementTree.fromstring(chunk_map(cells, "Damage map")), "lost")
     areas = [float(rect.get("width", "")) * float(rect.get("height", "")) for rect in rows]
     assert len(rows) > 10
     assert max(areas) == pytest.approx(areas[0])

@@ -98,6 +98,15 @@ def page_of_damage(tmp_path: Path) -> str:
     return file_page(measure_file(str(tmp_path / "a.fckpt")))
 
 
+def page_of_healing(tmp_path: Path) -> str:
+    fastckpt.save({f"h.{n}.w": torch.randn(300, 1000) for n in range(20)}, tmp_path / "a.fckpt", parity="3%")
+    raw = bytearray((tmp_path / "a.fckpt").read_bytes())
+    for place in [1_000_000, *range(7_000_000, 9_000_000, 16_384)]:
+        raw[place] ^= 1
+    (tmp_path / "a.fckpt").write_bytes(raw)
+    return file_page(measure_file(str(tmp_path / "a.fckpt")))
+
+
 def page_of_directory(tmp_path: Path) -> str:
     directory = tmp_path / "d12"
     directory.mkdir()
@@ -110,7 +119,7 @@ def page_of_directory(tmp_path: Path) -> str:
     return directory_page(measure_directory(str(directory)))
 
 
-PAGES = [page_of_file, page_of_damage, page_of_directory]
+PAGES = [page_of_file, page_of_damage, page_of_healing, page_of_directory]
 
 
 @pytest.mark.sampled(3)
