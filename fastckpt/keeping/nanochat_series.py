@@ -13,6 +13,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
+from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import DamagedError
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.os_errors import translate_os_error
@@ -22,6 +23,7 @@ from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import META, MODEL, parse_name
 from fastckpt.nanochat.steps import Step, read_steps
 from fastckpt.nanochat.wholeness import lacks_optimizer
+from fastckpt.seals.names import with_sums
 from fastckpt.sets.listing import Listing
 
 
@@ -51,7 +53,7 @@ class NanochatSeries(Series):
         return lacks_optimizer(self._steps[number], self._steps.values())
 
     def files(self, number: int) -> list[str]:
-        """Models, meta files, optimizers; also those of what the step was before."""
+        """Models, meta files, optimizers, and their sums; also those of what the step was before."""
         return _in_order(self._steps[number])
 
     def facts(self, number: int) -> dict[str, object]:
@@ -68,13 +70,15 @@ class NanochatSeries(Series):
 
 
 def _in_order(step: Step) -> list[str]:
-    return sorted(step.paths, key=_deletion_order)
+    return sorted(with_sums(step.paths), key=_deletion_order)
 
 
-def _deletion_order(path: str) -> tuple[int, str]:
-    parsed = parse_name(os.path.basename(path))
+def _deletion_order(path: str) -> tuple[int, str, bool]:
+    """The sums of a file in front of it: without them it is whole, and they are nothing without it."""
+    sealed = path.removesuffix(SUMS_SUFFIX)
+    parsed = parse_name(os.path.basename(sealed))
     role = parsed[0].role if parsed is not None else ""
-    return {MODEL: 0, META: 1}.get(role, 2), path
+    return {MODEL: 0, META: 1}.get(role, 2), sealed, sealed == path
 
 
 def _delete(directory: str, files: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.transfer import default_threads
 from fastckpt.keeping.series import Look, Series, files_by_name
 from fastckpt.keeping.set_facts import facts_of
-from fastckpt.seals.names import sums_path
+from fastckpt.seals.names import with_sums
 from fastckpt.sets.judge import judge
 from fastckpt.sets.listing import Listing, read_json
 from fastckpt.sets.model import JSON, UNREADABLE, CheckpointSet, Member
@@ -127,7 +127,7 @@ def _remove(directory: str) -> None:
 def _files_of(path: str) -> list[str]:
     """The files below a directory; a file, or a link, and its sums."""
     if os.path.islink(path) or not os.path.isdir(path):
-        return [path, *([sums_path(path)] if exists(sums_path(path)) else [])]
+        return with_sums([path])
     return [os.path.join(place, name) for place, _, names in sorted(os.walk(path)) for name in sorted(names)]
 
 

@@ -1,6 +1,6 @@
 """`fastckpt.nanochat.backup`: the whole steps of a directory, verified, in another one.
 
-Every file of a step is verified before the first one is put in place, and the
+Every file of a step, and its sums file, is verified before the first one is put in place, and the
 model comes last, so the backup never shows half a step. What is there already
 is compared by content: a run that was killed is finished by running it again.
 A file that is whole and holds something else is never overwritten.
@@ -26,6 +26,7 @@ from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import choose_steps, read_steps
 from fastckpt.nanochat.wholeness import lacks_optimizer
+from fastckpt.seals.names import with_sums
 from fastckpt.stored.is_whole import is_whole
 from fastckpt.text import quoted
 
@@ -106,7 +107,7 @@ def backup(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Backup:
-    """Put verified copies of the whole steps of a nanochat directory into another directory.
+    """Put verified copies of the whole steps of a nanochat directory, and of their sums files, into another directory.
 
     On one file system the files are reflinked, or, if they are ``.fckpt`` files,
     which are never written to in place, hard-linked; everything else is copied
@@ -137,7 +138,7 @@ def backup(
     make_directory(destination)
     result, others = Backup(), list(read_steps(source).values())
     for each in steps:
-        before = {path: identity(path) for path in each.paths}
+        before = {path: identity(path) for path in with_sums(each.paths)}
         state = step_state(each, verify=True, threads=count)
         if not state.complete or state.flaws:
             damaged = bool(state.flaws) or (
@@ -149,7 +150,7 @@ def backup(
         try:
             with contextlib.ExitStack() as stack:
                 # All are opened before the first is copied, so that what is copied is what was verified.
-                files = [stack.enter_context(Source(path)) for path in state.files]
+                files = [stack.enter_context(Source(path)) for path in with_sums(state.files)]
                 check_same(files, before)
                 copied = _back_up(files, destination, share=share, threads=count, progress=progress)
             result.steps[each.number] = copied

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Final
 
 from fastckpt.constants import SUMS_SUFFIX
-from fastckpt.io.os_errors import file_path
+from fastckpt.io.os_errors import exists, file_path
 
 DAMAGED_SUFFIX: Final = ".damaged"
 """What follows the name of a damaged file that made room for the healed one; then a number, where there are several."""
@@ -22,6 +23,11 @@ def stands_beside(path: str | os.PathLike[str]) -> bool:
 def sums_path(path: str | os.PathLike[str]) -> str:
     """Where the sums file of a file is."""
     return file_path(path) + SUMS_SUFFIX
+
+
+def with_sums(paths: Iterable[str]) -> list[str]:
+    """Files, each behind its sums file, if there is one."""
+    return [each for path in paths for each in (sums_path(path), path) if each == path or exists(each)]
 
 
 def is_sums_path(path: str | os.PathLike[str]) -> bool:
