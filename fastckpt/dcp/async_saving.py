@@ -15,6 +15,7 @@ def async_save(
     checkpoint_id: str | os.PathLike[str],
     *,
     codec: str = "none",
+    parity: str | None = None,
     durable: bool = True,
     threads: int | None = None,
     **options: Any,
@@ -22,7 +23,7 @@ def async_save(
     """Save a distributed state in the background, as `torch.distributed.checkpoint.async_save` does.
 
     Args:
-        state_dict, checkpoint_id, codec, durable, threads: See `fastckpt.dcp.save`.
+        state_dict, checkpoint_id, codec, parity, durable, threads: See `fastckpt.dcp.save`.
         options: What torch's function takes besides: ``process_group``, ``async_checkpointer_type``, ``async_stager``.
 
     Returns:
@@ -32,5 +33,5 @@ def async_save(
         >>> fastckpt.dcp.async_save.__name__
         'async_save'
     """
-    writer = FastckptWriter(checkpoint_id, codec=codec, durable=durable, threads=threads)
+    writer = FastckptWriter(checkpoint_id, codec=codec, parity=parity, durable=durable, threads=threads)
     return save_behind(state_dict, storage_writer=writer, **options)

@@ -15,6 +15,7 @@ def save(
     checkpoint_id: str | os.PathLike[str],
     *,
     codec: str = "none",
+    parity: str | None = None,
     durable: bool = True,
     threads: int | None = None,
     **options: Any,
@@ -24,7 +25,7 @@ def save(
     Args:
         state_dict: The state of this rank; DTensors, tensors, objects that `fastckpt.save` takes.
         checkpoint_id: The directory.
-        codec, durable, threads: See `FastckptWriter`.
+        codec, parity, durable, threads: See `FastckptWriter`.
         options: What torch's function takes besides: ``process_group``, ``planner``, ``no_dist``.
 
     Raises:
@@ -33,5 +34,5 @@ def save(
     Example:
         >>> fastckpt.dcp.save({"w": torch.ones(4), "step": 7}, "step-7", no_dist=True)
     """
-    writer = FastckptWriter(checkpoint_id, codec=codec, durable=durable, threads=threads)
+    writer = FastckptWriter(checkpoint_id, codec=codec, parity=parity, durable=durable, threads=threads)
     save_through(state_dict, storage_writer=writer, **options)

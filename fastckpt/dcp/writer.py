@@ -15,7 +15,15 @@ from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
 from fastckpt.codec.registry import codec_for_writing
-from fastckpt.constants import SET_NAME, SET_OBJECTS, SET_SHARD_KEY, SET_TENSORS, SET_VERSION, SET_VERSION_KEY
+from fastckpt.constants import (
+    SET_NAME,
+    SET_OBJECTS,
+    SET_SHARD_KEY,
+    SET_TENSORS,
+    SET_VERSION,
+    SET_VERSION_KEY,
+    SUMS_SUFFIX,
+)
 from fastckpt.dcp.compact import compact
 from fastckpt.dcp.threads import rank_threads
 from fastckpt.errors import UnsupportedStateError, UsageError
@@ -23,6 +31,7 @@ from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.temp_file import sweep_matching
 from fastckpt.saving.save import save
+from fastckpt.seals.parity import parity_asked_for
 from fastckpt.sets.set_manifest import SHARD, key_of, shard_name
 from fastckpt.stored.open_file import open_file
 
@@ -39,11 +48,12 @@ class FastckptWriter(StorageWriter):
     Args:
         path: The directory. None takes the ``checkpoint_id`` of the save.
         codec: See `fastckpt.save`.
+        parity: The same; each file is sealed, ``set.fckpt``, too.
         durable: Return only when the save survives a power cut.
         threads: Threads of each rank; None shares the CPUs among the ranks of a host.
 
     Raises:
-        UsageError: Unknown codec or bad thread count.
+        UsageError: Unknown codec, no such parity, or bad thread count.
 
     Example:
         >>> import torch.distributed.checkpoint as dcp
@@ -55,12 +65,15 @@ class FastckptWriter(StorageWriter):
         path: str | os.PathLike[str] | None = None,
         *,
         codec: str = "none",
+        parity: str | None = None,
         durable: bool = True,
         threads: int | None = None,
     ) -> None:
         codec_for_writing(codec)
+        parity_asked_for(parity)
         self.path = os.fspath(path) if path is not None else None
         self.codec = codec
+        self.parity = parity
         self.durable = durable
         self.threads = rank_threads(threads)
 
@@ -147,6 +160,7 @@ class FastckptWriter(StorageWriter):
             {SET_TENSORS: tensors, SET_OBJECTS: objects},
             path,
             codec=self.codec,
+            parity=self.parity,
             durable=self.durable,
             threads=self.threads,
             metadata={SET_SHARD_KEY: {SET_TENSORS: about}},
@@ -188,7 +202,8 @@ class FastckptWriter(StorageWriter):
             "entries": entries,
             "planner": _paths(metadata.planner_data),
         }
-        save(manifest, os.path.join(self._directory, SET_NAME), durable=self.durable, threads=self.threads)
+        path = os.path.join(self._directory, SET_NAME)
+        save(manifest, path, parity=self.parity, durable=self.durable, threads=self.threads)
         self._sweep(shards)
 
     def _sweep(self, shards: Iterable[str]) -> None:
@@ -196,7 +211,8 @@ class FastckptWriter(StorageWriter):
         named = set(shards)
         try:
             for name in os.listdir(self._directory):
-                if SHARD.fullmatch(name) and name not in named:
+                shard = name.removesuffix(SUMS_SUFFIX)
+                if SHARD.fullmatch(shard) and shard not in named:
                     os.unlink(os.path.join(self._directory, name))
         except OSError as error:
             _logger.warning("Old shards were not deleted: %s", error)

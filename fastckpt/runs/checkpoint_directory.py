@@ -24,6 +24,7 @@ from fastckpt.loading.load_into import load_into
 from fastckpt.runs.sharded import parts_of, take
 from fastckpt.saving.save import save
 from fastckpt.saving.save_async import Pending, save_async
+from fastckpt.seals.parity import parity_asked_for
 from fastckpt.sets.find_last_whole import newest_whole
 from fastckpt.sets.recognise import recognise_steps
 
@@ -46,10 +47,10 @@ class CheckpointDirectory:
         keep_last, keep_every: Short for ``keep=Retention(keep_last, keep_every)``; without ``keep_last`` all are kept.
         sharded: Whether each rank holds a part. Then every rank calls `save`, `save_async`, `latest` and `resume`, and
             the state is a dict; of modules and optimizers in it the part of each rank is saved and loaded.
-        codec, durable, threads: See `fastckpt.save`.
+        codec, parity, durable, threads: See `fastckpt.save`.
 
     Raises:
-        UsageError: A number is out of range, or ``keep`` stands beside one.
+        UsageError: A number is out of range, there is no such parity, or ``keep`` stands beside one.
 
     Example:
         >>> run = fastckpt.CheckpointDirectory("run", keep=fastckpt.Retention(keep_last=2))
@@ -66,6 +67,7 @@ class CheckpointDirectory:
         keep_every: int | None = None,
         sharded: bool = False,
         codec: str = "none",
+        parity: str | None = None,
         durable: bool = True,
         threads: int | None = None,
     ) -> None:
@@ -75,7 +77,8 @@ class CheckpointDirectory:
         self.path = os.fspath(path)
         self.keep = rule if keep is not None or keep_last is not None else None
         self.sharded = sharded
-        self._options: dict[str, Any] = {"codec": codec, "durable": durable, "threads": threads}
+        parity_asked_for(parity)
+        self._options: dict[str, Any] = {"codec": codec, "parity": parity, "durable": durable, "threads": threads}
 
     def save(self, state: object, step: int, *, metadata: Mapping[str, Any] | None = None) -> str:
         """Save a step, then delete the steps that are no longer to be kept.

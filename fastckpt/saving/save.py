@@ -23,7 +23,7 @@ from fastckpt.layout.encode_tree import all_refusals
 from fastckpt.layout.tree import Path, encode_tree, path_text
 from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.saving.background import wait_for
-from fastckpt.seals.parity import parity_asked_for
+from fastckpt.seals.parity import Parity, parity_asked_for
 from fastckpt.seals.seal_written import seal_written, tally_for
 from fastckpt.tensor.flatten import FlatState, flatten, on_device
 
@@ -98,21 +98,41 @@ def save(
     """
     path = located(path, storage_options)
     require_name(path, format)
-    wanted = parity_asked_for(parity)
-    if wanted is not None and isinstance(path, RemotePath):
-        raise UsageError("no sums file is written beside a remote object", path=path, next_step="save without parity")
-    if wanted is not None and not is_path(path):
-        raise UsageError("a file object has no place beside it for parity", next_step="save to a path")
+    wanted = parity_beside(path, parity)
     with collector_paused():
         flat, metadata_tree = taken_apart(state, metadata)
     supply, origins = _sources(flat.storages)
     content = content_of(flat, metadata_tree, origins, supply)
     if is_path(path):
         wait_for(path)
-    tally = tally_for(wanted) if wanted is not None else None
+    write_sealed(content, path, wanted, codec=codec, durable=durable, threads=threads, progress=progress)
+
+
+def parity_beside(path: Writables, parity: str | None) -> Parity | None:
+    """The parity that is asked for. Raises UsageError if there is no such, or no place beside a file for it."""
+    wanted = parity_asked_for(parity)
+    if wanted is not None and isinstance(path, RemotePath):
+        raise UsageError("no sums file is written beside a remote object", path=path, next_step="save without parity")
+    if wanted is not None and not is_path(path):
+        raise UsageError("a file object has no place beside it for parity", next_step="save to a path")
+    return wanted
+
+
+def write_sealed(
+    content: Content,
+    path: Writables,
+    parity: Parity | None,
+    *,
+    codec: str,
+    durable: bool,
+    threads: int | None,
+    progress: Progress | None,
+) -> None:
+    """Write content into a file, and then its seal if there is to be parity. Raises as `save`."""
+    tally = tally_for(parity) if parity is not None else None
     write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress, tally=tally)
-    if wanted is not None and tally is not None and is_path(path):
-        seal_written(file_path(path), wanted, tally, durable=durable, threads=threads)
+    if parity is not None and tally is not None and is_path(path):
+        seal_written(file_path(path), parity, tally, durable=durable, threads=threads)
 
 
 def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, list[int]]:

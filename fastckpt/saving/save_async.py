@@ -23,7 +23,7 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.saving import snapshots
 from fastckpt.saving.background import BackgroundSave
-from fastckpt.saving.save import content_of, require_name, taken_apart, write_content
+from fastckpt.saving.save import content_of, parity_beside, require_name, taken_apart, write_sealed
 
 _turn = threading.Lock()
 """Held from the start of a snapshot to the end of its save: there is one snapshot's memory."""
@@ -89,6 +89,7 @@ def save_async(
     codec: str = "none",
     format: Literal["fckpt"] | None = None,
     metadata: Mapping[str, Any] | None = None,
+    parity: str | None = None,
     durable: bool = True,
     snapshot: Literal["host", "device"] = "host",
     when_busy: Literal["wait", "refuse"] = "wait",
@@ -102,7 +103,7 @@ def save_async(
     torn, as `fastckpt.save` says; what is changed afterwards is not in the file.
 
     Args:
-        state, path, codec, format, metadata, durable: See `fastckpt.save`; the file is the same, byte for byte.
+        state, path, codec, format, metadata, parity, durable: See `fastckpt.save`; the bytes are the same.
             A file object is written by the thread in the background: leave it alone until `Pending.result` returned.
         snapshot: Where the copy is taken. ``"host"``: in host memory, pinned
             where a device is to copy into it; the first call allocates it, later ones
@@ -133,6 +134,7 @@ def save_async(
     require_name(path, format)
     if not is_path(path):
         require_writable(path)
+    wanted = parity_beside(path, parity)
     codec_for_writing(codec)
     count = thread_count(threads)
     with collector_paused():
@@ -160,7 +162,7 @@ def save_async(
                     progress(done)
 
             try:
-                write_content(content, target, codec=codec, durable=durable, threads=threads, progress=report)
+                write_sealed(content, target, wanted, codec=codec, durable=durable, threads=threads, progress=report)
             finally:
                 _turn.release()
 
