@@ -21,8 +21,25 @@ def plain_path(path: str) -> str:
 
 
 def quoted(path: str) -> str:
-    """A path as it is typed in a command that is printed: `plain_path`, quoted for a shell."""
-    return shlex.quote(plain_path(path))
+    """A path as it is typed in a command that is printed: `plain_path`, quoted for a shell.
+
+    What cannot be printed is written as ``$'a\\x0ab'``, which bash and zsh read: a line that is pasted names this file.
+    """
+    path = plain_path(path)
+    if path.isprintable():
+        return shlex.quote(path)
+    return f"$'{''.join(map(_typed, path))}'"
+
+
+def _typed(char: str) -> str:
+    if char.isprintable() and char not in "\\'":
+        return char
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(char))
+
+
+def shown_path(path: str) -> str:
+    """A path at the head of a line: as it is, but `quoted` where it would look like another one."""
+    return path if path.isprintable() else quoted(path)
 
 
 def size_text(count: float) -> str:

@@ -25,7 +25,7 @@ from fastckpt.sealing.check import Checked, CheckedFacts, check
 from fastckpt.sealing.files import files_to_seal, sealed_files_gone
 from fastckpt.sealing.seal import Sealed, SealedFacts, seal
 from fastckpt.seals.names import is_sums_path
-from fastckpt.text import count_text, size_text
+from fastckpt.text import count_text, shown_path, size_text
 from fastckpt.verdicts import Verdict
 
 EXAMPLES: Final = (
@@ -102,11 +102,12 @@ def _seal(args: argparse.Namespace, out: Output) -> int:
 
 def _sealed_line(made: Sealed) -> str:
     if not made.is_new:
-        return f"{made.path}: sealed already"
+        return f"{shown_path(made.path)}: sealed already"
     tensors = f", {count_text(made.tensors, 'tensor')}" if made.tensors else ""
     sha256 = f", SHA-256 {made.sha256}" if made.sha256 is not None else ""
     parity = f", parity {made.parity}" if made.parity is not None else ""
-    return f"{made.path}: sealed, {size_text(made.size)}{tensors} (sums {size_text(made.sums_size)}{parity}){sha256}"
+    sums = f"(sums {size_text(made.sums_size)}{parity})"
+    return f"{shown_path(made.path)}: sealed, {size_text(made.size)}{tensors} {sums}{sha256}"
 
 
 def _check(args: argparse.Namespace, out: Output) -> int:
@@ -138,10 +139,10 @@ def _checked_lines(checked: Checked, *, quiet: bool) -> Iterable[str | Styled]:
     if checked.verdict is Verdict.AS_SEALED:
         signed = f" ({Verdict.AS_SIGNED})" if checked.signed else ""
         if not quiet:
-            yield Styled(f"{checked.path}: {Verdict.AS_SEALED}{signed}", "good")
+            yield Styled(f"{shown_path(checked.path)}: {Verdict.AS_SEALED}{signed}", "good")
         return
     style = "warn" if checked.exit_code == 1 else "bad"
-    yield Styled(f"{checked.path}: FAILED ({checked.state}): {checked.message}", style)
+    yield Styled(f"{shown_path(checked.path)}: FAILED ({checked.state}): {checked.message}", style)
     if checked.state == "changed":
         yield from range_lines([finding.as_dict() for finding in checked.findings])
     if checked.next_step is not None:

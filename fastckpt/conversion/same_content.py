@@ -15,8 +15,10 @@ from fastckpt.fckpt.source_section import TORCH_KINDS, Segment, source_file
 from fastckpt.foreign.checks import is_verified
 from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
+from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.layout.tree import encode_tree
+from fastckpt.surveying.sealed import find_standing
 
 
 class Match(NamedTuple):
@@ -26,7 +28,7 @@ class Match(NamedTuple):
         kind: What the file that is not a ``.fckpt`` is: ``torch-zip``, ``torch-legacy`` or ``safetensors``.
         exact: Whether the ``.fckpt`` gives that file back byte for byte.
         encoded: Whether the ``.fckpt`` uses a codec.
-        verified: Whether the other file has a checksum for every byte of its tensors.
+        verified: Whether the other file has a checksum for every byte of its tensors, or a seal beside it does.
         nbytes: Bytes of tensor data.
         tensors: How many tensors.
     """
@@ -71,7 +73,13 @@ def match(checkpoint: str, path: str, *, cold: bool = False) -> Match | None:
                 return None
         nbytes = sum(place.nbytes for place in file.manifest.storages)
         encoded = not all(record.is_raw for record in file.records)
-        return Match(foreign.kind, exact, encoded, is_verified(foreign), nbytes, len(foreign.entries))
+        verified = is_verified(foreign) or _is_as_sealed(other)
+        return Match(foreign.kind, exact, encoded, verified, nbytes, len(foreign.entries))
+
+
+def _is_as_sealed(source: Source) -> bool:
+    standing, _ = find_standing(source, threads=reading_threads(source, None))
+    return standing is not None and standing.is_as_sealed
 
 
 def _same_structure(file: CheckpointFile, foreign: ForeignFile) -> list[Segment] | None:

@@ -53,7 +53,11 @@ def use_seal(wreck: Wreck, standing: Standing) -> None:
     every = {id(state): state for state in [*wreck.storages, *(unnamed.state for unnamed in wreck.unnamed)]}
     placed = [state for state in every.values() if state.offset is not None and state.nbytes]
     # A zip archive is read from its end, which must be the one that was sealed.
-    is_proven = _structure_is_as_sealed(placed, bad, standing) and not (wreck.format == "torch-zip" and standing.behind)
+    if wreck.format == "torch-legacy":
+        is_proven = _beginning_is_as_sealed(placed, bad, standing)
+    else:
+        is_proven = _structure_is_as_sealed(placed, bad, standing)
+        is_proven = is_proven and not (wreck.format == "torch-zip" and standing.behind)
     for state in placed:
         _prove_storage(state, bad, standing, clear_doubt=is_proven)
     for state in every.values():
@@ -91,6 +95,11 @@ def _structure_is_as_sealed(placed: Sequence[StorageState], bad: Sequence[_Bad],
             return False
         at = max(at, end)
     return not (at < standing.sums.size and _within(bad, at, standing.sums.size))
+
+
+def _beginning_is_as_sealed(placed: Sequence[StorageState], bad: Sequence[_Bad], standing: Standing) -> bool:
+    """The same of a legacy file: the pickles in front say all, the lengths between storages only repeat it."""
+    return not _within(bad, 0, min((state.offset or 0 for state in placed), default=standing.sums.size))
 
 
 def _prove_storage(state: StorageState, bad: Sequence[_Bad], standing: Standing, *, clear_doubt: bool) -> None:

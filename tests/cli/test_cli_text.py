@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
+import shutil
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -11,7 +14,17 @@ from hypothesis import strategies as st
 
 from fastckpt.cli.plain import plain
 from fastckpt.cli.render import columns, value_text
-from fastckpt.text import collapse, count_text, duration_text, numbers_text, rate_text, share_text, size_text
+from fastckpt.text import (
+    collapse,
+    count_text,
+    duration_text,
+    numbers_text,
+    quoted,
+    rate_text,
+    share_text,
+    shown_path,
+    size_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +144,23 @@ def test_columns():
 )
 def test_a_share_is_never_rounded_to_all(part, total, text):
     assert share_text(part, total) == text
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "a\nb", "a\\nb", "it's", "-w.pt", "\x1b[2J", "a\udcffb", "\u2028'\\", "caf\u00e9"]
+)
+def test_a_path_that_is_pasted_names_the_file(name: str) -> None:
+    """Also one with line breaks, bytes that are no text, or what steers a terminal."""
+    typed = quoted(name)
+    assert typed.isprintable()
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash")
+    echoed = subprocess.run([bash, "-c", f"printf %s {typed}"], capture_output=True, check=True).stdout
+    assert os.path.normpath(os.fsdecode(echoed)) == os.path.normpath(name)
+
+
+def test_names_that_differ_are_shown_differently() -> None:
+    names = ["a\nb", "a\\nb", "a\\x0ab", "a\tb"]
+    assert len({shown_path(name) for name in names}) == len(names)
+    assert shown_path("plain name") == "plain name"

@@ -28,6 +28,7 @@ from states import (
 from zip64 import write_zip64
 
 import fastckpt
+from fastckpt.conversion.same_content import match
 from fastckpt.errors import (
     CheckpointIOError,
     DamagedError,
@@ -36,6 +37,7 @@ from fastckpt.errors import (
     UnsupportedStateError,
     UsageError,
 )
+from fastckpt.seals.names import sums_path
 from fastckpt.stored.inspection import inspect_file
 
 CHECKPOINTS = Path(__file__).resolve().parents[3] / "shared" / "checkpoints"
@@ -609,3 +611,23 @@ def test_crcs_of_every_size(tmp_path: Path) -> None:
     for codec in CODECS:
         (result,) = fastckpt.convert(tmp_path / "m.pt", tmp_path / "m.fckpt", codec=codec)
         assert result.source_verified
+
+
+def test_a_seal_verifies_the_source_of_what_is_there_already(tmp_path: Path) -> None:
+    path, made = tmp_path / "w.safetensors", tmp_path / "w.fckpt"
+    safetensors.torch.save_file({"w": torch.randn(50_000)}, path)
+    (done,) = fastckpt.convert(path, made, durable=False)
+    assert not done.source_verified
+    found = match(str(made), str(path))
+    assert found is not None
+    assert not found.verified
+    fastckpt.seal(path, durable=False)
+    found = match(str(made), str(path))
+    assert found is not None
+    assert found.verified
+    with open(sums_path(path), "r+b") as sums:  # A seal that proves nothing.
+        sums.seek(5000)
+        sums.write(bytes(30_000))
+    found = match(str(made), str(path))
+    assert found is not None
+    assert not found.verified
