@@ -2,7 +2,8 @@
 
 The file was sealed with fastckpt seal --parity, or saved with parity=. Every byte is compared with the seal. What
 differs is computed from the rest of the file and the parity, and used only if it has the digest that was sealed. Of the
-new file every leaf is compared again before it takes the place of the damaged one, which is kept as NAME.damaged.
+new file every leaf is compared again before it takes the place of the damaged one, which is kept as NAME.damaged. With
+--in-place nothing is copied: only the leaves that differ are written, each once it is proven.
 
 A file that cannot be healed as a whole stays as it is. With -o a new file is written, healed as far as can be.
 """
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="PATH", help="the damaged file, beside its sums file")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="OUT", help="write the healed file there; PATH stays as it is")
-    where.add_argument("--in-place", action="store_true", help="do not keep the damaged file")
+    where.add_argument("--in-place", action="store_true", help="heal the file itself, and keep no damaged one")
     parser.add_argument("--dry-run", action="store_true", help="write nothing, say what would heal")
     parser.add_argument("--no-durable", action="store_true", help="do not wait until it would survive a power cut")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")

@@ -19,9 +19,9 @@ from fastckpt.seals.digests import digests_of
 from fastckpt.seals.healing import advice_for_damaged_seal, would_heal
 from fastckpt.seals.names import is_sums_path, sums_path
 from fastckpt.seals.signed import signed_digest
-from fastckpt.seals.standing import WRITTEN_ANEW, Standing, standing_of
+from fastckpt.seals.standing import Standing, standing_of
 from fastckpt.seals.sums import Sums, read_sums
-from fastckpt.stored.verify import is_whole_by_itself
+from fastckpt.stored.why_another import why_another
 from fastckpt.text import count_text, quoted
 from fastckpt.verdicts import Verdict
 
@@ -143,8 +143,9 @@ def _compare(source: Source, sums: Sums, *, sha256: bool, threads: int | None, p
     if unread is not None:
         message = f"{os.strerror(unread.errno)}: {standing.findings()[0].message}"
         raise CheckpointIOError(message, errno=unread.errno)
-    if not (standing.stale or standing.is_as_sealed) and is_whole_by_itself(source, threads=count):
-        standing = standing.of_another(WRITTEN_ANEW)
+    why = why_another(source, standing, threads=count)
+    if why and not standing.stale:
+        standing = standing.of_another(why)
     found.findings = standing.findings()
     if standing.stale:
         found.state, found.message = "stale", standing.stale

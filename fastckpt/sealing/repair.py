@@ -2,8 +2,10 @@
 
 1. Every byte is compared with the seal: what differs is lost, and nothing else is.
 2. Lost leaves are computed from the others of their groups and the parity. What does not have its digest is dropped.
-3. A new file is made beside: what was right is copied, what was healed is put in its place.
-4. Of that file every leaf is compared with the seal, before it takes the name.
+3. A new file is made beside: what was right is copied, what was healed is put in its place. Or, where the damaged file
+   is not to be kept, what was healed is written into that.
+4. Every leaf is compared with the seal again: of a new file before it takes the name, and without ``durable`` as it is
+   written; of the damaged one when all is written.
 
 What cannot be healed keeps the bytes that it has, and only in a file that was asked for under another name.
 """
@@ -30,6 +32,7 @@ from fastckpt.seals.beside import advice_for_another
 from fastckpt.seals.encoded import encoded
 from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.healing import hopeless_leaves
+from fastckpt.seals.healing_in_place import heal_in_place
 from fastckpt.seals.names import DAMAGED_SUFFIX, is_sums_path, sealed_name, sums_path
 from fastckpt.seals.remains import SumsRemains, open_remains
 from fastckpt.seals.standing import Standing, standing_of
@@ -55,12 +58,14 @@ def repair(
     digests in the seal do not prove; what cannot be healed is named, and stays as it is.
 
     Args:
-        path: The damaged file, beside its sums file. It is only read.
+        path: The damaged file, beside its sums file. It is only read, unless ``keep`` is False.
         output: Where the healed file goes; also one of which only a part could be healed, which gets a sums file that
             tells what is not, and one whose seal tells of another file. Of a file that is as sealed nothing is written.
             None: it takes the place of the damaged one, if all of it could be healed, and a sums file that is damaged
             is written anew.
-        keep: Without ``output``: keep the damaged file, as ``NAME.damaged``.
+        keep: Without ``output``: keep the damaged file, as ``NAME.damaged``. If not, nothing is copied: each leaf that
+            is healed is written into the file itself, so other names of it and programs that have it open see that.
+            A call that ends early leaves fewer damaged leaves, and the next one goes on.
         dry_run: Write nothing.
         durable: Return only when the healed file survives a power cut.
         threads: Worker threads; None takes one per CPU.
@@ -76,7 +81,7 @@ def repair(
         UsageError: It is a directory, or a sums file itself.
         NotACheckpointError: It is no regular file.
         OutOfSpaceError, CheckpointIOError: It cannot be read, or the new file not be written; all is as it was.
-        KeyboardInterrupt: Within 0.2 s of Ctrl-C; all is as it was.
+        KeyboardInterrupt: Within 0.2 s of Ctrl-C; all is as it was. (Both but for leaves healed without ``keep``.)
 
     Example:
         >>> fastckpt.repair("sealed.bin", dry_run=True).healed
@@ -114,9 +119,11 @@ def repair(
         report = _planned(source, remains, standing)
         report.sums_damaged = not is_whole_by_itself(beside, threads=how.threads)
         report.dry_run = dry_run
-        if not dry_run and report.findings and (output is not None or not report.left):
+        if not dry_run and report.findings and output is None and not keep and not report.left:
+            _heal_itself(source, remains, standing, report, how, progress)
+        elif not dry_run and report.findings and (output is not None or not report.left):
             _heal(source, remains, standing, report, output, keep, how, progress)
-        if report.output is not None and report.left:
+        if output is not None and report.output is not None and report.left:
             # What is not healed in it is known here, and must not be taken for good there.
             sums = replace(remains.sums, name=sealed_name(report.output), parity=None)
             write_sums(sums, sums_path(report.output), how)
@@ -180,7 +187,9 @@ def _heal(
             _leave(report, standing, copy.unhealed)
             if copy.unhealed and (output is None or not report.healed):
                 raise _NotWorthIt
-            copy.require_proven(threads=how.threads, progress=_from(2 * sums.size, progress))
+            copy.require_proven(
+                threads=how.threads, read=how.durable, progress=_from(source.size + sums.size, progress)
+            )
             sink.finish(sums.size)
             if output is None:
                 source.require_unchanged(next_step="repair it when nobody writes to it")
@@ -194,6 +203,21 @@ def _heal(
             _give_up_copy(kept, target)
         raise
     report.output, report.kept = target, kept or None
+
+
+def _heal_itself(
+    source: Source,
+    remains: SumsRemains,
+    standing: Standing,
+    report: RepairReport,
+    how: How,
+    progress: Progress | None,
+) -> None:
+    source.require_unchanged(next_step="repair it when nobody writes to it")
+    source.require_in_place(next_step="repair it when nobody writes to it")
+    told = replace(how, progress=_from(source.size, progress))
+    _leave(report, standing, heal_in_place(source, remains, standing, told))
+    report.output = source.path if report.healed or not report.left else None
 
 
 class _NotWorthIt(Exception):

@@ -1,4 +1,4 @@
-"""A repair of a damaged file beside its seal; ``version`` 1 keeps the damaged one, 2 does not. Run by `host.py`."""
+"""A repair of a damaged file beside its seal; ``version`` 1 keeps it, 2 heals it where it is. Run by `host.py`."""
 
 from __future__ import annotations
 

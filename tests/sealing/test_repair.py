@@ -7,6 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError, OutOfSpaceError, UsageError
 from fastckpt.io import commit
 from fastckpt.sealing import repair as repairing
-from fastckpt.seals import healed_copy
+from fastckpt.seals import healed_copy, healing_in_place
 from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.names import sums_path
 
@@ -456,3 +457,83 @@ def test_the_command(path: Path, good: bytes, capsys: pytest.CaptureFixture[str]
     assert "does not heal, though 1 of 4 lost leaves would" in capsys.readouterr().out
     assert main(["repair", str(path), "-o", str(path.with_name("part"))]) == 3
     assert "partly healed, 1 of 4 lost leaves" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("durable", [True, False])
+@pytest.mark.parametrize(
+    "how",
+    [
+        flip(5, 7 * LEAF, SIZE - 1),
+        zero(100 * LEAF, 8 * LEAF),
+        lambda raw: raw[: SIZE - 5 * LEAF],
+        lambda raw: raw + b"behind",
+        lambda raw: raw[: SIZE - LEAF - 9] + b"x",
+    ],
+    ids=["flips", "hole", "cut", "longer", "cut and longer"],
+)
+def test_healed_where_it_is(path: Path, good: bytes, how: Change, durable: bool) -> None:
+    """It stays the same file, under all its names; and only what differed is written."""
+    change(path, how)
+    os.link(path, path.with_name("other name"))
+    before = path.stat().st_ino
+    told: list[int] = []
+    report = fastckpt.repair(path, keep=False, durable=durable, progress=told.append)
+    assert (report.state, report.output, report.kept, report.left) == ("healed", str(path), None, [])
+    assert path.read_bytes() == good
+    assert path.with_name("other name").read_bytes() == good
+    assert path.stat().st_ino == before
+    assert told == sorted(told)
+    assert fastckpt.verify(path).ok
+
+
+@pytest.mark.parametrize("size", [SIZE, 3 * LEAF + 7, 2 * LEAF])
+@pytest.mark.parametrize("cut", [False, True])
+def test_healing_where_it_is_goes_on_after_it_was_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, cut: bool
+) -> None:
+    good = random.Random(size).randbytes(size)
+    path = tmp_path / "f"
+    path.write_bytes(good)
+    fastckpt.seal(path, parity="3%", durable=False)
+    right = (-(-size // LEAF) - (2 if size > 2 * LEAF else 1)) * LEAF
+    damaged = good[:right] if cut else good[:-9] + bytes(9)
+    path.write_bytes(damaged)
+    write = healing_in_place.write_all
+    for full in (0, 1):
+        left = [full]
+
+        def torn(fd: int, offset: int, data: memoryview, left: list[int] = left, **options: Any) -> int:
+            if not left.pop():
+                write(fd, offset, data[: len(data) // 2], **options)
+                raise KeyboardInterrupt
+            left.append(0)
+            return write(fd, offset, data, **options)
+
+        monkeypatch.setattr(healing_in_place, "write_all", torn)
+        with suppress(KeyboardInterrupt):
+            fastckpt.repair(path, keep=False, durable=False)
+        assert path.read_bytes().startswith(good[:right])
+    monkeypatch.setattr(healing_in_place, "write_all", write)
+    assert fastckpt.repair(path, keep=False).state in ("healed", "as sealed")
+    assert path.read_bytes() == good
+
+
+def test_what_a_disk_makes_of_what_is_healed_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(path, flip(5))
+    monkeypatch.setattr(healing_in_place, "write_all", lambda fd, offset, data, **_: os.pwrite(fd, b"rot", offset))
+    with pytest.raises(DamagedError, match="not what is there now"):
+        fastckpt.repair(path, keep=False)
+
+
+def test_a_fckpt_that_was_written_anew_is_not_healed(tmp_path: Path) -> None:
+    """Where its own digests do not match, no more is read to know it; where they all do, it is another."""
+    path = tmp_path / "state.fckpt"
+    fastckpt.save({"w": torch.zeros(500_000), "v": torch.ones(10)}, path, parity="3%")
+    good = path.read_bytes()
+    fastckpt.save({"w": torch.zeros(500_000).index_fill_(0, torch.tensor([7]), 1), "v": torch.ones(10)}, path)
+    with pytest.raises(MismatchError, match="written anew"):
+        fastckpt.repair(path, keep=False)
+    for at in (len(good) // 2, 100, 4096 + 50, len(good) - 50):  # A payload, the superblock, the manifest, the footer.
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :])
+        assert fastckpt.repair(path, keep=False, durable=False).state == "healed"
+        assert path.read_bytes() == good
