@@ -1,5 +1,6 @@
 #include "gf256.h"
 
+#include <cstring>
 #include <utility>
 
 #include "constants.h"
@@ -95,18 +96,11 @@ void Solve(const size_t* places, const size_t* rows, size_t count, uint8_t* cons
   for (size_t q = 0; q < count; ++q)
     for (size_t i = 0; i < count; ++i) matrix.at[q][i] = Factor(rows[q], places[i]);
   const Matrix inverse = Inverted(matrix);
-  // Products with each number that is needed. Few leaves are lost beside those that are read, so a
-  // byte at a time is fast enough.
-  uint8_t products[kMaxRows][kMaxRows][256];
-  for (size_t i = 0; i < count; ++i)
-    for (size_t q = 0; q < count; ++q)
-      for (size_t value = 0; value < 256; ++value)
-        products[i][q][value] = Multiply(inverse.at[i][q], static_cast<uint8_t>(value));
-  for (size_t at = 0; at < kLeafSize; ++at) {
-    uint8_t sums[kMaxRows] = {};
-    for (size_t i = 0; i < count; ++i)
-      for (size_t q = 0; q < count; ++q) sums[i] ^= products[i][q][data[q][at]];
-    for (size_t i = 0; i < count; ++i) data[i][at] = sums[i];
+  uint8_t known[kMaxRows][kLeafSize];
+  for (size_t q = 0; q < count; ++q) std::memcpy(known[q], data[q], kLeafSize);
+  for (size_t i = 0; i < count; ++i) {
+    std::memset(data[i], 0, kLeafSize);
+    for (size_t q = 0; q < count; ++q) AddMultiple(inverse.at[i][q], known[q], kLeafSize, data[i]);
   }
 }
 

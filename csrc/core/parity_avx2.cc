@@ -41,18 +41,24 @@ FASTCKPT_AVX2 __m256i Table(const uint8_t* of_bit) {
 
 template <size_t kRows>
 __attribute__((target("avx2"))) void Fold(const uint8_t* const* sources, uint8_t* const* rows) {
-  for (size_t at = 0; at < kLeafSize; at += sizeof(__m256i)) {
-    __m256i row[kRows];
-    for (size_t j = 0; j < kRows; ++j) row[j] = Load(rows[j] + at);
-#pragma GCC unroll 4
+  constexpr size_t kLine = 64;  // bytes that the cache brings together
+  constexpr size_t kParts = kLine / sizeof(__m256i);
+  for (size_t at = 0; at < kLeafSize; at += kLine) {
+    __m256i row[kRows][kParts];
+    for (size_t j = 0; j < kRows; ++j)
+      for (size_t k = 0; k < kParts; ++k) row[j][k] = Load(rows[j] + at + k * sizeof(__m256i));
+#pragma GCC unroll 8
     for (size_t i = 0; i < kFold; ++i) {
       _mm_prefetch(reinterpret_cast<const char*>(sources[i] + at + kAhead), _MM_HINT_T0);
-      const __m256i value = Load(sources[i] + at);
-      row[0] = _mm256_xor_si256(row[0], value);
-      if constexpr (kRows > 1) row[1] = _mm256_xor_si256(Twice(row[1]), value);
-      if constexpr (kRows > 2) row[2] = _mm256_xor_si256(Twice(Twice(row[2])), value);
+      for (size_t k = 0; k < kParts; ++k) {
+        const __m256i value = Load(sources[i] + at + k * sizeof(__m256i));
+        row[0][k] = _mm256_xor_si256(row[0][k], value);
+        if constexpr (kRows > 1) row[1][k] = _mm256_xor_si256(Twice(row[1][k]), value);
+        if constexpr (kRows > 2) row[2][k] = _mm256_xor_si256(Twice(Twice(row[2][k])), value);
+      }
     }
-    for (size_t j = 0; j < kRows; ++j) Store(rows[j] + at, row[j]);
+    for (size_t j = 0; j < kRows; ++j)
+      for (size_t k = 0; k < kParts; ++k) Store(rows[j] + at + k * sizeof(__m256i), row[j][k]);
   }
 }
 

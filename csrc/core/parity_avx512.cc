@@ -35,7 +35,7 @@ __attribute__((target("avx512f,avx512bw"))) void Fold(const uint8_t* const* sour
   for (size_t at = 0; at < kLeafSize; at += sizeof(__m512i)) {
     __m512i row[kRows];
     for (size_t j = 0; j < kRows; ++j) row[j] = Load(rows[j] + at);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (size_t i = 0; i < kFold; ++i) {
       _mm_prefetch(reinterpret_cast<const char*>(sources[i] + at + kAhead), _MM_HINT_T0);
       const __m512i value = Load(sources[i] + at);

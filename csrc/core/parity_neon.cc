@@ -22,7 +22,7 @@ void Fold(const uint8_t* const* sources, uint8_t* const* rows) {
   for (size_t at = 0; at < kLeafSize; at += sizeof(uint8x16_t)) {
     uint8x16_t row[kRows];
     for (size_t j = 0; j < kRows; ++j) row[j] = vld1q_u8(rows[j] + at);
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (size_t i = 0; i < kFold; ++i) {
       const uint8x16_t value = vld1q_u8(sources[i] + at);
       row[0] = veorq_u8(row[0], value);
