@@ -4,9 +4,9 @@
     python benchmarks/repair.py --size 4GB --directory /data
 
 First the kernels alone, on one thread and every instruction set: parity (64 + 2) of bytes in memory, and the leaf hash
-of the same. Then whole files, all jobs in turn: sealing and saving with and without parity, verifying, and repairing;
-and par2, where it is installed, of a small part. Medians count; ratios are of one run. The result goes to
-``benchmarks/results/repair.json``.
+of the same, in turn. Then whole files, all jobs in turn: sealing and saving with and without parity, verifying, and
+repairing; and sha256sum, and par2 of a small part, where they are installed. Last the memory of each. Medians count;
+ratios are of one run. The result goes to ``benchmarks/results/repair.json``.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -36,10 +37,33 @@ PAR2_PART: Final = 32 * 2**20
 """Bytes that par2 gets: it takes seconds for these."""
 BARS: Final = {
     "save, parity / save": ("save, durable", "save, durable, parity 3%", 0.85),
-    "repair of a bit / verify": ("verify", "repair, a bit", 0.4),
-    "repair --dry-run / verify": ("verify", "repair --dry-run", 0.9),
+    "in place, a bit / verify": ("verify", "repair --in-place, a bit", 0.4),
+    "in place, durable / verify": ("verify", "repair --in-place, a bit, durable", 0.4),
+    "in place, 2.9 % / verify": ("verify", "repair --in-place, a burst of 2.9 %", 0.4),
+    "kept, a bit / verify": ("verify", "repair, a bit, the damaged file kept", 0.4),
+    "dry run / verify": ("verify", "repair --dry-run", 0.9),
 }
-"""Ratios of times: the first by the second, and the least that it should be."""
+"""Ratios of times: the first by the second, and the least that it should be. What is verified has no seal."""
+MEMORY: Final = """
+import resource, sys
+import fastckpt.sealing.check, fastckpt.sealing.seal, fastckpt.sealing.repair
+what, path, cold = sys.argv[1:]
+if cold == "cold":
+    import os
+    fd = os.open(path, os.O_RDWR)
+    os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if what == "seal":
+    fastckpt.sealing.seal.seal(path, parity="3%", update=True)
+elif what == "check":
+    fastckpt.sealing.check.check(path)
+else:
+    assert fastckpt.sealing.repair.repair(path, keep=what == "repair").state == "healed"
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(before * 1024, after * 1024)
+"""
 
 
 def kernels(rounds: int) -> dict[str, dict[str, float]]:
@@ -74,6 +98,22 @@ def write_into(path: Path, offset: int, size: int) -> None:
         file.write(os.urandom(size))
 
 
+def memory_of(path: Path) -> dict[str, dict[str, int]]:
+    """Bytes of a process that does it: before, with all that is imported, and at most. Runs in a shell of its own.
+
+    A child begins with what its parent had at most, so it must be one that had little.
+    """
+    found = {}
+    for what in ("seal", "check", "repair --in-place", "repair"):
+        for where in ("warm", "cold"):
+            if what.startswith("repair"):
+                write_into(path, path.stat().st_size // 3, int(0.029 * path.stat().st_size))
+            command = ["/bin/sh", "-c", '"$@" & wait', "-", sys.executable, "-c", MEMORY, what, str(path), where]
+            before, most = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+            found[f"{what}, {where}"] = {"imported": before, "most": most}
+    return found
+
+
 def measure(directory: Path, size: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds of every job on whole files."""
     state = {f"layer.{n}": torch.randint(0, 2**15, (TENSOR // 2,), dtype=torch.int16) for n in range(size // TENSOR)}
@@ -81,28 +121,37 @@ def measure(directory: Path, size: int, rounds: int) -> dict[str, dict[str, Any]
     fastckpt.save(state, plain)
     fastckpt.save(state, with_parity, parity="3%")
     whole = with_parity.stat().st_size
-    damage = {"repair, a bit": 1, "repair, a burst of 2.9 %": int(0.029 * whole)}
-    damaged = {name: directory / f"damaged-{number}.fckpt" for number, name in enumerate(damage)}
-    for path in damaged.values():
+    bit, burst = directory / "bit.fckpt", directory / "burst.fckpt"
+    for path in (bit, burst):
         shutil.copyfile(with_parity, path)
         fastckpt.seal(path, parity="3%")
 
     def before() -> None:
         Path(sums_path(plain)).unlink(missing_ok=True)
-        for name, path in damaged.items():
-            write_into(path, whole // 2, damage[name])
+        for kept in directory.glob("*.damaged*"):
+            kept.unlink()
+        write_into(bit, whole // 2, 1)
+        write_into(burst, whole // 2, int(0.029 * whole))
+        for path in (bit, plain):  # What was written past the page cache is not in it.
+            path.read_bytes()
 
     jobs: dict[str, Any] = {
-        "verify": lambda: fastckpt.verify(with_parity),
-        "repair --dry-run": lambda: fastckpt.repair(damaged["repair, a bit"], dry_run=True),
-        **{name: lambda path=path: fastckpt.repair(path, keep=False, durable=False) for name, path in damaged.items()},
-        "repair, a bit, durable": lambda: fastckpt.repair(damaged["repair, a bit"], keep=False),
-        "copy (shutil)": lambda: shutil.copyfile(with_parity, directory / "copy"),
+        "verify": lambda: fastckpt.verify(plain),
+        "verify, sealed": lambda: fastckpt.verify(with_parity),
+        "repair --dry-run": lambda: fastckpt.repair(bit, dry_run=True),
+        "repair --in-place, a bit": lambda: fastckpt.repair(bit, keep=False, durable=False),
+        "repair --in-place, a bit, durable": lambda: fastckpt.repair(bit, keep=False),
+        "repair --in-place, a burst of 2.9 %": lambda: fastckpt.repair(burst, keep=False, durable=False),
+        "repair, a bit, the damaged file kept": lambda: fastckpt.repair(bit, durable=False),
+        "repair, a bit, the damaged file kept, durable": lambda: fastckpt.repair(bit),
+        "copy (shutil)": lambda: shutil.copyfile(plain, directory / "copy"),
         "seal": lambda: fastckpt.seal(plain, durable=False),
         "seal --parity 3%": lambda: fastckpt.seal(plain, parity="3%", durable=False),
         "save, durable": lambda: fastckpt.save(state, directory / "saved.fckpt"),
         "save, durable, parity 3%": lambda: fastckpt.save(state, directory / "saved-too.fckpt", parity="3%"),
     }
+    if shutil.which("sha256sum"):
+        jobs["sha256sum"] = lambda: subprocess.run(["sha256sum", plain], check=True, stdout=subprocess.DEVNULL)
     bench = Bench(rounds)
     bench.group(jobs, whole, before)
     if shutil.which("par2"):
@@ -128,11 +177,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         found["machine"] = machine(name)
         results = found["files"] = measure(Path(name), options.size, options.rounds)
+        fastckpt.repair(Path(name) / "burst.fckpt", keep=False)
+        found["memory"] = memory_of(Path(name) / "burst.fckpt")
     found["ratios"] = {what: round(results[a]["median"] / results[b]["median"], 2) for what, (a, b, _) in BARS.items()}
     for level, row in found["kernels"].items():
         print(f"{level:10} parity / leaf hash {row['ratio']:6.2f}")
     for what, ratio in found["ratios"].items():
         print(f"{what:26} {ratio:6.2f}  (at least {BARS[what][2]})")
+    for what, used in found["memory"].items():
+        print(f"memory of {what:24} {used['most'] / 1e6:4.0f} MB, {used['imported'] / 1e6:.0f} MB of it before")
     options.output.write_text(json.dumps(found, indent=1) + "\n")
 
 

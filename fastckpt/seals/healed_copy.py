@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError
@@ -22,6 +23,9 @@ from fastckpt.seals.bad_leaves import differing
 from fastckpt.seals.healing import heal_leaves
 from fastckpt.seals.remains import SumsRemains
 from fastckpt.seals.standing import Standing
+
+_COPYING: Final = 4
+"""Threads that copy, at most: each has 4 MiB of its own, and so many keep a disk busy."""
 
 
 class HealedCopy:
@@ -78,7 +82,7 @@ class HealedCopy:
                 source_direct=source.direct_fd,
                 sink=self._fd,
                 sink_direct=self._direct_fd,
-                threads=threads,
+                threads=min(threads, _COPYING),
                 progress=progress,
             )
         for fault in moved.faults:
