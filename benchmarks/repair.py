@@ -33,7 +33,7 @@ from fastckpt.seals.names import sums_path
 from fastckpt.text import parse_size
 
 TENSOR: Final = 64 * 2**20
-PAR2_PART: Final = 32 * 2**20
+PAR2_PART: Final = 8 * 2**20
 """Bytes that par2 gets: it takes seconds for these."""
 BARS: Final = {
     "save, parity / save": ("save, durable", "save, durable, parity 3%", 0.85),

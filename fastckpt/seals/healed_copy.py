@@ -25,7 +25,8 @@ from fastckpt.seals.remains import SumsRemains
 from fastckpt.seals.standing import Standing
 
 _COPYING: Final = 4
-"""Threads that copy, at most: each has 4 MiB of its own, and so many keep a disk busy."""
+"""Threads that copy past the page cache, at most: each has 4 MiB of its own, and so many keep a disk busy. Through the
+cache one copies: a file system lets several that write to one file wait for each other."""
 
 
 class HealedCopy:
@@ -82,7 +83,7 @@ class HealedCopy:
                 source_direct=source.direct_fd,
                 sink=self._fd,
                 sink_direct=self._direct_fd,
-                threads=min(threads, _COPYING),
+                threads=min(threads, _COPYING) if self._direct_fd >= 0 else 1,
                 progress=progress,
             )
         for fault in moved.faults:
