@@ -9,6 +9,7 @@ from pathlib import Path
 from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
+from fastckpt.conversion.to_object import convert_to_object
 from fastckpt.conversion.to_safetensors import convert_to_shards
 from fastckpt.conversion.to_set import convert_to_set
 from fastckpt.errors import FILE_OBJECT, UsageError
@@ -24,6 +25,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
+from fastckpt.remote.path import RemotePath, located
 from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.sets.recognise import recognise
 from fastckpt.sets.steps import one_file
@@ -56,7 +58,8 @@ def convert(
             or of torch.distributed.checkpoint; or a binary file object, see `fastckpt.load`.
         destination: The file (or directory) to write. None puts it beside the
             source (or into the same directory). A file, if several are to be put together, tensor by tensor.
-            Or a binary file object: the file is made in a temporary directory, then written into it.
+            Or a binary file object: the file is made in a temporary directory, then written into it. Or the URL of a
+            file, see `fastckpt.save`.
         to: ``fckpt``, ``pt`` or ``safetensors``. None follows from the
             destination's suffix or, without one, from the source: foreign files
             become ``.fckpt``, a ``.fckpt`` what it was made from.
@@ -96,6 +99,9 @@ def convert(
             path=name_of(source),
             next_step="fastckpt convert SRC DST --strip-prefix PREFIX",
         )
+    destination = located(destination)
+    if isinstance(destination, RemotePath):
+        _require_object(source, destination, replace=replace or shard_size is not None)
     size = _shard_size(shard_size)
     request = Request(codec, exact, durable, replace, strip_prefix, threads, progress, keys, copy_shared, size)
     if size is not None:
@@ -127,6 +133,8 @@ def convert(
                 with OpenedSet(one_file(opened.path), apart=True) as whole:
                     return convert_to_set(whole, os.fsdecode(shards), how, request)
             return convert_to_shards(open_file(opened), os.fsdecode(shards), how, request)
+        if isinstance(destination, RemotePath):
+            return [convert_to_object(opened, destination, request, to=_destination(opened, destination, to)[1])]
         if destination is None or isinstance(destination, str | bytes | os.PathLike):
             target, wanted = _destination(opened, destination, to)
             return [convert_file(opened, target, request, to=wanted)]
@@ -135,6 +143,16 @@ def convert(
         hurried = dataclasses.replace(request, durable=False)
         write_whole(destination, lambda target: made.append(convert_file(opened, target, hurried, to=wanted)))
         return [dataclasses.replace(done, destination=FILE_OBJECT) for done in made]
+
+
+def _require_object(source: Readables, destination: RemotePath, *, replace: bool) -> None:
+    """Raise UsageError where not one file becomes one object."""
+    if replace or (is_path(source) and is_directory_of_checkpoints(source)):
+        raise UsageError(
+            "one file becomes one remote object; its source stays, and a directory is not converted to one",
+            path=destination,
+            next_step="convert it to a local directory, then fastckpt backup DIR URL",
+        )
 
 
 def _require_shards(source: Readables, destination: Writables | None, request: Request, *, to: Format | None) -> None:
@@ -156,7 +174,7 @@ def _require_shards(source: Readables, destination: Writables | None, request: R
 
 def _destination(source: Source, destination: str | os.PathLike[str] | None, to: Format | None) -> tuple[str, Format]:
     _require_format(to)
-    if destination is not None and not is_directory(destination):
+    if destination is not None and (isinstance(destination, RemotePath) or not is_directory(destination)):
         suffix = Path(destination).suffix
         if to is None and suffix not in FORMAT_OF:
             raise UsageError(

@@ -23,11 +23,14 @@ from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.refuse_overwriting import holds_something_else, refuse_overwriting
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.keeping.object_copies import ObjectCopies
+from fastckpt.keeping.send_steps import send_steps
 from fastckpt.keeping.series_of import series_of
-from fastckpt.keeping.set_series import SetSeries
+from fastckpt.keeping.set_series import SetSeries, linked_directories
 from fastckpt.nanochat.backing_up import MOVE_IT_AWAY, Backup, CopiedFile, LeftOut, check_same, identity
 from fastckpt.nanochat.backing_up import backup as backup_nanochat
 from fastckpt.nanochat.steps import list_numbers
+from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.seals.names import sums_path
 from fastckpt.sets.judge import judge
 from fastckpt.sets.listing import Listing
@@ -52,8 +55,9 @@ def backup(
     share: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> Backup:
-    """Put verified copies of the whole steps of a directory into another directory.
+    """Put verified copies of the whole steps of a directory into another directory, or into an object store.
 
     The steps are those that `fastckpt.Retention` knows: nanochat's, a Trainer's, accelerate's, DeepSpeed's,
     Lightning's, sets, files and directories named after steps. On one file system the files are reflinked, or, if they
@@ -62,11 +66,14 @@ def backup(
 
     Args:
         source: The directory with the steps.
-        destination: Another directory, made if it is missing. The names stay the same.
+        destination: Another directory, made if it is missing. The names stay the same. Or a URL (see
+            `fastckpt.save`): there what makes a step one is sent last, and of a ``.fckpt`` that is there already the
+            last bytes are compared, which name its root.
         step: Only this step.
         share: False copies the bytes also where they could be shared: a disk that fails takes shared ones with it.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes copied so far of the current file.
+        storage_options: Of a URL; see `fastckpt.save`.
 
     Returns:
         The files by step, the steps that were left out, each with its reasons, and the names of what is no step.
@@ -80,17 +87,22 @@ def backup(
         >>> sorted(fastckpt.backup("checkpoints", "copies").steps)
         [10, 20]
     """
-    source, destination = os.fsdecode(source), os.fsdecode(destination)
+    source, where = os.fsdecode(source), located(destination, storage_options)
+    destination = os.fsdecode(where)
     series = series_of(source, command=f"fastckpt backup {{}} {quoted(destination)}")
     of_steps = {_first_name(path, source) for number in series.numbers for path in series.files(number)}
     others = [name for name in Listing(source).names if not name.startswith(".") and name not in of_steps]
+    if step is not None and step not in series.numbers:
+        known = f"one of {list_numbers(series.numbers)}"
+        raise UsageError(f"there is no step {step}", path=source, expected=known)
+    if isinstance(where, RemotePath):
+        numbers = series.numbers if step is None else [step]
+        place = ObjectCopies(where, threads=thread_count(threads), progress=progress)
+        return send_steps(series, numbers, place, Backup(others=others))
     if not isinstance(series, SetSeries):
         result = backup_nanochat(source, destination, step=step, share=share, threads=threads, progress=progress)
         result.others = others
         return result
-    if step is not None and step not in series.numbers:
-        known = f"one of {list_numbers(series.numbers)}"
-        raise UsageError(f"there is no step {step}", path=source, expected=known)
     refuse_overwriting(destination, [source])
     _refuse_inside(series, destination)
     make_directory(destination)
@@ -127,7 +139,7 @@ def _step(series: SetSeries, number: int, destination: str, way: _Way) -> list[C
         damaged = bool(kinds - {"missing"}) or not all(file.ok for report in reports for file in report.files)
         unread = any(report.unread for report in reports)
         return LeftOut(number, damaged and not unread, tuple(r for report in reports for r in report.reasons), unread)
-    links = [link for part in series.parts(number) for link in _linked_directories(part.path)]
+    links = [link for part in series.parts(number) for link in linked_directories(part.path)]
     if links:
         return LeftOut(number, damaged=False, reasons=(f"{links[0]} is a link to a directory, which is not followed",))
     copied: list[CopiedFile] = []
@@ -142,13 +154,6 @@ def _step(series: SetSeries, number: int, destination: str, way: _Way) -> list[C
     except (DamagedError, MismatchError) as error:
         return LeftOut.because(number, error)
     return copied
-
-
-def _linked_directories(path: str) -> list[str]:
-    if os.path.islink(path) and os.path.isdir(path):
-        return [path]
-    inside = (os.path.join(place, name) for place, names, _ in os.walk(path) for name in names)
-    return [each for each in inside if os.path.islink(each)]
 
 
 def _names_of(part: CheckpointSet) -> set[str]:

@@ -56,6 +56,12 @@ class NanochatSeries(Series):
         """Models, meta files, optimizers, and their sums; also those of what the step was before."""
         return _in_order(self._steps[number])
 
+    def to_copy(self, number: int) -> dict[str, str]:
+        """Those that a load takes, and their sums: the meta file first, the model last."""
+        sealed = step_state(self._steps[number], verify=False).files
+        files = sorted(with_sums(sealed), key=lambda path: sealed.index(path) if path in sealed else -1)
+        return {os.path.basename(path): path for path in files}
+
     def facts(self, number: int) -> dict[str, object]:
         """What the meta file holds; nothing if it is not whole."""
         meta = self._steps[number].meta

@@ -57,6 +57,13 @@ class Series(ABC):
         """The files of a step in the order in which they would be deleted."""
 
     @abstractmethod
+    def to_copy(self, number: int) -> dict[str, str]:
+        """The files that make a copy of a whole step, by the name that each has in the directory of the copy.
+
+        In the order in which they are written: what makes it a step comes last.
+        """
+
+    @abstractmethod
     def facts(self, number: int) -> dict[str, object]:
         """What a step says of itself beside tensors. Raises CheckpointIOError."""
 

@@ -13,7 +13,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.constants import SET_NAME
+from fastckpt.errors import CheckpointIOError, FastckptError, MismatchError
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.transfer import default_threads
@@ -28,6 +29,9 @@ from fastckpt.sets.steps import says_its_step
 from fastckpt.stored.open_file import open_file
 
 _GONE: Final = ".fckpt-gone"
+_MANIFESTS: Final = (SET_NAME, ".metadata")
+_INDEX: Final = ".index.json"
+"""What says which files there are: of a set of our own, of torch.distributed.checkpoint, of Hugging Face."""
 
 
 class SetSeries(Series):
@@ -97,6 +101,16 @@ class SetSeries(Series):
         """All files, also those that no manifest names."""
         return [path for part in self._steps[number] for path in _files_of(part.path)]
 
+    def to_copy(self, number: int) -> dict[str, str]:
+        """All files; of each part its manifests last."""
+        paths: list[str] = []
+        for part in self._steps[number]:
+            if links := linked_directories(part.path):
+                raise MismatchError("a link to a directory is not followed", path=links[0])
+            files = _files_of(part.path)
+            paths += sorted(files, key=lambda path: os.path.basename(path) in _MANIFESTS or path.endswith(_INDEX))
+        return {os.path.relpath(path, self.directory): path for path in paths}
+
     def facts(self, number: int) -> dict[str, object]:
         """The numbers that its files, and their names, have."""
         return {key: value for part in self._steps[number] for key, value in facts_of(part).items()}
@@ -122,6 +136,14 @@ class SetSeries(Series):
 def _remove(directory: str) -> None:
     with typed_os_errors(directory, doing="delete the step"):
         shutil.rmtree(directory)
+
+
+def linked_directories(path: str) -> list[str]:
+    """Links to directories below a directory, or that it is one itself: what is in them no one looks at."""
+    if os.path.islink(path) and os.path.isdir(path):
+        return [path]
+    inside = (os.path.join(place, name) for place, names, _ in os.walk(path) for name in names)
+    return [each for each in inside if os.path.islink(each)]
 
 
 def _files_of(path: str) -> list[str]:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
-from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError
+from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, UsageError
 from fastckpt.io.cloning import How, clone, same_bytes
 from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import exists, status
@@ -26,6 +26,7 @@ from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import choose_steps, read_steps
 from fastckpt.nanochat.wholeness import lacks_optimizer
+from fastckpt.remote.url import is_url, parse_url
 from fastckpt.seals.names import with_sums
 from fastckpt.stored.is_whole import is_whole
 from fastckpt.text import quoted
@@ -38,13 +39,13 @@ class CopiedFile:
     Attributes:
         source, destination: Where it was, and where its second one is.
         nbytes: Its size.
-        how: ``reflink``, ``hard link``, ``copy``, or ``already there``.
+        how: ``reflink``, ``hard link``, ``copy``, ``sent`` to an object store, or ``already there``.
     """
 
     source: str
     destination: str
     nbytes: int
-    how: How | Literal["already there"]
+    how: How | Literal["sent", "already there"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,8 @@ def backup(
         [10, 20]
     """
     source, destination = os.fsdecode(source), os.fsdecode(destination)
+    if is_url(destination):
+        raise UsageError("this copies to directories", path=parse_url(destination).shown, next_step="fastckpt.backup")
     count = thread_count(threads)
     steps = choose_steps(source, step, command=f"fastckpt backup {{}} {quoted(destination)}")
     refuse_overwriting(destination, [source])

@@ -79,7 +79,7 @@ class Bucket:
         """Remove an object."""
         self._ask("DELETE", f"/{key}")
 
-    def keys(self) -> list[str]:
+    def names(self) -> list[str]:
         """The keys of all objects, in order."""
         return _texts("Key", self._ask("GET", "?list-type=2"))
 

@@ -115,7 +115,7 @@ def test_the_client_dies_at_any_request(bucket: Bucket, tmp_path: Path) -> None:
         else:
             with pytest.raises(CheckpointIOError):
                 fastckpt.save(small(), bucket.url("x.fckpt"), storage_options=QUICK)
-        assert bucket.keys() == ["x.fckpt"]
+        assert bucket.names() == ["x.fckpt"]
         found = bucket.get("x.fckpt")
         assert found in (old, new)
         seen.append(found == new)

@@ -33,7 +33,7 @@ def test_objects_come_back(bucket: Bucket) -> None:
     assert bucket.get("a b/x".replace(" ", "%20")) == DATA
     bucket.put("y", DATA[:100])
     assert bytes(obstore.get_range(store, "y", start=10, end=20)) == DATA[10:20]
-    assert bucket.keys() == ["a b/x", "y"]
+    assert bucket.names() == ["a b/x", "y"]
     assert [(request.kind, request.key) for request in bucket.proxy.requests] == [("put", "a b/x"), ("get", "y")]
     assert bucket.proxy.requests[1].range == "bytes=10-19"
 

@@ -1,0 +1,99 @@
+"""Copies of files in an object store."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from fastckpt.constants import ALIGNMENT
+from fastckpt.errors import CheckpointNotFoundError, NotACheckpointError
+from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.refuse_overwriting import holds_something_else
+from fastckpt.io.send_file import send_file
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
+from fastckpt.nanochat.backing_up import MOVE_IT_AWAY
+from fastckpt.remote.path import RemotePath
+from fastckpt.remote.store import RANGE, Pending, Version
+
+
+class ObjectCopies:
+    """Copies in an object store.
+
+    An object appears as a whole, so what is there is whole or something else: it is replaced by nothing.
+
+    Args:
+        place: The prefix.
+        threads: Worker threads.
+        progress: Called with the bytes sent so far of the current file.
+    """
+
+    def __init__(self, place: RemotePath, *, threads: int, progress: Progress | None) -> None:
+        self._place = place
+        self._threads = threads
+        self._progress = progress
+
+    def path(self, name: str) -> str:
+        """The URL of a copy."""
+        return os.fspath(self._place.joined(name))
+
+    def is_there(self, file: Source, name: str) -> bool:
+        """Whether there is a copy of a file.
+
+        Raises:
+            MismatchError: There is something else.
+        """
+        where = self._place.joined(name)
+        try:
+            version, tail = where.store.tail(where.key, ALIGNMENT)
+        except CheckpointNotFoundError:
+            return False
+        if (
+            version.size == file.size
+            and tail == file.read(file.size - len(tail), len(tail))
+            # The last bytes of a .fckpt name its root.
+            and (len(tail) == file.size or _is_fckpt(file) or _is_same(file, where, version))
+        ):
+            return True
+        raise holds_something_else(os.fspath(where), file.path, next_step=MOVE_IT_AWAY)
+
+    def send(self, file: Source, name: str) -> None:
+        """Make a copy of a file, or replace it. Raises what `send_file` raises."""
+        send_file(file, self._place.joined(name), threads=self._threads, progress=self._progress)
+
+
+def _is_fckpt(file: Source) -> bool:
+    try:
+        return kind_of(file) == "fckpt"
+    except NotACheckpointError:
+        return False
+
+
+_AHEAD: Final = 8
+"""Ranges on their way at a time."""
+
+
+def _is_same(file: Source, where: RemotePath, version: Version) -> bool:
+    """Whether an object of the same size has the same bytes: all of it is fetched."""
+    coming: deque[tuple[int, Pending]] = deque()
+    try:
+        for start, pending in _ranges(coming, where, version):
+            data = pending.result()
+            if data != file.read(start, len(data)):
+                return False
+        return True
+    finally:
+        for _, pending in coming:
+            pending.cancel()
+
+
+def _ranges(coming: deque[tuple[int, Pending]], where: RemotePath, version: Version) -> Iterator[tuple[int, Pending]]:
+    for start in range(0, version.size, RANGE):
+        stop = min(start + RANGE, version.size)
+        coming.append((start, where.store.get(where.key, start, stop, version)))
+        if len(coming) == _AHEAD:
+            yield coming.popleft()
+    while coming:
+        yield coming.popleft()
