@@ -74,10 +74,17 @@ def run(args: argparse.Namespace, out: Output) -> int:
             threads=args.threads,
             progress=progress,
         )
-    to = args.destination
-    facts: BackupDocument = {
-        "source": args.source,
-        "destination": parse_url(to).shown if is_url(to) else to,
+    facts = backed_up(done, args.source, args.destination, start)
+    out.show(facts, backup_lines)
+    out.document(facts)
+    return _exit_code(done)
+
+
+def backed_up(done: Backup, source: str, destination: str, start: float) -> BackupDocument:
+    """What was done from a moment on (`time.perf_counter`), as facts."""
+    return {
+        "source": source,
+        "destination": parse_url(destination).shown if is_url(destination) else destination,
         "steps": [{"step": step, "files": files} for step, files in done.steps.items()],
         "left_out": done.left_out,
         "no_optimizer": done.no_optimizer,
@@ -85,9 +92,6 @@ def run(args: argparse.Namespace, out: Output) -> int:
         "nbytes": sum(file.nbytes for files in done.steps.values() for file in files),
         "seconds": time.perf_counter() - start,
     }
-    out.show(facts, _lines)
-    out.document(facts)
-    return _exit_code(done)
 
 
 def _exit_code(done: Backup) -> int:
@@ -98,7 +102,8 @@ def _exit_code(done: Backup) -> int:
     return 3 if any(left.damaged for left in done.left_out) else 1
 
 
-def _lines(facts: BackupDocument) -> Iterator[str | Styled]:
+def backup_lines(facts: BackupDocument) -> Iterator[str | Styled]:
+    """The facts as text."""
     rows = [
         [f"step {step['step']}", size_text(sum(file.nbytes for file in step["files"])), _how(step["files"])]
         for step in facts["steps"]

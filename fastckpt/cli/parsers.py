@@ -24,6 +24,7 @@ COMMANDS: Final = {
     "salvage": "get what is still proven out of a damaged checkpoint",
     "reshard": "deal the optimizer of a nanochat step to another number of ranks",
     "backup": "put a verified copy of a nanochat directory elsewhere",
+    "sync": "send the whole steps of a directory to an object store, while a run saves",
     "prune": "delete the steps of a nanochat directory that are no longer needed",
     "plot": "draw a checkpoint, or the steps of a directory, as one HTML file",
     "run": "run an unchanged nanochat script with fastckpt's saves and loads",

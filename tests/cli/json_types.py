@@ -40,6 +40,7 @@ DOCUMENTS: dict[str, list[type]] = {
     "doctor": [DoctorDocument, SetsDocument],
     "reshard": [ReshardDocument],
     "backup": [BackupDocument],
+    "sync": [BackupDocument],
     "prune": [PruneDocument],
     "plot": [PlotDocument, PlotDirectoryDocument],
     "demo": [DemoDocument],
