@@ -7,11 +7,13 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from fastckpt.errors import FILE_OBJECT, FastckptError
 from fastckpt.findings import Finding
 from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.source import Source
+from fastckpt.io.space import check_space
 from fastckpt.io.stand_in import StandIn
 from fastckpt.seals.bad_leaves import findings_of
 from fastckpt.seals.healed_copy import HealedCopy
@@ -19,6 +21,9 @@ from fastckpt.seals.names import is_sums_path, sums_path
 from fastckpt.seals.remains import SumsRemains, open_remains
 from fastckpt.seals.standing import Standing
 from fastckpt.stored.healing_plan import healing_plan
+
+_ROOM: Final = 2
+"""Times the size of the file that must be free for a view of it."""
 
 
 @dataclass(slots=True)
@@ -85,6 +90,9 @@ def _heal(
     view: HealedView, remains: SumsRemains, standing: Standing, directory: str, stack: ExitStack, threads: int
 ) -> None:
     sums, source = remains.sums, view.source
+    with typed_os_errors(directory, doing="look for room in"):
+        # A report alone must not take the last room from whoever saves here.
+        check_space(directory, _ROOM * sums.size, directory)
     with (
         typed_os_errors(directory, doing="make a temporary file in"),
         tempfile.TemporaryFile(dir=directory, buffering=0) as there,

@@ -16,6 +16,7 @@ import fastckpt
 from fastckpt.cli.main import main
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import OutOfSpaceError
+from fastckpt.salvaging import healed_view
 from fastckpt.seals import healed_copy
 from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.names import sums_path
@@ -155,15 +156,16 @@ def test_without_parity_nothing_is_copied(tmp_path: Path, monkeypatch: pytest.Mo
     assert (report.exit_code, report.counts["damaged"]) == (3, 1)
 
 
-def test_without_room_it_is_salvaged_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("early", [True, False])
+def test_without_room_it_is_salvaged_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: bool) -> None:
     path = sealed(tmp_path, "safetensors")
     zero(path, 5 * LEAF, 10)
 
     def full(*_: object) -> None:
         raise OutOfSpaceError("no room", errno=28)
 
+    monkeypatch.setattr(healed_view if early else healed_copy, "check_space" if early else "reserve_space", full)
     monkeypatch.setattr(healed_copy, "reflink", lambda *_: False)
-    monkeypatch.setattr(healed_copy, "reserve_space", full)
     report = fastckpt.salvage(path, tmp_path / "out.safetensors", durable=False)
     assert (report.exit_code, report.healed) == (3, [])
     assert "the parity in its seal was not used: no room" in report.notes
