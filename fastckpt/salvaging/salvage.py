@@ -103,7 +103,6 @@ def salvage(
         is_one_file = os.path.exists(other) and not is_directory_of_checkpoints(other)
         if not is_one_file and (of_several is None or other != request.like):
             raise CheckpointNotFoundError("not found, or not a file", path=other)
-    view = None
     with ExitStack() as stack:
         count = thread_count(threads)
         if of_several is not None:
@@ -124,6 +123,8 @@ def salvage(
                 progress=progress,
                 standing=view.standing if view is not None else None,
             )
+            if view is not None and damaged is not None:
+                wreck.size, wreck.healed, wreck.notes[:0] = damaged.size, view.healed, view.notes
         donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
         fates = wreck.fates()
         selection = choose(wreck, fates, request.include, donor)
@@ -132,10 +133,6 @@ def salvage(
         if kind is not None:
             refuse_what_does_not_fit(selection, wreck, kind)
         report = _report(path, wreck, fates, selection, donor, request, kind)
-        if view is not None and damaged is not None:
-            report.size, report.healed = damaged.size, view.healed
-            report.findings = sorted([*view.healed, *report.findings], key=lambda found: (found.offset, found.size))
-            report.notes[:0] = view.notes
         has_no_tensors = not wreck.entries and not wreck.unnamed and wreck.structure != "none"
         if destination is not None and (selection.entries or selection.original is not None or has_no_tensors):
             report.destination = destination
@@ -146,7 +143,7 @@ def salvage(
                 [wreck, donor] if donor is not None else [wreck],
                 How(count, durable, progress),
                 fill=fill,
-                held=file if of_several is not None or not is_path(src) or (view and view.healed) else None,
+                held=file if of_several is not None or not is_path(src) or wreck.healed else None,
             )
         report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
         if report.exit_code == 0:
@@ -181,8 +178,9 @@ def _report(
         wreck.size,
         fates,
         wreck.byte_counts(),
-        wreck.findings,
-        structure=wreck.structure,
+        sorted([*wreck.healed, *wreck.findings], key=lambda found: (found.offset, found.size)),
+        wreck.healed,
+        wreck.structure,
         written=written,
         backfilled=selection.backfilled,
         notes=[*wreck.notes, *selection.notes],

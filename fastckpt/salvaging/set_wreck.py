@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -21,6 +21,7 @@ from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.prefixes import with_names
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import map_tensors, tensors_below
+from fastckpt.salvaging.healed_view import healed_view
 from fastckpt.salvaging.set_fragments import NOT_OF_THIS_SAVE, Box, Fragment, Outline, Wanted, box_at, fragments
 from fastckpt.salvaging.set_spool import SetSpool
 from fastckpt.sets import dcp, own
@@ -155,7 +156,8 @@ class SetWreck:
         waiting = dict.fromkeys(wanted)
         label = f"{member.name} ({member.what})"
         try:
-            with Source(member.path) as source:
+            with ExitStack() as stack:
+                source = self._healed(stack.enter_context(Source(member.path)), label, stack)
                 is_other = self.outline.is_other
                 for found in fragments(source, member, wanted, is_other=is_other, threads=self.threads):
                     del waiting[found.wanted]
@@ -173,6 +175,13 @@ class SetWreck:
             self.wreck.findings.append(Finding(kind, f"{label}: {error.message}", error.offset or 0, 0, tensors=names))
             for each in waiting:
                 self._lose(each, f"{label}: {error.message}")
+
+    def _healed(self, source: Source, label: str, stack: ExitStack) -> Source:
+        """A file with all that parity in its seal heals, for as long as ``stack``."""
+        view = healed_view(source, self.spool.path if self.spool is not None else None, stack, threads=self.threads)
+        self.wreck.healed += [replace(found, message=f"{label}: {found.message}") for found in view.healed]
+        self.wreck.notes += [f"{label}: {note}" for note in view.notes]
+        return view.source
 
     def _take(self, source: Source, fragment: Fragment) -> None:
         whole, box, entry = self.wholes[fragment.wanted.name], fragment.wanted.box, fragment.entry

@@ -112,6 +112,7 @@ class Wreck:
         storages: What they lie in; ``Entry.storage`` counts here.
         metadata: The user's metadata.
         findings: All damage.
+        healed: What of the damage is not in what was looked at: parity has healed it there.
         notes: What else the user should know.
         doubt: Why names, shapes and dtypes are not proven; "" if they are.
         unsettled: Why it is not certain that all of it is of one save; "" if it is.
@@ -133,6 +134,7 @@ class Wreck:
     storages: list[StorageState] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
+    healed: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     doubt: str = ""
     unsettled: str = ""

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 import fastckpt
+import fastckpt.dcp
 from fastckpt.cli.main import main
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import OutOfSpaceError
@@ -146,6 +147,20 @@ def test_a_file_that_was_written_anew_is_not_what_it_was(tmp_path: Path, form: s
     assert report.healed == []
     if form == "fckpt":
         assert fastckpt.load(tmp_path / "out.fckpt")["layer3"][7, 7] == 12345.0
+
+
+def test_a_shard_of_a_set(tmp_path: Path) -> None:
+    place = tmp_path / "set"
+    fastckpt.dcp.save({"a": torch.arange(300_000), "b": torch.ones(9)}, place, parity="3%", no_dist=True, durable=False)
+    (shard,) = place.glob("shard*.fckpt")
+    damaged = zero(shard, 0, 2 * LEAF)
+    assert fastckpt.salvage(place).complete
+    report = fastckpt.salvage(place, tmp_path / "out.fckpt", durable=False)
+    assert (report.exit_code, report.complete) == (1, True)
+    assert [f.message.split(":")[0] for f in report.healed] == ["shard-0001-00000.fckpt (shard 1 of 1)"]
+    assert torch.equal(fastckpt.load(tmp_path / "out.fckpt")["a"], torch.arange(300_000))
+    assert shard.read_bytes() == damaged
+    assert sorted(os.listdir(tmp_path)) == ["out.fckpt", "set"]
 
 
 def test_without_parity_nothing_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
