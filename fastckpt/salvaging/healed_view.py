@@ -35,12 +35,14 @@ class HealedView:
         standing: How that stands to its seal; None: it was not asked.
         healed: What was wrong with the file and is not with what stands for it.
         notes: Why the parity that there is was not used.
+        heals_all: Whether `fastckpt.repair` makes the file what it was.
     """
 
     source: Source
     standing: Standing | None = None
     healed: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    heals_all: bool = False
 
 
 def healed_view(source: Source, destination: str | None, stack: ExitStack, *, threads: int) -> HealedView:
@@ -62,6 +64,7 @@ def healed_view(source: Source, destination: str | None, stack: ExitStack, *, th
         if plan is None:
             return view
         view.standing, hopeless = plan
+        view.heals_all = not hopeless
         if hopeless and hopeless == plan.standing.bad_numbers and not plan.standing.behind:
             return view
     except FastckptError:
@@ -108,6 +111,7 @@ def _heal(
     if standing.behind:
         view.healed += [replace(finding, loss=False) for finding in standing.findings()[-1:]]
     view.standing = Standing(sums, view.source.size, bad=standing.bad_among(copy.unhealed))
+    view.heals_all = not copy.unhealed
 
 
 def _end_of(unhealed: list[int], size: int, standing: Standing) -> int:

@@ -30,12 +30,11 @@ from fastckpt.salvaging.request import Request, make_request
 from fastckpt.salvaging.selection import Selection, choose
 from fastckpt.salvaging.survey_set import around_pieces, set_in, survey_set
 from fastckpt.salvaging.write import destination_format, refuse_what_does_not_fit, write_destination
-from fastckpt.stored.command_that_heals import command_that_heals
 from fastckpt.stored.verify import verify_source
 from fastckpt.surveying.fates import THERE, Status, TensorFate
 from fastckpt.surveying.survey import survey
 from fastckpt.surveying.wreck import Wreck, storage_status
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 _SHOWN: Final = 20
 """Things that are not understood, named one by one."""
@@ -103,6 +102,7 @@ def salvage(
         is_one_file = os.path.exists(other) and not is_directory_of_checkpoints(other)
         if not is_one_file and (of_several is None or other != request.like):
             raise CheckpointNotFoundError("not found, or not a file", path=other)
+    heals_all = False
     with ExitStack() as stack:
         count = thread_count(threads)
         if of_several is not None:
@@ -125,6 +125,7 @@ def salvage(
             )
             if view is not None and damaged is not None:
                 wreck.size, wreck.healed, wreck.notes[:0] = damaged.size, view.healed, view.notes
+                heals_all = view.heals_all
         donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
         fates = wreck.fates()
         selection = choose(wreck, fates, request.include, donor)
@@ -154,11 +155,10 @@ def salvage(
             report.findings += around
             report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
         report.next_step = for_file_object(next_step(report, request, threads=count))
-        healing = command_that_heals(path) if report.exit_code and is_path(src) and of_several is None else None
-        if healing is not None and destination is None:
-            report.next_step = f"{healing}  # makes the whole file what it was"
-        elif healing is not None:
-            report.notes.append(f"the parity in its seal heals the whole file: {healing}")
+        if heals_all and destination is None:
+            report.next_step = f"fastckpt repair {quoted(path)}  # makes the whole file what it was"
+        elif heals_all:
+            report.notes.append(f"the parity in its seal heals the whole file: fastckpt repair {quoted(path)}")
         return report
 
 
