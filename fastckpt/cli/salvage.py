@@ -1,9 +1,10 @@
 """Get every tensor that is still proven out of a damaged checkpoint.
 
 SRC is a .pt, .safetensors or .fckpt file in any state, or a directory with
-checkpoints; it is only ever read. Without -o this is a dry run: it shows what would come
-back. With -o, tensors whose checksums match are written to DST, whose suffix
-(.fckpt, .pt, .safetensors) tells the format.
+checkpoints; it is only ever read. What parity in a seal beside it heals is
+healed first, in a temporary file. Without -o this is a dry run: it shows what
+would come back. With -o, tensors whose checksums match are written to DST,
+whose suffix (.fckpt, .pt, .safetensors) tells the format.
 """
 
 from __future__ import annotations
