@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from fastckpt.staging.ring import Ring as Ring
     from fastckpt.stored.verify import verify as verify
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 _HOMES = {
     "Checkpoint": "fastckpt.loading.open",

@@ -1,6 +1,9 @@
 #include "file_io.h"
 
 #include <fcntl.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#endif
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -16,6 +19,18 @@ namespace {
 
 // Linux moves at most 2^31 - 4096 bytes per call, macOS fails above 2^31 - 1.
 constexpr size_t kMaxCall = size_t{1} << 30;
+
+#if defined(RWF_NOWAIT)
+// musl has preadv2 since 1.2.5 only, and a wheel for musl has to load with any 1.2.
+ssize_t ReadNow(int fd, const iovec* vector, off_t offset) {
+#if defined(__GLIBC__)
+  return preadv2(fd, vector, 1, offset, RWF_NOWAIT);
+#else
+  return syscall(SYS_preadv2, fd, vector, 1, static_cast<long>(offset),
+                 static_cast<long>(offset >> 32), RWF_NOWAIT);
+#endif
+}
+#endif
 
 }  // namespace
 
@@ -66,8 +81,7 @@ IoResult ReadCachedAt(int fd, uint8_t* to, size_t size, uint64_t offset) {
     iovec vector;
     vector.iov_base = to + result.done;
     vector.iov_len = std::min(size - result.done, kMaxCall);
-    const ssize_t got =
-        preadv2(fd, &vector, 1, static_cast<off_t>(offset + result.done), RWF_NOWAIT);
+    const ssize_t got = ReadNow(fd, &vector, static_cast<off_t>(offset + result.done));
     if (got > 0) {
       result.done += static_cast<size_t>(got);
     } else if (got == 0) {

@@ -311,7 +311,8 @@ def drop_cache(fd: int) -> None:
 
     What is still in the page cache proves nothing about the disk.
     """
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    if hasattr(os, "posix_fadvise"):  # macOS has no such call
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def read_small(path: str, *, limit: int) -> bytes:

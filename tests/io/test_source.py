@@ -232,6 +232,12 @@ def test_a_file_that_is_written_to_is_refused_with_the_next_step(path: Path) -> 
     assert (caught.value.path, caught.value.next_step) == (str(path), "read it again")
 
 
+def test_drop_cache_where_the_system_has_no_such_call(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.posix_fadvise")
+    with Source(path) as source:
+        source.drop_cache()
+
+
 def test_drop_cache_reads_the_same_again(path: Path) -> None:
     with Source(path) as source:
         source.drop_cache()
