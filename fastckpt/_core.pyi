@@ -242,6 +242,91 @@ def planes_decode(stored: Buffer, raw: Buffer, /) -> None:
         ValueError: They do not decode to exactly that many bytes; those in ``raw`` mean nothing then.
     """
 
+def planes_read(
+    fd: int,
+    chunks: Buffer,
+    leaves: Buffer | None,
+    *,
+    threads: int,
+    direct_fd: int = -1,
+    progress: Callable[[int], object] | None = None,
+) -> bytes:
+    """Read, decode and hash chunks with the codec planes: while some threads wait for the disk, others decode.
+
+    Args:
+        fd: The file.
+        chunks: Rows of five native u64: offset and size of the stored bytes, their XXH3-64, the address that the
+            raw bytes shall have or 0 (they are only hashed), and their number. Neighbours are read in one request.
+        leaves: Writable, u64 for every leaf of all chunks, one chunk after the other. None: nothing is verified, the
+            digests of the stored bytes neither.
+        threads: As for `transfer`.
+        direct_fd: The file opened with O_DIRECT: what the page cache does not hold is read past it.
+        progress: Called every 20 ms with the raw bytes done, and once at the end.
+
+    Returns:
+        A byte for each chunk: 1, or 0 where it could not be read or is not as its digest says or does not decode.
+        Whoever reads such a chunk alone finds out; its raw bytes and leaves are undefined.
+
+    Raises:
+        ValueError: A size or an offset is out of range, or ``leaves`` has another size.
+        KeyboardInterrupt: Ctrl-C, within 0.2 s.
+    """
+
+class PlanesWriter:
+    """Encodes chunks with the codec planes and writes them one behind the other, on threads that it keeps.
+
+    Args:
+        sink_fd: A file.
+        sink_direct_fd: The same file opened with O_DIRECT, or -1: it is written through the page cache.
+        offset: Where the first chunk shall begin: a multiple of 4096.
+        threads: As for `transfer`. Where not one can be had, whoever waits does the work.
+        crcs: Whether the CRC-32 of the raw bytes of each chunk is wanted.
+
+    Raises:
+        ValueError: ``offset`` or ``threads`` is out of range.
+        MemoryError: No memory to write from (24 MiB; besides, 3 MiB a thread).
+    """
+
+    def __new__(cls, sink_fd: int, sink_direct_fd: int, *, offset: int, threads: int, crcs: bool) -> PlanesWriter: ...
+    def append(self, source_fd: int, chunks: Buffer, kinds: Buffer, /) -> None:
+        """Have chunks encoded and written behind the others.
+
+        Args:
+            source_fd: The file that they are read from, or -1: memory, which must stay until `wait_read`.
+            chunks: Rows of five native u64: where the raw bytes begin, how many there are, ``row_length`` and ``phase``
+                as for `planes_encode`, and how many bytes are left out before the chunk, counted from the next
+                multiple of 4 KiB: 0 (it follows at once) or a multiple of 4096. The file is not written there.
+            kinds: Eight bytes for each chunk: those that `planes_encode` takes, then zeros.
+
+        Raises:
+            ValueError: A number is out of range, or the writer is closed.
+        """
+
+    def wait_read(self, progress: Callable[[int], object] | None = None, /) -> None:
+        """Wait until the raw bytes of all chunks appended are no longer needed. Raises what `take` does."""
+
+    def take(self, count: int, progress: Callable[[int], object] | None = None, /) -> tuple[bytes, bytes]:
+        """Wait until the ``count`` oldest chunks are in the file, and forget them.
+
+        Zeros follow the last of them up to the next multiple of 4 KiB: the chunk behind it must leave out some bytes.
+        ``progress`` is called every 20 ms with the raw bytes done.
+
+        Returns:
+            For each a row of seven native u64: its offset in the file, its size there, whether it is encoded (0: it
+            would not be smaller, and is stored as it is), the XXH3-64 of the stored bytes if it is, the CRC-32, how
+            many raw bytes could be read, and the errno that says why not all (0: the file ended). And the leaf digests
+            of all, u64 each.
+
+        Raises:
+            ValueError: The writer is closed, or has not so many chunks.
+            OSError: A write failed.
+            MemoryError: No memory to work in.
+            KeyboardInterrupt: Ctrl-C, within 0.2 s.
+        """
+
+    def close(self) -> None:
+        """Stop and join all threads. Closing twice does nothing; a writer that is dropped is closed."""
+
 def encode_parity(
     source: int | Buffer,
     size: int,

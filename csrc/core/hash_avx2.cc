@@ -40,37 +40,64 @@ FASTCKPT_AVX2 __m256i Scramble(__m256i accumulator, const uint8_t* secret) {
   return _mm256_add_epi64(low, _mm256_slli_epi64(high, 32));
 }
 
-__attribute__((target("avx2"))) uint64_t HashLeaf(const uint8_t* data) {
-  __m256i low = _mm256_load_si256(reinterpret_cast<const __m256i*>(kInitialAccumulators));
-  __m256i high = _mm256_load_si256(reinterpret_cast<const __m256i*>(kInitialAccumulators + 4));
-  for (size_t block = 0; block < kBlocksPerLeaf; ++block, data += kBlock) {
-    const bool last = block + 1 == kBlocksPerLeaf;
-    __m256i low_sums = _mm256_setzero_si256();
-    __m256i high_sums = _mm256_setzero_si256();
+struct Accumulators {
+  __m256i low;
+  __m256i high;
+};
+
+FASTCKPT_AVX2 Accumulators LoadLanes(const uint64_t* lanes) {
+  const auto* parts = reinterpret_cast<const __m256i*>(lanes);
+  return {_mm256_loadu_si256(parts), _mm256_loadu_si256(parts + 1)};
+}
+
+FASTCKPT_AVX2 void StoreLanes(const Accumulators& from, uint64_t* lanes) {
+  auto* parts = reinterpret_cast<__m256i*>(lanes);
+  _mm256_storeu_si256(parts, from.low);
+  _mm256_storeu_si256(parts + 1, from.high);
+}
+
+FASTCKPT_AVX2 void AddBlock(const uint8_t* data, const uint8_t* last_secret, Accumulators* to) {
+  __m256i low_sums = _mm256_setzero_si256();
+  __m256i high_sums = _mm256_setzero_si256();
 #pragma GCC unroll 15
-    for (size_t s = 0; s + 1 < kStripesPerBlock; ++s) {
-      AddHalfStripe(data + s * kStripe, kSecret + 8 * s, &low, &low_sums);
-      AddHalfStripe(data + s * kStripe + 32, kSecret + 8 * s + 32, &high, &high_sums);
-    }
-    const uint8_t* secret = kSecret + (last ? kLastStripeSecret : 8 * (kStripesPerBlock - 1));
-    AddHalfStripe(data + kBlock - kStripe, secret, &low, &low_sums);
-    AddHalfStripe(data + kBlock - kStripe + 32, secret + 32, &high, &high_sums);
-    low = AddSwapped(low, low_sums);
-    high = AddSwapped(high, high_sums);
-    if (last) break;
-    low = Scramble(low, kSecret + kScrambleSecret);
-    high = Scramble(high, kSecret + kScrambleSecret + 32);
+  for (size_t s = 0; s + 1 < kStripesPerBlock; ++s) {
+    AddHalfStripe(data + s * kStripe, kSecret + 8 * s, &to->low, &low_sums);
+    AddHalfStripe(data + s * kStripe + 32, kSecret + 8 * s + 32, &to->high, &high_sums);
   }
-  alignas(32) uint64_t accumulators[kLanes];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(accumulators), low);
-  _mm256_store_si256(reinterpret_cast<__m256i*>(accumulators + 4), high);
-  return Merge(accumulators);
+  AddHalfStripe(data + kBlock - kStripe, last_secret, &to->low, &low_sums);
+  AddHalfStripe(data + kBlock - kStripe + 32, last_secret + 32, &to->high, &high_sums);
+  to->low = AddSwapped(to->low, low_sums);
+  to->high = AddSwapped(to->high, high_sums);
+}
+
+FASTCKPT_AVX2 void AddBlocks(const uint8_t* data, size_t count, Accumulators* to) {
+  for (size_t block = 0; block < count; ++block, data += kBlock) {
+    AddBlock(data, kSecret + 8 * (kStripesPerBlock - 1), to);
+    to->low = Scramble(to->low, kSecret + kScrambleSecret);
+    to->high = Scramble(to->high, kSecret + kScrambleSecret + 32);
+  }
+}
+
+__attribute__((target("avx2"))) uint64_t HashLeaf(const uint8_t* data) {
+  Accumulators accumulators = LoadLanes(kInitialAccumulators);
+  AddBlocks(data, kBlocksPerLeaf - 1, &accumulators);
+  AddBlock(data + (kBlocksPerLeaf - 1) * kBlock, kSecret + kLastStripeSecret, &accumulators);
+  alignas(32) uint64_t lanes[kLanes];
+  StoreLanes(accumulators, lanes);
+  return Merge(lanes, kLeafSize);
 }
 
 }  // namespace
 
 void HashWholeLeavesAvx2(const uint8_t* data, size_t count, uint64_t* digests) {
   for (size_t leaf = 0; leaf < count; ++leaf) digests[leaf] = HashLeaf(data + leaf * kLeafSize);
+}
+
+__attribute__((target("avx2"))) void HashBlocksAvx2(const uint8_t* data, size_t count,
+                                                    uint64_t* lanes) {
+  Accumulators accumulators = LoadLanes(lanes);
+  AddBlocks(data, count, &accumulators);
+  StoreLanes(accumulators, lanes);
 }
 
 }  // namespace fastckpt

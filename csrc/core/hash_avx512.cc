@@ -52,39 +52,62 @@ FASTCKPT_AVX512 __m512i Scramble(__m512i accumulator, __m512i secret) {
   return _mm512_add_epi64(low, _mm512_slli_epi64(high, 32));
 }
 
+struct Secrets {
+  __m512i stripes[kStripesPerBlock];
+  __m512i scramble;
+};
+
+FASTCKPT_AVX512 void LoadSecrets(Secrets* secrets) {
+#pragma GCC unroll 16
+  for (size_t s = 0; s < kStripesPerBlock; ++s) secrets->stripes[s] = Load(kSecret + 8 * s);
+  secrets->scramble = Load(kSecret + kScrambleSecret);
+}
+
+// Whole blocks, none of them the last.
+FASTCKPT_AVX512 __m512i AddBlocks(const uint8_t* data, size_t count, const Secrets& secrets,
+                                  __m512i accumulator) {
+  for (size_t block = 0; block < count; ++block, data += kBlock) {
+    __m512i products = _mm512_setzero_si512();
+    __m512i sums = _mm512_setzero_si512();
+#pragma GCC unroll 16
+    for (size_t s = 0; s < kStripesPerBlock; ++s) {
+      AddStripe(data + s * kStripe, secrets.stripes[s], &products, &sums);
+    }
+    accumulator = AddSwapped(_mm512_add_epi64(accumulator, products), sums);
+    accumulator = Scramble(accumulator, secrets.scramble);
+  }
+  return accumulator;
+}
+
 }  // namespace
 
 __attribute__((target("avx512f"))) void HashWholeLeavesAvx512(const uint8_t* data, size_t count,
                                                               uint64_t* digests) {
-  __m512i secret[kStripesPerBlock];
-#pragma GCC unroll 16
-  for (size_t s = 0; s < kStripesPerBlock; ++s) secret[s] = Load(kSecret + 8 * s);
-  const __m512i scramble_secret = Load(kSecret + kScrambleSecret);
+  Secrets secrets;
+  LoadSecrets(&secrets);
   const __m512i last_secret = Load(kSecret + kLastStripeSecret);
-  for (size_t leaf = 0; leaf < count; ++leaf) {
+  for (size_t leaf = 0; leaf < count; ++leaf, data += kLeafSize) {
     __m512i accumulator = Load(reinterpret_cast<const uint8_t*>(kInitialAccumulators));
-    for (size_t block = 0; block + 1 < kBlocksPerLeaf; ++block, data += kBlock) {
-      __m512i products = _mm512_setzero_si512();
-      __m512i sums = _mm512_setzero_si512();
-#pragma GCC unroll 16
-      for (size_t s = 0; s < kStripesPerBlock; ++s) {
-        AddStripe(data + s * kStripe, secret[s], &products, &sums);
-      }
-      accumulator = AddSwapped(_mm512_add_epi64(accumulator, products), sums);
-      accumulator = Scramble(accumulator, scramble_secret);
-    }
+    accumulator = AddBlocks(data, kBlocksPerLeaf - 1, secrets, accumulator);
+    const uint8_t* const last = data + kLeafSize - kBlock;
     __m512i sums = _mm512_setzero_si512();
 #pragma GCC unroll 15
     for (size_t s = 0; s + 1 < kStripesPerBlock; ++s) {
-      AddStripe(data + s * kStripe, secret[s], &accumulator, &sums);
+      AddStripe(last + s * kStripe, secrets.stripes[s], &accumulator, &sums);
     }
-    AddStripe(data + kBlock - kStripe, last_secret, &accumulator, &sums);
+    AddStripe(last + kBlock - kStripe, last_secret, &accumulator, &sums);
     accumulator = AddSwapped(accumulator, sums);
-    data += kBlock;
     alignas(64) uint64_t lanes[kLanes];
     _mm512_store_si512(lanes, accumulator);
-    digests[leaf] = Merge(lanes);
+    digests[leaf] = Merge(lanes, kLeafSize);
   }
+}
+
+__attribute__((target("avx512f"))) void HashBlocksAvx512(const uint8_t* data, size_t count,
+                                                         uint64_t* lanes) {
+  Secrets secrets;
+  LoadSecrets(&secrets);
+  _mm512_storeu_si512(lanes, AddBlocks(data, count, secrets, _mm512_loadu_si512(lanes)));
 }
 
 }  // namespace fastckpt

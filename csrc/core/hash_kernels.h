@@ -49,6 +49,13 @@ void HashWholeLeavesAvx512(const uint8_t* data, size_t count, uint64_t* digests)
 void HashWholeLeavesNeon(const uint8_t* data, size_t count, uint64_t* digests);
 #endif
 
+// Each adds `count` blocks of 1 KiB, none of them the last, to the eight accumulators.
+void HashBlocksPortable(const uint8_t* data, size_t count, uint64_t* lanes);
+#if defined(__x86_64__)
+void HashBlocksAvx2(const uint8_t* data, size_t count, uint64_t* lanes);
+void HashBlocksAvx512(const uint8_t* data, size_t count, uint64_t* lanes);
+#endif
+
 namespace xxh3 {
 
 inline constexpr size_t kLanes = 8;
@@ -90,19 +97,26 @@ alignas(64) inline constexpr uint8_t kSecret[192] = {
     0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
     0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e};
 
-// Folds the eight accumulators of a leaf into its digest.
-inline uint64_t Merge(const uint64_t* accumulators) {
-  __extension__ using Uint128 = unsigned __int128;
-  uint64_t hash = kLeafSize * kPrime64_1;
-  for (size_t i = 0; i < kLanes; i += 2) {
-    const uint64_t left = accumulators[i] ^ Load64(kSecret + kMergeSecret + 8 * i);
-    const uint64_t right = accumulators[i + 1] ^ Load64(kSecret + kMergeSecret + 8 * i + 8);
-    const Uint128 product = static_cast<Uint128>(left) * right;
-    hash += static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
-  }
+inline uint64_t Avalanche(uint64_t hash) {
   hash ^= hash >> 37;
   hash *= kPrimeAvalanche;
   return hash ^ (hash >> 32);
+}
+
+// The product of two words, its halves folded into one.
+inline uint64_t FoldedProduct(uint64_t left, uint64_t right) {
+  __extension__ using Uint128 = unsigned __int128;
+  const Uint128 product = static_cast<Uint128>(left) * right;
+  return static_cast<uint64_t>(product) ^ static_cast<uint64_t>(product >> 64);
+}
+
+// Folds the eight accumulators of `size` bytes into their digest.
+inline uint64_t Merge(const uint64_t* accumulators, uint64_t size) {
+  uint64_t hash = size * kPrime64_1;
+  for (size_t i = 0; i < kLanes; i += 2)
+    hash += FoldedProduct(accumulators[i] ^ Load64(kSecret + kMergeSecret + 8 * i),
+                          accumulators[i + 1] ^ Load64(kSecret + kMergeSecret + 8 * i + 8));
+  return Avalanche(hash);
 }
 
 }  // namespace xxh3

@@ -36,27 +36,40 @@ inline void Scramble(Lanes* accumulators) {
   }
 }
 
+void AddBlock(const uint8_t* data, const uint8_t* last_secret, Lanes* accumulators) {
+  Lanes sums = {};
+  for (size_t s = 0; s + 1 < kStripesPerBlock; ++s)
+    AddStripe(data + s * kStripe, kSecret + 8 * s, accumulators, &sums);
+  AddStripe(data + kBlock - kStripe, last_secret, accumulators, &sums);
+  AddSwapped(sums, accumulators);
+}
+
+void AddBlocks(const uint8_t* data, size_t count, Lanes* accumulators) {
+  for (size_t block = 0; block < count; ++block) {
+    AddBlock(data + block * kBlock, kSecret + 8 * (kStripesPerBlock - 1), accumulators);
+    Scramble(accumulators);
+  }
+}
+
 uint64_t HashLeaf(const uint8_t* data) {
   Lanes accumulators;
   std::memcpy(accumulators.lane, kInitialAccumulators, sizeof accumulators.lane);
-  for (size_t block = 0; block < kBlocksPerLeaf; ++block, data += kBlock) {
-    const bool last = block + 1 == kBlocksPerLeaf;
-    Lanes sums = {};
-    for (size_t s = 0; s + 1 < kStripesPerBlock; ++s) {
-      AddStripe(data + s * kStripe, kSecret + 8 * s, &accumulators, &sums);
-    }
-    const size_t secret = last ? kLastStripeSecret : 8 * (kStripesPerBlock - 1);
-    AddStripe(data + kBlock - kStripe, kSecret + secret, &accumulators, &sums);
-    AddSwapped(sums, &accumulators);
-    if (!last) Scramble(&accumulators);
-  }
-  return Merge(accumulators.lane);
+  AddBlocks(data, kBlocksPerLeaf - 1, &accumulators);
+  AddBlock(data + kLeafSize - kBlock, kSecret + kLastStripeSecret, &accumulators);
+  return Merge(accumulators.lane, kLeafSize);
 }
 
 }  // namespace
 
 void HashWholeLeavesPortable(const uint8_t* data, size_t count, uint64_t* digests) {
   for (size_t leaf = 0; leaf < count; ++leaf) digests[leaf] = HashLeaf(data + leaf * kLeafSize);
+}
+
+void HashBlocksPortable(const uint8_t* data, size_t count, uint64_t* lanes) {
+  Lanes accumulators;
+  std::memcpy(accumulators.lane, lanes, sizeof accumulators.lane);
+  AddBlocks(data, count, &accumulators);
+  std::memcpy(lanes, accumulators.lane, sizeof accumulators.lane);
 }
 
 }  // namespace fastckpt

@@ -85,7 +85,7 @@ uint64_t HashLeaf(const uint8_t* data) {
   _mm_store_si128(reinterpret_cast<__m128i*>(accumulators + 2), block.b.products);
   _mm_store_si128(reinterpret_cast<__m128i*>(accumulators + 4), block.c.products);
   _mm_store_si128(reinterpret_cast<__m128i*>(accumulators + 6), block.d.products);
-  return Merge(accumulators);
+  return Merge(accumulators, kLeafSize);
 }
 
 }  // namespace

@@ -142,18 +142,6 @@ FASTCKPT_VBMI2 void Join(unsigned kind, const uint8_t* const* planes, size_t n, 
   });
 }
 
-// Calls `visit` with the width as a constant, so that the loops over bits are unrolled.
-#define FASTCKPT_BY_WIDTH(width, call) \
-  switch (width) {                     \
-    case 1: call(1); break;            \
-    case 2: call(2); break;            \
-    case 3: call(3); break;            \
-    case 4: call(4); break;            \
-    case 5: call(5); break;            \
-    case 6: call(6); break;            \
-    default: call(7); break;           \
-  }
-
 template <unsigned kWidth>
 FASTCKPT_VBMI2_INLINE void StoreDigits(__m512i digits, uint8_t* rows, size_t row, size_t at,
                                        size_t n) {

@@ -126,6 +126,18 @@ FASTCKPT_INLINE bool FindLevels(const uint8_t* in, size_t size, size_t n, const 
   return true;
 }
 
+// Calls `call` with the width as a constant, so that its loops over bits are unrolled.
+#define FASTCKPT_BY_WIDTH(width, call) \
+  switch (width) {                     \
+    case 1: call(1); break;            \
+    case 2: call(2); break;            \
+    case 3: call(3); break;            \
+    case 4: call(4); break;            \
+    case 5: call(5); break;            \
+    case 6: call(6); break;            \
+    default: call(7); break;           \
+  }
+
 // For the compiler to vectorise with the instruction set of the function it is inlined into.
 FASTCKPT_INLINE void SurveyLoop(const uint8_t* raw, size_t words, uint64_t* any, uint64_t* all,
                                 size_t* zeros) {

@@ -23,6 +23,7 @@
 #include "parity.h"
 #include "parity_tally.h"
 #include "planes.h"
+#include "planes_files.h"
 #include "slot_filler.h"
 
 namespace {
@@ -327,8 +328,8 @@ int AddMembers(PyObject* module) {
                      AddMagic(module, "MAGIC_INDEX", fastckpt::kMagicIndex) &&
                      AddMagic(module, "MAGIC_FOOTER", fastckpt::kMagicFooter) &&
                      AddMagic(module, "MAGIC_SOURCE", fastckpt::kMagicSource);
-  return added && AddSlotFiller(module) && AddPlanes(module) && AddParity(module) &&
-                 AddParityTally(module)
+  return added && AddSlotFiller(module) && AddPlanes(module) && AddPlanesFiles(module) &&
+                 AddParity(module) && AddParityTally(module)
              ? 0 : -1;
 }
 

@@ -15,6 +15,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <random>
 #include <string>
 #include <vector>
@@ -26,6 +27,8 @@
 #include "../core/crc32.h"
 #include "../core/file_io.h"
 #include "../core/hash.h"
+#include "../core/planes_reader.h"
+#include "../core/planes_writer.h"
 #include "../core/scan.h"
 #include "../core/slot_filler.h"
 #include "../core/transfer.h"
@@ -336,6 +339,141 @@ void TestSlotFillerCloses() {
   }
 }
 
+// Records of some chunks each, appended while others are written; and back, with one chunk damaged.
+void TestPlanesFiles(int threads, bool direct, bool from_file) {
+  constexpr size_t kRecords = 7;
+  std::vector<uint8_t> data = RandomBytes(kRecords * 3 * kChunkSize, 8);
+  for (size_t i = 1; i < data.size(); i += 2) data[i] &= 3;  // so that most of it is smaller
+  for (size_t i = 0; i < kChunkSize; ++i) data[i] = 0;
+  std::mt19937 random(9);
+  for (size_t i = 4 * kChunkSize; i < 5 * kChunkSize; ++i) data[i] = static_cast<uint8_t>(random());
+  const TempFile source(data);
+  const TempFile sink({});
+  PlanesWriter::Sink to = {sink.fd(), direct ? sink.direct_fd() : -1, kAlignment};
+  PlanesWriter writer(to, true);
+  CHECK(writer.Reserve());
+  Workers workers;
+  if (threads != 0) CHECK(workers.Start(&writer, threads).ok());
+  const auto wait = [&](auto until) {
+    do {
+      if (threads == 0) writer.WorkOff();
+    } while (!until(std::chrono::milliseconds(20)));
+  };
+  constexpr size_t kSizes[3] = {kChunkSize, kChunkSize, kChunkSize - 12345};
+  const std::vector<uint8_t> kinds(3 * PlanesWriter::kBlocks, kPlanesKindWords);
+  for (size_t record = 0; record < kRecords; ++record) {
+    const size_t at = record * 3 * kChunkSize;
+    RawChunk chunks[3];
+    for (size_t i = 0; i < 3; ++i) {
+      const uint64_t begin = at + i * kChunkSize;
+      chunks[i] = {from_file ? begin : AddressOf(data.data()) + begin, kSizes[i], 0, 0,
+                   i == 0 ? 2 * kAlignment : 0};
+    }
+    CHECK(PlanesWriter::Check(chunks, 3, from_file).ok());
+    writer.Append(from_file ? source.fd() : -1, chunks, kinds.data(), 3);
+    if (record % 3 == 0) wait([&](auto time) { return writer.WaitUntilRead(time); });
+  }
+  std::vector<StoredChunk> stored;
+  std::vector<uint64_t> want;
+  std::vector<uint8_t> back(data.size());
+  uint64_t end = kAlignment;
+  for (size_t record = 0; record < kRecords; ++record) {
+    wait([&](auto time) { return writer.WaitUntilWritten(3, time); });
+    WrittenChunk written[3];
+    std::vector<uint64_t> leaves(writer.LeavesOf(3));
+    CHECK(writer.Take(3, written, leaves.data()).ok());
+    want.insert(want.end(), leaves.begin(), leaves.end());
+    for (size_t i = 0; i < 3; ++i) {
+      const size_t at = (record * 3 + i) * kChunkSize;
+      if (i == 0) end = AlignDown(end + kAlignment - 1, kAlignment) + 2 * kAlignment;
+      CHECK(written[i].offset == end);
+      end += written[i].stored_size;
+      CHECK(written[i].read == kSizes[i]);
+      CHECK(written[i].crc == Crc32(0, data.data() + at, kSizes[i]));
+      CHECK((written[i].encoded == 0) == (record == 1 && i == 1));
+      if (written[i].encoded != 0)
+        stored.push_back({written[i].offset, written[i].stored_size, written[i].digest,
+                          AddressOf(back.data()) + at, kSizes[i]});
+      else
+        std::memcpy(back.data() + at, data.data() + at, kSizes[i]);
+    }
+  }
+  CHECK(!writer.Take(1, nullptr, nullptr).ok());
+  writer.Close();
+  workers.Join();
+  fsync(sink.fd());
+
+  const uint8_t wrong = 0xA5;
+  CHECK(WriteAt(sink.fd(), &wrong, 1, stored[9].offset + 100).error == 0);
+  stored.push_back({end + kChunkSize, 100, 0, AddressOf(back.data()), 100});  // behind the end of the file
+  PlanesReadRequest request;
+  request.fd = sink.fd();
+  request.direct_fd = to.direct_fd;
+  request.chunks = stored.data();
+  request.count = stored.size();
+  size_t leaf_count = 0;
+  uint64_t total = 0;
+  CHECK(request.Check(&leaf_count, &total).ok());
+  std::vector<uint64_t> leaves(leaf_count);
+  std::vector<uint8_t> good(stored.size());
+  request.leaves = leaves.data();
+  request.good = good.data();
+  PlanesReader reader(request);
+  if (threads == 0) {
+    reader.Work();
+  } else {
+    Workers readers;
+    CHECK(readers.Start(&reader, threads).ok());
+    readers.Join();
+  }
+  for (size_t i = 0; i < good.size(); ++i) CHECK(good[i] == (i == 9 || i + 1 == good.size() ? 0 : 1));
+  const size_t bad = static_cast<size_t>(stored[9].raw - AddressOf(back.data()));
+  for (size_t at = 0; at < data.size(); at += kChunkSize) {
+    const size_t size = kSizes[at / kChunkSize % 3];
+    if (at != bad) CHECK(std::equal(back.data() + at, back.data() + at + size, data.data() + at));
+  }
+  CHECK(std::equal(leaves.begin(), leaves.begin() + PlanesWriter::kLeaves, want.begin()));
+}
+
+// Closed at any moment, also with threads that wait for their turn.
+void TestPlanesWriterCloses() {
+  const std::vector<uint8_t> data(kChunkSize, 1);
+  const TempFile sink({});
+  const std::vector<uint8_t> kinds(PlanesWriter::kBlocks, 0);
+  for (int chunks = 0; chunks < 30; ++chunks) {
+    PlanesWriter writer({sink.fd(), -1, 0}, false);
+    CHECK(writer.Reserve());
+    Workers workers;
+    CHECK(workers.Start(&writer, 3).ok());
+    const RawChunk chunk = {AddressOf(data.data()), kChunkSize, 0, 0, kAlignment};
+    for (int i = 0; i < chunks; ++i) writer.Append(-1, &chunk, kinds.data(), 1);
+    writer.Close();
+    workers.Join();
+    CHECK(writer.WaitUntilRead(std::chrono::milliseconds(1000)));
+  }
+}
+
+void TestPlanesWriterFails() {
+  const int full = open("/dev/full", O_WRONLY);
+  if (full < 0) return;
+  const std::vector<uint8_t> data(kChunkSize, 1);
+  const std::vector<uint8_t> kinds(PlanesWriter::kBlocks, 0);
+  PlanesWriter writer({full, -1, 0}, false);
+  CHECK(writer.Reserve());
+  Workers workers;
+  CHECK(workers.Start(&writer, 2).ok());
+  const RawChunk chunk = {AddressOf(data.data()), kChunkSize, 0, 0, 0};
+  writer.Append(-1, &chunk, kinds.data(), 1);
+  while (!writer.WaitUntilWritten(1, std::chrono::milliseconds(20))) {
+  }
+  WrittenChunk written;
+  uint64_t leaves[PlanesWriter::kLeaves];
+  const Status status = writer.Take(1, &written, leaves);
+  CHECK(status.code() == Status::Code::kIoError && status.error() == ENOSPC);
+  workers.Join();
+  close(full);
+}
+
 void TestScan() {
   std::vector<uint8_t> data(3 * kChunkSize + 8);
   const std::vector<uint64_t> places = {0, kAlignment, kChunkSize, 3 * kChunkSize};
@@ -380,6 +518,11 @@ int main() {
         for (const bool direct : {false, true})
           fastckpt::TestSlotFiller(threads, slots, slot_size, direct);
   fastckpt::TestSlotFillerCloses();
+  for (const int threads : {0, 1, 3, 9})
+    for (const bool direct : {false, true})
+      for (const bool from_file : {false, true}) fastckpt::TestPlanesFiles(threads, direct, from_file);
+  fastckpt::TestPlanesWriterCloses();
+  fastckpt::TestPlanesWriterFails();
   fastckpt::TestScan();
   std::printf("%s\n", fastckpt::failures == 0 ? "all passed" : "FAILED");
   return fastckpt::failures == 0 ? 0 : 1;

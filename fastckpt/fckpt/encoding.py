@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
@@ -12,6 +12,9 @@ from fastckpt import _core
 from fastckpt.codec.numbers import Numbers
 from fastckpt.codec.registry import Codec
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE
+from fastckpt.fckpt.numbers import RecordNumbers
+from fastckpt.fckpt.pieces import Piece
+from fastckpt.fckpt.turns import RecordToWrite
 from fastckpt.io.pool import map_in_order
 from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
 from fastckpt.layout.records import Chunk, count_chunks, raw_chunk_digest
@@ -38,6 +41,55 @@ def read_exactly(source: int, origin: int, raw: memoryview) -> None:
     """Fill ``raw`` from an offset in a file, or, with ``source`` MEMORY, from an address."""
     move = Move(origin, _core.address(raw), len(raw))
     transfer([move], source=source, sink=MEMORY, threads=1, leaves=False).require_read([move])
+
+
+def encode_record(
+    record: RecordToWrite,
+    pieces: Iterable[Piece],
+    numbers: RecordNumbers,
+    *,
+    codec_id: int,
+    codec: Codec,
+    write: Callable[[int, bytes | memoryview], None],
+    threads: int,
+    want_crc: bool,
+    progress: Progress,
+) -> EncodedPayload:
+    """Encode the payload of a record, whose offset is known, and hand it to ``write(offset in the file, data)``.
+
+    Args:
+        record: Which.
+        pieces: Its raw bytes.
+        numbers: Which numbers they are.
+        codec_id: As for `encode_payload`, and so all that follow.
+        codec: ""
+        write: ""
+        threads: ""
+        want_crc: ""
+        progress: ""
+    """
+    chunks: list[Chunk] = []
+    leaves = bytearray()
+    crc = at = raw_at = 0
+    for piece in pieces:
+        encoded = encode_payload(
+            piece.source,
+            piece.origin,
+            piece.size,
+            codec_id=codec_id,
+            codec=codec,
+            numbers=lambda start, size, base=raw_at: numbers.of_chunk(base + start, size),  # type: ignore[misc]
+            write=lambda offset, data, base=record.payload_offset + at: write(base + offset, data),  # type: ignore[misc]
+            threads=threads,
+            want_crc=want_crc,
+            progress=lambda done, base=raw_at: progress(base + done),  # type: ignore[misc]
+        )
+        crc = _core.crc32_combine(crc, encoded.crc, piece.size) if want_crc else 0
+        chunks += [chunk._replace(offset=at + chunk.offset) for chunk in encoded.chunks] if at else encoded.chunks
+        leaves += encoded.leaves if piece.leaves is None else piece.leaves
+        at += sum(chunk.stored_size for chunk in encoded.chunks)
+        raw_at += piece.size
+    return EncodedPayload(chunks, bytes(leaves), crc)
 
 
 def encode_payload(

@@ -37,14 +37,18 @@ class RecordNumbers:
     def of_chunk(self, start: int, size: int) -> Numbers:
         """Those of the raw bytes from ``start`` on."""
         end = start + size
-        kinds = bytes(self._kind(at, min(at + BLOCK, end)) for at in range(start, end, BLOCK))
-        for stretch in self._among(start, end):
+        among = self._among(start, end)
+        if len(among) == 1:
+            kinds = bytes([among[0].kind]) * -(-size // BLOCK)
+        else:
+            kinds = bytes(self._kind(at, min(at + BLOCK, end)) for at in range(start, end, BLOCK))
+        for stretch in among:
             if stretch.row_length and stretch.start <= start and end <= stretch.end:
                 place = (start - stretch.origin) // stretch.itemsize
                 return Numbers(kinds, stretch.row_length, place % stretch.row_length)
         return Numbers(kinds)
 
-    def _among(self, start: int, end: int) -> Iterable[_Stretch]:
+    def _among(self, start: int, end: int) -> Sequence[_Stretch]:
         first = max(bisect_right(self._starts, start) - 1, 0)
         return self._stretches[first : bisect_right(self._starts, end - 1)]
 

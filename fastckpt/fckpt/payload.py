@@ -1,13 +1,15 @@
 """Reading payloads: raw bytes of records into memory, every leaf verified.
 
 Records stored as they are take the native path, many at once: read and hash
-in one pass, or hash where they are mapped. Encoded chunks are read, decoded
-and hashed one by one on Python threads (the codecs release the GIL). Both end
-in the same comparison of leaf digests and the same list of bad ranges.
+in one pass, or hash where they are mapped; so do whole chunks of planes. Other
+encoded chunks, and those that are bad, are read, decoded and hashed one by one
+on Python threads (the codecs release the GIL). All end in the same comparison
+of leaf digests and the same list of bad ranges.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -16,7 +18,7 @@ import xxhash
 
 from fastckpt import _core
 from fastckpt.codec.registry import Codec, codec_for_reading
-from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, LEAF_SIZE, LEAVES_PER_CHUNK
+from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, CODEC_PLANES, LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedVersionError, UsageError
 from fastckpt.fckpt.bad_ranges import BadRange
 from fastckpt.findings import Kind
@@ -220,15 +222,61 @@ def _read_encoded(
     source: Source, targets: Sequence[Target], reading: Reading, progress: Progress | None
 ) -> list[BadRange]:
     pieces = [piece for target in targets for piece in encoded_pieces(target)]
-    bad: list[BadRange] = []
-    done = 0
-    results = map_in_order(lambda piece: read_piece(source, piece, reading), pieces, threads=reading.threads)
-    for piece, found in zip(pieces, results, strict=True):
+    planes = [piece for piece in pieces if _is_for_the_core(piece, reading)]
+    rest = [piece for piece in pieces if not _is_for_the_core(piece, reading)]
+    bad, failed = _read_planes(source, planes, reading, progress) if planes else ([], [])
+    rest += failed
+    done = sum(piece.end - piece.start for piece in planes)
+    results = map_in_order(lambda piece: read_piece(source, piece, reading), rest, threads=reading.threads)
+    for piece, found in zip(rest, results, strict=True):
         bad += found
         done += piece.end - piece.start
         if progress is not None:
             progress(done)
     return bad
+
+
+def _is_for_the_core(piece: EncodedPiece, reading: Reading) -> bool:
+    """Whether the native core reads a piece: a whole chunk of planes, to memory or nowhere."""
+    record, chunk = piece.target.record, piece.chunk
+    return (
+        record.chunks[chunk].codec == CODEC_PLANES
+        and piece.end - piece.start == record.chunk_raw(chunk).size
+        and (piece.target.place is None or reading.sink == MEMORY)
+    )
+
+
+def _read_planes(
+    source: Source, pieces: Sequence[EncodedPiece], reading: Reading, progress: Progress | None
+) -> tuple[list[BadRange], list[EncodedPiece]]:
+    """Read and verify pieces in the native core; also those that it could not bring, for whatever reason."""
+    rows = array("Q")
+    leaf_count = 0
+    for target, chunk, start, end in pieces:
+        extent, place = target.record.chunk_extent(chunk), target.place
+        digest = target.record.chunks[chunk].stored_digest
+        rows.extend((*extent, digest, 0 if place is None else place + start - target.start, end - start))
+        leaf_count += -(-(end - start) // LEAF_SIZE)
+    leaves = memoryview(bytearray(8 * leaf_count))
+    good = _core.planes_read(
+        source.fd,
+        rows,
+        leaves if reading.verify else None,
+        threads=reading.threads,
+        direct_fd=source.direct_fd,
+        progress=progress,
+    )
+    bad: list[BadRange] = []
+    at = 0
+    for piece, is_good in zip(pieces, good, strict=True):
+        record, chunk = piece.target.record, piece.chunk
+        expected = record.chunk_leaves(chunk)
+        actual = leaves[at : at + len(expected)]
+        at += len(expected)
+        if is_good and reading.verify:
+            first = chunk * LEAVES_PER_CHUNK
+            bad += [BadRange(record, first + leaf, run, kind) for leaf, run, kind in differing_runs(actual, expected)]
+    return bad, [piece for piece, is_good in zip(pieces, good, strict=True) if not is_good]
 
 
 def read_piece(source: Source, piece: EncodedPiece, reading: Reading) -> list[BadRange]:

@@ -11,28 +11,24 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import Final
 
 from fastckpt import _core
 from fastckpt.codec.registry import Codec, codec_for_writing
 from fastckpt.collector import collector_paused
 from fastckpt.constants import (
-    FOOTER_SIZE,
-    SECTION_DIRECTORY,
-    SECTION_FLAG_MUST_UNDERSTAND,
-    SECTION_INDEX,
-    SECTION_MANIFEST,
-    SECTION_MANIFEST_COPY,
+    CODEC_PLANES,
     SUPERBLOCK_SIZE,
 )
 from fastckpt.fckpt.content import Content, Supply
-from fastckpt.fckpt.encoding import encode_payload
+from fastckpt.fckpt.encoding import EncodedPayload, encode_record
 from fastckpt.fckpt.numbers import RecordNumbers
-from fastckpt.fckpt.pieces import Piece, Pieces
+from fastckpt.fckpt.pieces import Pieces
+from fastckpt.fckpt.planes_mover import PlanesMover
 from fastckpt.fckpt.send_pieces import hash_pieces, require_unchanged, send_pieces
-from fastckpt.fckpt.turns import RawTurns, RecordToWrite, SuppliedTurns
+from fastckpt.fckpt.tail import tail_size, write_tail
+from fastckpt.fckpt.turns import BATCH, RawTurns, RecordToWrite, SuppliedTurns
 from fastckpt.io.commit import Commit
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.tally import Tally
@@ -40,16 +36,9 @@ from fastckpt.io.transfer import MEMORY, Move, Moved, Progress, Turn, TurnMover,
 from fastckpt.io.upload import Upload
 from fastckpt.layout.blocks import Extent, align, block_digest
 from fastckpt.layout.columns import rows_of
-from fastckpt.layout.directory import directory_size, encode_directory
 from fastckpt.layout.entries import Entry, encode_entry_table
 from fastckpt.layout.frame import (
-    Footer,
-    Section,
-    encode_footer,
-    encode_index,
     encode_superblock,
-    index_size,
-    root_digest,
 )
 from fastckpt.layout.manifest import encode_manifest
 from fastckpt.layout.places import PackedStorage
@@ -96,12 +85,8 @@ class _Writer:
         self.entries = entries  # Of each record.
         self.manifest = encode_manifest(places, content.entries, content.tree, content.metadata_tree, len(plans))
         self.first_offset = self.end = SUPERBLOCK_SIZE + len(self.manifest)
-
-    def tail_size(self) -> int:
-        """Bytes after the last record: further sections, index, manifest copy, footer."""
-        sections = sum(len(block) for block in self.content.sections.values())
-        index = index_size([record.header_size for record in self.records])
-        return sections + index + directory_size(len(self.records)) + len(self.manifest) + FOOTER_SIZE
+        header_sizes = [record.header_size for record in self.records]
+        self.tail_size = tail_size(self.manifest, header_sizes, content.sections)
 
     def place_raw(self) -> int:
         """Give every record its offset when nothing is encoded; returns the size of the file."""
@@ -109,7 +94,7 @@ class _Writer:
         for record in self.records:
             record.offset = offset
             offset = align(record.payload_offset + record.plan.raw_size)
-        return offset + self.tail_size()
+        return offset + self.tail_size
 
     def report(self, count: int) -> None:
         if self.progress is not None:
@@ -250,40 +235,55 @@ class _Writer:
         with Pieces(self.content, self.records, self.gather) as pieces:
             for record in self.records:
                 record.offset = self.end
-                self.add_header(record, *self.encode_pieces(sink, record, pieces.of(record), codec_id, codec))
+                payload = encode_record(
+                    record,
+                    pieces.of(record),
+                    self.numbers_of(record),
+                    codec_id=codec_id,
+                    codec=codec,
+                    write=sink.write,
+                    threads=self.threads,
+                    want_crc=self.want_crcs and not record.is_pack,
+                    progress=self.report,
+                )
+                self.done += record.plan.raw_size
+                self.add_encoded(record, payload)
                 self.write_headers(sink)
-                record.pack = None
 
-    def encode_pieces(
-        self, sink: Commit | Upload, record: RecordToWrite, pieces: Iterator[Piece], codec_id: int, codec: Codec
-    ) -> tuple[list[Chunk], bytes]:
-        """Encode and write the payload of a record; its chunk table and leaf digests."""
-        chunks: list[Chunk] = []
-        leaves = bytearray()
-        numbers = RecordNumbers(record.plan.storages, self.entries[record.number])
-        at = raw_at = 0
-        for piece in pieces:
-            base = record.payload_offset + at
-            encoded = encode_payload(
-                piece.source,
-                piece.origin,
-                piece.size,
-                codec_id=codec_id,
-                codec=codec,
-                numbers=lambda start, size, base=raw_at: numbers.of_chunk(base + start, size),  # type: ignore[misc]
-                write=lambda offset, data, base=base: sink.write(base + offset, data),  # type: ignore[misc]
+    def write_planes(self, sink: Commit) -> None:
+        """The same for the codec planes in the native core: while some records are written, the next are encoded."""
+        with Pieces(self.content, self.records, self.gather) as pieces:
+            mover = PlanesMover(
+                sink.fd,
+                sink.direct_fd,
+                self.first_offset,
+                raw_size=sum(record.plan.raw_size for record in self.records),
                 threads=self.threads,
-                want_crc=self.want_crcs and not record.is_pack,
-                progress=self.report,
+                want_crcs=self.want_crcs,
+                progress=self.progress,
             )
-            if self.want_crcs and not record.is_pack:
-                self.crcs[record.plan.storages[0].storage] = encoded.crc
-            chunks += [chunk._replace(offset=at + chunk.offset) for chunk in encoded.chunks] if at else encoded.chunks
-            leaves += encoded.leaves if piece.leaves is None else piece.leaves
-            at += sum(chunk.stored_size for chunk in encoded.chunks)
-            raw_at += piece.size
-            self.done += piece.size
-        return chunks, bytes(leaves)
+            with closing(mover):
+                for record in self.records:
+                    mover.add(record, pieces.of(record), self.numbers_of(record))
+                    if mover.under_way > BATCH:
+                        # Half of it: many headers are written at once, and the threads have enough to do meanwhile.
+                        while mover.under_way > BATCH // 2 and (taken := mover.take()):
+                            self.add_encoded(*taken)
+                        self.write_headers(sink)
+                while taken := mover.take():
+                    self.add_encoded(*taken)
+        self.write_headers(sink)
+
+    def numbers_of(self, record: RecordToWrite) -> RecordNumbers:
+        return RecordNumbers(record.plan.storages, self.entries[record.number])
+
+    def add_encoded(self, record: RecordToWrite, payload: EncodedPayload) -> None:
+        """The encoded payload of a record is written, behind those of all before it: so may its header be."""
+        if self.want_crcs and not record.is_pack:
+            self.crcs[record.plan.storages[0].storage] = payload.crc
+        record.offset = self.end
+        record.pack = None
+        self.add_header(record, payload.chunks, payload.leaves)
 
     def add_header(self, record: RecordToWrite, chunks: list[Chunk], leaves: bytes | memoryview) -> None:
         """The payload of a record is written: so may its header be, once those of all records before it are made."""
@@ -312,30 +312,6 @@ class _Writer:
         """Write the headers that were added since the last time."""
         sink.write_blocks(self.headers[self.written :], self.threads)
         self.written = len(self.headers)
-
-    def write_tail(self, sink: Commit | Upload) -> int:
-        """Write further sections, index, manifest copy and footer; returns the size of the file."""
-        rows = [
-            Section(
-                SECTION_MANIFEST, _REQUIRED, Extent(SUPERBLOCK_SIZE, len(self.manifest)), block_digest(self.manifest)
-            )
-        ]
-        blocks = [(kind, 0, block) for kind, block in sorted(self.content.sections.items())]
-        blocks.append((SECTION_INDEX, _REQUIRED, encode_index(self.headers)))
-        blocks.append((SECTION_DIRECTORY, _REQUIRED, encode_directory(self.headers)))
-        blocks.append((SECTION_MANIFEST_COPY, _REQUIRED, self.manifest))
-        offset = self.end
-        for kind, flags, block in blocks:
-            sink.write(offset, block)
-            rows.append(Section(kind, flags, Extent(offset, len(block)), block_digest(block)))
-            offset += len(block)
-        size = offset + FOOTER_SIZE
-        root = root_digest(block_digest(self.manifest), [block_digest(block) for _, block in self.headers])
-        sink.write(offset, encode_footer(Footer(size, len(self.records), root, tuple(rows))))
-        return size
-
-
-_REQUIRED: Final = SECTION_FLAG_MUST_UNDERSTAND
 
 
 def write_checkpoint(
@@ -371,7 +347,7 @@ def write_checkpoint(
         writer = _Writer(content, threads=threads, progress=progress, want_crcs=check_crcs is not None)
     raw_size = writer.place_raw()
     # Encoded sizes are not known; nothing is reserved for them beyond the metadata.
-    reserve = raw_size if encoder is None else writer.first_offset + writer.tail_size()
+    reserve = raw_size if encoder is None else writer.first_offset + writer.tail_size
     sink: Commit | Upload
     if isinstance(path, RemotePath):
         sink = Upload(path, most=raw_size)
@@ -382,11 +358,15 @@ def write_checkpoint(
             sink.preallocate(raw_size)
             if tally is not None:
                 tally.begin(raw_size)
+        elif codec_id == CODEC_PLANES and isinstance(sink, Commit) and sink.direct_fd >= 0:
+            sink.preallocate_if_possible(raw_size)
         extent = Extent(SUPERBLOCK_SIZE, len(writer.manifest))
         sink.write(0, encode_superblock(extent, block_digest(writer.manifest)))
         sink.write(SUPERBLOCK_SIZE, writer.manifest)
         with typed_os_errors(path):
-            if encoder is not None:
+            if codec_id == CODEC_PLANES and isinstance(sink, Commit):
+                writer.write_planes(sink)
+            elif encoder is not None:
                 writer.write_encoded(sink, codec_id, encoder)
             elif isinstance(sink, Upload):
                 writer.write_in_order(sink)
@@ -398,4 +378,4 @@ def write_checkpoint(
                     writer.write_supplied(sink, supplied, content.supply)
         if check_crcs is not None:
             check_crcs(writer.crcs)
-        sink.finish(writer.write_tail(sink))
+        sink.finish(write_tail(sink.write, writer.end, writer.manifest, writer.headers, content.sections))

@@ -130,6 +130,18 @@ class Commit:
         with typed_os_errors(self.path, doing=f"reserve {size} bytes"):
             reserve_space(self.fd, size, self.path)
 
+    def preallocate_if_possible(self, size: int) -> None:
+        """The same, where less may be written in the end: if there is no room for all, nothing is reserved.
+
+        Direct writes that make a file longer would wait for each other.
+        """
+        try:
+            reserve_space(self.fd, size, self.path)
+        except OSError:
+            # A file system may have reserved a part.
+            with typed_os_errors(self.path, doing="set the length of the file"):
+                os.ftruncate(self.fd, 0)
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         """Write all of ``data`` at ``offset``, through the page cache.
 

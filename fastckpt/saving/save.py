@@ -204,7 +204,7 @@ def write_content(
         options: dict[str, Any] = {"codec": codec, "durable": False, "threads": threads, "progress": progress}
         write_whole(path, lambda made: write_content(content, made, **options))
         return
-    count = direct_threads(threads) if durable and codec == "none" else thread_count(threads)
+    count = direct_threads(threads) if durable and not codec.startswith("zstd") else thread_count(threads)
     codec_for_writing(codec)
     if not isinstance(path, RemotePath):
         directory = os.path.dirname(os.path.realpath(file_path(path)))

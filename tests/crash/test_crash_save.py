@@ -10,7 +10,13 @@ from crash_lab import Action, CrashLab, OpenLab
 import fastckpt
 
 
-@pytest.fixture(params=["save_state.py", pytest.param("save_compressed.py", marks=pytest.mark.thorough)])
+@pytest.fixture(
+    params=[
+        "save_state.py",
+        pytest.param("save_compressed.py", marks=pytest.mark.thorough),
+        pytest.param("save_planes.py", marks=pytest.mark.thorough),
+    ]
+)
 def lab(open_lab: OpenLab, request: pytest.FixtureRequest) -> CrashLab:
     return open_lab(request.param)
 

@@ -26,7 +26,7 @@ def check_old_or_new(lab: CrashLab, subsets: int) -> None:
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py"])
+@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py", "save_planes.py"])
 def test_power_cut(open_lab: OpenLab, script: str) -> None:
     check_old_or_new(open_lab(script), subsets=3)
 

@@ -29,7 +29,7 @@ def only(calls: list[Call], name: str, path: Path | str) -> int:
 
 
 @pytest.mark.sampled(3)
-@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py"])
+@pytest.mark.parametrize("script", ["save_with_commit.py", "save_state.py", "save_compressed.py", "save_planes.py"])
 def test_commit_order(open_lab: OpenLab, script: str) -> None:
     lab = open_lab(script)
     calls = lab.calls()
@@ -45,7 +45,7 @@ def test_commit_order(open_lab: OpenLab, script: str) -> None:
     assert not [call for call in calls if call.path == str(lab.target) and call.name != "close"]
 
 
-@pytest.mark.parametrize("script", ["save_state.py", "save_compressed.py"])
+@pytest.mark.parametrize("script", ["save_state.py", "save_compressed.py", "save_planes.py"])
 def test_proof_is_written_after_what_it_proves(open_lab: OpenLab, script: str) -> None:
     lab = open_lab(script)
     calls = lab.calls()

@@ -87,12 +87,16 @@ def test_marked_step_stays_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert len(read_steps(str(target))[STEP].states) == 3
 
 
-def test_converted_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("codec", "other"), [("zstd", "zstd:3"), ("planes", "planes")])
+def test_converted_step(tmp_path: Path, codec: str, other: str) -> None:
     """A .fckpt made of a .pt carries no mark; codecs go both ways."""
     source = write_ranks(tmp_path / "from", 4)
-    fastckpt.convert(source, replace=True, codec="zstd")
-    reshard(source, tmp_path / "one", step=STEP, world_size=1, codec="zstd:3")
+    fastckpt.convert(source, replace=True, codec=codec)
+    reshard(source, tmp_path / "one", step=STEP, world_size=1, codec=other)
     assert_same(fastckpt.load(tmp_path / "one" / optim(0, "fckpt")), current(whole_state(), 0, 1))
+    data, optimizer, _ = fastckpt.nanochat.load_checkpoint(tmp_path / "one", STEP, "cpu", True, 0)
+    assert_same(optimizer, current(whole_state(), 0, 1))
+    assert_same(data, model())
     reshard(tmp_path / "one", tmp_path / "back", step=STEP, world_size=4)
     for rank in range(4):
         assert_same(fastckpt.load(tmp_path / "back" / optim(rank, "fckpt")), current(whole_state(), rank, 4))
