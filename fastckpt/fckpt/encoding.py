@@ -55,18 +55,18 @@ def encode_record(
     want_crc: bool,
     progress: Progress,
 ) -> EncodedPayload:
-    """Encode the payload of a record, whose offset is known, and hand it to ``write(offset in the file, data)``.
+    """Encode the payload of a record and hand the stored bytes to ``write(offset in the file, data)``.
 
     Args:
-        record: Which.
+        record: Which; its offset is known.
         pieces: Its raw bytes.
         numbers: Which numbers they are.
-        codec_id: As for `encode_payload`, and so all that follow.
-        codec: ""
-        write: ""
-        threads: ""
-        want_crc: ""
-        progress: ""
+        codec_id: See `encode_payload`, as for all that follow.
+        codec: Encodes one chunk.
+        write: Takes the stored bytes.
+        threads: Worker threads.
+        want_crc: Whether the CRC-32 of the raw bytes is wanted.
+        progress: Called with the raw bytes of the record done so far.
     """
     chunks: list[Chunk] = []
     leaves = bytearray()
