@@ -53,8 +53,7 @@ void HashBlocks(const uint8_t* data, size_t count, uint64_t* lanes) {
       return HashBlocksAvx512(data, count, lanes);
     case SimdLevel::kAvx2:
       return HashBlocksAvx2(data, count, lanes);
-    case SimdLevel::kSse2:
-    case SimdLevel::kPortable:
+    default:
       break;
   }
 #endif

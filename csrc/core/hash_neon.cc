@@ -77,7 +77,7 @@ uint64_t HashLeaf(const uint8_t* data) {
   }
   uint64_t accumulators[kLanes];
   for (size_t i = 0; i < kParts; ++i) vst1q_u64(accumulators + 2 * i, block[i].products);
-  return Merge(accumulators);
+  return Merge(accumulators, kLeafSize);
 }
 
 }  // namespace

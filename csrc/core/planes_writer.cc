@@ -61,8 +61,9 @@ void PlanesWriter::Run(bool stay) {
     if (!Encode(chunk, &room, &stored)) return;
     Part parts[kMostParts];
     const size_t count = PlaceInOrder(chunk, number, parts);
-    for (size_t i = 0; i < count; stored += parts[i++].size) Fill(parts[i], stored, &writer);
     AddProgress(chunk->raw.size);
+    // Once it is written, the chunk may be taken, and is no more.
+    for (size_t i = 0; i < count; stored += parts[i++].size) Fill(parts[i], stored, &writer);
   }
 }
 
