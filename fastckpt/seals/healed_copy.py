@@ -25,8 +25,7 @@ from fastckpt.seals.remains import SumsRemains
 from fastckpt.seals.standing import Standing
 
 _COPYING: Final = 4
-"""Threads that copy past the page cache, at most: each has 4 MiB of its own, and so many keep a disk busy. Through the
-cache one copies: a file system lets several that write to one file wait for each other."""
+"""Threads that copy, at most: each has 4 MiB of its own, and so many keep a disk busy."""
 
 
 class HealedCopy:
@@ -83,7 +82,7 @@ class HealedCopy:
                 source_direct=source.direct_fd,
                 sink=self._fd,
                 sink_direct=self._direct_fd,
-                threads=min(threads, _COPYING) if self._direct_fd >= 0 else 1,
+                threads=min(threads, _COPYING),
                 progress=progress,
             )
         for fault in moved.faults:
