@@ -32,7 +32,7 @@ PART: Final = 16 * 2**20
 """Bytes of a part, unless the object is so large that it would have too many of them."""
 _MOST_PARTS: Final = 9_000
 """Stores take 10,000."""
-_UNDER_WAY: Final = 8
+UNDER_WAY: Final = 8
 """Parts on their way at a time."""
 _MEMORY: Final = 256 * 2**20
 """Bytes of parts on their way at a time, where parts are large; two are, whatever their size."""
@@ -59,7 +59,7 @@ class Upload:
         self.path = str(path)
         self._where = path
         self._part_size = max(PART, align(-(-most // _MOST_PARTS)))
-        workers = max(2, min(_UNDER_WAY, _MEMORY // self._part_size))
+        workers = max(2, min(UNDER_WAY, _MEMORY // self._part_size))
         self._parts = path.store.begin(path.key, part_size=self._part_size, workers=workers)
         self._memory = _Memory(min(self._part_size, most))
         self._part = self._memory.take()

@@ -89,7 +89,7 @@ def test_memory_is_used_again(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(upload, "allocate", lambda size: made.append(size) or allocate(size))
     fastckpt.save({"w": pattern(10 * 2**20, 1)}, bucket.url("x.fckpt"))
     assert bucket.proxy.counts["part"] == 41
-    assert len(made) <= upload._UNDER_WAY + 3
+    assert len(made) <= upload.UNDER_WAY + 3
 
 
 def test_in_the_background(bucket: Bucket, tmp_path: Path) -> None:
@@ -225,3 +225,14 @@ def test_what_is_not_for_objects(bucket: Bucket) -> None:
     with pytest.raises(UsageError, match="are for a URL"):
         fastckpt.save({"a": 1}, "x.fckpt", storage_options={"region": "here"})
     assert bucket.proxy.requests == []
+
+
+def test_a_store_that_hangs(bucket: Bucket) -> None:
+    """It is waited for as long as was said, then nothing of the save is there."""
+    bucket.put("x.fckpt", b"old")
+    bucket.proxy.fail("part", EVERY, "hang")
+    options = {**QUICK, "client_options": {"timeout": "100ms"}}
+    with pytest.raises(CheckpointIOError, match="does not answer"):
+        fastckpt.save(small(), bucket.url("x.fckpt"), storage_options=options)
+    assert bucket.get("x.fckpt") == b"old"
+    assert bucket.uploads() == []
