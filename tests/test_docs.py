@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastckpt.cli.main import main
+from fastckpt.cli.parsers import COMMANDS, arguments_of
 
 sys.path.append(str(Path(__file__).parent / "sets"))
 from set_builds import write_shards
@@ -71,6 +72,21 @@ def test_tables_are_the_committed_figures(monkeypatch: pytest.MonkeyPatch) -> No
 def test_python_md_is_made_from_the_docstrings() -> None:
     reference = _script(DOCS / "reference.py")
     assert reference.PAGE.read_text() == reference.render(), "python docs/reference.py --update"
+
+
+def test_cli_md_is_made_from_the_parsers() -> None:
+    commands = _script(DOCS / "commands.py")
+    assert commands.PAGE.read_text() == commands.render(), "python docs/commands.py --update"
+
+
+def test_commands_of_the_readme_are_those_of_the_parsers() -> None:
+    listed = re.findall(r"^fastckpt (\w+) (.*?) {2,}(.*)$", (ROOT / "README.md").read_text(), re.M)
+    assert len(listed) >= 14
+    for command, takes, about in listed:
+        assert about == COMMANDS[command]
+        known = {argument.takes for argument in arguments_of(command)}
+        assert {word.strip("[].") for word in takes.split()} <= known | {"-m", "A", "B"}
+    assert [command for command in COMMANDS if command in {name for name, *_ in listed}] == [name for name, *_ in listed]
 
 
 def test_readme_is_short_and_starts_soon() -> None:

@@ -1,4 +1,4 @@
-"""The commands and what each takes: the one place that help, shell completion and the manual page are made from."""
+"""The commands and what each takes: help, shell completion, the manual page and docs/cli.md are made from it."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from fastckpt.errors import UsageError
 from fastckpt.text import did_you_mean, plain_path
 
 COMMANDS: Final = {
-    "convert": "turn .pt and .safetensors files, or a nanochat directory, into .fckpt and back",
-    "inspect": "show what a checkpoint holds, without loading it",
-    "diff": "say what is different between two checkpoints, and by how much",
-    "verify": "check every byte of checkpoint files",
-    "seal": "write checksums beside files that are to stay as they are, and check them",
-    "repair": "heal damaged files by the parity in their seals",
-    "doctor": "say what is wrong with nanochat checkpoints, and what to type next",
-    "salvage": "get what is still proven out of a damaged checkpoint",
-    "reshard": "deal the optimizer of a nanochat step to another number of ranks",
-    "backup": "put a verified copy of a nanochat directory elsewhere",
-    "sync": "send the whole steps of a directory to an object store, while a run saves",
-    "prune": "delete the steps of a nanochat directory that are no longer needed",
-    "plot": "draw a checkpoint, or the steps of a directory, as one HTML file",
-    "run": "run an unchanged nanochat script with fastckpt's saves and loads",
+    "convert": ".pt and .safetensors files, or directories of them, to .fckpt and back",
+    "inspect": "what a checkpoint holds, without loading it (also .pt and .safetensors)",
+    "verify": "check every byte; findings name tensor, record, chunk and byte range",
+    "seal": "checksums beside any file that is to stay as it is",
+    "repair": "heal a damaged file by the parity in its seal",
+    "diff": "what differs between two checkpoints of any format or sharding, and by how much",
+    "salvage": "every intact tensor out of a damaged file, and one that training resumes from",
+    "doctor": "what is wrong with a directory of checkpoints, and what to type next",
+    "run": "an unchanged nanochat script, with saves that cannot be torn",
+    "reshard": "an optimizer saved on N GPUs, for M GPUs",
+    "prune": "delete the steps that are no longer needed",
+    "backup": "copy whole steps, verified; resumable",
+    "sync": "send whole steps to a store while a run saves",
+    "plot": "one HTML page: bytes by module, norms, histograms, a map of the damage",
     "demo": "convert, damage and restore a checkpoint, and show that every bit comes back",
-    "completion": "print what makes a shell complete commands and options",
-    "man": "print the manual page",
+    "completion": "what makes bash, zsh or fish complete commands and options",
+    "man": "the manual page",
 }
 
 EXIT_CODES: Final = (
@@ -132,8 +132,9 @@ def arguments_of(command: str) -> list[Argument]:
         if action.help is argparse.SUPPRESS:
             continue
         choices = tuple(map(str, action.choices)) if action.choices is not None else ()
-        takes = "" if action.nargs == 0 else str(action.metavar or action.dest.upper())
-        found.append(Argument(tuple(action.option_strings), choices, takes, str(action.help)))
+        word = str(action.metavar or action.dest.upper())
+        takes = " ".join([word] * action.nargs) if isinstance(action.nargs, int) else word
+        found.append(Argument(tuple(action.option_strings), choices, takes, str(action.help).replace("%%", "%")))
     return sorted(found, key=lambda argument: not argument.names)
 
 
