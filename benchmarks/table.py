@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md and the README, from the results of ``cpu.py``, ``dcp.py`` and ``accidents.py``.
+"""The tables of docs/speed.md, docs/comparison.md and the README, from the results of ``cpu.py``, ``dcp.py`` and ``accidents.py``.
 
     python benchmarks/table.py             # print them
     python benchmarks/table.py --update    # put them where they belong
@@ -134,6 +134,13 @@ SHORT = (
     ("load a cold file", "torch.load, cold", "safetensors.load_file + touch, cold", "fastckpt.load, cold"),
     ("save that survives a power cut", "torch.save + fsync", "safetensors.save_file + fsync", "fastckpt.save"),
 )
+# Rows of the comparison that the README has, too.
+SHORT_ACCIDENTS = (
+    "a bit of a weight flips",
+    "the file is cut at 60 %",
+    "`kill -9` during a save over the last file",
+    "size of the file beside that of bf16 tensors",
+)
 
 
 def render(result: dict[str, Any]) -> str:
@@ -197,6 +204,20 @@ def render_short(result: dict[str, Any], accidents: dict[str, Any]) -> str:
         if all(name in jobs for name in names)
     ]
     lines += [
+        f"| {what} | " + " | ".join(accidents["rows"][what][name] for name in ("torch", "safetensors", "fastckpt")) + " |"
+        for what in SHORT_ACCIDENTS
+    ]
+    return "\n".join(lines)
+
+
+def render_comparison(accidents: dict[str, Any]) -> str:
+    """The table of docs/comparison.md in Markdown: each format is a column, under its version."""
+    made = accidents["versions"]
+    lines = [
+        "| | " + " | ".join(f"{name} {version}" for name, version in made.items()) + " |",
+        "|---|" + "---|" * len(made),
+    ]
+    lines += [
         f"| {what} | " + " | ".join(outcome[name] for name in made) + " |"
         for what, outcome in accidents["rows"].items()
     ]
@@ -248,11 +269,13 @@ class Table(NamedTuple):
 def tables() -> list[Table]:
     """All tables, from the committed results."""
     result = json.loads(RESULT.read_text())
+    accidents = json.loads(ACCIDENTS.read_text())
     speed = ROOT / "docs" / "speed.md"
     return [
         Table(speed, BEGIN, END, render(result)),
         Table(speed, DCP_BEGIN, DCP_END, render_dcp(json.loads(DCP.read_text()))),
-        Table(ROOT / "README.md", BEGIN, END, render_short(result, json.loads(ACCIDENTS.read_text()))),
+        Table(ROOT / "README.md", BEGIN, END, render_short(result, accidents)),
+        Table(ROOT / "docs" / "comparison.md", BEGIN, END, render_comparison(accidents)),
     ]
 
 

@@ -63,6 +63,7 @@ def test_tables_are_the_committed_figures(monkeypatch: pytest.MonkeyPatch) -> No
         ("speed.md", "<!-- table: begin -->"),
         ("speed.md", "<!-- dcp table: begin -->"),
         ("README.md", "<!-- table: begin -->"),
+        ("comparison.md", "<!-- table: begin -->"),
     ]
     for table in tables:
         page = table.page.read_text()
