@@ -1,4 +1,4 @@
-"""What accidents do to a state that is kept in one of seven ways: rows of the tables in README.md and docs/comparison.md.
+"""What accidents do to a state that is kept in one of seven ways: rows of README.md and docs/comparison.md.
 
     PYTHONPATH=. python benchmarks/accidents.py            # print them, and the rows of features.py
     PYTHONPATH=. python benchmarks/accidents.py --write    # and keep them in results/accidents.json
@@ -105,7 +105,7 @@ def _what_is_said(found: State | Exception) -> str:
 
 
 def cut_file(name: str, directory: Path) -> str:
-    """Only the first 60 percent of the (largest) file are there: what its own library gets back, and what salvage does."""
+    """Only the first 60 percent of the largest file are there: what its own library gets back, and salvage."""
     path = directory / f"cut{FORMATS[name].suffix}"
     FORMATS[name].save(make_state(1), path)
     file = _largest(path)

@@ -1,4 +1,4 @@
-"""The tables of docs/speed.md, docs/comparison.md and the README, from the results of ``cpu.py``, ``dcp.py`` and ``accidents.py``.
+"""The tables of docs/speed.md, docs/comparison.md and README.md, from the results of the scripts beside this one.
 
     python benchmarks/table.py             # print them
     python benchmarks/table.py --update    # put them where they belong
@@ -203,10 +203,9 @@ def render_short(result: dict[str, Any], accidents: dict[str, Any]) -> str:
         for what, *names in SHORT
         if all(name in jobs for name in names)
     ]
-    lines += [
-        f"| {what} | " + " | ".join(accidents["rows"][what][name] for name in ("torch", "safetensors", "fastckpt")) + " |"
-        for what in SHORT_ACCIDENTS
-    ]
+    for what in SHORT_ACCIDENTS:
+        outcome = accidents["rows"][what]
+        lines.append(f"| {what} | " + " | ".join(outcome[name] for name in ("torch", "safetensors", "fastckpt")) + " |")
     return "\n".join(lines)
 
 

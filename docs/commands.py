@@ -27,11 +27,11 @@ runs as a test.
 COMMON: Final = """## What holds for all
 
 None of them executes anything in a file. torch is imported only where numbers need it: without it (it is the extra
-`fastckpt[torch]`) `plot`, `run` and `demo` do not work, nor does `diff` beyond bytes and digests; what needs it says so.
+`fastckpt[torch]`) `plot`, `run` and `demo` do not work, nor does `diff` beyond bytes and digests; each says so.
 
 Paths may stand before, between and after the options; behind `--` nothing is an option. Data goes to stdout, everything
-else to stderr; progress bars appear only on a terminal; `NO_COLOR` is honoured. With `--json` a command prints one strict
-JSON object on stdout; [json.md](json.md) describes every field. What "intact", "whole", "identical" and the other
+else to stderr; progress bars appear only on a terminal; `NO_COLOR` is honoured. With `--json` a command prints one
+strict JSON object on stdout; [json.md](json.md) describes every field. What "intact", "whole", "identical" and other
 verdicts promise is in [verdicts.md](verdicts.md). Codecs are explained in [recipes.md](recipes.md#smaller-files).
 
 Exit codes:

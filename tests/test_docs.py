@@ -87,7 +87,8 @@ def test_commands_of_the_readme_are_those_of_the_parsers() -> None:
         assert about == COMMANDS[command]
         known = {argument.takes for argument in arguments_of(command)}
         assert {word.strip("[].") for word in takes.split()} <= known | {"-m", "A", "B"}
-    assert [command for command in COMMANDS if command in {name for name, *_ in listed}] == [name for name, *_ in listed]
+    names = [name for name, *_ in listed]
+    assert [command for command in COMMANDS if command in names] == names
 
 
 def test_readme_is_short_and_starts_soon() -> None:

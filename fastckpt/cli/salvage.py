@@ -24,7 +24,7 @@ from fastckpt.salvaging.directory import SalvageDirectoryDocument
 from fastckpt.salvaging.report import SalvagedFile
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.surveying.fates import FateFacts
-from fastckpt.text import count_text, share_text, size_text, some
+from fastckpt.text import collapse, count_text, share_text, size_text, some
 from fastckpt.verdicts import Verdict
 
 _SHOWN = 40
@@ -128,7 +128,10 @@ def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
     for note in facts["notes"]:
         yield Styled(f"  note: {note}", "warn")
     yield from _outcome(facts)
-    yield f"next: {facts['next']}"
+    following = facts["next"].split("\n")
+    # Lines of Python are for the user's own script.
+    yield f"next: {following[0]}" if len(following) == 1 else "next, where the model and the optimizer are made:"
+    yield from (f"  {line}" for line in following if len(following) > 1)
 
 
 def _all_are_known(facts: SalvageDocument) -> bool:
@@ -172,19 +175,24 @@ def _count_lines(facts: SalvageDocument) -> Iterator[str | Styled]:
 
 def _fate_lines(facts: SalvageDocument) -> Iterable[str]:
     written, backfilled = set(facts["written"]), facts["backfilled"]
-    rows: list[list[str]] = []
+    told: list[tuple[str, tuple[str, str, str]]] = []
     for name, fate in facts["tensors"].items():
         if fate["status"] == Verdict.INTACT and name in written:
             continue
-        if fate["status"] == "unverified" and len(rows) >= _SHOWN:
+        if fate["status"] == "unverified" and len(told) >= _SHOWN:
             continue
         shape = "x".join(map(str, fate["shape"])) or "scalar"
-        rows.append([name, f"{fate['dtype']} {shape}", fate["status"], _left(fate, backfilled.get(name))])
-    if not rows:
+        told.append((name, (f"{fate['dtype']} {shape}", fate["status"], _left(fate, backfilled.get(name)))))
+    if not told:
         return []
-    lines = ["", *columns(rows[:_SHOWN])]
-    if len(rows) > _SHOWN:
-        lines.append(f"  ... and {len(rows) - _SHOWN} more (--json lists all)")
+    alike = collapse(told)
+    rows = [[each.name, f"{each.times} x" if each.times > 1 else "", *each.like] for each in alike[:_SHOWN]]
+    if not any(row[1] for row in rows):
+        rows = [[name, *rest] for name, _, *rest in rows]
+    lines = ["", *columns(rows)]
+    rest = sum(each.times for each in alike[_SHOWN:])
+    if rest:
+        lines.append(f"  ... and {rest} more (--json lists all)")
     return [*lines, ""]
 
 

@@ -17,6 +17,7 @@ from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.tree import TensorRef
 from fastckpt.nanochat.model_tensors import model_tensors, read_model_config
 from fastckpt.nanochat.names import META, MODEL, Stem, parse_name
+from fastckpt.sets.steps import series_of_name, step_in
 from fastckpt.surveying.blueprint import Blueprint, FindBlueprint, does_not_fit, read_blueprint
 from fastckpt.surveying.survey import survey
 from fastckpt.surveying.wreck import Wreck
@@ -67,6 +68,7 @@ def siblings(path: str) -> Iterator[str]:
     directory, name = os.path.split(path)
     parsed = parse_name(name)
     if parsed is None:
+        yield from _of_other_steps(directory, name)
         return
     own = parsed[0]
     ranked: list[tuple[tuple[int, int, int], str]] = []
@@ -82,6 +84,20 @@ def siblings(path: str) -> Iterator[str]:
         ranked.append(((abs(stem.step - own.step), stem.step, rank_distance), os.path.join(directory, other_name)))
     for _, other_path in sorted(ranked)[:MAX_SIBLINGS]:
         yield other_path
+
+
+def _of_other_steps(directory: str, name: str) -> Iterator[str]:
+    """Files of which the name is the same but for the step that it says."""
+    series, own = series_of_name(name), step_in(name)
+    if series is None or own is None or not os.path.isdir(directory or os.curdir):
+        return
+    ranked = []
+    for other in os.listdir(directory or os.curdir):
+        step = step_in(other)
+        if other != name and step is not None and series_of_name(other) == series:
+            ranked.append((abs(step - own), step, os.path.join(directory, other)))
+    for _, _, path in sorted(ranked)[:MAX_SIBLINGS]:
+        yield path
 
 
 def _from_config(path: str, found: Mapping[str, int]) -> Blueprint | None:

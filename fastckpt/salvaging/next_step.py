@@ -5,23 +5,33 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterator
+from typing import Any
 
 from fastckpt.errors import FILE_OBJECT, FastckptError
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.foreign.write_torch import SALVAGED
+from fastckpt.layout.walk import find_optimizers
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, parse_name
 from fastckpt.salvaging.alike import siblings, survey_as_named
 from fastckpt.salvaging.report import SalvageReport
 from fastckpt.salvaging.request import Request
+from fastckpt.salvaging.resume_lines import resume_lines
 from fastckpt.surveying.blueprint import read_blueprint
 from fastckpt.surveying.fates import Status
 from fastckpt.text import plain_path, quoted
 
 
-def next_step(report: SalvageReport, request: Request, *, threads: int) -> str:
-    """What to run or do next: a command that can be pasted into a shell, wherever one is known."""
+def next_step(report: SalvageReport, request: Request, tree: Any, *, threads: int) -> str:
+    """What to run or do next: a command that can be pasted into a shell, wherever one is known; or lines of Python.
+
+    Args:
+        report: What was found and done.
+        request: What was asked for.
+        tree: The state in the file that was written; None if that is as it was saved, and not all understood.
+        threads: Worker threads.
+    """
     if report.destination is not None:
-        return _after_writing(report, request, threads)
+        return _after_writing(report, request, tree, threads)
     if report.exit_code == 0:
         there = "every tensor is there" if report.tensors else "it has no tensors"
         return f"nothing to salvage: {there}. fastckpt verify {quoted(report.path)}"
@@ -60,12 +70,17 @@ def suggested_name(report: SalvageReport) -> str:
     return f"{stem}{SALVAGED}{suffix if suffix in FORMAT_OF else '.fckpt'}"
 
 
-def _after_writing(report: SalvageReport, request: Request, threads: int) -> str:
+def _after_writing(report: SalvageReport, request: Request, tree: Any, threads: int) -> str:
     parsed = parse_name(os.path.basename(report.path))
     destination = report.destination or ""
     if report.structure == "none":
         return _with_names(report, request, destination)
     if parsed is None:
+        lines = resume_lines(destination, os.path.splitext(destination)[1], tree)
+        if lines and _lacks_more_than_moments(report, tree):
+            return _complete_it(report, request, destination, threads)
+        if lines:
+            return "\n".join(lines)
         return f"fastckpt verify {quoted(destination)}{'' if report.complete else '  # it is not complete'}"
     stem = parsed[0]
     if not report.complete and (stem.role == MODEL or report.broken_groups):
@@ -74,6 +89,12 @@ def _after_writing(report: SalvageReport, request: Request, threads: int) -> str
         again = request.command(report.path, f"{os.path.splitext(destination)[0]}.pt")
         return f"fastckpt verify {quoted(destination)}  # nanochat resumes from a .pt: {again}"
     return _put_in_place(report, stem, destination)
+
+
+def _lacks_more_than_moments(report: SalvageReport, tree: Any) -> bool:
+    """Whether something is missing that is not initialised anew, as the state of a parameter in an optimizer is."""
+    states = tuple(".".join(map(str, (*path, "state", ""))) for path, _ in find_optimizers(tree))
+    return not all(name.startswith(states) for name in report.broken)
 
 
 def _complete_it(report: SalvageReport, request: Request, destination: str, threads: int) -> str:
@@ -127,17 +148,8 @@ def _broken_beside(path: str, stem: Stem) -> Iterator[str]:
 
 def _sibling(report: SalvageReport) -> str | None:
     """The closest file of another step with the same structure."""
-    parsed = parse_name(os.path.basename(report.path))
-    if parsed is None:
-        return None
     for path in siblings(report.path):
-        other = parse_name(os.path.basename(path))
-        # Another rank of the same step has other contents.
-        if (
-            other is None
-            or other[0].step == parsed[0].step
-            or (parsed[0].role == OPTIM and other[0].rank != parsed[0].rank)
-        ):
+        if _is_other_rank(report.path, path):
             continue
         try:
             blueprint = read_blueprint(path, "sibling")
@@ -147,6 +159,14 @@ def _sibling(report: SalvageReport) -> str | None:
         if all(shapes.get(name) == (fate.dtype, fate.shape) for name, fate in report.tensors.items()):
             return path
     return None
+
+
+def _is_other_rank(path: str, other: str) -> bool:
+    """Whether a file of nanochat is of the same step, or of another rank: it has other contents."""
+    own, its = parse_name(os.path.basename(path)), parse_name(os.path.basename(other))
+    if own is None or its is None:
+        return False
+    return its[0].step == own[0].step or (own[0].role == OPTIM and its[0].rank != own[0].rank)
 
 
 def _is_whole(path: str, threads: int) -> bool:

@@ -49,7 +49,7 @@ class SalvageReport:
             missing or known to be wrong, and nothing may follow. Also whether all of it is known to be of one save; or,
             where tensors were taken from another file as asked, nothing says that the rest is of two.
         notes: What else the user should know.
-        next_step: The next command to run.
+        next_step: The next command to run; or, one a line, the Python with which training goes on from the new file.
         exit_code: 0 nothing lost, 1 damage got around, 3 a part came back, 2 nothing usable, 4 not a checkpoint.
 
     Example:

@@ -66,7 +66,8 @@ def salvage(
             of a directory, another directory.
         include: What else comes back beside intact tensors: ``unverified``, ``partial``, ``damaged``.
         fill: ``nan`` or ``zeros``, for the missing bytes of those.
-        backfill: Another checkpoint of which tensors are taken that did not come back.
+        backfill: Another checkpoint of which tensors are taken that did not come back; of a parameter the state of the
+            optimizer too, where both files say which it is.
         durable: Return only when ``dst`` survives a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called with the bytes done so far.
@@ -154,7 +155,9 @@ def salvage(
             )
             report.findings += around
             report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
-        report.next_step = for_file_object(next_step(report, request, threads=count))
+        understood = not (wreck.opaque or wreck.unnamed)
+        following = next_step(report, request, selection.tree if understood else None, threads=count)
+        report.next_step = for_file_object(following)
         if heals_all and destination is None:
             report.next_step = f"fastckpt repair {quoted(path)}  # makes the whole file what it was"
         elif heals_all:

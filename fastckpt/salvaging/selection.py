@@ -8,6 +8,7 @@ is initialised anew.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ from typing import Any, Final
 from fastckpt.foreign.safetensors_content import SafetensorsContent
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.named import ATTRIBUTES, TENSOR_KINDS, fits, is_registered
+from fastckpt.layout.parameter_names import parameter_names
 from fastckpt.layout.tree import AttributedDict, NamedRef, Path, TensorRef, path_text
 from fastckpt.layout.walk import is_optimizer, map_tensors, tensors_below
+from fastckpt.salvaging.moments_left_out import come_along, left_out
 from fastckpt.surveying.fates import THERE, Status, TensorFate
 from fastckpt.surveying.wreck import Original, StorageState, Wreck
 
@@ -191,59 +194,69 @@ class _Selector:
 
     def optimizer(self, value: dict[Any, Any], other: Any, path: Path) -> Any:
         result: dict[Any, Any] = type(value)()
-        other_state = other["state"] if is_optimizer(other) else {}
+        theirs = other if is_optimizer(other) else {"state": {}}
         for key, item in value.items():
-            if key != "state":
-                kept = self.node(item, other.get(key) if isinstance(other, dict) else None, (*path, key))
-                if kept is not _DROPPED:
-                    result[key] = kept
+            if key == "state":
+                result[key] = self.states(value, theirs["state"], path)
                 continue
-            states = {}
-            for parameter, state in item.items():
-                kept = self.parameter_state(state, other_state.get(parameter))
-                if kept is not _DROPPED:
-                    states[parameter] = kept
-                else:
-                    self.note_dropped(parameter, state, value)
-            result[key] = states
+            kept = self.node(item, theirs.get(key), (*path, key))
+            if kept is not _DROPPED:
+                result[key] = kept
         return result
+
+    def states(self, optimizer: dict[Any, Any], theirs: dict[Any, Any], path: Path) -> dict[Any, Any]:
+        """The state of every parameter that has one."""
+        names = self.names.get(path, {})
+        result, dropped, along = {}, [], []
+        for parameter, state in optimizer["state"].items():
+            if self.weight_is_theirs(parameter, path):
+                kept = self.their_state(state, theirs.get(parameter))
+                if kept is not _DROPPED:
+                    along.append(parameter)
+                    result[parameter] = kept
+                    continue
+            kept = self.parameter_state(state, theirs.get(parameter))
+            if kept is not _DROPPED:
+                result[parameter] = kept
+            else:
+                dropped.append(parameter)
+        if along and self.other is not None:
+            self.note(come_along(along, names, self.other.path))
+        for text in left_out(optimizer, dropped, names, self.wreck.entries):
+            self.note(text)
+        return result
+
+    @functools.cached_property
+    def names(self) -> dict[Path, dict[Any, str]]:
+        return parameter_names(self.wreck.tree, self.wreck.entries)
+
+    @functools.cached_property
+    def their_names(self) -> dict[Path, dict[Any, str]]:
+        return parameter_names(self.other.tree, self.other.entries) if self.other is not None else {}
+
+    def weight_is_theirs(self, parameter: Any, path: Path) -> bool:
+        """Whether a parameter itself is taken from the other file, where its state is under the same number."""
+        name = self.names.get(path, {}).get(parameter) if self.other is not None else None
+        if name is None or self.their_names.get(path, {}).get(parameter) != name:
+            return False
+        return not self.keep(name) and self.substitute(name) is not None
 
     def parameter_state(self, state: Any, other: Any) -> Any:
         """One parameter's state: all of it from here, or else all of it from the other file, or nothing."""
         names = [self.wreck.entries[number].name for number in tensors_below(state)]
-        if all(self.keep(name) for name in names):
-            return self.node(state, None, ())
-        if self.other is not None and all(self.substitute(name) is not None for name in names):
-            theirs = {self.other.entries[number].name for number in tensors_below(other)}
-            if theirs == set(names):
-                return map_tensors(other, self.take_other)
-        return _DROPPED
+        return self.node(state, None, ()) if all(self.keep(name) for name in names) else self.their_state(state, other)
+
+    def their_state(self, state: Any, other: Any) -> Any:
+        """One parameter's state as it is in the other file, if all of it is there."""
+        names = [self.wreck.entries[number].name for number in tensors_below(state)]
+        if self.other is None or not all(self.substitute(name) is not None for name in names):
+            return _DROPPED
+        theirs = {self.other.entries[number].name for number in tensors_below(other)}
+        return map_tensors(other, self.take_other) if theirs == set(names) else _DROPPED
 
     def take_other(self, ref: TensorRef) -> TensorRef:
         assert self.other is not None
         return self.add(self.other, self.other.entries[ref.entry])
-
-    def note_dropped(self, parameter: Any, state: Any, optimizer: dict[Any, Any]) -> None:
-        # To describe it is a search in its group: not for each of a million.
-        which = self.describe(state, optimizer, parameter) if len(self.result.notes) < _SHOWN else ""
-        self.note(
-            f"the optimizer state of parameter {parameter}{which} is left out as a whole: it starts anew from zero at "
-            "the first step"
-        )
-
-    def describe(self, state: Any, optimizer: dict[Any, Any], parameter: Any) -> str:
-        """Which parameter it is, as far as the file tells."""
-        entries = [self.wreck.entries[number] for number in tensors_below(state)]
-        parts = [" x ".join(map(str, max(entries, key=lambda e: e.numel).shape))] if entries else []
-        for group in optimizer["param_groups"]:
-            ids = group.get("params") if isinstance(group, dict) else None
-            if isinstance(ids, list) and parameter in ids:
-                kind = group.get("kind")
-                if kind == "muon" and len(ids) > 1:
-                    parts.append(f"the muon group of parameters {min(ids)} to {max(ids)}")
-                elif isinstance(kind, str):
-                    parts.append(kind[:20])
-        return f" ({', '.join(parts)})" if parts else ""
 
     def note(self, text: str) -> None:
         if len(self.result.notes) < _SHOWN:

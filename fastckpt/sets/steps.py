@@ -20,6 +20,7 @@ _DIRECTORY: Final = "step directory"
 _LAST: Final = ("last", "latest")
 _WORD: Final = r"(?:global_?)?steps?|iter(?:ation)?s?|epochs?|ckpt|checkpoint"
 _NAMED: Final = re.compile(rf"(?:.*[-_=.])?(?:{_WORD})[-_=]?\d+.*")
+_COUNTED: Final = re.compile(rf"(?<![a-z])({_WORD})[-_=]?\d+")
 _STEP_DIRECTORY: Final = r"(?:step|steps|iter|ckpt|checkpoint|global_step)[-_=]?(\d+)"
 
 
@@ -44,6 +45,16 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
 def says_its_step(name: str) -> bool:
     """Whether the name of a file says that it is of a step: it does not only have a number in it."""
     return _NAMED.fullmatch(name) is not None
+
+
+def series_of_name(name: str) -> str | None:
+    """What the names of the files of all steps have in common; None if this one does not say that it is of a step.
+
+    Shards of one model (``-00001-of-00004``) are no steps.
+    """
+    series, numbers = _COUNTED.subn(r"\1#", _stem(name))
+    is_one = numbers and says_its_step(name) and not re.search(r"-of-\d", name)
+    return f"{series}{os.path.splitext(name)[1]}" if is_one else None
 
 
 def one_file(path: str) -> CheckpointSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_adamw(tmp_path: Path, how: str, suffix: str) -> None:
     out = tmp_path / f"salvaged{suffix}"
     report = fastckpt.salvage(path, out)
     assert report.exit_code == 3
-    assert any("parameter 2" in note for note in report.notes), report.notes
+    assert any(re.search(r"parameter( 2|s \{2)", note) for note in report.notes), report.notes
     back = torch.load(out, weights_only=True) if suffix == ".pt" else fastckpt.load(out)
     whole = [0, 1] if how == "cut" else [0, 1, 3]
     assert list(back["state"]) == whole, "half an entry is dropped as a whole"
