@@ -20,21 +20,23 @@ from typing import Final
 from fastckpt.cli.diff_facts import DiffDirectoriesDocument, DiffDocument, DiffPair, FailedPair, pair_facts
 from fastckpt.cli.diff_pairs import pair_directories
 from fastckpt.cli.diff_sets import PairedDirectories, pair_checkpoints
-from fastckpt.cli.diff_text import pair_lines, summary_lines
+from fastckpt.cli.diff_text import pair_lines, summary_lines, verdict_line
+from fastckpt.cli.pages import refuse_page
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Output, Styled, error_facts
 from fastckpt.cli.set_text import other_sets
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
+from fastckpt.io.commit import publish_bytes
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
 from fastckpt.sets.parts_of import WHOLE, StatePart
-from fastckpt.stored.comparison import compare
+from fastckpt.stored.comparison import Comparison, compare
 from fastckpt.text import quoted
 
 EXAMPLES: Final = (
     "fastckpt diff model_000400.pt model_000500.pt --top 5",
     "fastckpt diff model_000500.pt model_000500.fckpt     # of any two formats",
-    "fastckpt diff base_checkpoints/d4 --steps 10 20",
+    "fastckpt diff base_checkpoints/d4 --steps 10 20 --html d4.html",
     "fastckpt diff run-a/step-500 run-b/step-500         # saved on any ranks, by any program",
 )
 
@@ -48,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--digests", action="store_true", help="do not read what has the same digests in both")
     parser.add_argument("--top", type=int, default=20, metavar="N", help="how many differences to list (default: 20)")
     parser.add_argument("--all", action="store_true", help="list all differences")
+    parser.add_argument("--html", metavar="HTML", help="draw it as a page, too: what changed, where, and by how much")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
 
 
@@ -56,6 +59,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if args.top < 0:
         raise UsageError("--top must not be negative", actual=args.top)
     limit = None if args.all else args.top
+    if args.html is not None:
+        refuse_page(args.html, args.paths)
     if len(args.paths) > 2:
         raise UsageError("diff compares two checkpoints", actual=f"{len(args.paths)} paths")
     directories = [is_directory_of_checkpoints(path) for path in args.paths]
@@ -65,10 +70,11 @@ def run(args: argparse.Namespace, out: Output) -> int:
         raise UsageError("--steps is for directories, not for files", path=args.paths[directories.index(False)])
     if len(args.paths) != 2:
         raise UsageError("diff needs two files, or a directory and --steps", next_step="fastckpt diff --help")
-    facts, code = _compare(StatePart.of_file(args.paths[0]), StatePart.of_file(args.paths[1]), args)
+    facts, code, found = _compare(StatePart.of_file(args.paths[0]), StatePart.of_file(args.paths[1]), args)
     if not _has_tensors(facts):
         _require_match(args)
     out.show(facts, lambda facts: pair_lines(facts, limit))
+    _draw(args, args.paths[0], args.paths[1], [("", found, facts)])
     out.document(facts)
     return code
 
@@ -90,10 +96,11 @@ def _run_directories(args: argparse.Namespace, paired: PairedDirectories, out: O
     pairs: list[tuple[str, DiffDocument | FastckptError]] = []
     files: list[DiffPair | FailedPair] = []
     codes = [1] if paired.only_a or paired.only_b else [0]
+    drawn: list[tuple[str, Comparison, DiffDocument]] = []
     for role, a, b in paired.states:
         # A file that cannot be compared does not keep the others from it.
         try:
-            facts, code = _compare(a, b, args)
+            facts, code, comparison = _compare(a, b, args)
         except FastckptError as error:
             if error.exit_code == 64:
                 raise
@@ -104,6 +111,7 @@ def _run_directories(args: argparse.Namespace, paired: PairedDirectories, out: O
         else:
             pairs.append((role, facts))
             files.append({"role": role, **facts})
+            drawn.append((role, comparison, facts))
         codes.append(code)
     if not any(isinstance(found, FastckptError) or _has_tensors(found) for _, found in pairs):
         _require_match(args)
@@ -123,11 +131,12 @@ def _run_directories(args: argparse.Namespace, paired: PairedDirectories, out: O
     }
     if not alone:
         out.show(summary, summary_lines)
+    _draw(args, paired.a, paired.b, drawn)
     out.document(summary)
     return max(codes)
 
 
-def _compare(a: StatePart, b: StatePart, args: argparse.Namespace) -> tuple[DiffDocument, int]:
+def _compare(a: StatePart, b: StatePart, args: argparse.Namespace) -> tuple[DiffDocument, int, Comparison]:
     start = time.perf_counter()
     label = f"comparing {os.path.basename(a.path)} with {os.path.basename(b.path)}"
     with a.open() as one, b.open() as other:
@@ -143,7 +152,19 @@ def _compare(a: StatePart, b: StatePart, args: argparse.Namespace) -> tuple[Diff
                 progress=progress,
             )
     facts: DiffDocument = {**pair_facts(found), "seconds": time.perf_counter() - start}
-    return facts, 2 if found.damaged else int(found.same is not True)
+    return facts, 2 if found.damaged else int(found.same is not True), found
+
+
+def _draw(args: argparse.Namespace, a: str, b: str, pairs: Sequence[tuple[str, Comparison, DiffDocument]]) -> None:
+    """Write the page, if one is wanted."""
+    if args.html is None:
+        return
+    from fastckpt.plotting.difference import Compared, difference_page
+
+    alone = len(pairs) == 1
+    told = [(role, found, verdict_line(facts)) for role, found, facts in pairs]
+    page = difference_page(a, b, [Compared("" if alone else role, found, *line) for role, found, line in told])
+    publish_bytes(args.html, page.encode(), durable=False)
 
 
 def _has_tensors(facts: DiffDocument) -> bool:

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from fastckpt.cli.leaf_value import leaf_value
 from fastckpt.cli.render import ErrorFacts, error_facts
 from fastckpt.layout.entries import Entry
 from fastckpt.stored.comparison import Comparison, Side, TensorDifference
+from fastckpt.stored.leaf_value import leaf_value
 from fastckpt.stored.object_comparison import ObjectDifference
 from fastckpt.stored.structure_difference import Change, NamedDifference
 from fastckpt.verdicts import Verdict

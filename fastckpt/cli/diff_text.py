@@ -17,9 +17,9 @@ from fastckpt.cli.diff_facts import (
     TensorType,
 )
 from fastckpt.cli.inspect_text import FORMATS
-from fastckpt.cli.plain import plain
 from fastckpt.cli.render import Styled, columns, value_text
 from fastckpt.stored.comparison import Side
+from fastckpt.stored.plain import plain
 from fastckpt.text import count_text, duration_text, size_text
 from fastckpt.verdicts import Verdict
 
@@ -36,7 +36,7 @@ def pair_lines(facts: DiffDocument, limit: int | None, *, role: str | None = Non
     """
     if role is not None and facts["same"] and not facts["notes"]:
         # Of many pairs, those that are the same take a line each.
-        verdict = _verdict(facts)
+        verdict = verdict_line(facts)
         yield Styled(f"{role}: {verdict.text}", verdict.style)
         return
     if role is not None:
@@ -58,7 +58,7 @@ def pair_lines(facts: DiffDocument, limit: int | None, *, role: str | None = Non
             yield Styled(f"  damaged  {name}: {error['message']} ({error['path']}, byte {error['offset']})", "bad")
     for note in facts["notes"]:
         yield Styled(f"  note: {note}", "dim")
-    yield _verdict(facts)
+    yield verdict_line(facts)
 
 
 def _side(letter: str, side: Side) -> list[str]:
@@ -177,7 +177,8 @@ def _remark(numbers: DifferenceNumbers) -> str:
     return ", ".join(remarks)
 
 
-def _verdict(facts: DiffDocument) -> Styled:
+def verdict_line(facts: DiffDocument) -> Styled:
+    """What is said of two files in a sentence."""
     totals = facts["totals"]
     time_text = f" ({duration_text(facts['seconds'])})"
     if facts["roots_equal"]:

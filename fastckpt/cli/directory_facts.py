@@ -8,7 +8,6 @@ from typing import Any, TypedDict
 
 from fastckpt.cli.files import files_in
 from fastckpt.cli.nanochat_facts import meta_facts
-from fastckpt.cli.plain import plain
 from fastckpt.cli.render import Styled, columns
 from fastckpt.errors import NotACheckpointError
 from fastckpt.nanochat.completeness import step_in_use
@@ -18,6 +17,7 @@ from fastckpt.sets.huggingface import read_index
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise
+from fastckpt.stored.plain import plain
 from fastckpt.text import count_text, numbers_text, size_text, some
 
 

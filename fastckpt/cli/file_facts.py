@@ -7,11 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypedDict
 
 from fastckpt.cli.facts_by_name import FactsByName
-from fastckpt.cli.leaf_value import leaf_value
-from fastckpt.cli.named_text import named_type
 from fastckpt.cli.nanochat_facts import NanochatFacts, nanochat_facts
-from fastckpt.cli.optimizer_facts import OptimizerFacts, optimizers
-from fastckpt.cli.plain import plain
 from fastckpt.constants import ENTRY_FLAG_PARAMETER, ENTRY_FLAG_REQUIRES_GRAD
 from fastckpt.errors import TensorNotFoundError
 from fastckpt.layout.entries import Entry, by_storage
@@ -20,6 +16,10 @@ from fastckpt.layout.names import flat_names
 from fastckpt.layout.tree import NamedRef, Path, TensorRef
 from fastckpt.layout.walk import find_optimizers, leaves, tensors_below
 from fastckpt.stored.inspection import Inspection, StorageFacts, inspect_file
+from fastckpt.stored.leaf_value import leaf_value
+from fastckpt.stored.named_text import named_type
+from fastckpt.stored.optimizer_facts import OptimizerFacts, optimizers
+from fastckpt.stored.plain import plain
 from fastckpt.text import quoted
 
 

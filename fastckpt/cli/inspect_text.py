@@ -9,8 +9,9 @@ from typing import Any
 
 from fastckpt.cli.file_facts import InspectDocument, KeyFacts, TensorFacts
 from fastckpt.cli.nanochat_facts import config_line, nanochat_line
-from fastckpt.cli.optimizer_facts import optimizer_lines
 from fastckpt.cli.render import Styled, columns, value_text
+from fastckpt.stored.optimizer_facts import OptimizerFacts
+from fastckpt.stored.optimizer_words import MOST_OPTIONS, group_rows, heading, option_names
 from fastckpt.text import collapse, count_text, size_text, some
 
 _SHOWN_TENSORS = 60
@@ -58,13 +59,22 @@ def file_lines(facts: InspectDocument, *, tree: bool, each: bool) -> Iterator[st
         yield Styled(f"  {note}", "warn")
     for optimizer in facts["optimizers"]:
         yield ""
-        yield from optimizer_lines(optimizer)
+        yield from _optimizer_lines(optimizer)
     if tree:
         yield ""
         yield from _tree_lines(facts)
     elif facts["tensors"]:
         yield ""
         yield from _tensor_lines(facts, collapsed=True)
+
+
+def _optimizer_lines(facts: OptimizerFacts) -> Iterator[str | Styled]:
+    yield Styled(heading(facts), "bold")
+    if facts["groups"]:
+        yield from columns(group_rows(facts))
+    more = len(option_names(facts)) - MOST_OPTIONS
+    if more > 0:
+        yield f"  {more} more options (--json lists all)"
 
 
 def _summary(facts: InspectDocument) -> Iterator[list[str]]:

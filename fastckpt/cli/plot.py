@@ -15,12 +15,11 @@ import os
 from functools import partial
 from typing import Final
 
+from fastckpt.cli.pages import refuse_page
 from fastckpt.cli.plot_text import directory_lines, file_lines
 from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import Output
-from fastckpt.errors import UsageError
 from fastckpt.io.commit import publish_bytes
-from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.plotting.numbers import PlotDirectoryDocument, PlotDocument
 from fastckpt.text import size_text
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     """Measure, then draw or tell."""
     output = args.output or (None if args.text or out.as_json else f"{_name(args.path)}.html")
     if output is not None:
-        _refuse_output(args.path, output)
+        refuse_page(output, [args.path])
     # Here, not above: they are needed only now, and measuring needs torch.
     from fastckpt.plotting.page import directory_page, file_page
     from fastckpt.plotting.survey import measure_directory, measure_file
@@ -70,10 +69,3 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _name(path: str) -> str:
     return os.path.basename(os.path.abspath(path))
-
-
-def _refuse_output(path: str, output: str) -> None:
-    """Raise UsageError if the page would replace a checkpoint."""
-    refuse_overwriting(output, [path])
-    if not output.endswith((".html", ".htm", ".xhtml")):
-        raise UsageError("the name of a page must end with .html", actual=output)

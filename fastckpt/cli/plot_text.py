@@ -17,11 +17,13 @@ from fastckpt.plotting.summary import (
     healing_words,
     kinds_of,
     proven_words,
+    rate_words,
     size_words,
     total_norm,
     val_bpb_words,
     verdict,
 )
+from fastckpt.stored.optimizer_words import group_rows, heading
 from fastckpt.text import count_text, size_text
 from fastckpt.verdicts import Verdict
 
@@ -41,6 +43,9 @@ def file_lines(facts: PlottedFile) -> Iterator[str | Styled]:
     yield Styled(f"{facts['path']}: {size_words(facts)}", "bold")
     words, kind = verdict(facts)
     yield Styled(f"  {words}", _STYLES[kind])
+    for optimizer in facts["optimizers"]:
+        yield f"  {heading(optimizer)}"
+        yield from columns(group_rows(optimizer))
     yield from _kind_lines(kinds_of(facts))
     noted = [_remark(tensor) for tensor in facts["tensors"] if bad_numbers(tensor) or tensor["reason"]]
     for words in noted[:_MAX_REMARKS]:
@@ -141,12 +146,12 @@ def _signs(cells: Sequence[ChunkState], total: int) -> str:
 def directory_lines(facts: PlottedDirectory) -> Iterator[str | Styled]:
     """The text about a directory: its steps, then the files of the newest one."""
     yield Styled(f"{facts['path']}: {count_text(len(facts['steps']), 'step')}", "bold")
-    rows = [["step", "model", "val_bpb", "norm", "largest relative change", "NaN, inf", ""]]
+    rows = [["step", "model", "val_bpb", "lr", "norm", "largest relative change", "NaN, inf", ""]]
     styles = []
     for step in facts["steps"]:
         rows.append(_step_row(step))
         styles.append("bad" if step["model"] is None else _STYLES[verdict(step["model"])[1]])
-    head, *lines = columns(rows, right=(0, 1, 2, 3, 4, 5))
+    head, *lines = columns(rows, right=(0, 1, 2, 3, 4, 5, 6))
     yield head
     for line, style in zip(lines, styles, strict=True):
         yield line if style == "good" else Styled(line, style)
@@ -160,16 +165,16 @@ def directory_lines(facts: PlottedDirectory) -> Iterator[str | Styled]:
 
 
 def _step_row(step: PlottedStep) -> list[str]:
-    value = val_bpb_words(step["val_bpb"])
+    said = (val_bpb_words(step["val_bpb"]), rate_words(step["lr"]))
     model = step["model"]
     if model is None:
-        return [f"{step['step']:,}", "-", value, "-", "-", "-", step["error"] or ""]
+        return [f"{step['step']:,}", "-", *said, "-", "-", "-", step["error"] or ""]
     bad = sum(map(bad_numbers, model["tensors"]))
     largest = _largest((step["changes"] or {}).items())
     return [
         f"{step['step']:,}",
         size_text(model["size"]),
-        value,
+        *said,
         total_norm(model),
         largest,
         f"{bad:,}",

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import IO, Any, Final, NamedTuple, TypedDict, TypeVar
 
-from fastckpt.cli.plain import plain
 from fastckpt.cli.write_json import write_json
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.findings import FindingFacts
+from fastckpt.stored.plain import plain
 
 T = TypeVar("T")
 

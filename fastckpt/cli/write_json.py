@@ -7,14 +7,14 @@ from dataclasses import fields, is_dataclass
 from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final
 
-from fastckpt.cli.plain import plain
+from fastckpt.stored.plain import plain
 
 _INDENT: Final = "  "
 _SCALARS: Final = frozenset((type(None), bool, int, float, str, bytes))
 
 
 def write_json(value: Any, write: Callable[[str], object]) -> None:
-    """Write plain values, and dataclasses and mappings of them, as JSON; see `fastckpt.cli.plain.plain`.
+    """Write plain values, and dataclasses and mappings of them, as JSON; see `fastckpt.stored.plain.plain`.
 
     Args:
         value: What to write.

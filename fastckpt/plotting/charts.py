@@ -33,6 +33,7 @@ _TICK_GAP: Final = 44.0
 _HEIGHT: Final = 300.0
 _LABEL_GAP: Final = 15.0
 _LABEL_LENGTH: Final = 26
+_LOG_FROM: Final = 20
 MAX_LINES: Final = len(COLOURS)
 _DARK: Final = 5
 """The first of SHADES that light words can be read on."""
@@ -45,6 +46,12 @@ class Line(NamedTuple):
 
     name: str
     points: Sequence[tuple[float, float]]
+
+
+def are_wide(series: Sequence[Line]) -> bool:
+    """Whether positive values lie so far apart that they are drawn on a logarithmic scale."""
+    values = [y for line in series for _, y in line.points]
+    return max(values) > _LOG_FROM * min(values)
 
 
 def lines(name: str, x_label: str, y_label: str, series: Sequence[Line], *, log: bool) -> str:

@@ -220,6 +220,9 @@ svg .ink-light { fill: #fff; } svg .ink-dark { fill: #14181d; } svg text.tiny { 
 .leaf.broken { stroke: #d62839; stroke-width: 2.5; }
 .cell.h0 { fill: var(--soft); } .chunk.intact { fill: var(--intact); } .chunk.unproven { fill: var(--unproven); }
 .chunk.heals { fill: #4269d0; } .chunk.damaged { fill: #efb118; } .chunk.lost { fill: #d62839; }
+.spark { width: 132px; height: 22px; vertical-align: middle; margin-right: 8px; }
+.trend { fill: none; stroke: #4269d0; stroke-width: 1.5; }
+.range { color: var(--faint); }
 .cross { stroke: #fff; stroke-width: 1.2; pointer-events: none; }
 .k-intact { background: var(--intact); } .k-unproven { background: var(--unproven); }
 .k-heals { background: #4269d0; } .k-damaged { background: #efb118; } .k-lost { background: #d62839; }

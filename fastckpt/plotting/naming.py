@@ -8,12 +8,13 @@ family, which gives it its colour, is ``attn``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from fastckpt.errors import MismatchError
+from fastckpt.layout.tree import Path
 from fastckpt.nanochat.parameter_order import Parameter, parameter_groups
-from fastckpt.plotting.numbers import PlottedFile
+from fastckpt.plotting.numbers import PlottedFile, PlottedTensor
 
 
 class Name(NamedTuple):
@@ -46,6 +47,11 @@ def parse(name: str) -> Name:
     return Name(kind, int(parts[at]), ".".join(parts[: at + 1]), family)
 
 
+def counts_layers(kind: str) -> bool:
+    """Whether the number in the names of a kind is that of a layer: in an optimizer's state it is a parameter's."""
+    return "state" not in kind.partition(".*")[0].split(".")
+
+
 def is_number(part: str) -> bool:
     """Whether a part of a name is a number, such as that of a layer."""
     return part.isascii() and part.isdecimal() and len(part) < 10
@@ -68,7 +74,7 @@ def _without_suffix(kind: str) -> str:
 def _without_both(kind: str) -> str:
     before, star, after = kind.partition("*.")
     short = _without_suffix(after) if star else _without_suffix(before)
-    return _without_suffix(kind) if star and short in ("", "weight") else short
+    return _without_suffix(kind) if star and short in ("", "weight", "bias") else short
 
 
 def ranked_families(names: Sequence[str], nbytes: Sequence[int]) -> list[str]:
@@ -78,6 +84,17 @@ def ranked_families(names: Sequence[str], nbytes: Sequence[int]) -> list[str]:
         family = parse(name).family
         totals[family] = totals.get(family, 0) + size
     return sorted(totals, key=lambda family: (-totals[family], family))
+
+
+def name_parameters(tensors: Iterable[PlottedTensor], names: Mapping[Path, Mapping[Any, str]]) -> None:
+    """Set ``of`` of an optimizer's tensors to the parameters of the model in the same file; see `parameter_names`."""
+    owners = {
+        ".".join(map(str, (*path, "state", number))): name
+        for path, parameters in names.items()
+        for number, name in parameters.items()
+    }
+    for tensor in tensors:
+        tensor["of"] = owners.get(tensor["name"].rpartition(".")[0])
 
 
 _STATE: Final = re.compile(r"state\.(\d{1,6})\.\w+")

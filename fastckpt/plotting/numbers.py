@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from fastckpt.findings import ByteCountFacts, FindingFacts
 from fastckpt.plotting.chunk_states import ChunkState
+from fastckpt.stored.optimizer_facts import OptimizerFacts
 
 
 class TensorNumbers(TypedDict):
@@ -54,6 +55,7 @@ class PlottedFile(TypedDict):
     not_whole: list[str]
     first_octave: int
     tensors: list[PlottedTensor]
+    optimizers: list[OptimizerFacts]
     chunks: ChunkMap | None
     healing: Healing | None
 
@@ -65,6 +67,7 @@ class PlotDocument(PlottedFile):
 class PlottedStep(TypedDict):
     step: int
     val_bpb: float | None
+    lr: list[float]
     model: PlottedFile | None
     error: str | None
     changes: dict[str, float | None] | None

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from fastckpt.plotting.kinds import kind_section
 from fastckpt.plotting.markup import element, escaped, shortened, style_sheet
 from fastckpt.plotting.numbers import PlottedDirectory, PlottedFile
+from fastckpt.plotting.optimizers import optimizer_section
 from fastckpt.plotting.sections import (
     damage_section,
     drift_section,
@@ -20,7 +22,7 @@ from fastckpt.plotting.sections import (
     tensor_section,
     treemap_section,
 )
-from fastckpt.plotting.summary import bad_numbers, total_norm, val_bpb_words, verdict
+from fastckpt.plotting.summary import bad_numbers, rate_words, total_norm, val_bpb_words, verdict
 from fastckpt.text import count_text, size_text, some
 
 _MAX_NAMED: Final = 4
@@ -31,14 +33,15 @@ def file_page(facts: PlottedFile) -> str:
     """The page of a file; see `fastckpt.plotting.survey.measure_file`."""
     body = [*_heading(facts["path"], [facts]), *_damage([facts])]
     body += _measurements([facts], group_names=False)
-    return _document(facts["path"], body)
+    return document(facts["path"], body)
 
 
 def directory_page(facts: PlottedDirectory) -> str:
     """The page of a directory; see `fastckpt.plotting.survey.measure_directory`."""
     files, newest = facts["newest"]["files"], facts["newest"]["step"]
-    steps = count_text(len(facts["steps"]), "step")
-    body = _heading(facts["path"], files, of=f"Step {newest:,}, the newest of {steps}")
+    count = len(facts["steps"])
+    which = "the only one" if count == 1 else f"the newest of {count_text(count, 'step')}"
+    body = _heading(facts["path"], files, of=f"Step {newest:,}, {which}")
     body += _steps_table(facts)
     models = [step["model"] for step in facts["steps"] if step["model"] is not None]
     # The newest model is among both.
@@ -47,19 +50,22 @@ def directory_page(facts: PlottedDirectory) -> str:
     if files:
         body.append(element("h1", escaped(f"Step {newest:,}")))
         body += _measurements(files, group_names=len(files) > 1)
-    return _document(facts["path"], body)
+    return document(facts["path"], body)
 
 
 def _measurements(files: Sequence[PlottedFile], *, group_names: bool) -> Iterator[str]:
     yield from treemap_section(files)
     for file in files:
         suffix = f" of {file['path'].rpartition('/')[2]}" if group_names else ""
+        yield from optimizer_section(file, suffix)
+        yield from kind_section(file, suffix)
         yield from norm_section(file, suffix)
         yield from histogram_section(file, suffix)
         yield from tensor_section(file, suffix)
 
 
-def _document(path: str, body: Iterable[str]) -> str:
+def document(path: str, body: Iterable[str]) -> str:
+    """A page with this title and what is in it."""
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -106,20 +112,20 @@ def _steps_table(facts: PlottedDirectory) -> Iterator[str]:
     if facts["left_out"]:
         left_out = count_text(facts["left_out"], "step")
         yield element("p", f"{left_out} in between are not shown.", class_="quiet")
-    names = ("step", "model", "tensors", "val_bpb", "norm", "NaN, inf", "verified")
+    names = ("step", "model", "tensors", "val_bpb", "lr", "norm", "NaN, inf", "verified")
     head = element("tr", *(element("th", name, class_="left" if name == "verified" else None) for name in names))
     rows = []
     for step in facts["steps"]:
         model = step["model"]
-        value = val_bpb_words(step["val_bpb"])
+        said = (val_bpb_words(step["val_bpb"]), rate_words(step["lr"]))
         if model is None:
-            cells = ["-", "-", value, "-", "-", step["error"] or ""]
+            cells = ["-", "-", *said, "-", "-", step["error"] or ""]
             kind = "bad"
         else:
             words, kind = verdict(model)
             bad = sum(map(bad_numbers, model["tensors"]))
             count, norm = f"{len(model['tensors']):,}", total_norm(model)
-            cells = [size_text(model["size"]), count, value, norm, f"{bad:,}", words]
+            cells = [size_text(model["size"]), count, *said, norm, f"{bad:,}", words]
         last = element("td", escaped(cells.pop()), class_=f"left {kind}")
         others = [element("td", escaped(cell)) for cell in (f"{step['step']:,}", *cells)]
         rows.append(element("tr", *others, last))

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-from fastckpt.plotting.charts import MAX_LINES, Line, heatmap, lines
+from fastckpt.plotting.charts import MAX_LINES, Line, are_wide, heatmap, lines
 from fastckpt.plotting.chunk_states import DAMAGED, HEALS, INTACT, LOST, STATES, UNPROVEN, ChunkState, chunk_map, merged
 from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
 from fastckpt.plotting.markup import COLOURS, element, escaped, quantity, shortened
-from fastckpt.plotting.naming import parse, ranked_families
+from fastckpt.plotting.naming import counts_layers, parse, ranked_families
 from fastckpt.plotting.numbers import ChunkMap, Healing, PlottedFile, PlottedStep, PlottedTensor
 from fastckpt.plotting.summary import KindOfTensor, healing_words, kinds_of, proven_words
 from fastckpt.plotting.treemap import Leaf, tree_of, treemap
@@ -34,8 +34,6 @@ _HEALING: Final = {
 }
 _MAX_NAMED: Final = 4
 _MAX_CELLS: Final = 5_000
-_LOG_FROM: Final = 20
-"""Values further apart than this factor are drawn on a logarithmic scale."""
 
 
 def _quiet(words: str) -> str:
@@ -88,8 +86,7 @@ def _key(class_: str, words: str) -> str:
 
 def norm_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """The norm of each kind of tensor, layer by layer."""
-    # The numbers in an optimizer's state are those of parameters, not of layers.
-    kinds = [kind for kind in kinds_of(file) if "state" not in kind.kind.partition(".*")[0].split(".")]
+    kinds = [kind for kind in kinds_of(file) if counts_layers(kind.kind)]
     layered = [kind for kind in kinds if sum(map(_drawable, kind.norms.values())) > 1]
     if not layered:
         return
@@ -101,16 +98,11 @@ def norm_section(file: PlottedFile, suffix: str) -> Iterator[str]:
         Line(kind.label, sorted((layer, norm) for layer, norm in kind.norms.items() if _drawable(norm)))
         for kind in layered[:MAX_LINES]
     ]
-    yield lines("Norms by layer", "layer (the first number in the name)", "L2 norm", series, log=_wide(series))
+    yield lines("Norms by layer", "layer (the first number in the name)", "L2 norm", series, log=are_wide(series))
 
 
 def _drawable(value: float) -> bool:
     return 0 < value < math.inf
-
-
-def _wide(series: Sequence[Line]) -> bool:
-    values = [y for line in series for _, y in line.points]
-    return max(values) > _LOG_FROM * min(values)
 
 
 def histogram_section(file: PlottedFile, suffix: str) -> Iterator[str]:
@@ -246,7 +238,7 @@ def drift_section(steps: Sequence[PlottedStep]) -> Iterator[str]:
     if series:
         yield element("h2", "Norms over the steps")
         yield _quiet(f"L2 norm of each kind of tensor, all layers together, over its norm at step {measured[0][0]:,}.")
-        yield lines("Norms over the steps", "step", "norm over the first", series, log=_wide(series))
+        yield lines("Norms over the steps", "step", "norm over the first", series, log=are_wide(series))
     changes = [(step["step"], step["changes"]) for step in steps if step["changes"] is not None]
     rows = _change_rows(changes)
     values = [value for row in rows.values() for value in row if value]

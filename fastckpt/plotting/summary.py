@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fastckpt.findings import UNSETTLED, ByteCounts
@@ -56,6 +57,7 @@ class KindOfTensor:
         kind: The name with ``*`` for the layer.
         label: The same, shorter.
         nbytes: Of all of them.
+        tensors: How many they are.
         squares, nan, inf, zeros, count: Sums over those that were measured.
         octaves: Their magnitudes.
         norms: The norm by layer.
@@ -65,6 +67,7 @@ class KindOfTensor:
     kind: str
     label: str
     nbytes: int = 0
+    tensors: int = 0
     squares: float = 0.0
     nan: int = 0
     inf: int = 0
@@ -90,6 +93,7 @@ def kinds_of(file: PlottedFile) -> list[KindOfTensor]:
             continue
         found = kinds.setdefault(name.kind, KindOfTensor(name.kind, labels[name.kind]))
         found.nbytes += tensor["nbytes"]
+        found.tensors += 1
         if numbers is None:
             found.unmeasured += 1
             continue
@@ -114,6 +118,11 @@ def total_norm(file: PlottedFile) -> str:
 def val_bpb_words(value: float | None) -> str:
     """A loss with as many digits as tell neighbouring steps apart."""
     return "-" if value is None else f"{value:.4f}"
+
+
+def rate_words(rates: Sequence[float]) -> str:
+    """Learning rates: the one, or the least and the largest."""
+    return " to ".join(f"{rate:.4g}" for rate in sorted({min(rates), max(rates)})) if rates else "-"
 
 
 def size_words(file: PlottedFile) -> str:

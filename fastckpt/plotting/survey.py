@@ -9,14 +9,15 @@ from typing import Any, Final
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
 from fastckpt.findings import Kind
 from fastckpt.io.transfer import Progress, thread_count
+from fastckpt.layout.parameter_names import parameter_names
 from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.meta import read_meta
-from fastckpt.nanochat.names import MODEL
+from fastckpt.nanochat.names import MODEL, OPTIM
 from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import chunk_states, merged
 from fastckpt.plotting.healing import what_would_heal
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
-from fastckpt.plotting.naming import name_moments, parse
+from fastckpt.plotting.naming import name_moments, name_parameters, parse
 from fastckpt.plotting.numbers import (
     ChunkMap,
     FailedPlot,
@@ -27,8 +28,10 @@ from fastckpt.plotting.numbers import (
 )
 from fastckpt.salvaging.alike import survey_as_named
 from fastckpt.stored.comparison import compare
+from fastckpt.stored.inspection import inspect_file
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.opened import Opened
+from fastckpt.stored.optimizer_facts import OptimizerFacts, optimizers
 from fastckpt.stored.verify import verify
 from fastckpt.surveying.fates import THERE
 
@@ -72,6 +75,8 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
         file = WreckTensors(wreck)
     with file:
         tensors = [_tensor(item) for item in measure(file, threads=count, progress=progress)]
+        tree = file.wreck.tree if isinstance(file, WreckTensors) else file.tree
+        name_parameters(tensors, parameter_names(tree, file.entries))
     first: dict[tuple[Any, ...], str] = {}
     for tensor, entry in zip(tensors, file.entries, strict=True):
         place = (entry.storage, entry.span)
@@ -88,6 +93,7 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
         "not_whole": not_whole,
         "first_octave": FIRST_OCTAVE,
         "tensors": tensors,
+        "optimizers": _optimizers(path),
         "chunks": chunks,
         "healing": what_would_heal(path, threads=count) if wreck is not None else None,
     }
@@ -140,6 +146,7 @@ def measure_directory(
         facts: PlottedStep = {
             "step": step.number,
             "val_bpb": _val_bpb(step),
+            "lr": _learning_rates(step),
             "model": None,
             "error": None,
             "changes": None,
@@ -189,6 +196,23 @@ def _val_bpb(step: Step) -> float | None:
     except (DamagedError, CheckpointIOError):
         return None
     return value if type(value) is float and math.isfinite(value) else None
+
+
+def _optimizers(path: str) -> list[OptimizerFacts]:
+    """Groups, options and step of each optimizer, where the structure can be read."""
+    try:
+        return optimizers(inspect_file(path))
+    except FastckptError:
+        return []
+
+
+def _learning_rates(step: Step) -> list[float]:
+    """Those of the groups of a step's first rank, each once."""
+    stem = next((stem for stem in step.states if stem.role == OPTIM), None)
+    path = step.preferred(stem) if stem is not None else None
+    groups = [group for each in (_optimizers(path) if path is not None else ()) for group in each["groups"]]
+    rates = [group["options"].get("lr") for group in groups]
+    return list(dict.fromkeys(rate for rate in rates if type(rate) is float))
 
 
 def _changes(before: PlottedFile, after: str, threads: int | None) -> dict[str, float | None]:

@@ -18,6 +18,7 @@ FILE_KEYS = {
     "findings",
     "next",
     "tensors",
+    "optimizers",
     "chunks",
     "not_whole",
     "first_octave",
@@ -95,10 +96,10 @@ def test_a_directory(here, tmp_path):
     assert ended.code == 0
     ElementTree.fromstring((tmp_path / "page.html").read_text())
     lines = [line.split() for line in here("plot", directory, "--text").out.splitlines()]
-    assert lines[1] == ["step", "model", "val_bpb", "norm", "largest", "relative", "change", "NaN,", "inf"]
-    assert lines[2][4:6] == ["50", "-"]
-    assert lines[3][4:7] == ["100", "h.0", "1"]
-    assert lines[4][4:7] == ["150", "h.0", "0.5"]
+    assert lines[1] == ["step", "model", "val_bpb", "lr", "norm", "largest", "relative", "change", "NaN,", "inf"]
+    assert lines[2][5:7] == ["50", "-"]
+    assert lines[3][5:8] == ["100", "h.0", "1"]
+    assert lines[4][5:8] == ["150", "h.0", "0.5"]
     document = here("plot", directory, "--json").json
     assert set(document) == {"path", "steps", "left_out", "newest", "output"}
 

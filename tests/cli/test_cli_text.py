@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastckpt.cli.plain import plain
 from fastckpt.cli.render import columns, value_text
+from fastckpt.stored.plain import plain
 from fastckpt.text import (
     collapse,
     count_text,

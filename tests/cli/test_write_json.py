@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from fastckpt.cli.plain import plain
 from fastckpt.cli.write_json import write_json
+from fastckpt.stored.plain import plain
 from fastckpt.verdicts import Verdict
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -203,7 +204,8 @@ def test_lines_bars_and_rows(tmp_path: Path) -> None:
     lines = [line for line in root.iter(f"{SVG}polyline") if line.get("class", "").startswith("line")]
     assert sorted(title_of(line) for line in lines) == ["attn.c_q", "mlp.c_fc"]
     assert all(len(line.get("points", "").split()) == 4 for line in lines)
-    assert len(list(root.iter(f"{HTML}tr"))) == 1 + len(model())
+    (details,) = root.iter(f"{HTML}details")
+    assert len(list(details.iter(f"{HTML}tr"))) == 1 + len(model())
     panels = [group for group in root.iter(f"{SVG}g") if group.get("class") == "panel"]
     assert len(panels) == 3
     octaves = [0] * len(facts["tensors"][0]["numbers"]["octaves"])
@@ -540,6 +542,42 @@ def test_moments_are_named_after_their_parameters(tmp_path: Path) -> None:
     }
     words = [text.text for text in parsed(directory_page(facts)).iter(f"{SVG}text")]
     assert "2: attn.q, attn.k" in words
+
+
+def test_an_optimizer_is_told_with_its_groups(tmp_path: Path) -> None:
+    """Learning rate, betas, weight decay and step; and whose state each tensor is, where the file says so."""
+    module = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 6), torch.nn.Linear(6, 2))
+    groups = [{"params": [each]} for each in module.parameters()]
+    groups[1] |= {"lr": 3e-5, "weight_decay": 0.25}
+    optimizer = torch.optim.AdamW(groups, lr=2e-4, betas=(0.85, 0.95))
+    module(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    torch.save({"model": module.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "a.pt")
+    facts = measure_file(str(tmp_path / "a.pt"))
+    table = next(t for t in parsed(file_page(facts)).iter(f"{HTML}table") if "lr" in "".join(t.itertext()))
+    head, *rows = [["".join(cell.itertext()) for cell in row] for row in table.iter(f"{HTML}tr")]
+    assert head[:6] == ["#", "params", "lr", "betas", "eps", "weight_decay"]
+    assert [row[:6] for row in rows[:2]] == [
+        ["0", "1", "0.0002", "(0.85, 0.95)", "1e-08", "0.01"],
+        ["1", "1", "3e-05", "(0.85, 0.95)", "1e-08", "0.25"],
+    ]
+    assert "step 1" in file_page(facts)
+    owners = {tensor["name"]: tensor["of"] for tensor in facts["tensors"]}
+    assert owners["optimizer.state.2.exp_avg"] == "model.1.weight"
+    assert owners["model.1.weight"] is None
+
+
+def test_a_step_has_its_loss_and_rates(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(3)}, tmp_path / "model_000003.pt")
+    groups = [{"lr": rate, "params": []} for rate in (0.02, 3e-4, 0.02)]
+    torch.save({"state": {}, "param_groups": groups}, tmp_path / "optim_000003_rank0.pt")
+    (tmp_path / "meta_000003.json").write_text(json.dumps({"step": 3, "val_bpb": 0.75}))
+    facts = measure_directory(str(tmp_path))
+    assert facts["steps"][0]["lr"] == [0.02, 3e-4]
+    page = parsed(directory_page(facts))
+    assert "Step 3, the only one" in "".join(page.itertext())
+    cells = ["".join(cell.itertext()) for cell in page.iter(f"{HTML}td")]
+    assert cells[:5] == ["3", cells[1], "1", "0.7500", "0.0003 to 0.02"]
 
 
 def test_many_steps_are_thinned_out(tmp_path: Path) -> None:

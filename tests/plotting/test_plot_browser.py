@@ -16,8 +16,10 @@ import pytest
 import torch
 
 import fastckpt
+from fastckpt.plotting.difference import Compared, difference_page
 from fastckpt.plotting.page import directory_page, file_page
 from fastckpt.plotting.survey import measure_directory, measure_file
+from fastckpt.stored.comparison import compare
 
 HOSTILE = [
     "<script>document.title='hacked'</script>",
@@ -119,7 +121,16 @@ def page_of_directory(tmp_path: Path) -> str:
     return directory_page(measure_directory(str(directory)))
 
 
-PAGES = [page_of_file, page_of_damage, page_of_healing, page_of_directory]
+def page_of_difference(tmp_path: Path) -> str:
+    state = model() | {name: torch.ones(60, 90 + place) for place, name in enumerate(HOSTILE)}
+    fastckpt.save(state, tmp_path / "a.fckpt")
+    moved = {name: tensor + 0.01 * (place + 1) for place, (name, tensor) in enumerate(state.items())}
+    fastckpt.save(moved, tmp_path / "b.fckpt")
+    found = compare(tmp_path / "a.fckpt", tmp_path / "b.fckpt")
+    return difference_page("a.fckpt", "b.fckpt", [Compared("", found, "different", "warn")])
+
+
+PAGES = [page_of_file, page_of_damage, page_of_healing, page_of_directory, page_of_difference]
 
 
 @pytest.mark.sampled(3)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastckpt.cli.named_text import named_text
-from fastckpt.cli.plain import plain
 from fastckpt.layout.tree import DeviceRef, DTypeRef, NamedRef, SizeRef
+from fastckpt.stored.named_text import named_text
+from fastckpt.stored.plain import plain
 
 
 def leaf_value(leaf: Any) -> Any:

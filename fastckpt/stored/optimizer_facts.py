@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final, TypedDict
+from typing import Any, TypedDict
 
-from fastckpt.cli.leaf_value import leaf_value
-from fastckpt.cli.plain import plain
-from fastckpt.cli.render import Styled, columns, value_text
 from fastckpt.layout.tree import Path, TensorRef
 from fastckpt.layout.walk import find_optimizers
 from fastckpt.stored.inspection import Inspection
-from fastckpt.text import count_text, numbers_text
-
-_MOST_OPTIONS: Final = 24
-"""Columns of the table of groups; torch's optimizers have up to 15 options."""
-_MOST_CHARACTERS: Final = 40
+from fastckpt.stored.leaf_value import leaf_value
+from fastckpt.stored.plain import plain
 
 
 class GroupFacts(TypedDict):
@@ -79,49 +72,3 @@ def _step(state: dict[Any, dict[Any, Any]], inspection: Inspection) -> int | flo
         if isinstance(step, int | float):
             return step
     return None
-
-
-def optimizer_lines(facts: OptimizerFacts) -> Iterator[str | Styled]:
-    """One optimizer as text: a heading, then a row for each group."""
-    at = f" at {facts['at']}" if facts["at"] else ""
-    step = f", step {facts['step']}" if facts["step"] is not None else ""
-    ids = facts["state_ids"]
-    state = "no state"
-    if ids:
-        state = f"state under {numbers_text(ids) if _all_ints(ids) else value_text(ids, 60)}"
-    counts = f"{count_text(len(facts['groups']), 'group')}, {count_text(facts['params'], 'parameter')}"
-    heading = f"optimizer{at}: {counts}, {state}{step}"
-    yield Styled(heading, "bold")
-    if not facts["groups"]:
-        return
-    # What is None or False in every group says nothing.
-    says = {key for group in facts["groups"] for key, value in group["options"].items() if value not in (None, False)}
-    names = [key for key in dict.fromkeys(key for group in facts["groups"] for key in group["options"]) if key in says]
-    rows = [["#", *names[:_MOST_OPTIONS], "params", "state"]]
-    for number, group in enumerate(facts["groups"]):
-        cells = [_cell(group["options"].get(name)) for name in names[:_MOST_OPTIONS]]
-        held = _cut(", ".join(group["state"]), 100) or "-"
-        if len(group["with_state"]) != len(group["params"]) and group["with_state"]:
-            held += f" (under {numbers_text(group['with_state'])})" if _all_ints(group["with_state"]) else ""
-        rows.append([str(number), *cells, str(len(group["params"])), held])
-    yield from columns(rows)
-    if len(names) > _MOST_OPTIONS:
-        yield f"  {len(names) - _MOST_OPTIONS} more options (--json lists all)"
-
-
-def _all_ints(values: list[Any]) -> bool:
-    return all(isinstance(value, int) and value >= 0 for value in values)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return _cut("(" + ", ".join(_cell(item) for item in value[:_MOST_CHARACTERS]) + ")")
-    return _cut(str(value))
-
-
-def _cut(text: str, most: int = _MOST_CHARACTERS) -> str:
-    return text if len(text) <= most else text[: most - 3] + "..."
