@@ -31,7 +31,7 @@ ENDS_WITH = {
     "fastckpt salvage broken.pt -o rescued.pt --backfill model_000400.pt": 1,
     "fastckpt diff model_000400.pt model_000500.pt --top 5": 1,
     "fastckpt repair --dry-run weights.safetensors": 1,
-    "fastckpt diff base_checkpoints/d4 --steps 10 20": 1,
+    "fastckpt diff base_checkpoints/d4 --steps 10 20 --html d4.html": 1,
 }
 """Those that find something; all others end with 0."""
 
