@@ -31,7 +31,7 @@ from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
 from fastckpt.sets.parts_of import WHOLE, StatePart
 from fastckpt.stored.comparison import Comparison, compare
-from fastckpt.text import quoted
+from fastckpt.text import duration_text, quoted
 
 EXAMPLES: Final = (
     "fastckpt diff model_000400.pt model_000500.pt --top 5",
@@ -162,8 +162,13 @@ def _draw(args: argparse.Namespace, a: str, b: str, pairs: Sequence[tuple[str, C
     from fastckpt.plotting.difference import Compared, difference_page
 
     alone = len(pairs) == 1
-    told = [(role, found, verdict_line(facts)) for role, found, facts in pairs]
-    page = difference_page(a, b, [Compared("" if alone else role, found, *line) for role, found, line in told])
+    told = []
+    for role, found, facts in pairs:
+        line = verdict_line(facts)
+        # The same two files give the same page.
+        words = line.text.removesuffix(f" ({duration_text(facts['seconds'])})")
+        told.append(Compared("" if alone else role, found, words, line.style))
+    page = difference_page(a, b, told)
     publish_bytes(args.html, page.encode(), durable=False)
 
 

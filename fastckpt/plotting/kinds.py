@@ -27,18 +27,18 @@ def kind_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     more = f" {count_text(len(kinds) - _MAX_KINDS, 'more kind')} are not shown." if len(kinds) > _MAX_KINDS else ""
     yield element(
         "p",
-        "Tensors with the same name but for the layer, a star in its place. The line is their L2 norm from the first "
-        f"layer to the last, between its own least and largest value.{more}",
+        "Tensors with the same name but for its first number, a star in its place: a layer, or a parameter of an "
+        f"optimizer. The line is their L2 norm in that order, between its own least and largest value.{more}",
         class_="quiet",
     )
-    names = ("kind", "tensors", "size", "norm", "zeros", "NaN, inf", "norm by layer")
+    names = ("kind", "tensors", "size", "norm", "zeros", "NaN, inf", "norm in order")
     head = element("tr", *(element("th", name, class_=_side(name)) for name in names))
     rows = [_row(kind) for kind in kinds[:_MAX_KINDS]]
     yield element("div", element("table", element("thead", head), element("tbody", *rows)), class_="table")
 
 
 def _side(name: str) -> str | None:
-    return "left" if name in ("kind", "norm by layer") else None
+    return "left" if name in ("kind", "norm in order") else None
 
 
 def _row(kind: KindOfTensor) -> str:
