@@ -1,9 +1,9 @@
 """Turn checkpoints into .fckpt, and back into exactly what they were.
 
-SRC is a .pt, .safetensors or .fckpt file, recognised by its content, or a nanochat
-checkpoint directory. DST is a file or directory; without it the result lies
-beside the source. What a .fckpt becomes again is what it was made from, byte
-for byte. Nothing in a file is executed.
+SRC is a .pt, .safetensors or .fckpt file, recognised by its content, or a directory
+of steps: nanochat's, or files like ckpt_500.pt and epoch=3-step=400.ckpt; or a model
+in shards. DST is a file or directory; without it the result lies beside the source.
+What a .fckpt becomes again is what it was made from, byte for byte. Nothing in a file is executed.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
+from fastckpt.conversion.step_files import convert_step_files, step_files
 from fastckpt.conversion.to_object import convert_to_object
 from fastckpt.conversion.to_safetensors import convert_to_shards
 from fastckpt.conversion.to_set import convert_to_set
@@ -114,6 +115,9 @@ def convert(
             from fastckpt.conversion.set_directory import convert_set
 
             return convert_set(found, directory, into, request, to=to)
+        files = [] if is_nanochat(directory) else step_files(directory)
+        if files:
+            return convert_step_files(files, directory, into, request, to=to, step=step, origin=_origin)
         from fastckpt.conversion.nanochat_directory import convert_directory
 
         return convert_directory(directory, directory if into is None else into, request, to=to, step=step)

@@ -1,0 +1,120 @@
+"""Converting a directory of steps that are one file each: ``ckpt_500.pt``, ``epoch=3-step=400.ckpt``.
+
+Each file is converted as it would be by itself, the oldest step first. A run that was killed is finished by running it
+again: what is there already, and holds what its source holds, stays. A step that is damaged is left out; the others are
+converted, and the error comes at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+
+from fastckpt.conversion.convert_file import convert_file
+from fastckpt.conversion.finished import find_finished
+from fastckpt.conversion.request import Request
+from fastckpt.conversion.result import Conversion, Format
+from fastckpt.errors import (
+    DamagedError,
+    FastckptError,
+    MismatchError,
+    NotACheckpointError,
+    UnsupportedStateError,
+    UsageError,
+)
+from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.io.commit import make_directory
+from fastckpt.io.os_errors import exists, is_directory
+from fastckpt.io.source import Source
+from fastckpt.io.transfer import thread_count
+from fastckpt.keeping.series import files_by_name
+from fastckpt.sets.listing import Listing
+from fastckpt.sets.model import CheckpointSet
+from fastckpt.sets.steps import recognise, says_its_step
+from fastckpt.text import some
+
+_ABOUT_A_FILE = (DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError)
+"""What is wrong with one file and says nothing about the next; anything else ends the run."""
+
+
+def step_files(directory: str) -> list[CheckpointSet]:
+    """The files in a directory whose names say their step, the oldest first."""
+    found = recognise(Listing(directory))
+    return [each for each in found if os.path.isfile(each.path) and says_its_step(os.path.basename(each.path))]
+
+
+def convert_step_files(
+    files: Sequence[CheckpointSet],
+    directory: str,
+    destination: str | None,
+    request: Request,
+    *,
+    to: Format | None,
+    step: int | None,
+    origin: Callable[[Source], Format],
+) -> list[Conversion]:
+    """Convert steps that are one file each; see `fastckpt.convert`.
+
+    Args:
+        files: From `step_files`.
+        directory: Where they are.
+        destination: The directory to write to, made if it is missing. None is the same one.
+        request: How to convert.
+        to: The wanted format. None is ``fckpt`` if there is any file of another one, else that which each was made of.
+        step: Only this step.
+        origin: What a ``.fckpt`` was made of.
+
+    Raises:
+        UsageError: There is no such step, or nothing to convert.
+        DamagedError, MismatchError, UnsupportedStateError: Of one file; the others are converted.
+        OutOfSpaceError, CheckpointIOError
+    """
+    is_back = to is None and all(each.path.endswith(".fckpt") for each in files)
+    wanted = to or (None if is_back else "fckpt")
+    # Of a step that is there in two formats, the .fckpt, which is looked at last.
+    by_stem = {
+        os.path.splitext(each.path)[0]: each
+        for each in sorted(files, key=lambda each: each.path.endswith(".fckpt"))
+        if FORMAT_OF[os.path.splitext(each.path)[1].lower()] != wanted and step in (None, each.step)
+    }
+    chosen = [each for each in files if each in by_stem.values()]
+    if not chosen:
+        there = some(sorted({each.step for each in files if each.step is not None}), 8)
+        raise UsageError(
+            "there is nothing to convert", path=directory, expected=f"one of the steps {there}", actual=step
+        )
+    target_directory = destination or directory
+    if not is_directory(target_directory):
+        make_directory(target_directory)
+    known = {each.path for each in files}
+    done: list[Conversion] = []
+    failures: list[FastckptError] = []
+    for each in chosen:
+        try:
+            done.append(_convert(each.path, target_directory, request, to=wanted, origin=origin))
+        except _ABOUT_A_FILE as error:
+            failures.append(error)
+    if failures:
+        if len(chosen) > 1:
+            failures[0].message += f" ({len(failures)} of {len(chosen)} files failed; the others are converted)"
+        raise failures[0]
+    others = [os.path.basename(path) for path in files_by_name(Listing(directory)) if path not in known]
+    if others and step is None:
+        note = f"left out, since their names say no step: {some(others)}"
+        done[0] = dataclasses.replace(done[0], notes=(*done[0].notes, note))
+    return done
+
+
+def _convert(
+    path: str, directory: str, request: Request, *, to: Format | None, origin: Callable[[Source], Format]
+) -> Conversion:
+    if to is None:
+        with Source(path) as source:
+            to = origin(source)
+    target = os.path.join(directory, f"{os.path.splitext(os.path.basename(path))[0]}.{to}")
+    if exists(target):
+        found = find_finished(path, target, request, threads=thread_count(request.threads))
+        if found is not None:
+            return found
+    return convert_file(path, target, request, to=to)
