@@ -70,14 +70,16 @@ def _parameters(part: Any, entries: Sequence[Entry]) -> Iterator[_Tensor]:
 def _named(optimizer: dict[Any, Any], models: list[list[_Tensor]], entries: Sequence[Entry]) -> dict[Any, str]:
     groups = [_ids(group) for group in optimizer["param_groups"]]
     shapes = [[_shape(optimizer["state"].get(number), entries) for number in ids] for ids in groups]
-    found = [(model, matched) for model in models if (matched := _match(shapes, [each.shape for each in model]))]
+    numbers = [number for ids in groups for number in ids]
+    # Of a hostile file with many models and many parameters each model that is too small costs nothing.
+    large = [model for model in models if len(model) >= len(numbers)]
+    found = [(model, matched) for model in large if (matched := _match(shapes, [each.shape for each in model]))]
     if not found:
         return {}
     ways = {tuple(model[place].inner for place in matched) for model, matched in found}
     if len(ways) > 1:
         return {}
     model, matched = found[0]
-    numbers = [number for ids in groups for number in ids]
     return {number: model[place].name for number, place in zip(numbers, matched, strict=True)}
 
 
