@@ -8,9 +8,11 @@ from typing import Any, Final
 
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.walk import tensors_below
-from fastckpt.text import collapse, numbers_text, some
+from fastckpt.text import collapse, count_text, numbers_text, some
 
 _MOST_NAMES: Final = 4
+_MOST_COLLAPSED: Final = 10_000
+_MOST_TEXT: Final = 120
 
 
 def left_out(
@@ -45,6 +47,8 @@ def come_along(parameters: Sequence[Any], names: Mapping[Any, str], donor: str) 
 
 def _counted(parameters: Sequence[Any]) -> str:
     every = numbers_text(parameters) if all(type(each) is int for each in parameters) else some(parameters)
+    if len(every) > _MOST_TEXT:
+        return count_text(len(parameters), "parameter")
     return f"parameter{'s' if len(parameters) > 1 else ''} {every}"
 
 
@@ -55,6 +59,8 @@ def _in_brackets(about: Sequence[str]) -> str:
 
 def _named(parameters: Sequence[Any], names: Mapping[Any, str]) -> str:
     known = [names[parameter] for parameter in parameters if parameter in names]
+    if len(known) > _MOST_COLLAPSED:
+        return ""
     return some((each.name for each in collapse((name, None) for name in known)), _MOST_NAMES)
 
 
