@@ -19,6 +19,7 @@ FILE_KEYS = {
     "next",
     "tensors",
     "optimizers",
+    "healing",
     "chunks",
     "not_whole",
     "first_octave",
