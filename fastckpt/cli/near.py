@@ -8,6 +8,7 @@ from typing import Final
 
 from fastckpt.cli.files import is_checkpoint_file
 from fastckpt.errors import CheckpointNotFoundError, FastckptError
+from fastckpt.remote.url import is_url
 from fastckpt.text import close_to, quoted, some
 
 _MOST_LOOKED_AT: Final = 2000
@@ -16,7 +17,9 @@ _MOST_LOOKED_AT: Final = 2000
 
 def with_near_names(error: FastckptError) -> FastckptError:
     """An error about a path that is not there, with the names that are near it as the next step; others as they are."""
-    if isinstance(error, CheckpointNotFoundError) and error.path is not None and not os.path.lexists(error.path):
+    if not isinstance(error, CheckpointNotFoundError) or error.path is None or is_url(error.path):
+        return error
+    if not os.path.lexists(error.path):
         error.next_step = _advice(error.path) or error.next_step
     return error
 

@@ -20,13 +20,15 @@ from fastckpt.foreign.sniff import kind_of
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.file_object import Readables, Writables, is_path, name_of, require_path, write_whole
 from fastckpt.io.how import How
+from fastckpt.io.open_source import open_source
 from fastckpt.io.os_errors import is_directory
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
-from fastckpt.remote.path import RemotePath, located
+from fastckpt.remote.path import Options, RemotePath, located
+from fastckpt.remote.url import is_url
 from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.sets.recognise import recognise
 from fastckpt.sets.steps import one_file
@@ -50,13 +52,14 @@ def convert(
     shard_size: int | str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> list[Conversion]:
     """Convert a checkpoint file, a nanochat checkpoint directory, or another checkpoint of several files.
 
     Args:
         source: A ``.pt``, ``.safetensors`` or ``.fckpt`` file, recognised by its content;
             or a directory with ``model_000500.pt`` and its siblings; or one with a model in shards and its index,
-            or of torch.distributed.checkpoint; or a binary file object, see `fastckpt.load`.
+            or of torch.distributed.checkpoint; or a binary file object or the URL of a file, see `fastckpt.load`.
         destination: The file (or directory) to write. None puts it beside the
             source (or into the same directory). A file, if several are to be put together, tensor by tensor.
             Or a binary file object: the file is made in a temporary directory, then written into it. Or the URL of a
@@ -79,6 +82,7 @@ def convert(
             ``set.fckpt``, with all values and their nesting.
         threads: Worker threads; None takes one per CPU.
         progress: Called with the bytes done so far in the current file.
+        storage_options: Of the URL that is the source or the destination; see `fastckpt.load`.
 
     Returns:
         What was converted, file by file.
@@ -94,13 +98,20 @@ def convert(
         >>> [done.exact for done in fastckpt.convert("model.pt", "model.fckpt")]
         [True]
     """
+    source = located(source, storage_options if is_url(source) or not is_url(destination) else None)
+    if isinstance(source, RemotePath) and (replace or destination is None):
+        raise UsageError(
+            "a remote file has no place beside it here, and is never deleted",
+            path=os.fspath(source),
+            next_step="give a destination, and no replace",
+        )
     if strip_prefix and (replace or (is_path(source) and is_directory_of_checkpoints(source))):
         raise UsageError(
             "strip_prefix takes a single file, and no replace",
             path=name_of(source),
             next_step="fastckpt convert SRC DST --strip-prefix PREFIX",
         )
-    destination = located(destination)
+    destination = located(destination, storage_options if is_url(destination) else None)
     if isinstance(destination, RemotePath):
         _require_object(source, destination, replace=replace or shard_size is not None)
     size = _shard_size(shard_size)
@@ -125,7 +136,7 @@ def convert(
         raise UsageError("a step can be chosen only when a directory is converted", path=name_of(source))
     if replace and not (is_path(source) and (destination is None or is_path(destination))):
         raise UsageError("replace takes files: a file object cannot be deleted or read back", path=name_of(source))
-    with Source(source) as opened:
+    with open_source(source) as opened:
         if replace and opened.unpacked is not None:
             raise UsageError("replace takes files, and this is a folder", path=opened.path)
         if destination is None and not is_path(source):

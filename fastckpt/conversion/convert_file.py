@@ -15,6 +15,7 @@ from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.how import How
+from fastckpt.io.open_source import source_of
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Openable, Source
@@ -27,7 +28,7 @@ def convert_file(source: Openable, destination: str | os.PathLike[str], request:
     """Convert one file, a path or an open one; see `convert`."""
     codec, exact, replace, threads = request.codec, request.exact, request.replace, request.threads
     durable = request.durable or replace
-    with Source.of(source) as opened:
+    with source_of(source) as opened:
         refuse_overwriting(destination, [opened.fd])
         kind = kind_of(opened) or "fckpt"
         direct = to == "fckpt" and codec == "none" and durable

@@ -13,34 +13,28 @@ from typing import Any, Final
 
 from fastckpt.constants import (
     DIGEST_SIZE,
-    FOOTER_SIZE,
     MAGIC_RECORD,
-    MAGIC_SUPERBLOCK,
     SECTION_DIRECTORY,
     SECTION_INDEX,
     SECTION_MANIFEST,
     SECTION_MANIFEST_COPY,
-    SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
-from fastckpt.foreign.sniff import not_a_checkpoint, sniff
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
+from fastckpt.fckpt.footer import located, read_footer
+from fastckpt.io.open_source import open_source
 from fastckpt.io.source import Openable, Source
 from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
 from fastckpt.layout.directory import HeaderPlace, decode_directory
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.frame import (
-    Footer,
     Section,
-    decode_footer,
     decode_index,
-    decode_superblock,
     root_digest,
 )
 from fastckpt.layout.manifest import Manifest, decode_manifest
 from fastckpt.layout.places import StoragePlace
 from fastckpt.layout.records import NO_LINKS, Links, Record, decode_record_header
 from fastckpt.layout.tree import decode_tree
-from fastckpt.text import quoted
 
 _FEW: Final = 1 / 8
 """Of all records. The index of more of them is read faster in one piece."""
@@ -61,10 +55,10 @@ class CheckpointFile:
     """
 
     def __init__(self, file: Openable) -> None:
-        self.source = file if isinstance(file, Source) else Source(file)
+        self.source = file if isinstance(file, Source) else open_source(file)
         try:
             self.path = self.source.path
-            self.footer = self._read_footer()
+            self.footer = read_footer(self.source)
         except BaseException:
             if self.source is not file:
                 self.source.close()
@@ -77,69 +71,20 @@ class CheckpointFile:
         self.source.close()
 
     def _located(self, error: FastckptError, offset: int) -> FastckptError:
-        """Say where in which file, and what to do about damage."""
-        error.path = self.path
-        if error.offset is None:
-            error.offset = offset
-        if isinstance(error, DamagedError) and error.next_step is None:
-            error.next_step = f"fastckpt salvage {quoted(self.path)}"
-        return error
-
-    def _read_footer(self) -> Footer:
-        size = self.source.size
-        head = self.source.head(SUPERBLOCK_SIZE)
-        if size < SUPERBLOCK_SIZE + FOOTER_SIZE and head[: len(MAGIC_SUPERBLOCK)] != MAGIC_SUPERBLOCK:
-            raise self.source.unread_head or self._not_fckpt(head)
-        offset = max(size - FOOTER_SIZE, 0)
-        try:
-            footer = decode_footer(self.source.read(offset, size - offset), file_size=size)
-        except DamagedError as error:
-            # Is it a cut checkpoint, or no checkpoint at all? The superblock tells.
-            if self.source.unread_head is not None:
-                raise self.source.unread_head from None
-            decode_failure = self._head_failure(head)
-            if isinstance(decode_failure, NotACheckpointError):
-                raise self._not_fckpt(head) from None
-            if decode_failure is not None:
-                raise self._located(decode_failure, 0) from None
-            error.message = f"the save was cut short or the end is damaged: {error.message}"
-            raise self._located(error, offset) from None
-        except FastckptError as error:
-            raise self._located(error, offset) from None
-        # A damaged superblock costs nothing as long as the footer is whole.
-        failure = self._head_failure(head)
-        if failure is not None and not isinstance(failure, DamagedError | NotACheckpointError):
-            raise self._located(failure, 0)
-        return footer
-
-    def _not_fckpt(self, head: bytes) -> NotACheckpointError:
-        """The error that says what a file is that has neither a superblock nor a footer."""
-        kind = sniff(head)
-        if kind in (None, "tar"):
-            return not_a_checkpoint(head, path=self.path, size=self.source.size)
-        return NotACheckpointError(
-            f"this is a {kind} file, not a .fckpt file",
-            path=self.path,
-            next_step=f"fastckpt convert {quoted(self.path)}",
-        )
-
-    @staticmethod
-    def _head_failure(head: bytes) -> FastckptError | None:
-        try:
-            decode_superblock(head)
-        except FastckptError as error:
-            return error
-        return None
+        return located(error, offset, self.path)
 
     def _section(self, section: Section) -> bytes:
-        block = self.source.read(*section.extent)
-        if block[-len(section.digest) :] != section.digest:
-            raise DamagedError(
-                f"the section of kind {section.kind} is not the one the footer names",
-                expected=section.digest.hex(),
-                actual=block[-len(section.digest) :].hex(),
-            )
-        return block
+        for attempt in range(self.source.attempts):
+            if attempt:
+                self.source.drop_cache()
+            block = self.source.read(*section.extent)
+            if block[-len(section.digest) :] == section.digest:
+                return block
+        raise DamagedError(
+            f"the section of kind {section.kind} is not the one the footer names",
+            expected=section.digest.hex(),
+            actual=block[-len(section.digest) :].hex(),
+        )
 
     def required_section(self, kind: int) -> Section:
         """The section of this kind. Raises DamagedError if the footer names none."""
@@ -240,7 +185,8 @@ class CheckpointFile:
         Raises:
             DamagedError: As `records`.
         """
-        if "records" in self.__dict__ or self.footer.version == 1:
+        # From afar the index costs no more than a header: it mostly came with the footer.
+        if "records" in self.__dict__ or self.footer.version == 1 or self.source.far:
             return self.records[number]
         known = self._single.get(number)
         if known is not None:

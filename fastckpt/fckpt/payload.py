@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import xxhash
@@ -94,9 +94,33 @@ def read_targets(source: Source, targets: Sequence[Target], reading: Reading) ->
         UnsupportedVersionError: A chunk has an unknown codec.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
     """
-    if source.fd < 0:
+    if source.is_closed:
         # To the engine, -1 means memory: a closed file must not get there.
         raise UsageError("the checkpoint is closed", path=source.path)
+    bad = _read_once(source, targets, reading)
+    for _ in range(source.attempts - 1 if reading.verify else 0):
+        if not bad:
+            break
+        # They may have changed on their way: the same bytes again, and no others.
+        again = list(_targets_of(targets, bad))
+        bad = _read_once(source, again, replace(reading, progress=None))
+    return sorted(bad, key=lambda b: (b.record.number, b.leaf))
+
+
+def _targets_of(targets: Sequence[Target], bad: Sequence[BadRange]) -> Iterator[Target]:
+    """What of the targets is bad."""
+    by_record: dict[int, list[Target]] = {}
+    for target in targets:
+        by_record.setdefault(target.record.number, []).append(target)
+    for found in bad:
+        for record, start, size, place in by_record[found.record.number]:
+            first = max(start, found.leaf * LEAF_SIZE)
+            end = min(start + size, (found.leaf + found.leaves) * LEAF_SIZE)
+            if first < end:
+                yield Target(record, first, end - first, None if place is None else place + first - start)
+
+
+def _read_once(source: Source, targets: Sequence[Target], reading: Reading) -> list[BadRange]:
     raw = [target for target in targets if target.record.is_raw and target.size]
     encoded = [target for target in targets if not target.record.is_raw and target.size]
     bad = []
@@ -110,7 +134,7 @@ def read_targets(source: Source, targets: Sequence[Target], reading: Reading) ->
             done += sum(target.size for target in group)
     if encoded:
         bad += _read_encoded(source, encoded, reading, _shifted(reading.progress, done))
-    return sorted(bad, key=lambda b: (b.record.number, b.leaf))
+    return bad
 
 
 def _shifted(progress: Progress | None, done: int) -> Progress | None:
@@ -121,18 +145,27 @@ def _read_raw(source: Source, targets: Sequence[Target], reading: Reading, progr
     only_verify = targets[0].place is None
     mapped = reading.mapped_at is not None and only_verify
     origin = reading.mapped_at if mapped and reading.mapped_at is not None else 0
-    moved = transfer(
-        (Move(origin + t.record.payload.offset + t.start, t.place or 0, t.size) for t in targets),
-        source=MEMORY if mapped else source.fd,
-        source_direct=-1 if mapped else source.direct_fd,
-        sink=NOWHERE if only_verify else reading.sink,
-        sink_direct=-1 if only_verify else reading.sink_direct,
-        threads=reading.threads,
-        leaves=reading.verify,
-        mapped=mapped,
-        release=mapped and reading.release,
-        progress=progress,
-    )
+    moves = (Move(origin + t.record.payload.offset + t.start, t.place or 0, t.size) for t in targets)
+    if mapped:
+        moved = transfer(
+            moves,
+            source=MEMORY,
+            sink=NOWHERE,
+            threads=reading.threads,
+            leaves=reading.verify,
+            mapped=True,
+            release=reading.release,
+            progress=progress,
+        )
+    else:
+        moved = source.transfer(
+            moves,
+            sink=NOWHERE if only_verify else reading.sink,
+            sink_direct=-1 if only_verify else reading.sink_direct,
+            threads=reading.threads,
+            leaves=reading.verify,
+            progress=progress,
+        )
     bad = []
     unreadable: dict[int, set[int]] = {}
     for fault in moved.faults:
@@ -222,17 +255,20 @@ def _read_encoded(
     source: Source, targets: Sequence[Target], reading: Reading, progress: Progress | None
 ) -> list[BadRange]:
     pieces = [piece for target in targets for piece in encoded_pieces(target)]
-    planes = [piece for piece in pieces if _is_for_the_core(piece, reading)]
-    rest = [piece for piece in pieces if not _is_for_the_core(piece, reading)]
+    planes = [] if source.far else [piece for piece in pieces if _is_for_the_core(piece, reading)]
+    rest = [piece for piece in pieces if source.far or not _is_for_the_core(piece, reading)]
     bad, failed = _read_planes(source, planes, reading, progress) if planes else ([], [])
     rest += failed
     done = sum(piece.end - piece.start for piece in planes)
-    results = map_in_order(lambda piece: read_piece(source, piece, reading), rest, threads=reading.threads)
-    for piece, found in zip(rest, results, strict=True):
-        bad += found
-        done += piece.end - piece.start
-        if progress is not None:
-            progress(done)
+    with source.ahead([p.target.record.chunk_extent(p.chunk) for p in rest], threads=reading.threads):
+        results = map_in_order(
+            lambda piece: read_piece(source, piece, reading), rest, threads=reading.threads, stop=source.abandon_reads
+        )
+        for piece, found in zip(rest, results, strict=True):
+            bad += found
+            done += piece.end - piece.start
+            if progress is not None:
+                progress(done)
     return bad
 
 

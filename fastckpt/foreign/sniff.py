@@ -110,6 +110,8 @@ def kind_of(source: Source) -> str | None:
 
 
 def _kind_by_its_bytes(source: Source) -> str | None:
+    if source.far and _ends_with(source, MAGIC_FOOTER, FOOTER_SIZE):
+        return "fckpt"  # What it begins with is another request.
     kind = sniff(source.head(HEAD_SIZE))
     if kind is not None:
         return kind

@@ -91,17 +91,26 @@ class StorageReader:
     def _transfer(self, storages: Sequence[int], moves: Sequence[Move], *, in_place: bool) -> None:
         if not moves:
             return
-        moved = transfer(
-            moves,
-            source=MEMORY if in_place else self._source.fd,
-            source_direct=-1 if in_place else self._source.direct_fd,
-            sink=NOWHERE if in_place else MEMORY,
-            threads=thread_count(self._threads) if in_place else reading_threads(self._source, self._threads),
-            leaves=False,
-            crcs=self._verify,
-            mapped=in_place,
-            progress=self._told(),
-        )
+        if in_place:
+            moved = transfer(
+                moves,
+                source=MEMORY,
+                sink=NOWHERE,
+                threads=thread_count(self._threads),
+                leaves=False,
+                crcs=self._verify,
+                mapped=True,
+                progress=self._told(),
+            )
+        else:
+            moved = self._source.transfer(
+                moves,
+                sink=MEMORY,
+                threads=reading_threads(self._source, self._threads),
+                leaves=False,
+                crcs=self._verify,
+                progress=self._told(),
+            )
         for fault in moved.faults:
             offset, errno = self._storages[storages[fault.move]].offset + fault.offset, fault.errno
             if in_place:

@@ -188,9 +188,10 @@ class _Beginning(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer)[: max(self._end - self._at, 0)]
-        count = os.preadv(self._source.fd, [view], self._at) if view.nbytes else 0
-        self._at += count
-        return count
+        data = self._source.read(self._at, min(view.nbytes, max(self._source.size - self._at, 0)))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def _read_directory(source: Source, end: int) -> tuple[list[zipfile.ZipInfo], int]:

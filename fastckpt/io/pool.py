@@ -108,18 +108,26 @@ def _is_over(owner: weakref.ref[Pool]) -> bool:
     return pool is None or pool.closed
 
 
-def map_in_order(work: Callable[[T], R], items: Iterable[T], *, threads: int) -> Iterator[R]:
+def map_in_order(
+    work: Callable[[T], R], items: Iterable[T], *, threads: int, stop: Callable[[], object] | None = None
+) -> Iterator[R]:
     """``work(item)`` for every item, computed on ``threads`` threads, yielded in order.
 
     At most two items per thread are in hand or waiting to be yielded, so
     memory stays bounded. The first exception, KeyboardInterrupt included, stops
-    the rest and is raised once no thread works any more.
+    the rest and is raised once no thread works any more; ``stop`` is called
+    before, and ends what the threads wait for.
     """
     with Pool(threads) as pool:
         pending: deque[Task[R]] = deque()
-        for item in items:
-            pending.append(pool.submit(functools.partial(work, item)))
-            if len(pending) > 2 * threads:
+        try:
+            for item in items:
+                pending.append(pool.submit(functools.partial(work, item)))
+                if len(pending) > 2 * threads:
+                    yield pending.popleft().result()
+            while pending:
                 yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
+        except BaseException:
+            if stop is not None:
+                stop()
+            raise

@@ -10,7 +10,7 @@ from fastckpt.constants import PACK_ALIGNMENT
 from fastckpt.io.memory import allocate
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import MEMORY, Move, transfer
+from fastckpt.io.transfer import MEMORY, Move
 from fastckpt.layout.blocks import Extent, align
 
 
@@ -32,10 +32,8 @@ def read_parts(source: Source, parts: Sequence[Extent], *, threads: int | None =
     places = [0, *accumulate(align(parts[n].size, PACK_ALIGNMENT) for n in inside)]
     memory = allocate(places[-1])
     base = _core.address(memory)
-    moved = transfer(
+    moved = source.transfer(
         [Move(parts[n].offset, base + at, parts[n].size) for n, at in zip(inside, places, strict=False)],
-        source=source.fd,
-        source_direct=source.direct_fd,
         sink=MEMORY,
         threads=reading_threads(source, threads),
         leaves=False,

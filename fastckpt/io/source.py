@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, NoReturn, TypeAlias
 
@@ -17,7 +17,10 @@ from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotA
 from fastckpt.io.direct import open_direct
 from fastckpt.io.file_object import Readables, name_of, spool
 from fastckpt.io.os_errors import translate_os_error, typed_os_errors
+from fastckpt.io.slots import SlotReads, SlotRequest
+from fastckpt.io.transfer import Move, Moved, Progress, transfer
 from fastckpt.io.unpacked import Unpacked, pack, unpacked_folder
+from fastckpt.layout.blocks import Extent
 
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 """Maps a file larger than memory writable: pages are only paid for when written.
@@ -48,6 +51,8 @@ class Source:
         warm: What `fastckpt.io.residency.is_warm` found when it was first asked.
         unread_head: Why the system did not let `head` be read, if so.
         unpacked: What the folder is that is read as an archive; None of a file.
+        far: Whether what is read comes from another computer, and each read is a request.
+        attempts: How often bytes are read, in all, that are not as a digest says: they may have changed on their way.
         remembered: What was found out about the file, for those who ask again while it is open. Not in a dict with weak
             keys: a Ctrl-C that Python hears in a callback of such a dict is lost.
 
@@ -55,6 +60,9 @@ class Source:
         NotACheckpointError: It is empty (unless that may be), a directory, a pipe or a device.
         CheckpointIOError: It is missing or may not be read; ``errno`` says which.
     """
+
+    far = False
+    attempts = 1
 
     def __init__(self, path: Readables, *, may_be_empty: bool = False) -> None:
         self.fd = -1
@@ -105,16 +113,6 @@ class Source:
                 next_step="use an older checkpoint, or another copy of this one",
             )
 
-    @classmethod
-    @contextmanager
-    def of(cls, file: Openable) -> Iterator[Source]:
-        """A path's file, open until the end of the ``with``; or the open file given, which stays open."""
-        if isinstance(file, Source):
-            yield file
-        else:
-            with cls(file) as source:
-                yield source
-
     def __enter__(self) -> Source:
         return self
 
@@ -161,6 +159,64 @@ class Source:
         if self._direct_fd is None:
             self._direct_fd = open_direct(self.fd, os.O_RDONLY)
         return self._direct_fd
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing can be read any more."""
+        return self.fd < 0
+
+    @property
+    def origin(self) -> str | os.PathLike[str]:
+        """What opens it again."""
+        return self.path
+
+    def beside(self, suffix: str) -> str | os.PathLike[str]:
+        """The path of what is called as the file is, with more at the end."""
+        return self.path + suffix
+
+    def transfer(
+        self,
+        moves: Iterable[Move],
+        *,
+        sink: int,
+        threads: int,
+        leaves: bool = True,
+        crcs: bool = False,
+        sink_direct: int = -1,
+        past_the_cache: bool = True,
+        progress: Progress | None = None,
+    ) -> Moved:
+        """Carry out moves out of the file: see `fastckpt.io.transfer.transfer`.
+
+        Args:
+            past_the_cache: Whether what the page cache does not hold is read without it.
+        """
+        return transfer(
+            moves,
+            source=self.fd,
+            source_direct=self.direct_fd if past_the_cache else -1,
+            sink=sink,
+            sink_direct=sink_direct,
+            threads=threads,
+            leaves=leaves,
+            crcs=crcs,
+            progress=progress,
+        )
+
+    @contextmanager
+    def ahead(self, extents: Iterable[Extent], *, threads: int) -> Iterator[None]:
+        """Inside of this ``with`` threads `read` these extents, once each and about in this order.
+
+        A file is read ahead by the system.
+        """
+        yield
+
+    def abandon_reads(self) -> None:
+        """Let reads that other threads wait for end with an error. Those of a file end by themselves."""
+
+    def fill_slots(self, wanted: SlotRequest, *, threads: int, past_the_cache: bool) -> SlotReads:
+        """Begin to read into slots, turn after turn."""
+        return wanted.from_file(self.fd, self.direct_fd if past_the_cache else -1, threads=threads)
 
     def read(self, offset: int, size: int, *, what: str = "") -> bytes:
         """Exactly ``size`` bytes from ``offset``; ``what`` names them in messages.

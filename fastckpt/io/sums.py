@@ -41,10 +41,8 @@ def _pass_over(
         moved = _pass_over_mapped(source, parts, threads, progress, leaves=leaves)
         if moved is not None and not moved.faults:
             return moved
-    return transfer(
+    return source.transfer(
         parts,
-        source=source.fd,
-        source_direct=source.direct_fd,
         sink=NOWHERE,
         threads=threads,
         leaves=leaves,

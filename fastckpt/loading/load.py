@@ -15,6 +15,7 @@ from fastckpt.io.file_object import Readables, name_of
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.loading.opening import opened
+from fastckpt.remote.path import Options, located
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
@@ -36,6 +37,7 @@ def load(
     share: Literal["broadcast"] | None = None,
     group: Any = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> Any:
     """Load the state saved in ``path``, every byte verified.
 
@@ -50,6 +52,7 @@ def load(
             in it is executed) or a ``.safetensors`` file. Or a binary file object (BytesIO, an object of a store):
             it is copied to a temporary file from where it stands to its end. Or a directory with a model in shards
             (which gives a flat dict), or with a checkpoint of torch.distributed.checkpoint, put together.
+            Or the URL of a file in a bucket, on a web server or the hub: ranges of it are read, as many as are needed.
         device: Where the tensors shall be.
         map_location: torch's word for ``device``; of a place for each tensor (a dict, a function) it knows nothing.
         mmap: Map the file instead of reading it. The tensors are writable but
@@ -73,6 +76,7 @@ def load(
             wrong in one is raised in all.
         group: The process group that shares; None is torch.distributed's default one.
         progress: Called now and then with the bytes done so far.
+        storage_options: For a URL: what obstore (or fsspec) takes by name, or a store of obstore that is open already.
 
     Returns:
         The state: types, order, aliases, views and strides as they were. A
@@ -91,6 +95,7 @@ def load(
         >>> fastckpt.load("state.fckpt")["w"]
         tensor([0., 1., 2., 3.])
     """
+    path = located(path, storage_options)
     target = _one_device(device, map_location)
     if opaque not in ("error", "keep"):
         raise UsageError("unknown value of opaque", expected='"error" or "keep"', actual=opaque)

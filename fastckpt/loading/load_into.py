@@ -17,6 +17,7 @@ from fastckpt.layout.subtree import part_of
 from fastckpt.loading.destination import Destination, Plan
 from fastckpt.loading.filling import FileFiller, Filler
 from fastckpt.loading.opening import opened
+from fastckpt.remote.path import Options, located
 from fastckpt.staging.device import device_of
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
@@ -46,6 +47,7 @@ def load_into(
     threads: int | None = None,
     ring: Ring | None = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> Unmatched:
     """Copy a checkpoint into ``destination``, in place: into its tensors, modules, optimizers and plain values.
 
@@ -74,6 +76,7 @@ def load_into(
         threads: Worker threads; None takes one per CPU.
         ring: To a device: the slots that the bytes pass through.
         progress: Called now and then with the bytes done so far (for each device from 0 on).
+        storage_options: See `fastckpt.load`.
 
     Returns:
         ``missing`` and ``unexpected``: the names that only the destination has, and only the checkpoint.
@@ -94,6 +97,7 @@ def load_into(
         >>> fastckpt.load_into(state, "both.fckpt").missing, state["step"]
         ([], 500)
     """
+    path = located(path, storage_options)
     here = Destination(destination)
     with _source_of(path, here, keys, prefix, renamed=bool(strip_prefix)) as source:
         there = source.named

@@ -16,12 +16,14 @@ from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.storages import read_span
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.file_object import Readables
+from fastckpt.io.open_source import open_source
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.subtree import NOTHING, below
 from fastckpt.layout.tree import decode_tree
 from fastckpt.layout.walk import tensors_below
+from fastckpt.remote.path import Options, located
 from fastckpt.seals.beside import seal_beside
 from fastckpt.stored.open_file import open_file
 from fastckpt.stored.sealed import OpenedSealed
@@ -118,7 +120,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 expected=", ".join(close) if close else None,
                 next_step=f"fastckpt inspect {quoted(self._source.path)}",
             )
-        if self._source.fd < 0:
+        if self._source.is_closed:
             raise UsageError("the checkpoint is closed", path=self._source.path)
         return self._entry_at(index)
 
@@ -269,8 +271,13 @@ class Part(Mapping[str, torch.Tensor]):
         return self._checkpoint._resolved(self._checkpoint._below(self._name))
 
 
-def open(path: Readables, *, threads: int | None = None) -> Checkpoint:
+def open(path: Readables, *, threads: int | None = None, storage_options: Options | None = None) -> Checkpoint:
     """Open a ``.fckpt`` file without reading any tensor; or a ``.pt`` or ``.safetensors`` with a seal beside it.
+
+    Args:
+        path: What `fastckpt.load` takes, but no directory.
+        threads: Worker threads; None takes one per CPU.
+        storage_options: See `fastckpt.load`.
 
     Raises:
         NotACheckpointError, UnsupportedVersionError, DamagedError, CheckpointIOError
@@ -279,7 +286,7 @@ def open(path: Readables, *, threads: int | None = None) -> Checkpoint:
         >>> fastckpt.open("state.fckpt").rows("w", 1, 3)
         tensor([1., 2.])
     """
-    source = Source(path)
+    source = open_source(located(path, storage_options))
     try:
         if kind_of(source) not in (None, "fckpt", "tar"):
             return _open_sealed(source, threads=threads)

@@ -12,6 +12,7 @@ from fastckpt.collector import collector_paused
 from fastckpt.io.file_object import Readables
 from fastckpt.layout.entries import by_storage
 from fastckpt.loading.opening import opened
+from fastckpt.remote.path import Options, located
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.regions import Region
 from fastckpt.staging.ring import Ring
@@ -28,6 +29,7 @@ def stream(
     ring: Ring | None = None,
     threads: int | None = None,
     engine: EngineName = "auto",
+    storage_options: Options | None = None,
 ) -> Generator[tuple[str, torch.Tensor], None, None]:
     """The tensors of a file one after the other, each verified before it is handed out.
 
@@ -44,6 +46,7 @@ def stream(
         ring: The slots that the bytes pass through; None is ``Ring()``, to host memory as much in smaller slots.
         threads: Threads that read; None takes one per CPU, more for a cold file.
         engine: See `fastckpt.load`.
+        storage_options: See `fastckpt.load`.
 
     Yields:
         Flat name and tensor, with strides, views, aliases and flags as saved.
@@ -61,7 +64,7 @@ def stream(
         {'w': torch.Size([4])}
     """
     how = staging_for(device_of(parse_device(device)), verify=verify, ring=ring, engine=engine, threads=threads)
-    return stream_through(path, how, keys)
+    return stream_through(located(path, storage_options), how, keys)
 
 
 def stream_through(

@@ -16,11 +16,13 @@ from fastckpt.errors import (
 from fastckpt.findings import UNSETTLED, Finding, Kind
 from fastckpt.io.file_object import Readables, is_path, name_of, require_path
 from fastckpt.io.how import How
+from fastckpt.io.open_source import open_source, source_of
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.layout.walk import has_optimizer
+from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.salvaging.alike import blueprint_finder, survey_as_named
 from fastckpt.salvaging.healed_view import healed_view
 from fastckpt.salvaging.next_step import next_step
@@ -51,6 +53,7 @@ def salvage(
     durable: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> SalvageReport:
     """Find out what a damaged checkpoint still holds, and write it to a new file.
 
@@ -59,7 +62,8 @@ def salvage(
 
     Args:
         src: A ``.fckpt``, ``.pt`` or ``.safetensors`` file in any state. It is only read.
-            Or a binary file object, see `fastckpt.load`. Or a directory that one checkpoint of
+            Or a binary file object or the URL of a file, see `fastckpt.load`: that is copied to a temporary file.
+            Or a directory that one checkpoint of
             torch.distributed.checkpoint is in, or a set of shards: its tensors are put together.
         dst: The file to write: ``.fckpt``, ``.pt`` or ``.safetensors`` by suffix. None only reports.
         like: Another checkpoint of the same structure, for names, shapes and dtypes that are lost;
@@ -71,6 +75,7 @@ def salvage(
         durable: Return only when ``dst`` survives a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called with the bytes done so far.
+        storage_options: Of ``src``; see `fastckpt.load`.
 
     Returns:
         The report.
@@ -85,6 +90,8 @@ def salvage(
         >>> fastckpt.salvage("damaged.fckpt", "rescued.fckpt").written
         ['bias']
     """
+    src = located(src, storage_options)
+    is_here = is_path(src) and not isinstance(src, RemotePath)
     path = name_of(src)
     destination = require_path(dst, "the destination") if dst is not None else None
     request = make_request(
@@ -97,8 +104,8 @@ def salvage(
     kind = None
     if destination is not None:
         kind = destination_format(destination)
-        refuse_overwriting(destination, [path, *others] if is_path(src) else others)
-    of_several = set_in(path) if is_path(src) and is_directory_of_checkpoints(path) else None
+        refuse_overwriting(destination, [path, *others] if is_here else others)
+    of_several = set_in(path) if is_here and is_directory_of_checkpoints(path) else None
     for other in others:
         is_one_file = os.path.exists(other) and not is_directory_of_checkpoints(other)
         if not is_one_file and (of_several is None or other != request.like):
@@ -112,8 +119,8 @@ def salvage(
             )
         else:
             # An empty file cannot be opened as a checkpoint; what is left of it is said all the same.
-            has_bytes = not is_path(src) or os.path.isdir(path) or (os.path.isfile(path) and os.path.getsize(path) > 0)
-            damaged = stack.enter_context(Source(src)) if has_bytes else None
+            has_bytes = not is_here or os.path.isdir(path) or (os.path.isfile(path) and os.path.getsize(path) > 0)
+            damaged = stack.enter_context(open_source(src)) if has_bytes else None
             view = healed_view(damaged, destination, stack, threads=count) if damaged is not None else None
             file = view.source if view is not None else None
             wreck = survey(
@@ -145,7 +152,7 @@ def salvage(
                 [wreck, donor] if donor is not None else [wreck],
                 How(count, durable, progress),
                 fill=fill,
-                held=file if of_several is not None or not is_path(src) or wreck.healed else None,
+                held=file if of_several is not None or not is_here or wreck.healed else None,
             )
         report.exit_code = _exit_code(report, wreck, selection, written=destination is not None)
         if report.exit_code == 0:
@@ -251,7 +258,7 @@ def _what_is_missing(report: SalvageReport, include: frozenset[Status], *, stric
 def _around(file: Source | str, threads: int) -> list[Finding]:
     """What is wrong with a file of which every tensor is there."""
     try:
-        with Source.of(file) as source:
+        with source_of(file) as source:
             found = verify_source(source, threads=threads).findings
     except (NotACheckpointError, UnsupportedStateError) as error:
         return [Finding(Kind.INCONSISTENT, error.message, error.offset or 0, 0, loss=False)]

@@ -17,15 +17,18 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
+from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, MismatchError, UsageError
 from fastckpt.io.cloning import clone, hard_link
 from fastckpt.io.commit import Commit
 from fastckpt.io.how import How
+from fastckpt.io.local_copy import local_copy
 from fastckpt.io.os_errors import exists, file_path, is_directory
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.sealing.repaired import RepairReport
 from fastckpt.seals.bad_leaves import findings_of
 from fastckpt.seals.beside import advice_for_another
@@ -51,6 +54,7 @@ def repair(
     durable: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
+    storage_options: Options | None = None,
 ) -> RepairReport:
     """Heal a damaged file by the parity in its seal: see `seal`. Damage is in the report, and never raised.
 
@@ -58,7 +62,8 @@ def repair(
     digests in the seal do not prove; what cannot be healed is named, and stays as it is.
 
     Args:
-        path: The damaged file, beside its sums file. It is only read, unless ``keep`` is False.
+        path: The damaged file, beside its sums file. It is only read, unless ``keep`` is False. Of a URL both are
+            copied to a temporary directory, and the healed file needs an ``output``, which is here.
         output: Where the healed file goes; also one of which only a part could be healed, which gets a sums file that
             tells what is not, and one whose seal tells of another file. Of a file that is as sealed nothing is written.
             None: it takes the place of the damaged one, if all of it could be healed, and a sums file that is damaged
@@ -70,6 +75,7 @@ def repair(
         durable: Return only when the healed file survives a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far: up to three times those of the file.
+        storage_options: See `fastckpt.load`.
 
     Returns:
         What was lost, and what came back.
@@ -87,7 +93,19 @@ def repair(
         >>> fastckpt.repair("sealed.bin", dry_run=True).healed
         1
     """
-    name = file_path(path)
+    place = located(path, storage_options)
+    if isinstance(place, RemotePath):
+        if output is None and not dry_run:
+            raise UsageError("a remote file is not repaired in its place", path=place, next_step="give an output")
+        with local_copy(place, SUMS_SUFFIX) as copy:
+            try:
+                report = repair(copy, output, dry_run=dry_run, durable=durable, threads=threads, progress=progress)
+            except FastckptError as error:
+                error.path = os.fspath(place) if error.path == copy else error.path
+                raise
+        report.path, report.next_step = os.fspath(place), None
+        return report
+    name = file_path(place)
     beside = sums_path(name)
     if is_sums_path(name):
         raise UsageError("this is a sums file", path=name, next_step="repair the file that it is of")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
-from fastckpt.errors import FILE_OBJECT, CheckpointNotFoundError, DamagedError, FastckptError
+from fastckpt.constants import SUMS_SUFFIX
+from fastckpt.errors import FILE_OBJECT, CheckpointIOError, CheckpointNotFoundError, DamagedError, FastckptError
 from fastckpt.findings import Finding, Kind
-from fastckpt.io.os_errors import exists
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.seals.names import is_sums_path, sealed_name, sums_path
@@ -32,13 +33,15 @@ def seal_beside(source: Source) -> Sums | None:
 def _read_beside(source: Source) -> Sums | None:
     if source.path == FILE_OBJECT or source.unpacked is not None or is_sums_path(source.path):
         return None
-    path = sums_path(source.path)
-    if not exists(path):
-        return None
     try:
-        return read_sums(path, threads=reading_threads(source, None))
+        return read_sums(source.beside(SUMS_SUFFIX), threads=reading_threads(source, None))
     except CheckpointNotFoundError:
-        return None  # It was removed just now.
+        return None
+    except CheckpointIOError as error:
+        # A store says the same of what is not there to those who may not list what is.
+        if source.far and error.errno == errno.EACCES:
+            return None
+        raise
 
 
 def why_of_another(source: Source, sums: Sums) -> str | None:

@@ -10,7 +10,7 @@ from fastckpt.io.memory import allocate
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.sums import hash_parts
-from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
+from fastckpt.io.transfer import MEMORY, Move, Progress
 
 _WINDOW: Final = 16 * 2**20
 """Bytes that are in memory at a time for SHA-256: a multiple of a leaf."""
@@ -48,13 +48,7 @@ def _with_sha256(source: Source, threads: int, progress: Progress | None) -> Dig
     room = allocate(min(_WINDOW, source.size))
     for begin in range(0, source.size, _WINDOW):
         size = min(_WINDOW, source.size - begin)
-        moved = transfer(
-            [Move(begin, _core.address(room), size)],
-            source=source.fd,
-            source_direct=source.direct_fd,
-            sink=MEMORY,
-            threads=threads,
-        )
+        moved = source.transfer([Move(begin, _core.address(room), size)], sink=MEMORY, threads=threads)
         for fault in moved.faults:
             source.raise_fault(begin + fault.offset, fault.errno)
         sha.update(room[:size])

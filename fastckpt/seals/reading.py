@@ -94,9 +94,7 @@ def read_proven(
         edges += _edges(offset, first, address)
         edges += _edges(last, end, address + last - offset)
     count = reading_threads(source, threads)
-    moved = transfer(
-        inner, source=source.fd, source_direct=source.direct_fd, sink=MEMORY, threads=count, progress=progress
-    )
+    moved = source.transfer(inner, sink=MEMORY, threads=count, progress=progress)
     bad = _compare(sums, [Extent(move.source, move.size) for move in inner], moved)
     done = sum(move.size for move in inner)
     by_leaf = [(leaf, [move for _, move in group]) for leaf, group in groupby(sorted(edges), lambda edge: edge[0])]
@@ -122,7 +120,7 @@ def read_leaves(source: Source, sums: Sums, leaves: Extent) -> tuple[memoryview,
     """Whole leaves in memory of their own, and which of them are not as they were sealed."""
     region = allocate(leaves.size)
     move = Move(leaves.offset, _core.address(region) if leaves.size else 0, leaves.size)
-    moved = transfer([move], source=source.fd, sink=MEMORY, threads=1)
+    moved = source.transfer([move], sink=MEMORY, threads=1, past_the_cache=False)
     return region, _compare(sums, [leaves], moved)
 
 
@@ -131,10 +129,8 @@ def _read_edges(source: Source, sums: Sums, wanted: Sequence[tuple[int, list[Mov
     room = allocate(len(wanted) * LEAF_SIZE)
     base = _core.address(room)
     extents = [sums.leaf_extent(leaf) for leaf, _ in wanted]
-    moved = transfer(
+    moved = source.transfer(
         [Move(extent.offset, base + n * LEAF_SIZE, extent.size) for n, extent in enumerate(extents)],
-        source=source.fd,
-        source_direct=source.direct_fd,
         sink=MEMORY,
         threads=threads,
     )

@@ -6,6 +6,7 @@ It is an ordinary ``.fckpt``. What is used of it is verified before.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -131,7 +132,7 @@ def write_sums(sums: Sums, path: str, how: How, *, encoded: Encoded | None = Non
     write_checkpoint(content, path, codec="none", durable=how.durable, threads=how.threads)
 
 
-def read_sums(path: str, *, threads: int) -> Sums:
+def read_sums(path: str | os.PathLike[str], *, threads: int) -> Sums:
     """Read a sums file: what it says, and its digests, each proven by a leaf of the sums file itself.
 
     Raises:
@@ -146,8 +147,9 @@ def read_sums(path: str, *, threads: int) -> Sums:
             file.source.require_unchanged(next_step="try it again")
             return sums
     except FastckptError as error:
-        error.path = error.path or path
-        error.next_step = f"fastckpt seal --update {quoted(path.removesuffix(SUMS_SUFFIX))}, if that is as it should be"
+        name = os.fspath(path)
+        error.path = error.path or name
+        error.next_step = f"fastckpt seal --update {quoted(name.removesuffix(SUMS_SUFFIX))}, if that is as it should be"
         raise
 
 

@@ -6,21 +6,24 @@ released. What it can tell about bad bytes it says when a turn is waited for.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
 import torch
 
-from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.fckpt.bad_ranges import BadRange
 from fastckpt.fckpt.payload import EncodedPiece, Reading, Target, encoded_pieces, read_piece
 from fastckpt.io.pool import Pool, Task
 from fastckpt.io.residency import is_warm
+from fastckpt.io.slots import SlotRequest
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import MEMORY, Fault, Move, transfer
+from fastckpt.io.transfer import MEMORY, Fault, Move
+from fastckpt.layout.blocks import Extent
 from fastckpt.staging.as_stored import Stretch, stretches_of
 from fastckpt.staging.leaves import Leaves
 from fastckpt.staging.regions import Part, Piece, Suspect
@@ -89,20 +92,18 @@ class RowFiller:
         self.hashed = bytearray([leaves]) * len(turns)
         self._open = min(len(slots), len(turns))
         self._slots = slots  # The threads know only their addresses.
-        self._native = _core.SlotFiller(
-            source.fd,
+        wanted = SlotRequest(
             extents,
             ends,
-            self.leaves if leaves else None,
-            self.crcs if crcs else None,
-            slots=len(slots),
-            threads=threads,
-            # For direct I/O the threads take large blocks, of which a slot has only a few. From the
-            # page cache small ones are as fast, and all threads can work on the slot that is waited for.
-            source_direct_fd=-1 if is_warm(source) else source.direct_fd,
+            len(slots),
+            leaves=self.leaves if leaves else None,
+            crcs=self.crcs if crcs else None,
             hashed=self.hashed,
         )
-        self._ends = ends
+        # For direct I/O the threads take large blocks, of which a slot has only a few. From the
+        # page cache small ones are as fast, and all threads can work on the slot that is waited for.
+        self._reads = source.fill_slots(wanted, threads=threads, past_the_cache=not is_warm(source))
+        self._source, self._extents, self._ends = source, extents, ends
 
     def first_row(self, turn: int) -> int:
         """The number of the first row of a turn."""
@@ -111,12 +112,24 @@ class RowFiller:
     def wait(self, turn: int) -> list[tuple[Row, Fault]]:
         """Wait until a turn is full; returns what could not be read."""
         first = self.first_row(turn)
-        faults = [Fault(*fault) for fault in self._native.wait(turn)]
+        faults = [Fault(*fault) for fault in self._reads.wait(turn)]
         return [(self.rows[turn][fault.move - first], fault) for fault in faults]
 
     def release(self) -> None:
         self._open = min(self._open + 1, len(self.hashed))
-        self._native.release()
+        self._reads.release()
+
+    def read_again(self, turn: int, leaves: Sequence[int]) -> memoryview:
+        """Read leaves of a turn that waits, by their numbers in it, to their place once more; their digests."""
+        first, end = self.first_row(turn), self._ends[turn]
+        begins = self._extents[4 * first + 3 : 4 * end : 4]
+        moves = []
+        for leaf in leaves:
+            row = bisect_right(begins, begins[0] + leaf) - 1
+            origin, address, size, begin = self._extents[4 * (first + row) : 4 * (first + row + 1)]
+            at = (begins[0] + leaf - begin) * LEAF_SIZE
+            moves.append(Move(origin + at, address + at, min(LEAF_SIZE, size - at)))
+        return self._source.transfer(moves, sink=MEMORY, threads=1).leaves
 
     def stop_hashing(self) -> int:
         """Hash no leaves any more; the first turn of which none is hashed: threads may be at those before it."""
@@ -124,7 +137,7 @@ class RowFiller:
         return self._open
 
     def close(self) -> None:
-        self._native.close()
+        self._reads.close()
 
 
 class RawFiller:
@@ -141,6 +154,7 @@ class RawFiller:
     ) -> None:
         self._filler = RowFiller(source, turns, slots, threads=threads, leaves=verify)
         self._leaves = Leaves(turns) if verify else None
+        self._attempts = source.attempts
         self._passed = 0
 
     def wait(self, turn: int) -> list[Suspect]:
@@ -153,8 +167,17 @@ class RawFiller:
             actual, expected = self._filler.leaves[here], self._leaves.digests[here]
             if actual != expected:
                 bad = [at // 8 for at in range(0, len(actual), 8) if actual[at : at + 8] != expected[at : at + 8]]
-                suspects += self._leaves.suspects(turn, bad)
+                suspects += self._leaves.suspects(turn, self._still_bad(turn, bad, expected))
         return suspects
+
+    def _still_bad(self, turn: int, bad: list[int], expected: bytearray) -> list[int]:
+        """The leaves that are bad however often they are read: others changed on their way."""
+        for _ in range(self._attempts - 1):
+            if bad:
+                digests = self._filler.read_again(turn, bad)
+                again = enumerate(bad)
+                bad = [leaf for n, leaf in again if digests[8 * n : 8 * n + 8] != expected[8 * leaf : 8 * leaf + 8]]
+        return bad
 
     def release(self) -> None:
         self._filler.release()
@@ -188,12 +211,21 @@ class DecodingFiller:
         self._slots = slots
         self._verify = verify
         self._decode = decode
-        self._direct = -1 if is_warm(source) else source.direct_fd
+        self._cold = not is_warm(source)
         self._pool = Pool(threads)
+        self._ahead = contextlib.ExitStack()
+        self._ahead.enter_context(source.ahead(self._chunks(), threads=threads))
         self._pending: dict[int, list[Task[list[Suspect]]]] = {}
         self._started = 0
         self._released = 0
         self._start()
+
+    def _chunks(self) -> Iterator[Extent]:
+        """What is read chunk by chunk, in order."""
+        for turn in self._turns if self._decode else ():
+            for _, _, size, record, start in (part for piece in turn for part in piece.parts()):
+                for chunk in encoded_pieces(Target(record, start, size, None)) if record is not None else ():
+                    yield chunk.target.record.chunk_extent(chunk.chunk)
 
     def _start(self) -> None:
         while self._started < min(self._released + len(self._slots), len(self._turns)):
@@ -228,7 +260,7 @@ class DecodingFiller:
                 # Cut where the file has a multiple, so that direct reads need no copies at the seams.
                 end = min((stretch.source + at) // _AT_ONCE * _AT_ONCE + _AT_ONCE - stretch.source, stretch.stored_size)
                 move = Move(stretch.source + at, address + stretch.place + at, end - at)
-                yield functools.partial(_read, self._source, move, self._direct, piece, stretch)
+                yield functools.partial(_read, self._source, move, self._cold, piece, stretch)
                 at = end
 
     def wait(self, turn: int) -> list[Suspect]:
@@ -248,6 +280,7 @@ class DecodingFiller:
         return self._started
 
     def close(self) -> None:
+        self._ahead.close()  # Whoever waits for a read now gets an error, and the pool its threads back.
         self._pool.close()
 
 
@@ -256,7 +289,12 @@ _AT_ONCE: Final = 4 * 1024 * 1024
 
 
 def _decode(source: Source, chunk: EncodedPiece, reading: Reading, piece: Piece, part: Part) -> list[Suspect]:
-    return [_suspect(piece, part, bad) for bad in read_piece(source, chunk, reading)]
+    found = read_piece(source, chunk, reading)
+    for _ in range(source.attempts - 1):
+        if found:
+            with source.ahead([chunk.target.record.chunk_extent(chunk.chunk)], threads=1):  # Asked for anew.
+                found = read_piece(source, chunk, reading)
+    return [_suspect(piece, part, bad) for bad in found]
 
 
 def _suspect(piece: Piece, part: Part, bad: BadRange) -> Suspect:
@@ -266,9 +304,9 @@ def _suspect(piece: Piece, part: Part, bad: BadRange) -> Suspect:
     return Suspect(piece.region, piece.offset + part.offset + start - part.start, end - start)
 
 
-def _read(source: Source, move: Move, direct: int, piece: Piece, stretch: Stretch) -> list[Suspect]:
+def _read(source: Source, move: Move, cold: bool, piece: Piece, stretch: Stretch) -> list[Suspect]:
     """Read a part of a stretch to where it belongs; says which raw bytes cannot be had."""
-    moved = transfer([move], source=source.fd, source_direct=direct, sink=MEMORY, threads=1, leaves=False)
+    moved = source.transfer([move], sink=MEMORY, threads=1, leaves=False, past_the_cache=cold)
     suspects = []
     for fault in moved.faults:
         first = move.source - stretch.source + fault.offset

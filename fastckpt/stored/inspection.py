@@ -26,6 +26,7 @@ from fastckpt.foreign.accounting import is_formality
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.file_object import is_path
+from fastckpt.io.open_source import source_of
 from fastckpt.io.source import Openable, Source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.manifest import decode_manifest
@@ -109,7 +110,7 @@ def inspect_file(path: Openable) -> Inspection:
         DamagedError: Its structure is cut or damaged.
         CheckpointIOError: The system could not open or read it.
     """
-    with Source.of(path) as source:
+    with source_of(path) as source:
         opened = open_file(source, sealed=False)
         found = Inspection(
             path=opened.path,
@@ -193,7 +194,7 @@ def storage_bytes(path: Openable) -> int:
     if is_path(path) and os.path.isdir(path):
         return 0
     try:
-        with Source.of(path) as source:
+        with source_of(path) as source:
             if kind_of(source) not in (None, "fckpt"):
                 return sum(storage.nbytes for storage in open_foreign(source).storages)
             try:

@@ -7,6 +7,7 @@ from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.open_source import open_source
 from fastckpt.io.source import Openable, Source
 from fastckpt.seals.beside import require_same_file, seal_beside
 from fastckpt.stored.fckpt import OpenedFckpt
@@ -29,7 +30,7 @@ def open_file(file: Openable, *, sealed: bool = True) -> OpenedFile:
         DamagedError: Its structure is cut or damaged; or it is not the file that was sealed, or its seal is damaged.
         CheckpointIOError: The system could not open or read it.
     """
-    source = file if isinstance(file, Source) else Source(file)
+    source = file if isinstance(file, Source) else open_source(file)
     try:
         with collector_paused():
             if kind_of(source) not in (None, "fckpt"):

@@ -6,6 +6,7 @@ from typing import Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError, UnsupportedVersionError
 from fastckpt.findings import ByteCounts, Finding, Kind, Report, SealState, conclude
+from fastckpt.io.open_source import open_source
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.seals.beside import advice_for_another, advice_for_stale, seal_beside, unusable
@@ -116,10 +117,10 @@ def compare_signature(report: Report, source: Source, *, threads: int) -> None:
     Raises:
         CheckpointIOError: The file cannot be read.
     """
-    if source.unpacked is not None:
-        return  # A signature names files: not a folder, nor the archive that it was.
+    if source.unpacked is not None or source.far:
+        return  # A signature names files: not a folder, nor the archive that it was, nor what is not here.
     if source.has_other_form:
-        with Source(source.path) as itself:
+        with open_source(source.origin) as itself:
             compare_signature(report, itself, threads=threads)
         return
     try:

@@ -12,6 +12,7 @@ from fastckpt.errors import DamagedError
 from fastckpt.foreign.byte_order import turn_round, turn_round_at
 from fastckpt.foreign.model import ForeignFile, ForeignStorage
 from fastckpt.foreign.storages import StorageReader
+from fastckpt.io.open_source import open_source
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Move, Progress
@@ -144,7 +145,7 @@ def require_all_as_sealed(source: Source, sums: Sums) -> None:
 
     For a file of which another form is read: a packed .pt has been unpacked by then, so it is opened anew.
     """
-    with Source(source.path) as itself:
+    with open_source(source.origin) as itself:
         if itself.identity != source.identity:
             raise DamagedError("another file has taken its place", path=source.path, next_step="load it again")
         require_same_file(itself, sums)

@@ -22,11 +22,12 @@ from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.findings import Kind, Report
 from fastckpt.foreign.accounting import verify_foreign
 from fastckpt.foreign.sniff import kind_of
-from fastckpt.io.file_object import Readables
+from fastckpt.io.open_source import source_of
 from fastckpt.io.os_errors import exists
 from fastckpt.io.residency import reading_threads
-from fastckpt.io.source import Source
+from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress
+from fastckpt.remote.path import Options, located
 from fastckpt.seals.healing import advice_for_damaged_seal
 from fastckpt.seals.names import is_sums_path
 from fastckpt.stored.damage import report_damage
@@ -35,15 +36,22 @@ from fastckpt.stored.verify_fckpt import Verification
 from fastckpt.verdicts import Verdict
 
 
-def verify(path: Readables, *, threads: int | None = None, progress: Progress | None = None) -> Report:
+def verify(
+    path: Openable,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    storage_options: Options | None = None,
+) -> Report:
     """Check every byte of a checkpoint file. Damage is reported, never raised.
 
     Args:
         path: A ``.fckpt`` file; also a ``.pt`` (CRCs) or ``.safetensors`` (which has no checksum). With a seal beside
             it (`fastckpt.seal`) any file, and all of it is compared with that, too.
-            Or a binary file object, see `fastckpt.load`.
+            Or a binary file object or a URL, see `fastckpt.load`.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far.
+        storage_options: See `fastckpt.load`.
 
     Returns:
         The report; ``report.ok`` says whether the file is intact.
@@ -56,7 +64,7 @@ def verify(path: Readables, *, threads: int | None = None, progress: Progress | 
         >>> fastckpt.verify("state.fckpt").ok
         True
     """
-    with Source.of(path) as source:
+    with source_of(located(path, storage_options)) as source:
         return verify_source(source, threads=reading_threads(source, threads), progress=progress)
 
 

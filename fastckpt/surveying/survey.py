@@ -12,6 +12,7 @@ from fastckpt.errors import FastckptError
 from fastckpt.findings import Finding, Kind
 from fastckpt.foreign.sniff import HEAD_SIZE, begins_object, find_other, not_a_checkpoint, sniff
 from fastckpt.foreign.suffixes import TORCH_SUFFIXES
+from fastckpt.io.open_source import source_of
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unreadable import read_there
@@ -57,7 +58,7 @@ def survey(
     """
     if like is not None and isinstance(file, str | os.PathLike) and os.path.isfile(file) and not os.path.getsize(file):
         return _survey_empty(os.fspath(file), find_blueprint)
-    with Source.of(file) as source:
+    with source_of(file) as source:
         unused: list[Finding] = []
         if standing is None or standing.stale:
             standing, unused = find_standing(source, threads=threads)

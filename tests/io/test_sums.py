@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from fastckpt.io import source as source_module
 from fastckpt.io import sums
 from fastckpt.io.source import Source
 from fastckpt.io.sums import sum_parts
@@ -35,6 +36,7 @@ def ways_taken(monkeypatch: Any) -> list[bool]:
         return transfer(*args, mapped=mapped, **options)
 
     monkeypatch.setattr(sums, "transfer", noted)
+    monkeypatch.setattr(source_module, "transfer", noted)
     return taken
 
 

@@ -169,8 +169,8 @@ def replaced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, Path],
     init = Source.__init__
     waiting: dict[str, Path] = {}
 
-    def opening(self: Source, path: Any) -> None:
-        init(self, path)
+    def opening(self: Source, path: Any, **options: Any) -> None:
+        init(self, path, **options)
         other = waiting.pop(self.path, None)
         if other is not None:
             os.replace(other, self.path)

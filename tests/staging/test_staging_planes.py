@@ -20,10 +20,11 @@ import fastckpt
 from fastckpt import _core
 from fastckpt.constants import CHUNK_SIZE, CODEC_PLANES, LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.io import source as source_module
 from fastckpt.io.transfer import Fault, Moved
 from fastckpt.kernels.dispatch import Engine
 from fastckpt.loading.stream import load_through, opened, stream_through
-from fastckpt.staging import as_stored, check, decoding, fill, stage
+from fastckpt.staging import as_stored, check, decoding, stage
 from fastckpt.staging.as_stored import WORTH_DECODING, stretches_of
 from fastckpt.staging.existing import ExistingTensors
 from fastckpt.staging.regions import cut, joined
@@ -289,8 +290,8 @@ def test_bytes_that_cannot_be_read(path: Path, monkeypatch: pytest.MonkeyPatch, 
         inside = move.source <= where < move.source + move.size
         return moved._replace(faults=[Fault(0, where - move.source, 1, 5)]) if inside else moved
 
-    real = fill.transfer
-    monkeypatch.setattr(fill, "transfer", transfer)
+    real = source_module.transfer
+    monkeypatch.setattr(source_module, "transfer", transfer)
     with delayed(DelayedDevice(0)) as device, pytest.raises(DamagedError) as caught:
         load_through(path, staging_for(device, ring=RINGS[1]), None)
     assert (caught.value.tensor, caught.value.chunk) == (name, 1)

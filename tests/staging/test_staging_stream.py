@@ -27,6 +27,7 @@ from states import assert_same, compressible, element_bytes, pattern
 import fastckpt
 from fastckpt import _core
 from fastckpt.errors import DamagedError
+from fastckpt.io import slots
 from fastckpt.io.source import Source
 from fastckpt.loading.stream import stream_through
 from fastckpt.staging import fill, stage
@@ -196,7 +197,7 @@ def test_only_cold_files_are_read_past_the_page_cache(files: Path, monkeypatch: 
         asked.append(source_direct_fd >= 0)
         return _core.SlotFiller(*arguments, source_direct_fd=source_direct_fd, **options)
 
-    monkeypatch.setattr(fill, "_core", SimpleNamespace(SlotFiller=start))
+    monkeypatch.setattr(slots, "_core", SimpleNamespace(SlotFiller=start))
     monkeypatch.setattr(fill, "is_warm", lambda source: warm)
     state = dict(fastckpt.stream(files / "raw.fckpt", ring=RING))
     assert asked == [can and not warm]

@@ -1,0 +1,284 @@
+"""A remote object as an open file: ranges of it, each of the one version that was opened."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import accumulate
+from typing import Final
+
+from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
+from fastckpt.errors import DamagedError, NotACheckpointError, UsageError
+from fastckpt.io.fetches import Ahead, Fetches, Landing, RemoteSlots
+from fastckpt.io.os_errors import typed_os_errors
+from fastckpt.io.ranges import ranges_of
+from fastckpt.io.slots import SlotReads, SlotRequest
+from fastckpt.io.source import Identity, Source
+from fastckpt.io.space import check_space
+from fastckpt.io.transfer import Move, Moved, Progress
+from fastckpt.layout.blocks import Extent
+from fastckpt.remote.path import RemotePath
+from fastckpt.remote.store import Pending
+
+TAIL: Final = 2**20
+"""Bytes at the end that come with the first request: footer, manifest and index of all but huge files."""
+_FRONT: Final = 256 * 1024
+"""Bytes at the beginning that come when the first of them are asked for: most headers of a .safetensors."""
+
+
+REQUESTS: Final = 8
+"""Requests under way at a time, where nobody says how many: one connection alone fills few links."""
+
+
+class RemoteSource(Source):
+    """A remote object, as `Source` is a file.
+
+    Its size and what tells versions of it apart come with the first request, which brings its last bytes. Every
+    later one is for that version: of an object that was replaced, DamagedError says so.
+
+    What only a file can give (a descriptor, a map) is given by a copy of the object in a temporary file without a name.
+    It is made when that is first asked for, and read from then on.
+
+    Attributes:
+        place: Where it lies.
+        is_copied: Whether a local copy is read.
+
+    Raises:
+        NotACheckpointError: It is empty, or a URL that ends with a slash.
+        CheckpointNotFoundError, CheckpointIOError
+    """
+
+    far = True
+    attempts = 3
+
+    def __init__(self, place: RemotePath, *, may_be_empty: bool = False) -> None:
+        self.place = place
+        self.path = os.fspath(place)
+        self._local = -1
+        self._file_fd = -1
+        self._direct_fd: int | None = -1
+        self._closed = True
+        self.is_copied = False
+        self.warm: bool | None = False
+        self.unread_head = None
+        self.unpacked = None
+        self.remembered = {}
+        if not place.key or place.key.endswith("/"):
+            raise NotACheckpointError("this is a directory, not a checkpoint file", path=self.path)
+        self.version, self._tail = place.store.tail(place.key, TAIL)
+        self.size = self.version.size
+        self._front = memoryview(b"")
+        self._under_way: set[Fetches] = set()
+        self._ahead: list[Ahead] = []
+        self._closed = False
+        if self.size == 0 and not may_be_empty:
+            raise NotACheckpointError(
+                "the object is empty (0 bytes)", path=self.path, next_step="use another copy of this checkpoint"
+            )
+
+    def __del__(self) -> None:
+        if self._local >= 0:
+            self.close()
+
+    @property
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Nothing can be read any more; the local copy, if there is one, is gone."""
+        self._closed = True
+        for fd in (self._local, self._file_fd):
+            if fd >= 0:
+                with suppress(OSError):
+                    os.close(fd)
+        self._local = self._file_fd = -1
+
+    # What only a file has: the copy.
+
+    @property
+    def fd(self) -> int:
+        """A descriptor of the local copy, which is made now if there is none."""
+        if self._local < 0:
+            self._require_open()
+            self._local = self._copy()
+            self.is_copied, self.warm, self._direct_fd = True, None, None
+            self.attempts = 1
+        return self._local
+
+    @fd.setter
+    def fd(self, fd: int) -> None:
+        self._local = fd
+
+    def _copy(self) -> int:
+        directory = tempfile.gettempdir()
+        with (
+            typed_os_errors(self.path, doing=f"copy it to a temporary file in {directory}"),
+            tempfile.TemporaryFile(buffering=0) as there,
+        ):
+            check_space(there.fileno(), self.size, directory)
+            self.transfer([Move(0, 0, self.size)], sink=there.fileno(), threads=REQUESTS, leaves=False)
+            return os.dup(there.fileno())
+
+    @property
+    def origin(self) -> RemotePath:
+        return self.place
+
+    def beside(self, suffix: str) -> RemotePath:
+        return self.place.beside(suffix)
+
+    def read_instead(self, fd: int) -> None:
+        self._file_fd, self._local = self._local if self._local >= 0 else os.dup(fd), fd
+        self.warm, self._direct_fd, self.size = None, None, os.fstat(fd).st_size
+
+    @property
+    def file_size(self) -> int:
+        return self.version.size
+
+    # What is asked of the store.
+
+    def read(self, offset: int, size: int, *, what: str = "") -> bytes:
+        if self._local >= 0:
+            return super().read(offset, size, what=what)
+        self._check_bounds(offset, size, what)
+        self._require_open()
+        if not size:
+            return b""
+        if offset + size <= min(_FRONT, self.size - self._tail.nbytes) and not self._front.nbytes:
+            self._front = self._get(0, min(_FRONT, self.size)).result()
+        for ahead in self._ahead[::-1]:  # Who asks anew wants no answer to an earlier question.
+            if (data := ahead.read(offset, size)) is not None:
+                return bytes(data)
+        with self._fetches([Move(offset, 0, size)]) as fetches:
+            return b"".join(data for _, data in fetches)
+
+    def _get(self, start: int, stop: int) -> Pending:
+        tail_at = self.size - self._tail.nbytes
+        if start >= tail_at:
+            return _Known(self._tail[start - tail_at : stop - tail_at])
+        if stop <= self._front.nbytes:
+            return _Known(self._front[start:stop])
+        return self.place.store.get(self.place.key, start, stop, self.version)
+
+    @contextmanager
+    def _fetches(self, moves: Iterable[Move], *, ahead: int = REQUESTS) -> Iterator[Fetches]:
+        in_order = sorted(enumerate(moves), key=lambda move: move[1].source)
+        fetches = Fetches(self._get, ranges_of(in_order), ahead=ahead)
+        self._under_way.add(fetches)
+        try:
+            yield fetches
+        finally:
+            self._under_way.discard(fetches)
+            fetches.close()
+
+    def abandon_reads(self) -> None:
+        for fetches in [*self._under_way]:
+            fetches.close()
+        for ahead in [*self._ahead]:
+            ahead.close()
+
+    @contextmanager
+    def ahead(self, extents: Iterable[Extent], *, threads: int) -> Iterator[None]:
+        if self._local >= 0:
+            yield
+            return
+        ahead = Ahead(self._get, [*extents], ahead=threads)
+        self._ahead.append(ahead)
+        try:
+            yield
+        finally:
+            self._ahead.remove(ahead)
+            ahead.close()
+
+    def transfer(
+        self,
+        moves: Iterable[Move],
+        *,
+        sink: int,
+        threads: int,
+        leaves: bool = True,
+        crcs: bool = False,
+        sink_direct: int = -1,
+        past_the_cache: bool = True,
+        progress: Progress | None = None,
+    ) -> Moved:
+        """As of a file; ``threads`` are requests under way at a time.
+
+        What does not come at all is raised, and no fault: nobody knows whether it is there.
+        """
+        if self._local >= 0:
+            return super().transfer(
+                moves,
+                sink=sink,
+                threads=threads,
+                leaves=leaves,
+                crcs=crcs,
+                sink_direct=sink_direct,
+                past_the_cache=past_the_cache,
+                progress=progress,
+            )
+        self._require_open()
+        moves = [*moves]
+        first_leaf = [0, *accumulate(-(-move.size // LEAF_SIZE) for move in moves)]
+        digests = bytearray(LEAF_DIGEST_SIZE * first_leaf[-1] if leaves else 0)
+        sums = array("I", bytes(4 * len(moves) if crcs else 0))
+        landing = Landing(
+            moves,
+            self.size,
+            sink=sink,
+            sink_direct=sink_direct,
+            first_leaf=first_leaf,
+            leaves=digests if leaves else None,
+            crcs=sums if crcs else None,
+        )
+        with self._fetches(landing.inside, ahead=threads) as fetches:
+            for found, data in fetches:
+                landing.land(data, found.pieces)
+                del data
+                if progress is not None:
+                    progress(landing.done)
+        return Moved(memoryview(digests), sums, landing.faults)
+
+    def fill_slots(self, wanted: SlotRequest, *, threads: int, past_the_cache: bool) -> SlotReads:
+        if self._local >= 0:
+            return super().fill_slots(wanted, threads=threads, past_the_cache=past_the_cache)
+        self._require_open()
+        return RemoteSlots(self._get, wanted, self.size, ahead=threads)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise UsageError("the checkpoint is closed", path=self.path)
+
+    # Whether it is still the same one.
+
+    @property
+    def identity(self) -> Identity:
+        version = self.version
+        return 0, hash((self.path, version.etag)), version.size, int(version.modified * 10**9)
+
+    def unchanged(self) -> bool:
+        """True: each answer was compared with the version that was opened."""
+        return True
+
+    def require_in_place(self, *, next_step: str) -> None:
+        if self.place.store.head(self.place.key) != self.version:
+            raise DamagedError("another object has taken its place", path=self.path, next_step=next_step)
+
+    def drop_cache(self) -> None:
+        """What is read next comes from the store."""
+        self._tail = self._front = memoryview(b"")
+
+
+class _Known:
+    """Bytes that are here already, as what is on its way."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def result(self) -> memoryview:
+        return self._data
+
+    def cancel(self) -> None:
+        """Nothing is under way."""
