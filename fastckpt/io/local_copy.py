@@ -36,3 +36,4 @@ def _copy(place: RemotePath, path: str) -> None:
         open(path, "xb", buffering=0) as there,
     ):
         source.transfer([Move(0, 0, source.size)], sink=there.fileno(), threads=REQUESTS, leaves=False)
+        source.require_unchanged(next_step="try it again")

@@ -120,6 +120,7 @@ class RemoteSource(Source):
         ):
             check_space(there.fileno(), self.size, directory)
             self.transfer([Move(0, 0, self.size)], sink=there.fileno(), threads=REQUESTS, leaves=False)
+            self.require_unchanged(next_step="try it again")
             return os.dup(there.fileno())
 
     @property
@@ -259,8 +260,9 @@ class RemoteSource(Source):
         return 0, hash((self.path, version.etag)), version.size, int(version.modified * 10**9)
 
     def unchanged(self) -> bool:
-        """True: each answer was compared with the version that was opened."""
-        return True
+        """Whether all that was read is of the version that was opened, as each answer of most stores was itself."""
+        store, place = self.place.store, self.place
+        return store.conditional or self._local >= 0 or store.head(place.key) == self.version
 
     def require_in_place(self, *, next_step: str) -> None:
         if self.place.store.head(self.place.key) != self.version:

@@ -73,6 +73,8 @@ class FsspecStore:
         base: What stands before a key in the URL of an object, for messages.
     """
 
+    conditional = False
+
     def __init__(self, files: Any, base: str) -> None:
         self._files = files
         self._base = base

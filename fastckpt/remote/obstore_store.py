@@ -84,6 +84,8 @@ class ObstoreStore:
         base: What stands before a key in the URL of an object, for messages.
     """
 
+    conditional = True
+
     def __init__(self, store: Any, base: str) -> None:
         self._store = store
         self._base = base

@@ -66,7 +66,12 @@ class Store(Protocol):
     * CheckpointNotFoundError: no such object, bucket or server;
     * CheckpointIOError: not allowed (``errno`` EACCES), there already (EEXIST), or the last of several failures;
     * DamagedError: the object is not that version any more, or another length came than was asked for.
+
+    Attributes:
+        conditional: Whether `get` itself looks at the version. Where it does not, whoever read compares it afterwards.
     """
+
+    conditional: bool
 
     def head(self, key: str) -> Version:
         """What an object is now."""

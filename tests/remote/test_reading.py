@@ -19,6 +19,7 @@ from states import assert_same
 
 import fastckpt
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UsageError
+from fastckpt.remote.fsspec_store import FsspecStore
 from fastckpt.remote.path import located
 
 if TYPE_CHECKING:
@@ -271,6 +272,23 @@ def test_file_systems_of_fsspec(files: Path) -> None:
     path = located("memory://bucket/a.fckpt")
     path.store.put(path.key, (files / "a.fckpt").read_bytes())
     assert_same(fastckpt.load("memory://bucket/a.fckpt"), STATE)
+
+
+def test_a_file_of_fsspec_that_is_replaced_is_never_mixed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = located("memory://bucket/a.safetensors")
+    data = (files / "a.safetensors").read_bytes()
+    path.store.put(path.key, data)
+    get, asked = FsspecStore.get, []
+
+    def replaced(store: FsspecStore, key: str, *arguments: Any) -> Any:
+        asked.append(key)
+        if len(asked) == 3:  # After the last bytes and the first ones.
+            store.put(key, bytes(len(data)))
+        return get(store, key, *arguments)
+
+    monkeypatch.setattr(FsspecStore, "get", replaced)
+    with pytest.raises(DamagedError, match="changed while it was read"):
+        fastckpt.load("memory://bucket/a.safetensors")
 
 
 def test_a_file_url_is_a_path(files: Path) -> None:
