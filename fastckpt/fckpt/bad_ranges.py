@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, groupby
 from typing import Final, NamedTuple
 
+from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.errors import FastckptError
 from fastckpt.findings import Finding, Kind, damage_of
@@ -28,6 +29,35 @@ class BadRange(NamedTuple):
     kind: Kind
     errno: int = 0
     whole: bool = False
+
+
+_ZERO_LEAF = _core.leaf_digests(bytes(LEAF_SIZE))
+
+
+def differing_runs(actual: memoryview, expected: memoryview) -> Iterator[tuple[int, int, Kind]]:
+    """``(first leaf, leaves, kind)`` of every run of differing leaf digests inside one chunk.
+
+    A run of leaves that read as zeros was torn, others are rotted. Runs do not
+    cross multiples of LEAVES_PER_CHUNK counted from the start.
+    """
+    if actual.cast("Q") == expected.cast("Q"):  # Memoryviews are compared item by item.
+        return
+    step = LEAVES_PER_CHUNK * 8
+    for chunk in range(0, len(actual), step):
+        if actual[chunk : chunk + step] == expected[chunk : chunk + step]:
+            continue
+        run, kind = 0, Kind.ROTTED
+        for at in range(chunk, min(chunk + step, len(actual)), 8):
+            digest = actual[at : at + 8]
+            differs = digest != expected[at : at + 8]
+            found = Kind.TORN if digest == _ZERO_LEAF else Kind.ROTTED
+            if run and (not differs or found is not kind):
+                yield at // 8 - run, run, kind
+                run = 0
+            if differs:
+                run, kind = run + 1, found
+        if run:
+            yield min(chunk + step, len(actual)) // 8 - run, run, kind
 
 
 _MOST_NAMES: Final = 400_000

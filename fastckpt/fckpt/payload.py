@@ -20,7 +20,7 @@ from fastckpt import _core
 from fastckpt.codec.registry import Codec, codec_for_reading
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, CODEC_PLANES, LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedVersionError, UsageError
-from fastckpt.fckpt.bad_ranges import BadRange
+from fastckpt.fckpt.bad_ranges import BadRange, differing_runs
 from fastckpt.findings import Kind
 from fastckpt.io.memory import view
 from fastckpt.io.pool import map_in_order
@@ -203,35 +203,6 @@ def _by_chunk(first: int, count: int) -> Iterator[tuple[int, int]]:
         run = min(count, LEAVES_PER_CHUNK - first % LEAVES_PER_CHUNK)
         yield first, run
         first, count = first + run, count - run
-
-
-_ZERO_LEAF = _core.leaf_digests(bytes(LEAF_SIZE))
-
-
-def differing_runs(actual: memoryview, expected: memoryview) -> Iterator[tuple[int, int, Kind]]:
-    """``(first leaf, leaves, kind)`` of every run of differing leaf digests inside one chunk.
-
-    A run of leaves that read as zeros was torn, others are rotted. Runs do not
-    cross multiples of LEAVES_PER_CHUNK counted from the start.
-    """
-    if actual.cast("Q") == expected.cast("Q"):  # Memoryviews are compared item by item.
-        return
-    step = LEAVES_PER_CHUNK * 8
-    for chunk in range(0, len(actual), step):
-        if actual[chunk : chunk + step] == expected[chunk : chunk + step]:
-            continue
-        run, kind = 0, Kind.ROTTED
-        for at in range(chunk, min(chunk + step, len(actual)), 8):
-            digest = actual[at : at + 8]
-            differs = digest != expected[at : at + 8]
-            found = Kind.TORN if digest == _ZERO_LEAF else Kind.ROTTED
-            if run and (not differs or found is not kind):
-                yield at // 8 - run, run, kind
-                run = 0
-            if differs:
-                run, kind = run + 1, found
-        if run:
-            yield min(chunk + step, len(actual)) // 8 - run, run, kind
 
 
 class EncodedPiece(NamedTuple):

@@ -16,9 +16,8 @@ import torch
 
 from fastckpt.constants import LEAF_SIZE, LEAVES_PER_CHUNK
 from fastckpt.errors import for_file_object
-from fastckpt.fckpt.bad_ranges import BadRange, findings_of
+from fastckpt.fckpt.bad_ranges import BadRange, differing_runs, findings_of
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.payload import differing_runs
 from fastckpt.findings import Finding, FindingFacts, Kind, Report
 from fastckpt.io.file_object import Readables
 from fastckpt.io.transfer import thread_count

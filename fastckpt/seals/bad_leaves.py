@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.fckpt.bad_ranges import names_in_each
-from fastckpt.fckpt.payload import differing_runs
+from fastckpt.fckpt.bad_ranges import differing_runs, names_in_each
 from fastckpt.findings import Finding, Kind, damage_of
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Fault
