@@ -33,7 +33,8 @@ Paths may stand before, between and after the options; behind `--` nothing is an
 else to stderr; progress bars appear only on a terminal; `NO_COLOR` is honoured. With `--json` a command prints one
 strict JSON object on stdout; [json.md](json.md) describes every field. What "intact", "whole", "identical" and other
 verdicts promise is in [verdicts.md](verdicts.md). Codecs are explained in [recipes.md](recipes.md#smaller-files).
-What is read can be a URL (`fastckpt inspect s3://bucket/state.fckpt`): see [recipes.md](recipes.md#a-bucket-a-web-server-the-hub).
+What is read can be a URL (`fastckpt inspect s3://bucket/state.fckpt`): see
+[recipes.md](recipes.md#a-bucket-a-web-server-the-hub).
 
 Exit codes:
 """
