@@ -17,7 +17,7 @@ from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import DamagedError
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.os_errors import translate_os_error
-from fastckpt.keeping.series import Look, Series, files_by_name
+from fastckpt.keeping.series import FileSeries, Look, files_by_name
 from fastckpt.nanochat.completeness import step_state
 from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import META, MODEL, parse_name
@@ -27,7 +27,7 @@ from fastckpt.seals.names import with_sums
 from fastckpt.sets.listing import Listing
 
 
-class NanochatSeries(Series):
+class NanochatSeries(FileSeries):
     """See the module. Raises CheckpointIOError."""
 
     facts_in = "meta file of a whole step"

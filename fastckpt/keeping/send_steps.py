@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from fastckpt.errors import DamagedError, MismatchError
 from fastckpt.io.source import Source
 from fastckpt.keeping.object_copies import ObjectCopies
-from fastckpt.keeping.series import Series
+from fastckpt.keeping.series import FileSeries
 from fastckpt.nanochat.backing_up import Backup, CopiedFile, LeftOut, check_same, identity
 
 
-def send_steps(series: Series, numbers: Sequence[int], place: ObjectCopies, result: Backup) -> Backup:
+def send_steps(series: FileSeries, numbers: Sequence[int], place: ObjectCopies, result: Backup) -> Backup:
     """Send steps, the oldest first; a step that is there already is left as it is.
 
     Args:
@@ -35,7 +35,7 @@ def send_steps(series: Series, numbers: Sequence[int], place: ObjectCopies, resu
     return result
 
 
-def _send(series: Series, number: int, place: ObjectCopies) -> list[CopiedFile] | LeftOut:
+def _send(series: FileSeries, number: int, place: ObjectCopies) -> list[CopiedFile] | LeftOut:
     try:
         wanted = series.to_copy(number)
     except MismatchError as error:

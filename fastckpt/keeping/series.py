@@ -57,13 +57,6 @@ class Series(ABC):
         """The files of a step in the order in which they would be deleted."""
 
     @abstractmethod
-    def to_copy(self, number: int) -> dict[str, str]:
-        """The files that make a copy of a whole step, by the name that each has in the directory of the copy.
-
-        In the order in which they are written: what makes it a step comes last.
-        """
-
-    @abstractmethod
     def facts(self, number: int) -> dict[str, object]:
         """What a step says of itself beside tensors. Raises CheckpointIOError."""
 
@@ -78,6 +71,17 @@ class Series(ABC):
     def frees(self, number: int) -> int:
         """Bytes that deleting a step frees; a file with another hard link frees nothing."""
         return sum(map(_frees, self.files(number)))
+
+
+class FileSeries(Series):
+    """Steps that are files of this computer."""
+
+    @abstractmethod
+    def to_copy(self, number: int) -> dict[str, str]:
+        """The files that make a copy of a whole step, by the name that each has in the directory of the copy.
+
+        In the order in which they are written: what makes it a step comes last.
+        """
 
 
 def files_by_name(listing: Listing) -> list[str]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from fastckpt.errors import NotACheckpointError, UsageError
 from fastckpt.keeping.nanochat_series import NanochatSeries
-from fastckpt.keeping.series import Series
+from fastckpt.keeping.series import FileSeries
 from fastckpt.keeping.set_series import SetSeries
 from fastckpt.nanochat.steps import choose_steps
 
 
-def series_of(directory: str, *, command: str) -> Series:
+def series_of(directory: str, *, command: str) -> FileSeries:
     """The steps of a directory: nanochat's if there are any, else those of any other kind.
 
     ``command`` is what to type with the right directory in place of ``{}``, should this be the one above it.

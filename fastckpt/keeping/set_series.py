@@ -18,7 +18,7 @@ from fastckpt.errors import CheckpointIOError, FastckptError, MismatchError
 from fastckpt.io.commit import fsync_directory
 from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.transfer import default_threads
-from fastckpt.keeping.series import Look, Series, files_by_name
+from fastckpt.keeping.series import FileSeries, Look, files_by_name
 from fastckpt.keeping.set_facts import facts_of
 from fastckpt.seals.names import with_sums
 from fastckpt.sets.judge import judge
@@ -34,7 +34,7 @@ _INDEX: Final = ".index.json"
 """What says which files there are: of a set of our own, of torch.distributed.checkpoint, of Hugging Face."""
 
 
-class SetSeries(Series):
+class SetSeries(FileSeries):
     """See the module.
 
     Args:

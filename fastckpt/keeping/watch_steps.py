@@ -9,7 +9,7 @@ from fastckpt.errors import CheckpointIOError, FastckptError, NotACheckpointErro
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.keeping.object_copies import ObjectCopies
 from fastckpt.keeping.send_steps import send_steps
-from fastckpt.keeping.series import Series
+from fastckpt.keeping.series import FileSeries
 from fastckpt.keeping.series_of import series_of
 from fastckpt.nanochat.backing_up import Backup, identity
 from fastckpt.remote.path import RemotePath
@@ -60,5 +60,5 @@ def watch_steps(
         pause(seconds)
 
 
-def _identities(series: Series, number: int) -> Identities:
+def _identities(series: FileSeries, number: int) -> Identities:
     return {path: identity(path) for path in series.files(number)}

@@ -18,9 +18,12 @@ from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import exists
 from fastckpt.io.temp_file import sweep_matching
 from fastckpt.io.transfer import thread_count
+from fastckpt.keeping.object_series import ObjectSeries
 from fastckpt.keeping.retention import Retention, carry_out
+from fastckpt.keeping.series import Series
 from fastckpt.keeping.set_series import SetSeries
 from fastckpt.loading.load_into import load_into
+from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.runs.sharded import parts_of, take
 from fastckpt.saving.save import save
 from fastckpt.saving.save_async import Pending, save_async
@@ -29,6 +32,7 @@ from fastckpt.sets.find_last_whole import newest_whole
 from fastckpt.sets.recognise import recognise_steps
 
 _NAME: Final = re.compile(r"step_\d{8,18}(?:\.fckpt)?")
+_OBJECT: Final = re.compile(r"step_(\d{8,18})\.fckpt")
 _logger = logging.getLogger("fastckpt")
 
 
@@ -42,15 +46,17 @@ class CheckpointDirectory:
     For a save when the run is told to end, give `save` to `fastckpt.EmergencySave`.
 
     Args:
-        path: The directory; made when it is first saved into.
+        path: The directory; made when it is first saved into. Or the URL of a prefix in an object store (see
+            `fastckpt.save`), where each step is one object; to find the newest whole one, all of it is fetched.
         keep: Which steps to keep; those that it does not are deleted after a save. None keeps all.
         keep_last, keep_every: Short for ``keep=Retention(keep_last, keep_every)``; without ``keep_last`` all are kept.
         sharded: Whether each rank holds a part. Then every rank calls `save`, `save_async`, `latest` and `resume`, and
             the state is a dict; of modules and optimizers in it the part of each rank is saved and loaded.
-        codec, parity, durable, threads: See `fastckpt.save`.
+        codec, parity, durable, threads, storage_options: See `fastckpt.save`.
 
     Raises:
-        UsageError: A number is out of range, there is no such parity, or ``keep`` stands beside one.
+        UsageError: A number is out of range, there is no such parity, ``keep`` stands beside one, or a URL beside
+            what needs a directory: ``sharded``, parity, ``min_free``.
 
     Example:
         >>> run = fastckpt.CheckpointDirectory("run", keep=fastckpt.Retention(keep_last=2))
@@ -70,14 +76,23 @@ class CheckpointDirectory:
         parity: str | None = None,
         durable: bool = True,
         threads: int | None = None,
+        storage_options: Options | None = None,
     ) -> None:
         if keep is not None and (keep_last is not None or keep_every is not None):
             raise UsageError("keep_last and keep_every are in keep", next_step="keep=Retention(keep_last=2)")
         rule = keep or Retention(1 if keep_last is None else keep_last, keep_every)
-        self.path = os.fspath(path)
+        place = located(path, storage_options)
+        self.path: str = os.fspath(place)
+        self._remote = place if isinstance(place, RemotePath) else None
         self.keep = rule if keep is not None or keep_last is not None else None
         self.sharded = sharded
         parity_asked_for(parity)
+        if self._remote is not None and (sharded or parity or rule.min_free):
+            raise UsageError(
+                "a step in an object store is one object: not sharded, without parity, and nothing there is ever full",
+                path=self.path,
+                next_step="save to a directory, and send its steps: fastckpt sync DIR URL --watch 60",
+            )
         self._options: dict[str, Any] = {"codec": codec, "parity": parity, "durable": durable, "threads": threads}
 
     def save(self, state: object, step: int, *, metadata: Mapping[str, Any] | None = None) -> str:
@@ -100,7 +115,7 @@ class CheckpointDirectory:
             save_sharded(parts_of(state), path, **self._options)
         elif _is_first():
             self._begin()
-            save(state, path, metadata=metadata, **self._options)
+            save(state, self._at(path), metadata=metadata, **self._options)
         self._prune_quietly(step)
         return path
 
@@ -118,7 +133,7 @@ class CheckpointDirectory:
         if not _is_first():
             return None
         self._begin()
-        return save_async(state, path, metadata=metadata, **self._options)
+        return save_async(state, self._at(path), metadata=metadata, **self._options)
 
     def latest(self) -> str | None:
         """The newest step of which every byte is as it was written; None if there is none.
@@ -132,8 +147,7 @@ class CheckpointDirectory:
         found: list[Any] = [None]
         if _is_first():
             try:
-                steps = recognise_steps(self.path, named=_is_ours) if exists(self.path) else []
-                found = [newest_whole(steps, threads=thread_count(self._options["threads"]))]
+                found = [self._newest_whole()]
             except FastckptError as error:
                 found = [error]
         if dist.is_available() and dist.is_initialized():
@@ -158,7 +172,7 @@ class CheckpointDirectory:
             load_sharded(parts, newest, threads=self._options["threads"])
             take(state, parts)  # type: ignore[arg-type]
         else:
-            load_into(state, newest, threads=self._options["threads"])
+            load_into(state, self._at(newest), threads=self._options["threads"])
         return True
 
     def prune(self, *, saved: int | None = None) -> list[str]:
@@ -174,10 +188,17 @@ class CheckpointDirectory:
             UsageError: No step has the number to keep the best of.
             CheckpointIOError: The directory cannot be read, or a file not be deleted.
         """
-        if self.keep is None or not _is_first() or not os.path.isdir(self.path):
+        if self.keep is None or not _is_first():
             return []
-        series = SetSeries(self.path, named=_is_ours, threads=self._options["threads"])
-        paths = {number: [part.path for part in series.parts(number)] for number in series.numbers}
+        series: Series
+        if self._remote is not None:
+            series = self._objects(self._remote)
+            paths = {number: series.files(number) for number in series.numbers}
+        elif os.path.isdir(self.path):
+            series = SetSeries(self.path, named=_is_ours, threads=self._options["threads"])
+            paths = {number: [part.path for part in series.parts(number)] for number in series.numbers}
+        else:
+            return []
         done = carry_out(self.keep, series, saved=saved)
         return [path for decision in done if decision.deleted for path in paths[decision.step]]
 
@@ -186,10 +207,28 @@ class CheckpointDirectory:
             raise UsageError("a step is a whole number from 0 on", actual=step)
         if self.sharded and metadata is not None:
             raise UsageError("a sharded step has no metadata", next_step="put it into the state")
-        return os.path.join(self.path, f"step_{step:08d}{'' if self.sharded else '.fckpt'}")
+        name = f"step_{step:08d}{'' if self.sharded else '.fckpt'}"
+        return os.path.join(self.path, name) if self._remote is None else os.fspath(self._remote.joined(name))
+
+    def _at(self, path: str) -> str | RemotePath:
+        """A step by its path, where it is saved and loaded: with the store that was opened."""
+        return path if self._remote is None else self._remote.joined(path.rpartition("/")[2])
+
+    def _newest_whole(self) -> str | None:
+        threads = thread_count(self._options["threads"])
+        if self._remote is not None:
+            newest = self._objects(self._remote).newest_whole()
+            return None if newest is None else os.fspath(newest)
+        steps = recognise_steps(self.path, named=_is_ours) if exists(self.path) else []
+        return newest_whole(steps, threads=threads)
+
+    def _objects(self, place: RemotePath) -> ObjectSeries:
+        return ObjectSeries(place, named=_OBJECT, threads=thread_count(self._options["threads"]))
 
     def _begin(self) -> None:
         """Make the directory, and remove what killed saves of any step left in it: the new one may need the room."""
+        if self._remote is not None:
+            return
         make_directory(self.path, durable=self._options["durable"])
         sweep_matching(self.path, _NAME)
 
