@@ -1,9 +1,10 @@
-"""How fast a checkpoint comes from a server, verified, beside the same ranges fetched by obstore alone, unchecked.
+"""How fast a checkpoint comes from a server, verified, and goes there, beside the same requests by obstore alone.
 
     python benchmarks/remote.py [--megabytes N] [--rounds N] [--workers N]
 
 Server and client share this computer: only ratios within one run count. Every way fetches ranges of 8 MiB, as many at
-a time; rounds are interleaved, and medians compared. The result goes to ``benchmarks/results/remote.json``.
+a time, and sends parts of 16 MiB, eight at a time; rounds are interleaved, and medians compared. The result goes to
+``benchmarks/results/remote.json``.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from typing import Any, Final
 import obstore
 import torch
 from bench import machine
-from obstore.store import HTTPStore
+from obstore.store import HTTPStore, S3Store
 
 import fastckpt
+from fastckpt.io.upload import PART, UNDER_WAY
 from fastckpt.remote.store import RANGE
 
 TARGETS: Final = {"load_into / raw": 0.85, "load / raw + copy": 0.9}
+SAVE: Final = "save / raw put"
 
 
 class Raw:
@@ -113,6 +116,41 @@ def run(directory: Path, *, megabytes: int, rounds: int, workers: int) -> dict[s
     return {**facts, "gb_per_s": speeds, "ratios": ratios, "targets": TARGETS}
 
 
+def run_save(directory: Path, *, megabytes: int, rounds: int) -> dict[str, Any]:
+    """A state sent to a bucket, and the bytes of its file, which lie in memory, sent by obstore."""
+    elements = megabytes * 10**6 // 4 // 25
+    state = {f"layers.{n}": torch.randn(elements) for n in range(25)}
+    fastckpt.save(state, directory / "state.fckpt", durable=False)
+    data = (directory / "state.fckpt").read_bytes()
+    command = [sys.executable, str(Path(__file__).with_name("object_server.py")), str(directory)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        options: dict[str, Any] = {
+            "endpoint": f"http://127.0.0.1:{int(server.stdout.readline())}",
+            "access_key_id": "id",
+            "secret_access_key": "secret",
+            "region": "us-east-1",
+            "unsigned_payload": True,  # Else most of the time would be that of SHA-256, in both.
+        }
+        store = S3Store("bucket", client_options={"allow_http": True}, **options)
+        url = "s3://bucket/run.fckpt"
+        speeds = measure(
+            {
+                "raw put": lambda: obstore.put(
+                    store, "raw", data, use_multipart=True, chunk_size=PART, max_concurrency=UNDER_WAY
+                ),
+                "save": lambda: fastckpt.save(state, url, storage_options=options),
+            },
+            len(data),
+            rounds,
+        )
+        assert server.stdin is not None
+        server.stdin.close()
+    ratio = round(speeds["save"]["median"] / speeds["raw put"]["median"], 3)
+    facts = {"bytes": len(data), "workers": UNDER_WAY, "rounds": rounds}
+    return {**facts, "gb_per_s": speeds, "ratios": {SAVE: ratio}, "targets": {SAVE: 0.9}}
+
+
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,10 +161,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         found = run(Path(directory), megabytes=args.megabytes, rounds=args.rounds, workers=args.workers)
         found["machine"] = machine(directory)
+        sent = run_save(Path(directory), megabytes=args.megabytes, rounds=args.rounds)
     result = Path(__file__).parent / "results" / "remote.json"
     known = json.loads(result.read_text(encoding="utf-8")) if result.exists() else {}
-    result.write_text(json.dumps({**known, "read": found}, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(found, indent=1))
+    result.write_text(json.dumps({**known, "read": found, "save": sent}, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps([found, sent], indent=1))
 
 
 if __name__ == "__main__":
