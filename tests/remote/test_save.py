@@ -236,3 +236,11 @@ def test_a_store_that_hangs(bucket: Bucket) -> None:
         fastckpt.save(small(), bucket.url("x.fckpt"), storage_options=options)
     assert bucket.get("x.fckpt") == b"old"
     assert bucket.uploads() == []
+
+
+def test_a_wrong_bit_on_the_way_is_found(bucket: Bucket) -> None:
+    """Of a server that does not look at the signed digest of a request, as this one: what arrived is not whole."""
+    bucket.proxy.fail("part", 1, "wrong bit")
+    fastckpt.save(small(), bucket.url("x.fckpt"))
+    report = fastckpt.verify(bucket.url("x.fckpt"))
+    assert not report.ok
