@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +30,15 @@ def run(*arguments: object, code: int) -> str:
     return out.getvalue()
 
 
+def require_all_levels(levels: Sequence[str]) -> None:
+    """The core uses what the system says that this CPU has, whichever compiler made it."""
+    known = Path("/proc/cpuinfo")
+    if platform.machine() == "x86_64" and known.exists():
+        flags = known.read_text().partition("\nflags")[2].partition("\n")[0].split()
+        has = {"avx2": "avx2" in flags, "avx512": "avx512f" in flags}
+        assert has == {name: name in levels for name in has}, (levels, flags)
+
+
 def main() -> None:
     before = time.process_time()
     import fastckpt
@@ -41,6 +51,7 @@ def main() -> None:
     files = sorted([*GOLDEN.glob("v?/*.fckpt"), *GOLDEN.glob("v?/foreign_*.pt")])
     assert files
     levels = _core.simd_levels()
+    require_all_levels(levels)
     for level in levels:
         _core.set_simd_level(level)
         for file in files:

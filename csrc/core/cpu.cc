@@ -2,6 +2,9 @@
 
 #include <atomic>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
@@ -11,22 +14,50 @@ namespace fastckpt {
 
 namespace {
 
-// The compiler's own check also asks the operating system whether it saves the wide registers.
 #if defined(__x86_64__)
-bool DetectAvx2() { return __builtin_cpu_supports("avx2") != 0; }
-bool DetectAvx512() { return __builtin_cpu_supports("avx512f") != 0; }
-bool DetectAvx512Bw() { return DetectAvx512() && __builtin_cpu_supports("avx512bw") != 0; }
-bool DetectPclmul() {
-  return __builtin_cpu_supports("pclmul") != 0 && __builtin_cpu_supports("sse4.1") != 0;
+// Asked of the CPU itself: __builtin_cpu_supports is filled in by a part of gcc's runtime, which not every compiler
+// links. Bits of leaf 1 and leaf 7, and of XCR0, by which the operating system says which registers it saves: Intel's
+// Software Developer's Manual, volume 2A, CPUID, and volume 1, chapter 13.
+struct Cpu {
+  unsigned leaf1_c = 0, leaf7_b = 0, leaf7_c = 0, saved = 0;
+
+  Cpu() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (__get_cpuid(1, &a, &b, &c, &d) != 0) leaf1_c = c;
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) != 0) {
+      leaf7_b = b;
+      leaf7_c = c;
+    }
+    constexpr unsigned kOsxsave = 1u << 27;
+    if ((leaf1_c & kOsxsave) != 0) {
+      asm volatile("xgetbv" : "=a"(saved), "=d"(d) : "c"(0));
+    }
+  }
+
+  bool Leaf1C(int bit) const { return (leaf1_c >> bit & 1) != 0; }
+  bool Leaf7B(int bit) const { return (leaf7_b >> bit & 1) != 0; }
+  bool Leaf7C(int bit) const { return (leaf7_c >> bit & 1) != 0; }
+  bool Saves(unsigned registers) const { return (saved & registers) == registers; }
+};
+
+const Cpu& ThisCpu() {
+  static const Cpu cpu;
+  return cpu;
 }
-bool DetectVpclmul512() {
-  return DetectAvx512() && DetectPclmul() && __builtin_cpu_supports("vpclmulqdq") != 0;
-}
-bool DetectBmi2() { return DetectAvx2() && __builtin_cpu_supports("bmi2") != 0; }
+
+constexpr unsigned kYmm = 0x06;  // SSE and AVX state
+constexpr unsigned kZmm = 0xE6;  // and masks, and all of the 512-bit registers
+
+bool DetectAvx2() { return ThisCpu().Saves(kYmm) && ThisCpu().Leaf7B(5); }
+bool DetectAvx512() { return ThisCpu().Saves(kZmm) && ThisCpu().Leaf7B(16); }
+bool DetectAvx512Bw() { return DetectAvx512() && ThisCpu().Leaf7B(30); }
+bool DetectPclmul() { return ThisCpu().Leaf1C(1) && ThisCpu().Leaf1C(19); }  // with SSE4.1
+bool DetectVpclmul512() { return DetectAvx512() && DetectPclmul() && ThisCpu().Leaf7C(10); }
+bool DetectBmi2() { return DetectAvx2() && ThisCpu().Leaf7B(8); }
 bool DetectVbmi2() {
-  return DetectAvx512() && DetectBmi2() && __builtin_cpu_supports("avx512bw") != 0 &&
-         __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512vbmi") != 0 &&
-         __builtin_cpu_supports("avx512vbmi2") != 0 && __builtin_cpu_supports("popcnt") != 0;
+  constexpr int kVl = 31, kVbmi = 1, kVbmi2 = 6, kPopcnt = 23;
+  return DetectAvx512Bw() && DetectBmi2() && ThisCpu().Leaf7B(kVl) && ThisCpu().Leaf7C(kVbmi) &&
+         ThisCpu().Leaf7C(kVbmi2) && ThisCpu().Leaf1C(kPopcnt);
 }
 #else
 bool DetectAvx2() { return false; }
