@@ -111,6 +111,7 @@ def _storage_ranges(
         DamagedError: One is cut off or has another length than the pickle says.
     """
     ranges = {}
+    source.bring_near()  # The length of a storage says where that of the next one is.
     for number, key in enumerate(keys):
         storage = state.all_storages.get(key)
         if storage is None:

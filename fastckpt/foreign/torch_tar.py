@@ -74,6 +74,7 @@ def read_parts(source: Source) -> TarParts:
         UnsupportedStateError: Its pickle is too long, or holds what no state can.
     """
     parts = TarParts()
+    source.bring_near()
     try:
         members, parts.end = tar_members(source, most=len(MEMBERS))
     except DamagedError as error:

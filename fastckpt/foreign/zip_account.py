@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from fastckpt.findings import Finding, Kind
-from fastckpt.foreign.zip_records import ZipArchive, ZipRecord, folders_of
+from fastckpt.foreign.zip_records import ZipArchive, ZipRecord, folders_of, require_headers
 from fastckpt.io.source import Source
 from fastckpt.layout.zip_layout import (
     BIG,
@@ -73,6 +73,7 @@ def unaccounted(begin: int, end: int, where: str) -> Iterator[Finding]:
 
 
 def _account_for_one(source: Source, archive: ZipArchive) -> Iterator[Finding]:
+    require_headers(source, archive)
     raw = source.read(archive.directory, archive.end - archive.directory)
     rows, size, problem = _read_listed(archive, raw)
     at = archive.begin

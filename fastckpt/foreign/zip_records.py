@@ -13,7 +13,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastckpt.errors import DamagedError, NotACheckpointError, UnsupportedStateError
@@ -22,7 +22,7 @@ from fastckpt.io.os_errors import translate_os_error
 from fastckpt.io.read_parts import read_parts
 from fastckpt.io.source import Source
 from fastckpt.layout.blocks import Extent
-from fastckpt.layout.zip_layout import BIG, END_MAGIC, LOCAL_HEADER, LOCAL_MAGIC
+from fastckpt.layout.zip_layout import BIG, END_MAGIC, LOCAL_HEADER, LOCAL_MAGIC, next_place
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -125,6 +125,32 @@ def _ends_archive(source: Source, at: int) -> bool:
 def read_archive(source: Source, end: int) -> ZipArchive:
     """The last archive in the first ``end`` bytes of a file. Raises what `read_archives` does."""
     infos, directory = _read_directory(source, end)
+    if source.far and (laid_out := _laid_out_by_torch(infos, directory)) is not None:
+        records = laid_out
+    else:
+        records = _told_by_headers(source, infos)
+        _check_disjoint(records, directory)
+    begin = min((record.header for record in records.values()), default=directory)
+    return ZipArchive(records, begin, directory, _end_of_archive(source, directory, end))
+
+
+def require_headers(source: Source, archive: ZipArchive) -> None:
+    """Read the headers in front of the records of an archive, unless they were when it was read.
+
+    Raises:
+        DamagedError: One is not there, or does not agree with the directory.
+        CheckpointIOError: The system could not read.
+    """
+    if not source.far:
+        return
+    infos, _ = _read_directory(source, archive.end)
+    for record in _told_by_headers(source, infos).values():
+        if record != archive.records[record.name]:
+            message = f"the header of record {record.name[:200]} disagrees with the directory about where it begins"
+            raise DamagedError(message, offset=record.header)
+
+
+def _told_by_headers(source: Source, infos: Sequence[zipfile.ZipInfo]) -> dict[str, ZipRecord]:
     records: dict[str, ZipRecord] = {}
     places = [Extent(info.header_offset, LOCAL_HEADER.size + len(_stored_name(info))) for info in infos]
     for info, place, here in zip(infos, places, read_parts(source, places), strict=True):
@@ -133,9 +159,29 @@ def read_archive(source: Source, end: int) -> ZipArchive:
             raise DamagedError(f"the archive has two records named {name[:200]!r}", offset=info.header_offset)
         header = here or source.read(*place, what=f"header of record {name[:200]}")
         records[name] = _record(info, header)
-    _check_disjoint(records, directory)
-    begin = min((record.header for record in records.values()), default=directory)
-    return ZipArchive(records, begin, directory, _end_of_archive(source, directory, end))
+    return records
+
+
+def _laid_out_by_torch(infos: Sequence[zipfile.ZipInfo], directory: int) -> dict[str, ZipRecord] | None:
+    """The records, if each is where torch puts it, and the directory right behind the last one.
+
+    Then the headers, which lie all over the file, say nothing that is needed to read it; `fastckpt.verify` reads
+    them. That the bytes of a record are the right ones, its CRC-32 says.
+    """
+    records: dict[str, ZipRecord] = {}
+    at = 0
+    for info in infos:
+        name, size = info.orig_filename, info.file_size
+        usual = info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & _FLAG_ENCRYPTED
+        described = bool(info.flag_bits & _FLAG_DESCRIPTOR)
+        if info.header_offset != at or not usual or info.compress_size != size or name in records:
+            return None
+        if size and not described:
+            return None
+        place = next_place(at, name, size)
+        records[name] = ZipRecord(name, at, place.data, size, info.CRC, described)
+        at = place.data + size + place.descriptor
+    return records if at == directory else None
 
 
 def _record(info: zipfile.ZipInfo, header: bytes | memoryview) -> ZipRecord:

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
-from fastckpt.io.ranges import Piece, Range, ranges_of
+from fastckpt.io.ranges import Piece, Range, ranges_of, without_gaps
 from fastckpt.io.slots import SlotRequest
 from fastckpt.io.transfer import MEMORY, Fault, Move, default_threads, transfer
 from fastckpt.layout.blocks import Extent
@@ -122,7 +122,7 @@ class RemoteSlots:
         moves = [Move(*rows[at : at + 3]) for at in range(0, len(rows), 4)]
         self._landing = Landing(moves, size, first_leaf=rows[3::4], leaves=wanted.leaves, crcs=wanted.crcs)
         self._wanted = wanted
-        self._fetches = Fetches(get, ranges_of(enumerate(self._landing.inside)), ahead=ahead)
+        self._fetches = Fetches(get, ranges_of(enumerate(self._landing.inside), size), ahead=ahead)
         self._arriving = iter(self._fetches)
         self._pieces: deque[Piece] = deque()
         self._data = memoryview(b"")
@@ -155,18 +155,36 @@ class Ahead:
     """Extents that several threads will read, about in this order, in ranges of many of them.
 
     A range is dropped when each of its extents was read as often as it was named.
+
+    Args:
+        get: See `Get`.
+        extents: What will be read.
+        size: Bytes of the object.
+        ahead: Ranges under way at a time.
+        dropped: Is given each range that was read, before it is dropped; what lies between two comes with the first.
     """
 
-    def __init__(self, get: Get, extents: Sequence[Extent], *, ahead: int) -> None:
+    def __init__(
+        self,
+        get: Get,
+        extents: Sequence[Extent],
+        size: int,
+        *,
+        ahead: int,
+        dropped: Callable[[Range, memoryview], None] | None = None,
+    ) -> None:
         moves = [Move(extent.offset, 0, extent.size) for extent in extents]
         self._get = get
-        self._ranges = ranges_of(enumerate(moves), whole=True)
+        self._ranges = ranges_of(enumerate(moves), size, whole=True)
+        if dropped is not None:
+            self._ranges = without_gaps(self._ranges)
         self._of = {moves[piece.move]: n for n, found in enumerate(self._ranges) for piece in found.pieces}
         self._left = [len(found.pieces) for found in self._ranges]
         self._arrivals: dict[int, _Arrival] = {}
         self._ahead = max(ahead, 1)
         self._begun = 0
         self._closed = False
+        self._dropped = dropped
         self._lock = Lock()
 
     def read(self, offset: int, size: int) -> memoryview | None:
@@ -184,11 +202,11 @@ class Ahead:
             arrival = self._arrivals[number]
             self._left[number] -= 1
         begin = offset - self._ranges[number].start
-        data = arrival.data()[begin : begin + size]
+        data = arrival.data()
         with self._lock:
-            if not self._left[number]:
-                self._arrivals.pop(number, None)
-        return data
+            if not self._left[number] and self._arrivals.pop(number, None) is not None and self._dropped is not None:
+                self._dropped(self._ranges[number], data)
+        return data[begin : begin + size]
 
     def close(self) -> None:
         """Stop what is under way; who waits for it gets an error."""

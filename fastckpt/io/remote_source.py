@@ -14,7 +14,8 @@ from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError, NotACheckpointError, UsageError
 from fastckpt.io.fetches import Ahead, Fetches, Landing, RemoteSlots
 from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.io.ranges import ranges_of
+from fastckpt.io.passed_over import PassedOver
+from fastckpt.io.ranges import Piece, ranges_of, without_gaps
 from fastckpt.io.slots import SlotReads, SlotRequest
 from fastckpt.io.source import Identity, Source
 from fastckpt.io.space import check_space
@@ -73,6 +74,7 @@ class RemoteSource(Source):
         self._front = memoryview(b"")
         self._under_way: set[Fetches] = set()
         self._ahead: list[Ahead] = []
+        self._passed_over: PassedOver | None = None
         self._closed = False
         if self.size == 0 and not may_be_empty:
             raise NotACheckpointError(
@@ -149,6 +151,8 @@ class RemoteSource(Source):
             return b""
         if offset + size <= min(_FRONT, self.size - self._tail.nbytes) and not self._front.nbytes:
             self._front = self._get(0, min(_FRONT, self.size)).result()
+        if (kept := self._kept(offset, size)) is not None:
+            return bytes(kept)
         for ahead in self._ahead[::-1]:  # Who asks anew wants no answer to an earlier question.
             if (data := ahead.read(offset, size)) is not None:
                 return bytes(data)
@@ -166,13 +170,25 @@ class RemoteSource(Source):
     @contextmanager
     def _fetches(self, moves: Iterable[Move], *, ahead: int = REQUESTS) -> Iterator[Fetches]:
         in_order = sorted(enumerate(moves), key=lambda move: move[1].source)
-        fetches = Fetches(self._get, ranges_of(in_order), ahead=ahead)
+        ranges = ranges_of(in_order, self.size)
+        if self._passed_over is not None:
+            ranges = without_gaps(ranges)
+        fetches = Fetches(self._get, ranges, ahead=ahead)
         self._under_way.add(fetches)
         try:
             yield fetches
         finally:
             self._under_way.discard(fetches)
             fetches.close()
+
+    def keep_passed_over(self) -> None:
+        self._passed_over = PassedOver()
+
+    def _kept(self, offset: int, size: int) -> memoryview | None:
+        return self._passed_over.read(offset, size) if self._passed_over is not None else None
+
+    def bring_near(self) -> None:
+        _ = self.fd
 
     def abandon_reads(self) -> None:
         for fetches in [*self._under_way]:
@@ -185,7 +201,8 @@ class RemoteSource(Source):
         if self._local >= 0:
             yield
             return
-        ahead = Ahead(self._get, [*extents], ahead=threads)
+        dropped = self._passed_over.keep if self._passed_over is not None else None
+        ahead = Ahead(self._get, [*extents], self.size, ahead=threads, dropped=dropped)
         self._ahead.append(ahead)
         try:
             yield
@@ -234,9 +251,16 @@ class RemoteSource(Source):
             leaves=digests if leaves else None,
             crcs=sums if crcs else None,
         )
-        with self._fetches(landing.inside, ahead=threads) as fetches:
+        wanted = landing.inside.copy()
+        for number, move in enumerate(wanted):
+            if (kept := self._kept(move.source, move.size)) is not None:
+                landing.land(kept, [Piece(number, 0, 0, move.size)])
+                wanted[number] = move._replace(size=0)
+        with self._fetches(wanted, ahead=threads) as fetches:
             for found, data in fetches:
                 landing.land(data, found.pieces)
+                if self._passed_over is not None:
+                    self._passed_over.keep(found, data)
                 del data
                 if progress is not None:
                     progress(landing.done)

@@ -211,6 +211,15 @@ class Source:
         """
         yield
 
+    def keep_passed_over(self) -> None:
+        """From now on keep small parts that are read together with others, which will be asked for later.
+
+        What of a file is read, the system keeps.
+        """
+
+    def bring_near(self) -> None:
+        """All of it will be read, in many small steps of which each says where the next one is. A file is near."""
+
     def abandon_reads(self) -> None:
         """Let reads that other threads wait for end with an error. Those of a file end by themselves."""
 

@@ -106,6 +106,7 @@ def require_every_byte(source: Source, *, threads: int) -> None:
 
 def verify_source(source: Source, *, threads: int, progress: Progress | None = None, sealed: bool = True) -> Report:
     """`verify` for an open file, which stays open; without ``sealed`` by what the file itself says alone."""
+    source.keep_passed_over()
     seal = SealOf(source, threads=threads, progress=progress) if sealed else None
     try:
         report = _verify_itself(source, seal, threads=threads, progress=progress)

@@ -16,6 +16,7 @@ from fastckpt.io.ranges import GAP, ranges_of
 from fastckpt.io.slots import SlotRequest
 from fastckpt.io.transfer import Move
 from fastckpt.layout.blocks import Extent
+from fastckpt.remote.store import RANGE
 
 DATA = random.Random(0).randbytes(4_000_000)
 LARGEST = 256 * 1024
@@ -70,7 +71,7 @@ def test_every_byte_that_is_wanted_comes_to_its_place(seed: int) -> None:
     landing = Landing(placed, len(DATA), first_leaf=first_leaf, leaves=leaves, crcs=crcs)
     in_order = sorted(enumerate(landing.inside), key=lambda each: each[1].source)
     server = Server()
-    for found, data in Fetches(server.get, ranges_of(in_order, largest=LARGEST), ahead=3):
+    for found, data in Fetches(server.get, ranges_of(in_order, len(DATA), largest=LARGEST), ahead=3):
         landing.land(data, found.pieces)
     expected = b"".join(DATA[move.source : move.source + move.size] for move in wanted)
     assert memory[:-1] == expected
@@ -86,9 +87,9 @@ def test_every_byte_that_is_wanted_comes_to_its_place(seed: int) -> None:
 def test_a_whole_file_takes_no_more_ranges_than_it_has_multiples() -> None:
     """Headers between records, which nobody wants, cost none of their own."""
     wanted = [Move(4096 + at, 0, 300_000) for at in range(0, 3_600_000, 304_128)]
-    assert len(ranges_of(enumerate(wanted), largest=LARGEST)) <= -(-len(DATA) // LARGEST)
+    assert len(ranges_of(enumerate(wanted), len(DATA), largest=LARGEST)) <= -(-len(DATA) // LARGEST)
     far = [Move(0, 0, 10), Move(10 + GAP + 1, 0, 10)]
-    assert len(ranges_of(enumerate(far))) == 2
+    assert len(ranges_of(enumerate(far), 3 * RANGE)) == 2
 
 
 def test_what_is_behind_the_end_is_a_fault() -> None:
@@ -125,7 +126,7 @@ def test_slots_are_filled_turn_after_turn() -> None:
 def test_extents_for_several_threads_come_with_few_requests() -> None:
     extents = [Extent(at, 40_000) for at in range(0, 3_900_000, 40_100)]
     server = Server()
-    ahead = Ahead(server.get, extents, ahead=2)
+    ahead = Ahead(server.get, extents, len(DATA), ahead=2)
     for extent in extents:
         assert ahead.read(*extent) == DATA[extent.offset : extent.end]
     assert ahead.read(*extents[0]) is None, "read as often as it was named"
