@@ -13,9 +13,9 @@ from fastckpt.seals.beside import advice_for_another, advice_for_stale, seal_bes
 from fastckpt.seals.digests import digests_of
 from fastckpt.seals.healing import advice_for_damaged_seal, would_heal
 from fastckpt.seals.signed import signed_digest
-from fastckpt.seals.standing import WRITTEN_ANEW, Standing, standing_of
+from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.stored.written_anew import why_written_anew
 from fastckpt.text import quoted
-from fastckpt.verdicts import Verdict
 
 _UNUSABLE: Final = (DamagedError, NotACheckpointError, UnsupportedVersionError)
 
@@ -78,8 +78,9 @@ class SealOf:
         """Add what the seal says to a report that was made without it."""
         if self.state is None:
             return
-        if self.standing is not None and self.differs and report.verdict is Verdict.INTACT:
-            self.standing = self.standing.of_another(WRITTEN_ANEW)
+        if self.standing is not None and self.differs:
+            why = why_written_anew(report, self.standing, source, threads=self._threads)
+            self.standing = self.standing.of_another(why) if why else self.standing
         report.seal = self.state
         found = self.findings(source.path)
         if self.proves_all and report.ok:

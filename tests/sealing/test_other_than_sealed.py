@@ -85,6 +85,32 @@ def test_a_checkpoint_saved_anew_is_not_made_the_old_one(
     assert path.read_bytes() == new
 
 
+@pytest.mark.parametrize("where", [3_000_000, 5000, -6000, -60], ids=["payload", "manifest", "its copy", "footer"])
+def test_a_checkpoint_saved_anew_and_damaged_then_is_not_made_the_old_one(tmp_path: Path, where: int) -> None:
+    path, weight = tmp_path / "m.fckpt", torch.randn(1000, 1000)
+    fastckpt.save({"w": weight, "step": 1}, path, parity="10%", durable=False)
+    old = path.read_bytes()
+    weight[500] = 2
+    fastckpt.save({"w": weight, "step": 2}, path, durable=False)
+    flip(path, where)
+    new = path.read_bytes()
+    assert check(path).state == "stale"
+    report = fastckpt.verify(path)
+    assert (report.seal, report.verdict) == ("stale", None)
+    assert report.next_step is not None
+    assert not report.next_step.startswith("fastckpt repair")
+    for keep in (True, False):
+        with pytest.raises(MismatchError, match="prove bytes that were not sealed"):
+            fastckpt.repair(path, keep=keep)
+    assert path.read_bytes() == new
+    back = fastckpt.salvage(path, tmp_path / "back.fckpt", include=["partial"], durable=False)
+    assert not back.healed
+    rows = fastckpt.load(tmp_path / "back.fckpt")["w"]
+    assert bool(((rows == weight) | rows.isnan()).all())
+    assert fastckpt.repair(path, tmp_path / "old", durable=False).state == "healed"
+    assert (tmp_path / "old").read_bytes() == old
+
+
 def test_damage_in_the_seal_alone(sealed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flip(sums_path(sealed), place(sealed, "P") + 5)
     assert fastckpt.verify(sums_path(sealed)).next_step == f"fastckpt repair {sealed}"
