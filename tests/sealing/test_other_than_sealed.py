@@ -103,10 +103,7 @@ def test_a_checkpoint_saved_anew_and_damaged_then_is_not_made_the_old_one(tmp_pa
         with pytest.raises(MismatchError, match="prove bytes that were not sealed"):
             fastckpt.repair(path, keep=keep)
     assert path.read_bytes() == new
-    back = fastckpt.salvage(path, tmp_path / "back.fckpt", include=["partial"], durable=False)
-    assert not back.healed
-    rows = fastckpt.load(tmp_path / "back.fckpt")["w"]
-    assert bool(((rows == weight) | rows.isnan()).all())
+    assert not fastckpt.salvage(path).healed
     assert fastckpt.repair(path, tmp_path / "old", durable=False).state == "healed"
     assert (tmp_path / "old").read_bytes() == old
 
