@@ -11,7 +11,7 @@ from fastckpt.errors import DamagedError
 from fastckpt.io.commit import write_all
 from fastckpt.io.how import How
 from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.io.source import Source
+from fastckpt.io.source import Identity, Source, identity_of
 from fastckpt.layout.blocks import Extent
 from fastckpt.seals.healing import heal_leaves
 from fastckpt.seals.remains import SumsRemains
@@ -28,7 +28,7 @@ def heal_in_place(source: Source, remains: SumsRemains, standing: Standing, how:
 
     Raises:
         CheckpointIOError, OutOfSpaceError: A leaf cannot be read or written; those before it are healed.
-        DamagedError: What was written is not what is there now.
+        DamagedError: Something else writes to it, or what was written is not what is there now.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C; leaves that were written are healed.
     """
     sums, path = remains.sums, source.path
@@ -38,11 +38,15 @@ def heal_in_place(source: Source, remains: SumsRemains, standing: Standing, how:
         fd = os.open(f"/proc/self/fd/{source.fd}", os.O_RDWR | os.O_CLOEXEC)
     try:
         written: list[Extent] = []
+        left = source.identity
         for healed in heal_leaves(source, remains, list(unhealed), threads=how.threads):
+            _require_left(fd, left, path)
             extent = sums.leaf_extent(healed.leaf)
             write_all(fd, extent.offset, healed.data, path=path)
+            left = _identity(fd, path)
             written.append(extent)
             del unhealed[healed.leaf]
+        _require_left(fd, left, path)
         with typed_os_errors(path, doing="complete the file"):
             if os.fstat(fd).st_size > sums.size:
                 os.ftruncate(fd, sums.size)
@@ -61,3 +65,18 @@ def heal_in_place(source: Source, remains: SumsRemains, standing: Standing, how:
             next_step="repair it when nobody writes to it; look at the disk: dmesg",
         )
     return list(unhealed)
+
+
+def _identity(fd: int, path: str) -> Identity:
+    with typed_os_errors(path, doing="look at the file"):
+        return identity_of(os.fstat(fd))
+
+
+def _require_left(fd: int, left: Identity, path: str) -> None:
+    """Raise DamagedError unless the file is as it was left: what was lost in it may be something else by now."""
+    if _identity(fd, path) != left:
+        raise DamagedError(
+            "something else writes to the file while it is repaired; nothing more is written",
+            path=path,
+            next_step="repair it when nobody writes to it",
+        )

@@ -6,7 +6,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from fastckpt.io import commit
 from fastckpt.sealing import repair as repairing
 from fastckpt.seals import healed_copy, healing_in_place
 from fastckpt.seals.healed_copy import HealedCopy
+from fastckpt.seals.healing import Healed
 from fastckpt.seals.names import sums_path
 
 LEAF = LEAF_SIZE
@@ -523,6 +524,28 @@ def test_what_a_disk_makes_of_what_is_healed_where_it_is(path: Path, monkeypatch
     monkeypatch.setattr(healing_in_place, "write_all", lambda fd, offset, data, **_: os.pwrite(fd, b"rot", offset))
     with pytest.raises(DamagedError, match="not what is there now"):
         fastckpt.repair(path, keep=False)
+
+
+@pytest.mark.parametrize("healed", [0, 1])
+def test_a_file_that_is_written_anew_while_it_is_healed_where_it_is(
+    path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch, healed: int
+) -> None:
+    change(path, flip(5, 5 * LEAF, 9 * LEAF))
+    new = random.Random(3).randbytes(len(good))
+    heal = healing_in_place.heal_leaves
+
+    def heal_late(*arguments: Any, **options: Any) -> Iterator[Healed]:
+        for number, leaf in enumerate(heal(*arguments, **options)):
+            if number == healed:
+                time.sleep(0.02)  # A file system may count time in steps of 10 ms.
+                with path.open("r+b") as file:
+                    file.write(new)
+            yield leaf
+
+    monkeypatch.setattr(healing_in_place, "heal_leaves", heal_late)
+    with pytest.raises(DamagedError, match="something else writes to the file"):
+        fastckpt.repair(path, keep=False)
+    assert path.read_bytes() == new
 
 
 def test_a_fckpt_that_was_written_anew_is_not_healed(tmp_path: Path) -> None:
