@@ -71,7 +71,7 @@ def healed_view(source: Source, destination: str | None, stack: ExitStack, *, th
         return view  # Whoever looks at the file says what is wrong with it and its seal.
     for directory in _directories(source, destination):
         try:
-            _heal(view, remains, plan.standing, directory, stack, threads)
+            _heal(view, remains, plan.standing, directory, stack, threads, read=destination is not None)
         except FastckptError as error:
             view.notes = [f"the parity in its seal was not used: {error.message}"]
         else:
@@ -90,7 +90,14 @@ def _directories(source: Source, destination: str | None) -> Iterator[str]:
 
 
 def _heal(
-    view: HealedView, remains: SumsRemains, standing: Standing, directory: str, stack: ExitStack, threads: int
+    view: HealedView,
+    remains: SumsRemains,
+    standing: Standing,
+    directory: str,
+    stack: ExitStack,
+    threads: int,
+    *,
+    read: bool,
 ) -> None:
     sums, source = remains.sums, view.source
     with typed_os_errors(directory, doing="look for room in"):
@@ -102,7 +109,8 @@ def _heal(
     ):
         copy = HealedCopy(there.fileno(), source.path, remains, standing)
         copy.write(source, threads=threads)
-        copy.require_proven(threads=threads)
+        # Of what is only reported, what the disk would make of the copy does not matter.
+        copy.require_proven(threads=threads, read=read)
         # Of a file that was cut, nothing stands behind what it has and what came back.
         there.truncate(_end_of(copy.unhealed, source.size, standing))
         view.source = stack.enter_context(StandIn(source, os.dup(there.fileno())))

@@ -23,7 +23,7 @@ from fastckpt.io import commit
 from fastckpt.sealing import repair as repairing
 from fastckpt.seals import healed_copy, healing_in_place
 from fastckpt.seals.healed_copy import HealedCopy
-from fastckpt.seals.healing import Healed
+from fastckpt.seals.healing import Healed, heal_leaves
 from fastckpt.seals.names import sums_path
 
 LEAF = LEAF_SIZE
@@ -532,10 +532,9 @@ def test_a_file_that_is_written_anew_while_it_is_healed_where_it_is(
 ) -> None:
     change(path, flip(5, 5 * LEAF, 9 * LEAF))
     new = random.Random(3).randbytes(len(good))
-    heal = healing_in_place.heal_leaves
 
     def heal_late(*arguments: Any, **options: Any) -> Iterator[Healed]:
-        for number, leaf in enumerate(heal(*arguments, **options)):
+        for number, leaf in enumerate(heal_leaves(*arguments, **options)):
             if number == healed:
                 time.sleep(0.02)  # A file system may count time in steps of 10 ms.
                 with path.open("r+b") as file:
