@@ -156,11 +156,11 @@ void SpanMover::MovePieces(size_t begin, size_t end) {
     const size_t zeros = to_memory ? 0 : Padding(stop);
     size_t tallied = start;
     for (size_t at = start; at < stop && !transfer_->cancelled(); at += kPiece) {
-      const size_t end = std::min(at + kPiece, stop);
-      std::memcpy(to + (at - start), source + at, end - at);
-      Digest(to + (at - start), at, end - at);
-      if (end == stop) std::memset(to + (end - start), 0, zeros);
-      const size_t reached = end == stop ? end + zeros : TallyEnd(end);
+      const size_t piece_end = std::min(at + kPiece, stop);
+      std::memcpy(to + (at - start), source + at, piece_end - at);
+      Digest(to + (at - start), at, piece_end - at);
+      if (piece_end == stop) std::memset(to + (piece_end - start), 0, zeros);
+      const size_t reached = piece_end == stop ? piece_end + zeros : TallyEnd(piece_end);
       if (request_.tally == nullptr || reached <= tallied) continue;
       Tally(to + (tallied - start), tallied, reached);
       tallied = reached;
