@@ -93,10 +93,12 @@ void PlanesReader::Read(const Run& run, SpanReader* reader, AlignedBuffer* store
     uint8_t* const to =
         chunk.raw == 0 ? raw->data() : reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(chunk.raw));
     uint64_t* const leaves = request_.verify ? request_.leaves + leaf : nullptr;
-    if (at + chunk.stored_size <= observer.reached() && Decode(chunk, landing + at, to, leaves))
+    // A chunk that is not good is read once more by others, and counts then.
+    if (at + chunk.stored_size <= observer.reached() && Decode(chunk, landing + at, to, leaves)) {
       request_.good[i] = 1;
+      AddProgress(chunk.raw_size);
+    }
     leaf += static_cast<size_t>(LeafCount(chunk.raw_size));
-    AddProgress(chunk.raw_size);
   }
 }
 

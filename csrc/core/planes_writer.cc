@@ -197,26 +197,19 @@ bool PlanesWriter::WaitUntilWritten(size_t count, std::chrono::milliseconds time
   return done_.wait_for(lock, timeout, [&] { return stopped() || written_ > last; });
 }
 
-size_t PlanesWriter::LeavesOf(size_t count) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  size_t leaves = 0;
-  for (size_t i = 0; i < std::min(count, chunks_.size()); ++i)
-    leaves += static_cast<size_t>(LeafCount(chunks_[i].raw.size));
-  return leaves;
-}
-
-Status PlanesWriter::Take(size_t count, WrittenChunk* chunks, uint64_t* leaves) {
+Status PlanesWriter::Take(size_t count, std::vector<WrittenChunk>* chunks,
+                          std::vector<uint64_t>* leaves) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (!status_.ok()) return status_;
   if (count > chunks_.size() || (count != 0 && (in_place_ < taken_ + count ||
                                                 written_ <= chunks_[count - 1].last_segment)))
     return Status::InvalidArgument("so many chunks are not written");
-  for (size_t i = 0; i < count; ++i, ++taken_) {
-    const Chunk& chunk = chunks_.front();
-    chunks[i] = chunk.written;
-    leaves = std::copy_n(chunk.leaves, LeafCount(chunk.raw.size), leaves);
-    chunks_.pop_front();
+  for (size_t i = 0; i < count; ++i) {
+    const Chunk& chunk = chunks_[i];
+    chunks->push_back(chunk.written);
+    leaves->insert(leaves->end(), chunk.leaves, chunk.leaves + LeafCount(chunk.raw.size));
   }
+  for (size_t i = 0; i < count; ++i, ++taken_) chunks_.pop_front();
   return Status::Ok();
 }
 

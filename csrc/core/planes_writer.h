@@ -16,6 +16,7 @@
 #include <cstdint>
 #include <deque>
 #include <mutex>
+#include <vector>
 
 #include "buffer.h"
 #include "constants.h"
@@ -81,11 +82,10 @@ class PlanesWriter : public Job {
   // what comes next begins with bytes left out.
   bool WaitUntilWritten(size_t count, std::chrono::milliseconds timeout);
 
-  // What became of the `count` oldest chunks, which are written; they are forgotten then. A chunk
-  // has LeafCount(size) leaves, one behind the other. The status is that of the first write that
-  // failed.
-  Status Take(size_t count, WrittenChunk* chunks, uint64_t* leaves);
-  size_t LeavesOf(size_t count);
+  // Adds what became of the `count` oldest chunks, which are written; they are forgotten then. A
+  // chunk has LeafCount(size) leaves, one behind the other. The status is that of the first write
+  // that failed. Throws std::bad_alloc.
+  Status Take(size_t count, std::vector<WrittenChunk>* chunks, std::vector<uint64_t>* leaves);
 
   // Stops the threads: they return from Work() within one piece of I/O.
   void Close();

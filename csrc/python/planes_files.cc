@@ -175,9 +175,9 @@ PyObject* Take(PyObject* self, PyObject* arguments) {
                  [=] { return writing->writer->WaitUntilWritten(count, kPollInterval); }))
     return nullptr;
   try {
-    std::vector<WrittenChunk> chunks(count);
-    std::vector<uint64_t> leaves(writing->writer->LeavesOf(count));
-    const Status status = writing->writer->Take(count, chunks.data(), leaves.data());
+    std::vector<WrittenChunk> chunks;
+    std::vector<uint64_t> leaves;
+    const Status status = writing->writer->Take(count, &chunks, &leaves);
     if (!status.ok()) return Raise(status);
     return Py_BuildValue("(NN)", Bytes(chunks.data(), chunks.size() * sizeof(WrittenChunk)),
                          Bytes(leaves.data(), leaves.size() * sizeof(uint64_t)));

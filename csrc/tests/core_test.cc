@@ -379,10 +379,9 @@ void TestPlanesFiles(int threads, bool direct, bool from_file) {
   uint64_t end = kAlignment;
   for (size_t record = 0; record < kRecords; ++record) {
     wait([&](auto time) { return writer.WaitUntilWritten(3, time); });
-    WrittenChunk written[3];
-    std::vector<uint64_t> leaves(writer.LeavesOf(3));
-    CHECK(writer.Take(3, written, leaves.data()).ok());
-    want.insert(want.end(), leaves.begin(), leaves.end());
+    std::vector<WrittenChunk> written;
+    CHECK(writer.Take(3, &written, &want).ok());
+    CHECK(written.size() == 3);
     for (size_t i = 0; i < 3; ++i) {
       const size_t at = (record * 3 + i) * kChunkSize;
       if (i == 0) end = AlignDown(end + kAlignment - 1, kAlignment) + 2 * kAlignment;
@@ -398,7 +397,8 @@ void TestPlanesFiles(int threads, bool direct, bool from_file) {
         std::memcpy(back.data() + at, data.data() + at, kSizes[i]);
     }
   }
-  CHECK(!writer.Take(1, nullptr, nullptr).ok());
+  std::vector<WrittenChunk> none;
+  CHECK(!writer.Take(1, &none, &want).ok() && !writer.Take(SIZE_MAX / 2, &none, &want).ok());
   writer.Close();
   workers.Join();
   fsync(sink.fd());
@@ -466,9 +466,9 @@ void TestPlanesWriterFails() {
   writer.Append(-1, &chunk, kinds.data(), 1);
   while (!writer.WaitUntilWritten(1, std::chrono::milliseconds(20))) {
   }
-  WrittenChunk written;
-  uint64_t leaves[PlanesWriter::kLeaves];
-  const Status status = writer.Take(1, &written, leaves);
+  std::vector<WrittenChunk> written;
+  std::vector<uint64_t> leaves;
+  const Status status = writer.Take(1, &written, &leaves);
   CHECK(status.code() == Status::Code::kIoError && status.error() == ENOSPC);
   workers.Join();
   close(full);

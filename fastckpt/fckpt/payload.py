@@ -230,7 +230,7 @@ def _read_encoded(
     rest = [piece for piece in pieces if source.far or not _is_for_the_core(piece, reading)]
     bad, failed = _read_planes(source, planes, reading, progress) if planes else ([], [])
     rest += failed
-    done = sum(piece.end - piece.start for piece in planes)
+    done = _raw_bytes(pieces) - _raw_bytes(rest)
     with source.ahead([p.target.record.chunk_extent(p.chunk) for p in rest], threads=reading.threads):
         results = map_in_order(
             lambda piece: read_piece(source, piece, reading), rest, threads=reading.threads, stop=source.abandon_reads
@@ -241,6 +241,10 @@ def _read_encoded(
             if progress is not None:
                 progress(done)
     return bad
+
+
+def _raw_bytes(pieces: Sequence[EncodedPiece]) -> int:
+    return sum(piece.end - piece.start for piece in pieces)
 
 
 def _is_for_the_core(piece: EncodedPiece, reading: Reading) -> bool:

@@ -84,6 +84,29 @@ def test_progress_ascends_to_the_end(tmp_path: Path) -> None:
     assert done[-1] == read[-1] > 10 * CHUNK_SIZE
 
 
+def test_progress_of_what_is_bad(tmp_path: Path) -> None:
+    """What the native core could not bring is read again, and counts once."""
+    kept = state()
+    fastckpt.save({"w": kept["bf16"]}, tmp_path / "s", codec="planes")
+    with CheckpointFile(tmp_path / "s") as file:
+        extent = file.records[0].chunk_extent(1)
+    with (tmp_path / "s").open("r+b") as changed:
+        changed.seek(extent.offset)
+        changed.write(b"\xa5")
+    done: list[int] = []
+    assert not fastckpt.verify(tmp_path / "s", progress=done.append).ok
+    assert done == sorted(done)
+    assert done[-1] == kept["bf16"].nbytes
+
+
+def test_more_than_there_is_taken(tmp_path: Path) -> None:
+    with (tmp_path / "s").open("wb") as sink:
+        writing = _core.PlanesWriter(sink.fileno(), -1, offset=0, threads=1, crcs=False)
+        with pytest.raises(ValueError, match="not written"):
+            writing.take(2**60)
+        writing.close()
+
+
 def content_of(path: Path, size: int) -> Content:
     source = os.open(path, os.O_RDONLY)
     return Content(encode_tree({}), encode_tree({}), (), [size], [0], source=source)
