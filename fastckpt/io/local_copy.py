@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-from fastckpt.errors import CheckpointNotFoundError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.remote_source import REQUESTS, RemoteSource
 from fastckpt.io.transfer import Move
@@ -23,13 +24,17 @@ def local_copy(place: RemotePath, beside: str) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="fastckpt-") as directory:
         path = os.path.join(directory, os.path.basename(place.key))
-        _copy(place, path)
-        with suppress(CheckpointNotFoundError):
-            _copy(place.beside(beside), path + beside)
+        copy_object(place, path)
+        try:
+            copy_object(place.beside(beside), path + beside)
+        except CheckpointIOError as error:  # Some stores say that of what is not there.
+            if not isinstance(error, CheckpointNotFoundError) and error.errno != errno.EACCES:
+                raise
         yield path
 
 
-def _copy(place: RemotePath, path: str) -> None:
+def copy_object(place: RemotePath, path: str) -> None:
+    """Copy an object into a new file."""
     with (
         RemoteSource(place, may_be_empty=True) as source,
         typed_os_errors(path, doing="copy a remote file"),

@@ -67,8 +67,12 @@ class RemoteSource(Source):
         self.unread_head = None
         self.unpacked = None
         self.remembered = {}
-        if not place.key or place.key.endswith("/"):
-            raise NotACheckpointError("this is a directory, not a checkpoint file", path=self.path)
+        if place.is_directory:
+            raise NotACheckpointError(
+                "this is a directory, not a checkpoint file",
+                path=self.path,
+                next_step="copy it to a local directory; load and load_into do that by themselves for one checkpoint",
+            )
         self.version, self._tail = place.store.tail(place.key, TAIL)
         self.size = self.version.size
         self._front = memoryview(b"")

@@ -16,8 +16,9 @@ from fastckpt.layout.prefixes import Named, find_renaming, with_names, without_p
 from fastckpt.layout.subtree import part_of
 from fastckpt.loading.destination import Destination, Plan
 from fastckpt.loading.filling import FileFiller, Filler
+from fastckpt.loading.local_set import local_set
 from fastckpt.loading.opening import opened
-from fastckpt.remote.path import Options, located
+from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.staging.device import device_of
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
@@ -127,6 +128,10 @@ def _source_of(
     path: Readables, here: Destination, keys: str | Iterable[str] | None, prefix: str | None, *, renamed: bool
 ) -> Iterator[Filler]:
     """What fills the destination: a file, or a directory with one checkpoint in it."""
+    if isinstance(path, RemotePath) and path.is_directory:
+        with local_set(path) as directory, _source_of(directory, here, keys, prefix, renamed=renamed) as source:
+            yield source
+        return
     if isinstance(path, str | os.PathLike) and is_directory_of_checkpoints(path):
         from fastckpt.loading.set_filler import set_filler
 

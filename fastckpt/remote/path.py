@@ -37,6 +37,11 @@ class RemotePath(os.PathLike[str]):
     def __repr__(self) -> str:
         return f"RemotePath({str(self)!r})"
 
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is named as one."""
+        return not self.key or self.key.endswith("/")
+
     def joined(self, name: str) -> RemotePath:
         """What has this name in the directory that this is."""
         return self.at(f"{self.key}{'/' if self.key and not self.key.endswith('/') else ''}{name}")

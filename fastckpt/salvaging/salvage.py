@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from typing import Final
+from typing import Any, Final
 
+from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import (
     CheckpointNotFoundError,
+    FastckptError,
     NotACheckpointError,
     UnsupportedStateError,
     for_file_object,
@@ -16,6 +18,7 @@ from fastckpt.errors import (
 from fastckpt.findings import UNSETTLED, Finding, Kind
 from fastckpt.io.file_object import Readables, is_path, name_of, require_path
 from fastckpt.io.how import How
+from fastckpt.io.local_copy import local_copy
 from fastckpt.io.open_source import open_source, source_of
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.source import Source
@@ -62,7 +65,8 @@ def salvage(
 
     Args:
         src: A ``.fckpt``, ``.pt`` or ``.safetensors`` file in any state. It is only read.
-            Or a binary file object or the URL of a file, see `fastckpt.load`: that is copied to a temporary file.
+            Or a binary file object: that is copied to a temporary file. Or the URL of a file, see `fastckpt.load`: it
+            is copied to a temporary directory, with its seal if there is one.
             Or a directory that one checkpoint of
             torch.distributed.checkpoint is in, or a set of shards: its tensors are put together.
         dst: The file to write: ``.fckpt``, ``.pt`` or ``.safetensors`` by suffix. None only reports.
@@ -91,7 +95,19 @@ def salvage(
         ['bias']
     """
     src = located(src, storage_options)
-    is_here = is_path(src) and not isinstance(src, RemotePath)
+    if isinstance(src, RemotePath):
+        return _salvage_copy(
+            src,
+            dst,
+            like=like,
+            include=include,
+            fill=fill,
+            backfill=backfill,
+            durable=durable,
+            threads=threads,
+            progress=progress,
+        )
+    is_here = is_path(src)
     path = name_of(src)
     destination = require_path(dst, "the destination") if dst is not None else None
     request = make_request(
@@ -170,6 +186,21 @@ def salvage(
         elif heals_all:
             report.notes.append(f"the parity in its seal heals the whole file: fastckpt repair {quoted(path)}")
         return report
+
+
+def _salvage_copy(place: RemotePath, dst: str | os.PathLike[str] | None, **how: Any) -> SalvageReport:
+    """`salvage` of a remote file."""
+    url = os.fspath(place)
+    with local_copy(place, SUMS_SUFFIX) as copy:
+        try:
+            report = salvage(copy, dst, **how)
+        except FastckptError as error:
+            error.path = url if error.path == copy else error.path
+            raise
+    report.path = url
+    report.next_step = report.next_step.replace(copy, url)
+    report.notes = ["what was looked at is a local copy of it", *(note.replace(copy, url) for note in report.notes)]
+    return report
 
 
 def _report(

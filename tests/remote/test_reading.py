@@ -253,6 +253,12 @@ def test_a_seal_beside_the_object_counts(bucket: Bucket, files: Path, tmp_path: 
     bucket.put(whole.name, bytes(damaged))
     with pytest.raises(DamagedError, match="not what was sealed"):
         fastckpt.load(url)
+    report = fastckpt.salvage(url, tmp_path / "rescued.safetensors")
+    assert [finding.offset for finding in report.healed] == [4_997_120 // 16384 * 16384]
+    assert (report.complete, report.path, report.size) == (True, url, len(data))
+    assert "local copy" in report.notes[0]
+    assert url in report.notes[-1]
+    assert_same(fastckpt.load(tmp_path / "rescued.safetensors"), fastckpt.load(whole))
     assert fastckpt.repair(url, out).healed == 1
     assert out.read_bytes() == data
     with pytest.raises(UsageError, match="give an output"):
@@ -295,10 +301,12 @@ def test_a_file_url_is_a_path(files: Path) -> None:
     assert_same(fastckpt.load(f"file://{files}/a.fckpt"), STATE)
 
 
-@pytest.mark.parametrize("url", ["s3://b/", "s3://b/dir/"])
-def test_a_directory_is_no_file(bucket: Bucket, url: str) -> None:
-    with pytest.raises(FastckptError, match="directory"):
-        fastckpt.load(url)
+@pytest.mark.parametrize("key", ["", "dir/"])
+def test_a_directory_is_no_file(bucket: Bucket, key: str) -> None:
+    for read in (fastckpt.load, fastckpt.verify, fastckpt.open, fastckpt.salvage):
+        with pytest.raises(FastckptError, match="this is a directory") as error:
+            read(bucket.url(key))
+        assert "local directory" in str(error.value)
 
 
 def test_hostile_lengths_take_no_memory(bucket: Bucket) -> None:
