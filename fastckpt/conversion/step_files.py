@@ -88,6 +88,8 @@ def convert_step_files(
     if not is_directory(target_directory):
         make_directory(target_directory)
     known = {each.path for each in files}
+    # Before anything is written: what is made here may lie beside its source.
+    others = [os.path.basename(path) for path in files_by_name(Listing(directory)) if path not in known]
     done: list[Conversion] = []
     failures: list[FastckptError] = []
     for each in chosen:
@@ -99,7 +101,6 @@ def convert_step_files(
         if len(chosen) > 1:
             failures[0].message += f" ({len(failures)} of {len(chosen)} files failed; the others are converted)"
         raise failures[0]
-    others = [os.path.basename(path) for path in files_by_name(Listing(directory)) if path not in known]
     if others and step is None:
         note = f"left out, since their names say no step: {some(others)}"
         done[0] = dataclasses.replace(done[0], notes=(*done[0].notes, note))

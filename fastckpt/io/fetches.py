@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from threading import Lock
@@ -192,6 +191,8 @@ class Ahead:
         number = self._of.get(Move(offset, 0, size))
         with self._lock:
             if self._closed:
+                from asyncio import CancelledError  # only here: it would slow down the start of every command
+
                 raise CancelledError("what it was read for has ended")
             if number is None or not self._left[number]:
                 return None

@@ -83,7 +83,8 @@ def match(entries: Sequence[Entry], destination: Sequence[Entry]) -> Match:
 def refuse(differences: Sequence[str], path: str) -> MismatchError:
     """The error that lists them all."""
     return MismatchError(
-        f"{len(differences)} differences, nothing was written:\n  " + "\n  ".join(sorted(differences)),
+        f"{len(differences)} difference{'s' * (len(differences) != 1)}, nothing was written:\n  "
+        + "\n  ".join(sorted(differences)),
         path=path,
         next_step=f"fastckpt inspect {quoted(path)}",
     )

@@ -148,7 +148,7 @@ def _no_steps(directory: str, command: str) -> FastckptError:
         return NotACheckpointError(
             "the directory holds no nanochat checkpoint: no file is named like model_000500.pt or model_000500.fckpt",
             path=directory,
-            next_step="name the directory that has the model_*.pt files, or convert other files one by one",
+            next_step="name the directory that has the model_*.pt files; of any other checkpoint, one file",
         )
     shown = some([os.path.relpath(tag, directory) for tag in tags], _SHOWN)
     return UsageError(

@@ -35,7 +35,10 @@ def open_fsspec(scheme: str, options: Mapping[str, Any]) -> Any:
         return fsspec.filesystem(scheme, **options)
     except (ImportError, ValueError, TypeError) as error:
         why = str(error) if isinstance(error, ImportError) or not options else type(error).__name__
-        raise UsageError(f"fsspec opens no {scheme}://{failures.said(why)}") from None
+        raise UsageError(
+            f"fsspec opens no {scheme}://{failures.said(why)}",
+            next_step="pip install huggingface_hub" if scheme == "hf" and isinstance(error, ImportError) else None,
+        ) from None
 
 
 class Call(Generic[T]):

@@ -6,15 +6,23 @@ A call of a network library that blocks hears no Ctrl-C. A coroutine can be canc
 from __future__ import annotations
 
 import asyncio
+import atexit
+import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from fastckpt.errors import UsageError
 
 T = TypeVar("T")
+
+_LONGEST_END: Final = 5.0
+"""Seconds that the end of the process waits for requests that were cancelled."""
+_LAST_REFERENCES: Final = 0.02
+"""Seconds for the threads of the library below: they let go of an answer's objects only after it was taken."""
 
 
 class Request(Generic[T]):
@@ -92,10 +100,32 @@ def _running_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None:
             _loop, _owner = asyncio.new_event_loop(), os.getpid()
-            threading.Thread(target=_loop.run_forever, name="fastckpt requests", daemon=True).start()
+            thread = threading.Thread(target=_loop.run_forever, name="fastckpt requests", daemon=True)
+            thread.start()
+            atexit.register(_end, _loop, thread)
         elif _owner != os.getpid():
             raise UsageError(
                 "remote files were used before this process was forked, and connections do not survive that",
                 next_step='multiprocessing.set_start_method("spawn"), also for the workers of a DataLoader',
             )
         return _loop
+
+
+def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    """Cancel what is under way and end the thread, before the interpreter goes.
+
+    A thread that is in a library's native code when the interpreter takes its leave aborts the process.
+    """
+    if _owner == os.getpid():  # of a fork the thread is not here
+        loop.call_soon_threadsafe(lambda: loop.create_task(_cancel_all(loop)))
+        thread.join(_LONGEST_END)
+        time.sleep(_LAST_REFERENCES)
+
+
+async def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.gather(*others, return_exceptions=True)
+    loop.stop()

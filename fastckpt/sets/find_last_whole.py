@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Sequence
 
-from fastckpt.errors import CheckpointIOError
+from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.io.os_errors import exists
 from fastckpt.io.transfer import thread_count
+from fastckpt.remote.url import is_url
 from fastckpt.sets.judge import judge
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise_steps
@@ -33,12 +34,19 @@ def find_last_whole(directory: str | os.PathLike[str], *, threads: int | None = 
         The path of the directory or file to resume from; None if none is whole, or there is no such directory yet.
 
     Raises:
+        UsageError: It is a URL.
         CheckpointIOError: The directory, or a file of a checkpoint that may be the newest whole one, cannot be read.
 
     Example:
         >>> fastckpt.find_last_whole("checkpoints")
         'checkpoints/step_20.fckpt'
     """
+    if is_url(directory):  # None would begin the run anew
+        raise UsageError(
+            "the steps in an object store are not looked for here",
+            path=os.fspath(directory),
+            next_step="CheckpointDirectory(url).latest(), for the steps that it has saved",
+        )
     if not exists(directory):
         return None
     path = os.fspath(directory)

@@ -39,6 +39,10 @@ def test_one_step_and_a_second_run(run: Path) -> None:
         fastckpt.convert(run, step=12)
 
 
+def test_what_is_made_beside_its_source_is_not_called_left_out(run: Path) -> None:
+    assert fastckpt.convert(run)[0].notes == ("left out, since their names say no step: vocab_50257.pt",)
+
+
 def test_another_format(run: Path) -> None:
     fastckpt.convert(run, step=10)
     done = fastckpt.convert(run, run / "weights", to="safetensors")

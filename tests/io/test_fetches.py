@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import zlib
 from array import array
 from typing import Any
@@ -132,3 +134,8 @@ def test_extents_for_several_threads_come_with_few_requests() -> None:
     assert ahead.read(*extents[0]) is None, "read as often as it was named"
     assert len(server.asked) == 1
     ahead.close()
+
+
+def test_what_reads_local_files_starts_without_asyncio() -> None:
+    code = "import sys, fastckpt.conversion.convert; sys.exit('asyncio' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

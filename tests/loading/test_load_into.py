@@ -289,3 +289,9 @@ def test_a_prefix_without_which_two_names_are_one(tmp_path: Path) -> None:
     fastckpt.save({"module.w": torch.ones(2), "w": torch.ones(2)}, tmp_path / "s.fckpt")
     with pytest.raises(UsageError, match="two tensors or values would be called 'w'"):
         fastckpt.load_into({"w": torch.zeros(2)}, tmp_path / "s.fckpt", strip_prefix="module.")
+
+
+def test_one_difference_is_not_called_differences(tmp_path: Path) -> None:
+    fastckpt.save({"w": torch.ones(3)}, tmp_path / "a.fckpt")
+    with pytest.raises(MismatchError, match="1 difference, nothing was written"):
+        fastckpt.load_into({"w": torch.ones(4)}, tmp_path / "a.fckpt")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -91,8 +93,6 @@ def test_a_range_of_another_version_is_refused() -> None:
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     for package, url in (("obstore", "s3://bucket/x"), ("fsspec", "hf://org/repo/x")):
         monkeypatch.setitem(sys.modules, package, None)
         monkeypatch.delitem(sys.modules, f"fastckpt.remote.{package}_store", raising=False)
@@ -104,3 +104,28 @@ def test_a_file_system_that_fsspec_lacks_is_named() -> None:
     options: dict[str, Any] = {}
     with pytest.raises(UsageError, match="fsspec opens no nosuch://"):
         located("nosuch://a/b", options)
+
+
+def test_a_package_that_a_file_system_needs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacks(scheme: str) -> None:
+        raise ImportError("Install huggingface_hub to access HfFileSystem")
+
+    monkeypatch.setattr(fsspec, "filesystem", lacks)
+    with pytest.raises(UsageError, match="pip install huggingface_hub"):
+        located("hf://org/repo/x")
+
+
+def test_a_process_ends_with_requests_under_way() -> None:
+    code = """
+import asyncio
+from fastckpt.remote.waiting import Request
+async def cut_short():
+    try:
+        await asyncio.sleep(60)
+    finally:
+        print("cancelled")
+Request(cut_short)
+Request(lambda: asyncio.sleep(0)).result()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "cancelled\n", "")
