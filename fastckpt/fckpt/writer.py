@@ -323,6 +323,7 @@ def write_checkpoint(
     threads: int,
     progress: Progress | None = None,
     check_crcs: CheckCrcs | None = None,
+    mode: int = 0o666,
     tally: Tally | None = None,
 ) -> None:
     """Write ``content`` to ``path``, all of it or nothing.
@@ -336,6 +337,7 @@ def write_checkpoint(
         progress: Called with the raw bytes done so far.
         check_crcs: Called before the commit with the CRC-32 of every storage,
             computed from the very bytes that were written.
+        mode: See `Commit`.
         tally: Told of all that is written, if nothing is encoded.
 
     Raises:
@@ -352,7 +354,7 @@ def write_checkpoint(
     if isinstance(path, RemotePath):
         sink = Upload(path, most=raw_size)
     else:
-        sink = Commit(path, durable=durable, reserve=reserve, tally=tally)
+        sink = Commit(path, durable=durable, reserve=reserve, mode=mode, tally=tally)
     with sink:
         if encoder is None and isinstance(sink, Commit):
             sink.preallocate(raw_size)

@@ -54,6 +54,7 @@ class Commit:
         path: The target. A symbolic link is followed: the file it names is replaced.
         durable: fsync before and after the rename, so that a power cut loses nothing.
         reserve: Bytes that will be needed; checked against the free space first.
+        mode: Who may read and write it, less the umask, where it replaces no file: that has its own.
         tally: Is told of all that is written. What is written through ``fd`` itself must be added to it.
 
     Attributes:
@@ -74,6 +75,7 @@ class Commit:
         *,
         durable: bool = True,
         reserve: int | None = None,
+        mode: int = 0o666,
         tally: Tally | None = None,
     ) -> None:
         self.path = file_path(path)
@@ -81,6 +83,7 @@ class Commit:
         self.fd = -1
         self._durable = durable
         self._reserve = reserve
+        self._mode = mode
         self._direct_fd: int | None = None
         self._directory_fd = -1
         self._target_name = ""
@@ -212,7 +215,7 @@ class Commit:
         if self._reserve is not None:
             check_space(self._directory_fd, self._reserve, self.path)
         self.fd, self._temp_name = create_temp(
-            self._directory_fd, self._target_name, private=self._replaced is not None
+            self._directory_fd, self._target_name, private=self._replaced is not None, mode=self._mode
         )
 
     def _check_target(self) -> os.stat_result | None:

@@ -28,14 +28,14 @@ _NO_LOCKS: Final = {errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK}
 """What flock says where the file system has no locks. Nothing is ever swept there."""
 
 
-def create_temp(directory_fd: int, target_name: str, *, private: bool) -> tuple[int, str]:
+def create_temp(directory_fd: int, target_name: str, *, private: bool, mode: int = 0o666) -> tuple[int, str]:
     """Create and lock a temp file for ``target_name``.
 
     Args:
         directory_fd: The open directory that holds the target.
         target_name: The target's file name, without directories.
-        private: Mode 0600 until `keep_ownership` says otherwise; else 0666
-            less the umask (and the directory's default ACL), which the system applies.
+        private: Mode 0600 until `keep_ownership` says otherwise.
+        mode: The mode else, less the umask (and the directory's default ACL), which the system applies.
 
     Returns:
         The open file descriptor (read and write), and the temp file's name.
@@ -49,7 +49,7 @@ def create_temp(directory_fd: int, target_name: str, *, private: bool) -> tuple[
         name = prefix + os.urandom(_RANDOM_DIGITS // 2).hex() + SUFFIX
         fd = -1
         try:
-            fd = os.open(name, flags, 0o600 if private else 0o666, dir_fd=directory_fd)
+            fd = os.open(name, flags, 0o600 if private else mode, dir_fd=directory_fd)
             _lock(fd)
             # A sweep may have come between creating and locking it.
             if _names(directory_fd, name, fd):

@@ -198,8 +198,10 @@ def _heal(
     target = file_path(output) if output is not None else source.path
     sums = remains.sums
     kept = ""
+    # Who may not read the damaged file may not read another one that is made of it.
+    mode = os.fstat(source.fd).st_mode & 0o666 | 0o600
     try:
-        with Commit(target, durable=how.durable, reserve=sums.size) as sink:
+        with Commit(target, durable=how.durable, reserve=sums.size, mode=mode) as sink:
             copy = HealedCopy(sink.fd, target, remains, standing, direct_fd=sink.direct_fd)
             copy.write(source, threads=how.threads, progress=_from(source.size, progress))
             _leave(report, standing, copy.unhealed)

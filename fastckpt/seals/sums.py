@@ -27,6 +27,7 @@ from fastckpt.fckpt.content import Content
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.io.how import How
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.transfer import MEMORY
 from fastckpt.layout.blocks import Extent, align
 from fastckpt.layout.entries import Entry, contiguous_stride
@@ -100,6 +101,8 @@ class Sums:
 def write_sums(sums: Sums, path: str, how: How, *, encoded: Encoded | None = None) -> None:
     """Write a sums file, all of it or nothing; ``encoded`` is the parity that ``sums`` speaks of.
 
+    Parity tells what is in the file, all of it where that is small: who may not read the one may not read the other.
+
     Raises:
         OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
     """
@@ -129,7 +132,9 @@ def write_sums(sums: Sums, path: str, how: How, *, encoded: Encoded | None = Non
         origins=[tensors[name][1] for name in shapes],
         sources=[tensors[name][0] for name in shapes],
     )
-    write_checkpoint(content, path, codec="none", durable=how.durable, threads=how.threads)
+    with typed_os_errors(path, doing="look who may read the file that is sealed"):
+        mode = os.stat(path.removesuffix(SUMS_SUFFIX)).st_mode & 0o666 | 0o600
+    write_checkpoint(content, path, codec="none", durable=how.durable, threads=how.threads, mode=mode)
 
 
 def read_sums(path: str | os.PathLike[str], *, threads: int) -> Sums:

@@ -487,6 +487,21 @@ def test_healed_where_it_is(path: Path, good: bytes, how: Change, durable: bool)
     assert fastckpt.verify(path).ok
 
 
+def test_who_may_not_read_a_file_reads_it_nowhere_else(tmp_path: Path) -> None:
+    """The parity of a small file has all that is in it."""
+    path, other = tmp_path / "secret", tmp_path / "other"
+    path.write_bytes(bytes(9000))
+    path.chmod(0o600)
+    fastckpt.seal(path, parity="3%", durable=False)
+    assert Path(sums_path(path)).stat().st_mode & 0o777 == 0o600
+    path.write_bytes(bytes(9001))
+    assert fastckpt.repair(path, other, durable=False).state == "healed"
+    assert other.stat().st_mode & 0o777 == 0o600
+    other.chmod(0o400)
+    fastckpt.seal(other, durable=False)
+    assert Path(sums_path(other)).stat().st_mode & 0o777 == 0o600  # It can be written anew.
+
+
 @pytest.mark.parametrize("size", [SIZE, 3 * LEAF + 7, 2 * LEAF])
 @pytest.mark.parametrize("cut", [False, True])
 def test_healing_where_it_is_goes_on_after_it_was_ended(
