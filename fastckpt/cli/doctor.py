@@ -23,6 +23,7 @@ from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Output, Styled
 from fastckpt.cli.set_text import other_sets, show_sets
 from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.io.os_errors import file_path
 from fastckpt.nanochat.meta import MAX_META_SIZE
 from fastckpt.nanochat.names import parse_name
 from fastckpt.text import count_text, size_text, some
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from fastckpt.doctor.examination import Question, examine
     from fastckpt.nanochat.choosing import base_directory
 
-    path = (args.path.rstrip("/") or "/") if args.path else base_directory()
+    path = (file_path(args.path).rstrip("/") or "/") if args.path else base_directory()
     sets = other_sets(path)
     if sets:
         return show_sets(path, sets, args.threads, out)

@@ -18,6 +18,7 @@ from typing import IO, Any, Final, NamedTuple, TypedDict, TypeVar
 from fastckpt.cli.write_json import write_json
 from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.findings import FindingFacts
+from fastckpt.remote.url import hide_secrets
 from fastckpt.stored.plain import plain
 
 T = TypeVar("T")
@@ -84,6 +85,9 @@ class Output:
 
     def error(self, error: FastckptError, *, kind: str | None = None) -> None:
         """The error that ended the command: on stderr, and as JSON if that is wanted."""
+        for name, value in vars(error).items():
+            if isinstance(value, str):  # What was typed is repeated, and may be a URL.
+                setattr(error, name, hide_secrets(value))
         document: ErrorDocument = {"error": error_facts(error, kind=kind)}
         self.document(document)
         self.note(f"error: {error}", "bad")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias, TypeGuard
 
 from fastckpt.errors import FILE_OBJECT, NotACheckpointError, UsageError
-from fastckpt.io.os_errors import file_path, typed_os_errors
+from fastckpt.io.os_errors import file_path, path_text, typed_os_errors
 
 _PIECE: Final = 8 * 2**20
 
@@ -45,7 +45,7 @@ def name_of(file: str | os.PathLike[str] | Readable) -> str:
         TypeError: It is neither.
     """
     if is_path(file) or not callable(getattr(file, "read", None)):
-        return file_path(file)  # type: ignore[arg-type]  # Its TypeError says what a path can be.
+        return path_text(file)  # type: ignore[arg-type]  # Its TypeError says what a path can be.
     return FILE_OBJECT
 
 

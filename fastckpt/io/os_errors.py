@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, OutOfSpaceError, UsageError
+from fastckpt.remote.url import refuse_url
 
 _OUT_OF_SPACE: Final[dict[int, tuple[str, str]]] = {
     errno.ENOSPC: ("the file system is full", "free some space there, or save to another file system"),
@@ -41,8 +42,8 @@ _NEXT_STEP: Final[dict[int, str]] = {
 }
 
 
-def file_path(path: str | os.PathLike[str]) -> str:
-    """A path as text.
+def path_text(path: str | os.PathLike[str]) -> str:
+    """A path or URL as text.
 
     Raises:
         UsageError: It has a NUL character in it. The system knows no such name, and Python raises a bare ValueError.
@@ -50,6 +51,17 @@ def file_path(path: str | os.PathLike[str]) -> str:
     text = os.fsdecode(path)
     if "\0" in text:
         raise UsageError("a path cannot have a NUL character in it", path=text)
+    return text
+
+
+def file_path(path: str | os.PathLike[str]) -> str:
+    """The path of something here as text.
+
+    Raises:
+        UsageError: It has a NUL character in it, or is a URL.
+    """
+    text = path_text(path)
+    refuse_url(text)
     return text
 
 
@@ -61,7 +73,7 @@ def exists(path: str | os.PathLike[str]) -> bool:
             would be written over.
     """
     try:
-        os.lstat(file_path(path))
+        os.lstat(path_text(path))
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
@@ -84,7 +96,7 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
         CheckpointIOError: The system does not say.
     """
     try:
-        return stat.S_ISDIR(os.stat(file_path(path)).st_mode)
+        return stat.S_ISDIR(os.stat(path_text(path)).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:

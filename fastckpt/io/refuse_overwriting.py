@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable
 
 from fastckpt.errors import MismatchError, UsageError
-from fastckpt.io.os_errors import file_path, translate_os_error
+from fastckpt.io.os_errors import path_text, translate_os_error
 
 
 def refuse_overwriting(
@@ -52,7 +52,7 @@ def holds_something_else(
 def _status(file: str | os.PathLike[str] | int) -> os.stat_result | None:
     """None if there is no such file, or a symbolic link that leads nowhere."""
     try:
-        return os.stat(file if isinstance(file, int) else file_path(file))
+        return os.stat(file if isinstance(file, int) else path_text(file))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

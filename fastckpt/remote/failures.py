@@ -7,11 +7,10 @@ import re
 from typing import Final
 
 from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, DamagedError
+from fastckpt.remote.url import hide_secrets
 
 _LONGEST: Final = 300
 _STATUS: Final = re.compile(r"status code: (\d{3}[^:<\n]*)(?:.*?<Code>(\w+)</Code>)?", re.DOTALL)
-_SECRETS: Final = re.compile(r"(?<=://)[^/\s@]*@|\?[^\s\"')]*")
-"""A password in front of a server's name, and the query of a URL, which may be a signature."""
 
 
 def changed(path: str, *, offset: int | None = None) -> DamagedError:
@@ -72,6 +71,6 @@ def said(why: str) -> str:
     """
     if (found := _STATUS.search(why)) is not None:
         return f": {found[1].strip()}" + (f" ({found[2]})" if found[2] else "")
-    text = _SECRETS.sub("", why.partition("\n\n")[0].partition("<")[0])
+    text = hide_secrets(why.partition("\n\n")[0].partition("<")[0])
     text = " ".join(text.split())[:_LONGEST]
     return f": {text}" if text else ""

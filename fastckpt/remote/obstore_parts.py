@@ -13,6 +13,8 @@ from fastckpt.remote.waiting import Request
 
 _PATIENCE: Final = 2.0
 """Seconds that the end of an upload is waited for: whoever pressed Ctrl-C wants to go."""
+_FOR_AN_ANSWER: Final = 0.1
+"""Seconds more for a request that was under way at Ctrl-C."""
 
 Ask = Callable[[Callable[[], Coroutine[Any, Any, None]]], Request[None]]
 """Begins a request about the object; its errors are typed."""
@@ -34,6 +36,7 @@ class ObstoreParts:
         self._ask = ask
         self._under_way = 0
         self._all_sent = False
+        self._unanswered: Request[None] | None = None
         self._done: SimpleQueue[None] = SimpleQueue()
 
     def send(self, part: memoryview) -> None:
@@ -41,7 +44,14 @@ class ObstoreParts:
             self._under_way += 1
             # obstore says nothing of a part that has arrived; but it gives the memory back.
             weakref.finalize(part, self._done.put, None).atexit = False
-        self._do(lambda: self._writer.write(part)).result()
+        writing = self._do(lambda: self._writer.write(part))
+        try:
+            writing.result(cancel=False)
+        except FastckptError:
+            raise
+        except BaseException:
+            self._unanswered = writing
+            raise
 
     def complete(self) -> None:
         while self._under_way:
@@ -54,6 +64,9 @@ class ObstoreParts:
     def abort(self) -> None:
         if self._all_sent:
             return
+        if self._unanswered is not None:  # It may be the one that tells by which name an upload is ended.
+            with suppress(FastckptError, Empty):
+                self._unanswered.result(timeout=_FOR_AN_ANSWER)
         with suppress(FastckptError, Empty):
             ended = self._do(lambda: self._writer.__aexit__(InterruptedError, None, None))
             ended.result(cancel=False, timeout=_PATIENCE)

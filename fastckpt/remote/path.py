@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from fastckpt.errors import UsageError
 from fastckpt.needs import needs_remote
 from fastckpt.remote.store import Store
-from fastckpt.remote.url import BUCKETS, WEB, Url, is_url, local_path, parse_url
+from fastckpt.remote.url import BUCKETS, WEB, Url, is_url, local_path, parse_url, refuse_url
 
 Options: TypeAlias = "Mapping[str, Any] | Any"
 """``storage_options``: what obstore or fsspec takes, by name; or a store of obstore that is open already."""
@@ -63,7 +63,7 @@ def located(path: Any, storage_options: Options | None = None) -> Any:
         storage_options: See `Options`.
 
     Raises:
-        UsageError: Options for what is not remote, unknown ones, or a package is missing.
+        UsageError: Options for what is not remote, unknown ones, or a package is missing; a URL that is no text.
     """
     if isinstance(path, RemotePath) and storage_options is None:
         return path
@@ -71,6 +71,8 @@ def located(path: Any, storage_options: Options | None = None) -> Any:
         if is_url(path):
             return _remote(parse_url(path), storage_options)
         path = local_path(path)
+    if isinstance(path, str | bytes | os.PathLike) and not isinstance(path, RemotePath):
+        refuse_url(os.fsdecode(path))
     if storage_options:
         raise UsageError("storage_options are for a URL, as s3://BUCKET/KEY is", path=str(path))
     return path

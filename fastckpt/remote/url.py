@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from fastckpt.errors import UsageError
 
@@ -14,6 +14,13 @@ _URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 WEB: Final = ("http", "https")
 BUCKETS: Final = ("s3", "s3a", "gs", "az", "azure", "adl", "abfs", "abfss")
 """Schemes of buckets that obstore knows."""
+_SCHEMES: Final = (*WEB, *BUCKETS, "hf", "file")
+"""Schemes that are taken for one also where a slash is lost."""
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]+)(:[0-9]*)?")
+_USER: Final = r"(?:[^/\s@]*@|[^/\s:@]+:(?!\d+/)[^\s@]*@)?"
+"""What stands in front of a server. A password may have a slash in it, though it should not."""
+_IN_TEXT: Final = re.compile(rf"([A-Za-z][A-Za-z0-9+.-]+://){_USER}([^\s?\"')]*)(?:\?[^\s\"')]*)?")
+_ONE_SLASH: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +56,41 @@ def local_path(path: str) -> str:
     """The path that a ``file://`` URL names; any other text as it is.
 
     Raises:
-        UsageError: It names a file of another computer.
+        UsageError: It names none, or a file of another computer.
     """
     found = _URL.match(path)
     if found is None or found[1].lower() != "file":
         return path
-    parts = urlsplit(path)
-    if parts.netloc not in ("", "localhost"):
+    host, slash, name = path[found.end() :].partition("/")
+    if host not in ("", "localhost") or not name:
         raise UsageError(
             "a file:// URL names a file of this computer", path=path, next_step="file:///PATH, or the path"
         )
-    return unquote(parts.path)
+    if "?" in name or "#" in name:  # What follows is no part of the path, and another file would be meant.
+        raise UsageError("a file:// URL has %3F for ? and %23 for #", path=path, next_step="name the path in it")
+    return unquote(slash + name)
+
+
+def hide_secrets(text: str) -> str:
+    """A text for people: of each URL in it without a password in front of a server's name, and without its query."""
+    return _IN_TEXT.sub(r"\1\2", text)
+
+
+def refuse_url(path: str) -> None:
+    """Raise UsageError for a URL where only a path can stand: taken for one, it would name a directory ``s3:`` here."""
+    if (found := _URL.match(path)) is not None:
+        is_file = found[1].lower() == "file"
+        raise UsageError(
+            "this takes no URL, only a path",
+            path=path if is_file else parse_url(path).shown,
+            next_step="name the path in it" if is_file else "work on a local copy: fastckpt convert URL FILE",
+        )
+    if (found := _ONE_SLASH.match(path)) is not None and found[1].lower() in _SCHEMES:
+        raise UsageError(
+            "this was a URL: a pathlib.Path of it has lost a slash",
+            path=path,
+            next_step="give the URL as text; of a directory that is called so, ./ in front of the path",
+        )
 
 
 def parse_url(text: str) -> Url:
@@ -79,9 +110,18 @@ def parse_url(text: str) -> Url:
         key, _, query = rest[len(bucket) :].removeprefix("/").partition("#")[0].partition("?")
         key = unquote(key)
     user, _, bucket = bucket.rpartition("@")
-    url = Url(scheme, bucket, key, query, user)
     if not bucket and scheme in (*WEB, *BUCKETS):
-        raise UsageError("the URL names no bucket or server", path=url.shown)
+        raise UsageError("the URL names no bucket or server", path=f"{scheme}://")
+    if (scheme in WEB and _HOST.fullmatch(bucket) is None) or (
+        scheme in ("s3", "s3a", "gs") and (user or ":" in bucket)
+    ):
+        # What stands there may be a part of a secret, which can have a slash in it: nothing is shown.
+        raise UsageError(
+            "there is no name of a bucket or server behind the ://",
+            path=f"{scheme}://",
+            next_step="give credentials in the environment or as storage_options, not in the URL",
+        )
+    url = Url(scheme, bucket, key, query, user)
     if "\0" in text:
         raise UsageError("a URL cannot have a NUL character in it", path=url.shown)
     return url

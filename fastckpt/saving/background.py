@@ -16,7 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 
-from fastckpt.io.os_errors import file_path
+from fastckpt.io.os_errors import path_text
 
 _lock = threading.RLock()
 """Guards the sets below and every task's state. Re-entrant: a task may be forgotten by the collector at any point."""
@@ -38,7 +38,7 @@ class BackgroundSave:
     """
 
     def __init__(self, path: str | os.PathLike[str], work: Callable[[BackgroundSave], None]) -> None:
-        self.path = file_path(path)
+        self.path = path_text(path)
         self.error: BaseException | None = None
         self._work = work
         self._target = os.path.realpath(self.path)
@@ -130,7 +130,7 @@ def _nothing(_: BackgroundSave) -> None:
 
 def wait_for(path: str | os.PathLike[str]) -> None:
     """Wait until nothing writes ``path`` in the background: the later save must be the one that stays."""
-    target = os.path.realpath(file_path(path))
+    target = os.path.realpath(path_text(path))
     with _lock:
         tasks = [task for task in _running if task._target == target]
     for task in tasks:

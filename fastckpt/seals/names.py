@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from fastckpt.constants import SUMS_SUFFIX
-from fastckpt.io.os_errors import exists, file_path
+from fastckpt.io.os_errors import exists, path_text
 
 DAMAGED_SUFFIX: Final = ".damaged"
 """What follows the name of a damaged file that made room for the healed one; then a number, where there are several."""
@@ -17,12 +17,12 @@ _KEPT: Final = re.compile(re.escape(DAMAGED_SUFFIX) + "([.][1-9][0-9]*)?$")
 
 def stands_beside(path: str | os.PathLike[str]) -> bool:
     """Whether a file belongs to another one, by its name: its sums, or what it was before it was healed."""
-    return is_sums_path(path) or _KEPT.search(file_path(path)) is not None
+    return is_sums_path(path) or _KEPT.search(path_text(path)) is not None
 
 
 def sums_path(path: str | os.PathLike[str]) -> str:
     """Where the sums file of a file is."""
-    return file_path(path) + SUMS_SUFFIX
+    return path_text(path) + SUMS_SUFFIX
 
 
 def with_sums(paths: Iterable[str]) -> list[str]:
@@ -32,9 +32,9 @@ def with_sums(paths: Iterable[str]) -> list[str]:
 
 def is_sums_path(path: str | os.PathLike[str]) -> bool:
     """Whether a file is a sums file, by its name."""
-    return file_path(path).endswith(SUMS_SUFFIX)
+    return path_text(path).endswith(SUMS_SUFFIX)
 
 
 def sealed_name(path: str | os.PathLike[str]) -> str:
     """The name of a file as a sums file has it: bytes of it that are no text are written in hexadecimal."""
-    return os.fsencode(os.path.basename(file_path(path))).decode("utf-8", "backslashreplace")
+    return os.fsencode(os.path.basename(path_text(path))).decode("utf-8", "backslashreplace")

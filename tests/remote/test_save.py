@@ -205,6 +205,15 @@ def test_ctrl_c(bucket: Bucket, kind: str) -> None:
         assert bucket.uploads() == []
 
 
+def test_ctrl_c_while_an_upload_begins(bucket: Bucket) -> None:
+    """The store has begun it, and its answer is on its way: only that says how it is ended."""
+    bucket.proxy.fail("create", 0, lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.03)))
+    with pytest.raises(KeyboardInterrupt):
+        fastckpt.save(small(), bucket.url("x.fckpt"))
+    assert bucket.uploads() == bucket.names() == []
+    assert bucket.proxy.counts["create"] == 1
+
+
 def test_parts_are_as_many_as_stores_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large object has large parts, and fewer of them on their way."""
     monkeypatch.setattr(upload, "PART", 16 * 2**20)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from fastckpt.errors import UsageError
 from fastckpt.remote.path import located
-from fastckpt.remote.url import is_url, local_path, parse_url
+from fastckpt.remote.url import hide_secrets, is_url, local_path, parse_url, refuse_url
 
 
 @pytest.mark.parametrize("text", ["s3://b/k", "S3://b/k", "https://host/k", "hf://org/repo/k", "az://c/k"])
@@ -57,3 +59,49 @@ def test_a_path_is_shown_without_secrets() -> None:
     assert str(path.beside("-sums")) == "https://host/a/b.fckpt-sums"
     assert str(located("s3://bucket/step_5/").joined("x")) == "s3://bucket/step_5/x"
     assert str(located("s3://bucket").joined("x")) == "s3://bucket/x"
+
+
+@pytest.mark.parametrize("text", ["file:///a?b.fckpt", "file:///a#b.fckpt", "file://", "file:///", "file://[x/a"])
+def test_a_file_url_that_names_another_file_than_it_seems(text: str) -> None:
+    with pytest.raises(UsageError, match="file://"):
+        located(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://KEY:hid/den@bucket/x", "s3://hidden@bucket/x", "gs://KEY:hidden/x", "https://user:hid/den@host/x"]
+)
+def test_credentials_before_a_bucket_are_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(UsageError, match="not in the URL") as error:
+        located(text)
+    assert "hid" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["https://u:hid/den@host/k", "a https://hidden@host:8/k?s=hidden b", "s3://K:hid/den@host/k", "'ftp://u:hid@h/k'"],
+)
+def test_secrets_in_a_text_are_hidden(text: str) -> None:
+    assert "hid" not in hide_secrets(text)
+    assert "/k" in hide_secrets(text)
+
+
+@pytest.mark.parametrize("text", ["hf://org/repo@main/k", "http://host:80/a@b", "s3://b/k", "what? a@b", "a/b?c"])
+def test_a_text_without_secrets_stays(text: str) -> None:
+    assert hide_secrets(text) == text
+
+
+@pytest.mark.parametrize("path", ["s3://b/k", "file:///a", Path("s3://b/k"), Path("file:///a/b"), "hf:/org/repo"])
+def test_a_url_is_no_path(path: str | Path) -> None:
+    with pytest.raises(UsageError, match="URL"):
+        refuse_url(str(path))
+
+
+@pytest.mark.parametrize("path", ["a", "./s3:/b", "/s3://b", "C:/a", "step:1/a", "s3:"])
+def test_a_path_is_no_url(path: str) -> None:
+    refuse_url(path)
+
+
+@pytest.mark.parametrize("path", [Path("s3://b/k"), b"s3://b/k"])
+def test_a_url_that_is_no_text_is_refused(path: Path | bytes) -> None:
+    with pytest.raises(UsageError, match="URL"):
+        located(path)
