@@ -21,7 +21,7 @@ Get: TypeAlias = Callable[[int, int], Pending]
 
 
 class Fetches:
-    """Ranges in order, of which at most ``ahead`` are under way or waiting to be taken. Iterate over it once."""
+    """Ranges in order, of which at most ``ahead`` are under way or wait behind the one taken. Iterate over it once."""
 
     def __init__(self, get: Get, ranges: Sequence[Range], *, ahead: int) -> None:
         self._get = get
@@ -30,17 +30,19 @@ class Fetches:
         self._pending: deque[tuple[Range, Pending]] = deque()
 
     def __iter__(self) -> Iterator[tuple[Range, memoryview]]:
-        while True:
-            while self._ranges and len(self._pending) < self._ahead:
-                self._pending.append((self._ranges[0], self._get(self._ranges[0].start, self._ranges[0].stop)))
-                self._ranges.popleft()
-            if not self._pending:
-                return
+        self._begin()
+        while self._pending:
             found, pending = self._pending[0]
             data = pending.result()
             self._pending.popleft()
+            self._begin()  # What has come is landed while that is under way.
             yield found, data
             del data
+
+    def _begin(self) -> None:
+        while self._ranges and len(self._pending) < self._ahead:
+            self._pending.append((self._ranges[0], self._get(self._ranges[0].start, self._ranges[0].stop)))
+            self._ranges.popleft()
 
     def close(self) -> None:
         """Stop what is under way."""
