@@ -21,8 +21,10 @@ ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "cpu.json"
 ACCIDENTS = ROOT / "benchmarks" / "results" / "accidents.json"
 DCP = ROOT / "benchmarks" / "results" / "dcp.json"
+REMOTE = ROOT / "benchmarks" / "results" / "remote.json"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 DCP_BEGIN, DCP_END = "<!-- dcp table: begin -->", "<!-- dcp table: end -->"
+REMOTE_BEGIN, REMOTE_END = "<!-- remote table: begin -->", "<!-- remote table: end -->"
 
 GROUPS = (
     (
@@ -250,6 +252,31 @@ def render_dcp(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def render_remote(result: dict[str, Any]) -> str:
+    """The table about an object store in Markdown."""
+    read, save = result["read"], result["save"]
+    machine = read["machine"]
+    lines = [
+        f"{read['bytes'] / 1e6:.0f} MB from and to a server in Python on the same computer: {machine['cpu']}, "
+        f"{machine['cpus']} CPUs, load average {machine['load_average']:.0f}. Ranges of 8 MiB, {read['workers']} "
+        f"under way at a time; medians of {read['rounds']} interleaved rounds.",
+        "",
+        "| | GB/s, median | best |",
+        "|---|---:|---:|",
+    ]
+    lines += [
+        f"| {way} | {speed['median']:.2f} | {speed['best']:.2f} |"
+        for run in (read, save)
+        for way, speed in run["gb_per_s"].items()
+    ]
+    lines += ["", "| ratio of medians | | wanted |", "|---|---:|---:|"]
+    for run in (read, save):
+        for what, ratio in run["ratios"].items():
+            wanted = run["targets"][what]
+            lines.append(f"| {what} | {ratio:.2f} | {wanted:g}{'' if ratio >= wanted else ', missed'} |")
+    return "\n".join(lines)
+
+
 class Table(NamedTuple):
     """A table: the page that it is in, what stands around it there, and its text."""
 
@@ -273,6 +300,7 @@ def tables() -> list[Table]:
     return [
         Table(speed, BEGIN, END, render(result)),
         Table(speed, DCP_BEGIN, DCP_END, render_dcp(json.loads(DCP.read_text()))),
+        Table(speed, REMOTE_BEGIN, REMOTE_END, render_remote(json.loads(REMOTE.read_text()))),
         Table(ROOT / "README.md", BEGIN, END, render_short(result, accidents)),
         Table(ROOT / "docs" / "comparison.md", BEGIN, END, render_comparison(accidents)),
     ]

@@ -62,6 +62,7 @@ def test_tables_are_the_committed_figures(monkeypatch: pytest.MonkeyPatch) -> No
     assert [(table.page.name, table.begin) for table in tables] == [
         ("speed.md", "<!-- table: begin -->"),
         ("speed.md", "<!-- dcp table: begin -->"),
+        ("speed.md", "<!-- remote table: begin -->"),
         ("README.md", "<!-- table: begin -->"),
         ("comparison.md", "<!-- table: begin -->"),
     ]
