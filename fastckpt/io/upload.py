@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from fastckpt.constants import ALIGNMENT
-from fastckpt.errors import CheckpointIOError
+from fastckpt.errors import CheckpointIOError, UsageError
 from fastckpt.io.memory import allocate
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.layout.blocks import align
@@ -50,13 +50,16 @@ class Upload:
         path: The object.
         most: Bytes that it will have at most.
 
-    Raises (in the block, or on leaving it):
+    Raises (on making it, in the block, or on leaving it):
+        UsageError: The path is a directory.
         CheckpointIOError: The store refused, or did not answer; or the temporary file cannot be written.
         RuntimeError: The block ended without a call of `finish`.
     """
 
     def __init__(self, path: RemotePath, *, most: int) -> None:
         self.path = str(path)
+        if path.is_directory:
+            raise UsageError("this names a directory, not an object", path=self.path, next_step="put a name behind it")
         self._where = path
         self._part_size = max(PART, align(-(-most // _MOST_PARTS)))
         workers = max(2, min(UNDER_WAY, _MEMORY // self._part_size))

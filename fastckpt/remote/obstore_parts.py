@@ -13,7 +13,7 @@ from fastckpt.remote.waiting import Request
 
 _PATIENCE: Final = 2.0
 """Seconds that the end of an upload is waited for: whoever pressed Ctrl-C wants to go."""
-_FOR_AN_ANSWER: Final = 0.1
+_FOR_AN_ANSWER: Final = 0.05
 """Seconds more for a request that was under way at Ctrl-C."""
 
 Ask = Callable[[Callable[[], Coroutine[Any, Any, None]]], Request[None]]
@@ -70,6 +70,9 @@ class ObstoreParts:
         with suppress(FastckptError, Empty):
             ended = self._do(lambda: self._writer.__aexit__(InterruptedError, None, None))
             ended.result(cancel=False, timeout=_PATIENCE)
+            while self._under_way:  # Whoever gives memory back when Python has ended would abort the process.
+                self._done.get(timeout=_FOR_AN_ANSWER)
+                self._under_way -= 1
 
     def _do(self, call: Callable[[], Awaitable[object]]) -> Request[None]:
         async def ask() -> None:

@@ -50,6 +50,9 @@ def open_obstore(url: Url, options: Mapping[str, Any]) -> Any:
         UsageError: obstore does not know an option, or cannot use it.
     """
     rest: dict[str, Any] = dict(options)
+    for name in ("client_options", "retry_config"):
+        if not isinstance(rest.get(name) or {}, Mapping):
+            raise UsageError(f"the option {name} is a mapping of names")
     client: Any = {**_CLIENT, "allow_http": _is_plain(url, rest), **(rest.pop("client_options", None) or {})}
     retries: Any = {**_RETRIES, **(rest.pop("retry_config", None) or {})}
     user = f"{url.user}@" if url.user else ""
@@ -209,7 +212,7 @@ def _version(meta: Any) -> Version:
 def _translated(error: Exception, path: str, offset: int | None) -> Exception:
     """The typed error for one of obstore's. The text of that can hold secrets: only `failures` uses it."""
     why = str(error)
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) or "status code: 404" in why:  # The second is said of a listing.
         return failures.missing(path)
     if isinstance(error, exceptions.PreconditionError):
         return failures.changed(path, offset=offset)

@@ -81,15 +81,29 @@ def located(path: Any, storage_options: Options | None = None) -> Any:
 def _remote(url: Url, options: Options | None) -> RemotePath:
     base = f"{url.scheme}://{url.bucket}/"
     what = f"a file at {url.scheme}://"
+    if isinstance(options, str | bytes):  # It may be a secret.
+        raise UsageError("storage_options are a mapping of names, or a store of obstore", path=url.shown)
     ready = None if options is None or isinstance(options, Mapping) else options
     given = options if isinstance(options, Mapping) else {}
     store: Store
     if ready is not None or url.scheme in (*WEB, *BUCKETS):
         with needs_remote("obstore", what):
             from fastckpt.remote.obstore_store import ObstoreStore, open_obstore
+        _require_key(url)
         store = ObstoreStore(ready or open_obstore(url, given), base)
     else:
         with needs_remote("fsspec", what):
             from fastckpt.remote.fsspec_store import FsspecStore, open_fsspec
         store = FsspecStore(open_fsspec(url.scheme, given), base)
     return RemotePath(store, base, url.key)
+
+
+def _require_key(url: Url) -> None:
+    """Raise UsageError for a key that obstore refuses, or takes for another one."""
+    parts = url.key.removesuffix("/").split("/") if url.key else []
+    if not {"", ".", ".."}.isdisjoint(parts) or any(ord(character) < 32 for character in url.key):
+        raise UsageError(
+            "no part of a key can be empty, . or .., or have a control character in it",
+            path=url.shown,
+            next_step="check the URL",
+        )

@@ -11,7 +11,7 @@ from faulty_proxy import EVERY
 from states import pattern
 
 import fastckpt
-from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, UsageError
 
 
 def state(number: int) -> dict[str, Any]:
@@ -73,3 +73,9 @@ def test_what_needs_a_directory(bucket: Bucket) -> None:
         with pytest.raises(UsageError, match="a step in an object store is one object"):
             run_of(bucket, **options)
     assert bucket.proxy.requests == []
+
+
+def test_a_bucket_that_is_not_there(bucket: Bucket) -> None:
+    """It has no newest step, and that is not the same as having none yet."""
+    with pytest.raises(CheckpointNotFoundError, match="no such bucket"):
+        fastckpt.CheckpointDirectory("s3://no-such-bucket/run").latest()

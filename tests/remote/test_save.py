@@ -214,6 +214,13 @@ def test_ctrl_c_while_an_upload_begins(bucket: Bucket) -> None:
     assert bucket.proxy.counts["create"] == 1
 
 
+@pytest.mark.parametrize("key", ["", "run/"])
+def test_a_directory_is_no_object(bucket: Bucket, key: str) -> None:
+    with pytest.raises(UsageError, match="names a directory"):
+        fastckpt.save(small(), bucket.url(key))
+    assert not bucket.proxy.requests
+
+
 def test_parts_are_as_many_as_stores_take(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large object has large parts, and fewer of them on their way."""
     monkeypatch.setattr(upload, "PART", 16 * 2**20)

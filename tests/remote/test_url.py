@@ -105,3 +105,16 @@ def test_a_path_is_no_url(path: str) -> None:
 def test_a_url_that_is_no_text_is_refused(path: Path | bytes) -> None:
     with pytest.raises(UsageError, match="URL"):
         located(path)
+
+
+@pytest.mark.parametrize("key", ["a//b", "../x", "a/../b", "./x", "/x", "a/b//", "a\nb"])
+def test_keys_that_would_be_others_are_refused(key: str) -> None:
+    with pytest.raises(UsageError, match="no part of a key"):
+        located(f"s3://bucket/{key}")
+
+
+@pytest.mark.parametrize("options", ["hidden", {"client_options": "hidden"}, {"retry_config": "hidden"}])
+def test_options_of_another_kind_are_not_shown(options: object) -> None:
+    with pytest.raises(UsageError, match="mapping of names") as error:
+        located("s3://bucket/x", options)
+    assert "hidden" not in str(error.value)
