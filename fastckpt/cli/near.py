@@ -6,7 +6,6 @@ import itertools
 import os
 from typing import Final
 
-from fastckpt.cli.files import is_checkpoint_file
 from fastckpt.errors import CheckpointNotFoundError, FastckptError
 from fastckpt.remote.url import is_url
 from fastckpt.text import close_to, quoted, some
@@ -41,5 +40,8 @@ def _advice(path: str) -> str | None:
         return f"did you mean {' or '.join(map(quoted, whole or [os.path.join(above, one) for one in close]))}?"
     if rest:
         return f"there is no {name} in {above or 'this directory'}"
+    # It looks into files: whoever only mistyped a command does not wait until all that is loaded.
+    from fastckpt.cli.files import is_checkpoint_file
+
     files = sorted(one for one in names if is_checkpoint_file(os.path.join(above, one)))
     return f"{above or 'this directory'} has {some(map(quoted, files))}" if files else None

@@ -27,6 +27,9 @@ _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform ==
 The mmap module names it from Python 3.11 on."""
 
 
+BECAME_SHORTER: Final = "the file became shorter while it was open"
+"""What is said of bytes that were there when a file was opened."""
+
 Openable: TypeAlias = "Readables | Source"
 """A path or binary file object, or the open file itself: whoever looks at a file twice opens it once."""
 
@@ -277,7 +280,7 @@ class Source:
 
     def _cut_short(self, end: int) -> DamagedError:
         return DamagedError(
-            "the file became shorter while it was open",
+            BECAME_SHORTER,
             path=self.path,
             offset=end,
             expected=f"{self.size} bytes",

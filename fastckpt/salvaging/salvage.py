@@ -148,7 +148,8 @@ def salvage(
                 standing=view.standing if view is not None else None,
             )
             if view is not None and damaged is not None:
-                wreck.size, wreck.healed, wreck.notes[:0] = damaged.size, view.healed, view.notes
+                # What is looked at may be longer than the file: healed, or with its records inflated.
+                wreck.size, wreck.healed, wreck.notes[:0] = damaged.file_size, view.healed, view.notes
                 heals_all = view.heals_all
         donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
         fates = wreck.fates()

@@ -30,6 +30,7 @@ from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, read_ta
 from fastckpt.findings import ByteCounts, Finding, Kind, Report, conclude
 from fastckpt.io.read_parts import read_parts
 from fastckpt.io.residency import is_warm
+from fastckpt.io.source import BECAME_SHORTER
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.blocks import Extent, block_digest, unseal
 from fastckpt.layout.directory import decode_directory
@@ -90,6 +91,8 @@ class Verification:
         kind = Kind.TORN if error.actual == "zeros" else Kind.ROTTED
         if isinstance(error, CheckpointIOError):
             kind = Kind.UNREADABLE
+        elif error.message == BECAME_SHORTER:
+            kind = Kind.MISSING
         message = error.message
         if error.expected is not None:
             message += f" (expected {error.expected}, found {error.actual})"
