@@ -11,14 +11,6 @@ namespace {
 // Below this many bytes, starting threads costs more than it gains.
 constexpr uint64_t kInlineBytes = 512 * 1024;
 
-bool ReportProgress(PyObject* progress, const Job& job) {
-  if (progress == Py_None) return true;
-  PyObject* result =
-      PyObject_CallFunction(progress, "K", static_cast<unsigned long long>(job.progress()));
-  Py_XDECREF(result);
-  return result != nullptr;
-}
-
 }  // namespace
 
 PyObject* Raise(const Status& status) {
@@ -54,6 +46,14 @@ bool CheckThreads(long threads) {
   return false;
 }
 
+bool ReportProgress(PyObject* progress, uint64_t bytes) {
+  if (progress == Py_None) return true;
+  PyObject* const result =
+      PyObject_CallFunction(progress, "K", static_cast<unsigned long long>(bytes));
+  Py_XDECREF(result);
+  return result != nullptr;
+}
+
 bool RunJob(Job* job, long threads, PyObject* progress) {
   Workers workers;
   // Where not one thread can be had (a limit on processes or memory), the work is done here: a
@@ -67,7 +67,7 @@ bool RunJob(Job* job, long threads, PyObject* progress) {
         WithoutGil without_gil;
         if (workers.WaitFor(kPollInterval)) break;
       }
-      if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, *job)) {
+      if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, job->progress())) {
         job->Cancel();
         WithoutGil without_gil;
         workers.Join();
@@ -77,7 +77,7 @@ bool RunJob(Job* job, long threads, PyObject* progress) {
     WithoutGil without_gil;
     workers.Join();
   }
-  return job->cancelled() || ReportProgress(progress, *job);
+  return job->cancelled() || ReportProgress(progress, job->progress());
 }
 
 long UsefulThreads(long threads, uint64_t bytes) {

@@ -78,6 +78,9 @@ PyObject* Raise(const Status& status);
 // False with a Python exception set unless this is a number of threads.
 bool CheckThreads(long threads);
 
+// Calls `progress`, unless it is None. False with the exception that it raised.
+bool ReportProgress(PyObject* progress, uint64_t bytes);
+
 // Runs a job to its end, with no thread of its own where `threads` is 0. False with a Python
 // exception set when it was interrupted or when `progress` raised; no thread is left in any case.
 bool RunJob(Job* job, long threads, PyObject* progress);

@@ -1,18 +1,14 @@
 // fastckpt._core.PlanesWriter: threads that encode and write chunks while Python sees to what is written;
-// and planes_read. The object of the writer owns the threads. It can be closed from any thread and more
-// than once; what it points at is freed with the object, when no call can be in it any more.
+// and planes_read. The object of the writer owns the threads.
 
 #include "planes_files.h"
 
-#include <unistd.h>
-
-#include <atomic>
 #include <memory>
-#include <new>
 #include <vector>
 
 #include "../core/planes_reader.h"
 #include "../core/planes_writer.h"
+#include "thread_object.h"
 
 namespace fastckpt {
 namespace python {
@@ -22,28 +18,14 @@ namespace {
 // The members in this order: the threads end before what they work on goes.
 struct Writing {
   std::unique_ptr<PlanesWriter> writer;
-  Workers workers;
-  bool has_threads = false;
-  std::atomic<bool> closed{false};
-  const pid_t owner = getpid();
-
-  // In a process that was forked from the owner there are no threads to wait for.
-  bool IsOwner() const { return getpid() == owner; }
+  OwnedThreads threads;
 
   void Close() {
-    if (closed.exchange(true) || writer == nullptr || !IsOwner()) return;
-    WithoutGil without_gil;
-    writer->Close();
-    workers.Join();
+    threads.Close([this] {
+      if (writer != nullptr) writer->Close();
+    });
   }
 };
-
-struct PlanesWriterObject {
-  PyObject_HEAD
-  Writing* writing;
-};
-
-Writing* WritingOf(PyObject* self) { return reinterpret_cast<PlanesWriterObject*>(self)->writing; }
 
 bool Start(Writing* writing, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"sink_fd", "sink_direct_fd", "offset", "threads", "crcs", nullptr};
@@ -62,37 +44,8 @@ bool Start(Writing* writing, PyObject* arguments, PyObject* keywords) {
   }
   writing->writer = std::make_unique<PlanesWriter>(sink, crcs != 0);
   if (!writing->writer->Reserve()) throw std::bad_alloc();
-  // Where no thread can be had, whoever waits does the work.
-  writing->has_threads = writing->workers.Start(writing->writer.get(), static_cast<int>(threads)).ok();
+  writing->threads.Start(writing->writer.get(), threads);
   return true;
-}
-
-PyObject* New(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
-  const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
-  PyObject* const self = allocate(type, 0);
-  if (self == nullptr) return nullptr;
-  bool started = false;
-  try {
-    reinterpret_cast<PlanesWriterObject*>(self)->writing = new Writing;
-    started = Start(WritingOf(self), arguments, keywords);
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  }
-  if (started) return self;
-  Py_DECREF(self);
-  return nullptr;
-}
-
-void Dealloc(PyObject* self) {
-  Writing* const writing = WritingOf(self);
-  if (writing != nullptr) {
-    writing->Close();
-    // Destroying threads that another process runs would end this one: they are left alone.
-    if (writing->IsOwner()) delete writing;
-  }
-  PyTypeObject* const type = Py_TYPE(self);
-  reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
-  Py_DECREF(type);
 }
 
 PyObject* RaiseClosed() {
@@ -101,7 +54,7 @@ PyObject* RaiseClosed() {
 }
 
 PyObject* Append(PyObject* self, PyObject* arguments) {
-  Writing* const writing = WritingOf(self);
+  Writing* const writing = StateOf<Writing>(self);
   int source_fd = -1;
   PyObject* rows_object = nullptr;
   PyObject* kinds_object = nullptr;
@@ -117,7 +70,7 @@ PyObject* Append(PyObject* self, PyObject* arguments) {
     PyErr_SetString(PyExc_ValueError, "kinds: not some for each chunk");
     return nullptr;
   }
-  if (writing->closed) return RaiseClosed();
+  if (writing->threads.closed()) return RaiseClosed();
   const RawChunk* const chunks = reinterpret_cast<const RawChunk*>(rows.data());
   const Status status = PlanesWriter::Check(chunks, count, source_fd >= 0);
   if (!status.ok()) return Raise(status);
@@ -129,31 +82,23 @@ PyObject* Append(PyObject* self, PyObject* arguments) {
   Py_RETURN_NONE;
 }
 
-bool ReportProgress(Writing* writing, PyObject* progress) {
-  if (progress == Py_None) return true;
-  PyObject* const result = PyObject_CallFunction(
-      progress, "K", static_cast<unsigned long long>(writing->writer->progress()));
-  Py_XDECREF(result);
-  return result != nullptr;
-}
-
 // Waits until `wait` says that there is nothing to wait for. False with a Python exception set.
 template <typename Wait>
 bool WaitUntil(Writing* writing, PyObject* progress, Wait wait) {
   for (bool done = false; !done;) {
-    if (writing->closed) return RaiseClosed() != nullptr;
+    if (writing->threads.closed()) return RaiseClosed() != nullptr;
     {
       WithoutGil without_gil;
-      if (!writing->has_threads) writing->writer->WorkOff();
+      if (!writing->threads.has_threads()) writing->writer->WorkOff();
       done = wait();
     }
-    if (PyErr_CheckSignals() != 0 || !ReportProgress(writing, progress)) return false;
+    if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, writing->writer->progress())) return false;
   }
-  return !writing->closed || RaiseClosed() != nullptr;
+  return !writing->threads.closed() || RaiseClosed() != nullptr;
 }
 
 PyObject* WaitRead(PyObject* self, PyObject* arguments) {
-  Writing* const writing = WritingOf(self);
+  Writing* const writing = StateOf<Writing>(self);
   PyObject* progress = Py_None;
   if (!PyArg_ParseTuple(arguments, "|O", &progress) ||
       !WaitUntil(writing, progress, [=] { return writing->writer->WaitUntilRead(kPollInterval); }))
@@ -166,7 +111,7 @@ PyObject* Bytes(const void* from, size_t size) {
 }
 
 PyObject* Take(PyObject* self, PyObject* arguments) {
-  Writing* const writing = WritingOf(self);
+  Writing* const writing = StateOf<Writing>(self);
   Py_ssize_t number = 0;
   PyObject* progress = Py_None;
   if (!PyArg_ParseTuple(arguments, "n|O", &number, &progress)) return nullptr;
@@ -186,11 +131,6 @@ PyObject* Take(PyObject* self, PyObject* arguments) {
   }
 }
 
-PyObject* Close(PyObject* self, PyObject*) {
-  WritingOf(self)->Close();
-  Py_RETURN_NONE;
-}
-
 PyMethodDef writer_methods[] = {
     {"append", Append, METH_VARARGS,
      PyDoc_STR("append(source_fd, chunks, kinds, /)\n--\n\nEncode and write chunks behind the others.")},
@@ -198,19 +138,19 @@ PyMethodDef writer_methods[] = {
      PyDoc_STR("wait_read(progress=None, /)\n--\n\nWait until the bytes of all chunks are no longer needed.")},
     {"take", Take, METH_VARARGS,
      PyDoc_STR("take(count, progress=None, /)\n--\n\nWait until the oldest chunks are in the file.")},
-    {"close", Close, METH_NOARGS, PyDoc_STR("close()\n--\n\nStop and join all threads.")},
+    {"close", CloseThreadObject<Writing>, METH_NOARGS, PyDoc_STR("close()\n--\n\nStop and join all threads.")},
     {nullptr, nullptr, 0, nullptr}};
 
 PyType_Slot writer_slots[] = {
-    {Py_tp_new, reinterpret_cast<void*>(New)},
-    {Py_tp_dealloc, reinterpret_cast<void*>(Dealloc)},
+    {Py_tp_new, reinterpret_cast<void*>(NewThreadObject<Writing>)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(FreeThreadObject<Writing>)},
     {Py_tp_methods, writer_methods},
     {Py_tp_doc, const_cast<char*>(
                     "PlanesWriter(sink_fd, sink_direct_fd, *, offset, threads, crcs)\n--\n\n"
                     "Encodes chunks with the codec planes and writes them one behind the other.")},
     {0, nullptr}};
 
-PyType_Spec writer_spec = {"fastckpt._core.PlanesWriter", sizeof(PlanesWriterObject), 0,
+PyType_Spec writer_spec = {"fastckpt._core.PlanesWriter", sizeof(ThreadObject<Writing>), 0,
                            Py_TPFLAGS_DEFAULT, writer_slots};
 
 PyObject* Read(PyObject*, PyObject* arguments, PyObject* keywords) {

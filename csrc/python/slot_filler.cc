@@ -1,20 +1,14 @@
 // fastckpt._core.SlotFiller: threads that fill slots while Python sees to the full ones.
 //
-// The object owns the threads and holds the buffers they write their results to. It can be closed
-// from any thread and more than once; what it points at is freed with the object, when no call can
-// be in it any more.
+// The object owns the threads and holds the buffers they write their results to.
 
 #include "slot_filler.h"
 
-#include <unistd.h>
-
-#include <atomic>
-#include <new>
 #include <vector>
 
 #include "../core/slot_filler.h"
-#include "../core/workers.h"
 #include "parity_tally.h"
+#include "thread_object.h"
 
 namespace fastckpt {
 namespace python {
@@ -32,30 +26,16 @@ struct Filling {
   TallyInUse tally;
   TransferRequest request;
   SlotFiller* filler = nullptr;
-  Workers workers;
-  bool has_threads = false;
-  std::atomic<bool> closed{false};
-  const pid_t owner = getpid();
+  OwnedThreads threads;
 
   ~Filling() { delete filler; }
 
-  // In a process that was forked from the owner there are no threads to wait for.
-  bool IsOwner() const { return getpid() == owner; }
-
   void Close() {
-    if (closed.exchange(true) || filler == nullptr || !IsOwner()) return;
-    WithoutGil without_gil;
-    filler->Close();
-    workers.Join();
+    threads.Close([this] {
+      if (filler != nullptr) filler->Close();
+    });
   }
 };
-
-struct SlotFillerObject {
-  PyObject_HEAD
-  Filling* filling;
-};
-
-Filling* FillingOf(PyObject* self) { return reinterpret_cast<SlotFillerObject*>(self)->filling; }
 
 bool Start(Filling* filling, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"source_fd", "extents", "ends", "leaves", "crcs", "slots",
@@ -113,40 +93,10 @@ bool Start(Filling* filling, PyObject* arguments, PyObject* keywords) {
   const Status status = SlotFiller::Check(request, turns);
   if (status.ok()) {
     filling->filler = new SlotFiller(request, turns);
-    // Where no thread can be had, the turns are filled by whoever waits for them.
-    filling->has_threads =
-        filling->workers.Start(filling->filler, static_cast<int>(threads)).ok();
+    filling->threads.Start(filling->filler, threads);
   }
   if (!status.ok()) Raise(status);
   return status.ok();
-}
-
-PyObject* New(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
-  const auto allocate = reinterpret_cast<allocfunc>(PyType_GetSlot(type, Py_tp_alloc));
-  PyObject* const self = allocate(type, 0);
-  if (self == nullptr) return nullptr;
-  bool started = false;
-  try {
-    reinterpret_cast<SlotFillerObject*>(self)->filling = new Filling;
-    started = Start(FillingOf(self), arguments, keywords);
-  } catch (const std::bad_alloc&) {
-    PyErr_NoMemory();
-  }
-  if (started) return self;
-  Py_DECREF(self);
-  return nullptr;
-}
-
-void Dealloc(PyObject* self) {
-  Filling* const filling = FillingOf(self);
-  if (filling != nullptr) {
-    filling->Close();
-    // Destroying threads that another process runs would end this one: they are left alone.
-    if (filling->IsOwner()) delete filling;
-  }
-  PyTypeObject* const type = Py_TYPE(self);
-  reinterpret_cast<freefunc>(PyType_GetSlot(type, Py_tp_free))(self);
-  Py_DECREF(type);
 }
 
 PyObject* RaiseClosed() {
@@ -154,48 +104,35 @@ PyObject* RaiseClosed() {
   return nullptr;
 }
 
-bool ReportProgress(Filling* filling, PyObject* progress) {
-  if (progress == Py_None) return true;
-  PyObject* const result = PyObject_CallFunction(
-      progress, "K", static_cast<unsigned long long>(filling->filler->Moved()));
-  Py_XDECREF(result);
-  return result != nullptr;
-}
-
 PyObject* Wait(PyObject* self, PyObject* arguments) {
-  Filling* const filling = FillingOf(self);
+  Filling* const filling = StateOf<Filling>(self);
   PyObject* number = nullptr;
   PyObject* progress = Py_None;
   if (!PyArg_ParseTuple(arguments, "O|O", &number, &progress)) return nullptr;
   const size_t turn = PyLong_AsSize_t(number);
   if (PyErr_Occurred() != nullptr) return nullptr;
   for (bool full = false; !full;) {
-    if (filling->closed) return RaiseClosed();
+    if (filling->threads.closed()) return RaiseClosed();
     {
       WithoutGil without_gil;
-      if (!filling->has_threads) filling->filler->WorkOn(turn);
+      if (!filling->threads.has_threads()) filling->filler->WorkOn(turn);
       full = filling->filler->WaitFor(turn, kPollInterval);
     }
-    if (PyErr_CheckSignals() != 0 || !ReportProgress(filling, progress)) return nullptr;
+    if (PyErr_CheckSignals() != 0 || !ReportProgress(progress, filling->filler->Moved())) return nullptr;
   }
-  if (filling->closed) return RaiseClosed();
+  if (filling->threads.closed()) return RaiseClosed();
   std::vector<ReadFault> faults;
   const Status status = filling->filler->Take(turn, &faults);
   return status.ok() ? FaultList(faults) : Raise(status);
 }
 
 PyObject* Release(PyObject* self, PyObject*) {
-  Filling* const filling = FillingOf(self);
-  if (filling->closed) return RaiseClosed();
+  Filling* const filling = StateOf<Filling>(self);
+  if (filling->threads.closed()) return RaiseClosed();
   if (!filling->filler->Release()) {
     PyErr_SetString(PyExc_ValueError, "no full slot to release");
     return nullptr;
   }
-  Py_RETURN_NONE;
-}
-
-PyObject* Close(PyObject* self, PyObject*) {
-  FillingOf(self)->Close();
   Py_RETURN_NONE;
 }
 
@@ -204,12 +141,12 @@ PyMethodDef methods[] = {
      PyDoc_STR("wait(turn, progress=None, /)\n--\n\nWait until a turn is full; what could not be read.")},
     {"release", Release, METH_NOARGS,
      PyDoc_STR("release()\n--\n\nLet the slot of the oldest turn be filled again.")},
-    {"close", Close, METH_NOARGS, PyDoc_STR("close()\n--\n\nStop and join all threads.")},
+    {"close", CloseThreadObject<Filling>, METH_NOARGS, PyDoc_STR("close()\n--\n\nStop and join all threads.")},
     {nullptr, nullptr, 0, nullptr}};
 
 PyType_Slot slots[] = {
-    {Py_tp_new, reinterpret_cast<void*>(New)},
-    {Py_tp_dealloc, reinterpret_cast<void*>(Dealloc)},
+    {Py_tp_new, reinterpret_cast<void*>(NewThreadObject<Filling>)},
+    {Py_tp_dealloc, reinterpret_cast<void*>(FreeThreadObject<Filling>)},
     {Py_tp_methods, methods},
     {Py_tp_doc, const_cast<char*>(
                     "SlotFiller(source_fd, extents, ends, leaves, crcs, *, slots, threads, "
@@ -218,7 +155,7 @@ PyType_Slot slots[] = {
                     "Fills slots, or a file, turn after turn on its threads.")},
     {0, nullptr}};
 
-PyType_Spec spec = {"fastckpt._core.SlotFiller", sizeof(SlotFillerObject), 0, Py_TPFLAGS_DEFAULT,
+PyType_Spec spec = {"fastckpt._core.SlotFiller", sizeof(ThreadObject<Filling>), 0, Py_TPFLAGS_DEFAULT,
                     slots};
 
 }  // namespace
