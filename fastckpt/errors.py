@@ -142,6 +142,10 @@ class UnsupportedStateError(FastckptError, TypeError):
     exit_code = 2
 
 
+ABOUT_ONE_FILE: Final = (DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError)
+"""What is wrong with one file and says nothing about the next one; anything else ends a run over several."""
+
+
 class CheckpointIOError(FastckptError, OSError):
     """The operating system refused: permission, missing file, read or write error.
 

@@ -34,14 +34,7 @@ from fastckpt.conversion.from_fckpt import require_nothing_lost
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.conversion.to_fckpt import require_all_carried
-from fastckpt.errors import (
-    DamagedError,
-    FastckptError,
-    MismatchError,
-    NotACheckpointError,
-    UnsupportedStateError,
-    UsageError,
-)
+from fastckpt.errors import ABOUT_ONE_FILE, FastckptError, MismatchError, UsageError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.io.commit import fsync_directory, make_directory, publish_bytes
@@ -56,9 +49,6 @@ from fastckpt.nanochat.names import BEFORE, MODEL, OPTIM, Stem, ask_doctor, hidd
 from fastckpt.nanochat.places import refuse_taken_for_model
 from fastckpt.nanochat.steps import Step, choose_steps, list_numbers, read_steps
 from fastckpt.stored.verify import require_every_byte
-
-_ABOUT_A_STEP = (DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError)
-"""What is wrong with one step and says nothing about the next; anything else ends the run."""
 
 
 def convert_directory(
@@ -145,7 +135,7 @@ class _Run:
         for step in ready:
             try:
                 done += self.convert_step(step, there.get(step.number, Step(step.number)))
-            except _ABOUT_A_STEP as error:
+            except ABOUT_ONE_FILE as error:
                 failures[step.number] = error
         if not failures:
             return _with_notes(done, others)

@@ -15,14 +15,7 @@ from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.finished import find_finished
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
-from fastckpt.errors import (
-    DamagedError,
-    FastckptError,
-    MismatchError,
-    NotACheckpointError,
-    UnsupportedStateError,
-    UsageError,
-)
+from fastckpt.errors import ABOUT_ONE_FILE, FastckptError, UsageError
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import exists, is_directory
@@ -33,9 +26,6 @@ from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.steps import recognise, says_its_step
 from fastckpt.text import some
-
-_ABOUT_A_FILE = (DamagedError, MismatchError, NotACheckpointError, UnsupportedStateError)
-"""What is wrong with one file and says nothing about the next; anything else ends the run."""
 
 
 def step_files(directory: str) -> list[CheckpointSet]:
@@ -95,7 +85,7 @@ def convert_step_files(
     for each in chosen:
         try:
             done.append(_convert(each.path, target_directory, request, to=wanted, origin=origin))
-        except _ABOUT_A_FILE as error:
+        except ABOUT_ONE_FILE as error:
             failures.append(error)
     if failures:
         if len(chosen) > 1:
