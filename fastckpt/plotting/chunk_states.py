@@ -29,6 +29,8 @@ DAMAGED: Final = "damaged"
 LOST: Final = "lost"
 STATES: Final = (INTACT, HEALS, UNPROVEN, DAMAGED, LOST)
 """From the best to the worst."""
+MAX_CELLS: Final = 5_000
+"""Cells of a map: some 500 kB of SVG."""
 _MAX_NAMES: Final = 1_000_000
 """Names that all runs of a unit are told to hold. Tensors that overlap in their thousands would make more."""
 

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from fastckpt.layout.entries import Entry
 from fastckpt.plotting.charts import MAX_LINES, Line, are_wide, lines
-from fastckpt.plotting.markup import element, escaped, number, quantity, shortened
+from fastckpt.plotting.markup import element, escaped, number, quantity, quiet, shape_words, shortened, table, tiles
 from fastckpt.plotting.naming import counts_layers, parse, short_labels
 from fastckpt.plotting.page import document
 from fastckpt.stored.comparison import Comparison, Side, TensorDifference
@@ -58,7 +58,7 @@ def difference_page(a: str, b: str, pairs: Sequence[Compared]) -> str:
 def _heading(pair: Compared) -> Iterator[str]:
     found = pair.found
     states = Counter(tensor.status for tensor in found.tensors.values())
-    tiles = [
+    counted = [
         (states["identical"], "identical", None),
         (states["differs"], "differ", "warning" if states["differs"] else None),
         (states["damaged"], "damaged", "bad" if states["damaged"] else None),
@@ -67,11 +67,10 @@ def _heading(pair: Compared) -> Iterator[str]:
     ]
     rows = [_side("A", found.a), _side("B", found.b)]
     yield element("div", element("table", element("tbody", *rows)), class_="table")
-    items = [element("b", f"{count:,}", class_=kind) + element("span", words) for count, words, kind in tiles]
-    yield element("ul", *(element("li", item) for item in items), class_="tiles")
+    yield tiles((f"{count:,}", words, kind) for count, words, kind in counted)
     yield element("p", element("b", escaped(pair.verdict), class_={"warn": "warning"}.get(pair.style, pair.style)))
     for note in found.structure.notes:
-        yield element("p", escaped(note), class_="quiet")
+        yield quiet(note)
 
 
 def _side(letter: str, side: Side) -> str:
@@ -106,7 +105,7 @@ def _by_layer(found: Comparison) -> Iterator[str]:
     series = [Line(labels[kind], layered[kind]) for kind in most]
     yield element("h2", "Change by layer")
     rest = f" The {MAX_LINES} kinds that changed most are shown." if len(layered) > len(most) else ""
-    yield element("p", f"L2 norm of B - A over that of A, by the first number in the name.{rest}", class_="quiet")
+    yield quiet(f"L2 norm of B - A over that of A, by the first number in the name.{rest}")
     yield lines(
         "Change by layer",
         "layer (the first number in the name)",
@@ -123,22 +122,22 @@ def _tensors(found: Comparison) -> Iterator[str]:
         return
     yield element("h2", "Tensors that differ")
     if len(differ) > _MAX_ROWS:
-        yield element("p", f"The first {_MAX_ROWS:,} of {len(differ):,}; fastckpt diff --json has all.", class_="quiet")
+        yield quiet(f"The first {_MAX_ROWS:,} of {len(differ):,}; fastckpt diff --json has all.")
     names = ("name", "dtype", "shape", "relative L2", "", "largest", "cosine", "elements that differ")
     left = ("name", "dtype", "")
-    head = element("tr", *(element("th", name, class_="left" if name in left else None) for name in names))
+    head = [element("th", name, class_="left" if name in left else None) for name in names]
     shown = list(differ.items())[:_MAX_ROWS]
     sizes = [tensor.numbers.relative for _, tensor in shown if tensor.numbers is not None]
     most = max((size for size in sizes if math.isfinite(size)), default=0.0)
     rows = [_row(name, tensor, most) for name, tensor in shown]
-    yield element("div", element("table", element("thead", head), element("tbody", *rows)), class_="table")
+    yield table(head, rows)
 
 
 def _row(name: str, tensor: TensorDifference, most: float) -> str:
     cells = [
         element("td", element("bdi", escaped(shortened(name, _MAX_NAME))), class_="left name"),
         element("td", escaped(tensor.a.dtype), class_="left"),
-        element("td", escaped(" x ".join(map(str, tensor.a.shape)) or "scalar")),
+        element("td", shape_words(tensor.a.shape)),
     ]
     tally = tensor.numbers
     if tally is None:
@@ -188,10 +187,10 @@ def _structure(found: Comparison) -> Iterator[str]:
         return
     yield element("h2", "Names and values")
     if len(rows) > _MAX_ROWS:
-        yield element("p", f"The first {_MAX_ROWS:,} of {len(rows):,}; fastckpt diff --json has all.", class_="quiet")
-    head = element("tr", *(element("th", word, class_="left") for word in ("", "name", "A", "B")))
+        yield quiet(f"The first {_MAX_ROWS:,} of {len(rows):,}; fastckpt diff --json has all.")
+    head = [element("th", word, class_="left") for word in ("", "name", "A", "B")]
     body = [element("tr", *map(_cell, row)) for row in rows[:_MAX_ROWS]]
-    yield element("div", element("table", element("thead", head), element("tbody", *body)), class_="table")
+    yield table(head, body)
 
 
 def _cell(words: str) -> str:
@@ -203,7 +202,7 @@ def _changed(what: str, changes: Mapping[str, tuple[Any, Any]]) -> list[tuple[st
 
 
 def _type(entry: Entry) -> str:
-    return f"{entry.dtype} {' x '.join(map(str, entry.shape)) or 'scalar'}"
+    return f"{entry.dtype} {shape_words(entry.shape)}"
 
 
 def _value(value: Any) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from fastckpt.plotting.markup import element, escaped, number, quantity, shortened, title
+from fastckpt.plotting.markup import element, escaped, number, quantity, quiet, shortened, table, title
 from fastckpt.plotting.numbers import PlottedFile
 from fastckpt.plotting.summary import KindOfTensor, kinds_of
 from fastckpt.text import count_text, size_text
@@ -25,16 +25,14 @@ def kind_section(file: PlottedFile, suffix: str) -> Iterator[str]:
         return
     yield element("h2", escaped(f"Kinds of tensors{suffix}"))
     more = f" {count_text(len(kinds) - _MAX_KINDS, 'more kind')} are not shown." if len(kinds) > _MAX_KINDS else ""
-    yield element(
-        "p",
+    yield quiet(
         "Tensors with the same name but for its first number, a star in its place: a layer, or a parameter of an "
-        f"optimizer. The line is their L2 norm in that order, between its own least and largest value.{more}",
-        class_="quiet",
+        f"optimizer. The line is their L2 norm in that order, between its own least and largest value.{more}"
     )
     names = ("kind", "tensors", "size", "norm", "zeros", "NaN, inf", "norm in order")
-    head = element("tr", *(element("th", name, class_=_side(name)) for name in names))
+    head = [element("th", name, class_=_side(name)) for name in names]
     rows = [_row(kind) for kind in kinds[:_MAX_KINDS]]
-    yield element("div", element("table", element("thead", head), element("tbody", *rows)), class_="table")
+    yield table(head, rows)
 
 
 def _side(name: str) -> str | None:

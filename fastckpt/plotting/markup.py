@@ -54,6 +54,28 @@ def text(x: float, y: float, words: object, *, class_: str = "", anchor: str | N
     return element("text", escaped(words), x=x, y=y, class_=class_ or None, text_anchor=anchor)
 
 
+def quiet(words: str) -> str:
+    """A sentence that explains."""
+    return element("p", escaped(words), class_="quiet")
+
+
+def table(head: Iterable[str], rows: Iterable[str]) -> str:
+    """A table that can be scrolled where the page is too narrow. ``head`` are its ``th``, ``rows`` its ``tr``."""
+    parts = element("thead", element("tr", *head)), element("tbody", *rows)
+    return element("div", element("table", *parts), class_="table")
+
+
+def tiles(items: Iterable[tuple[str, str, str | None]]) -> str:
+    """What counts most, at the top of a page: a value, what it is, and the class of what is wrong."""
+    each = [element("b", escaped(value), class_=kind) + element("span", escaped(words)) for value, words, kind in items]
+    return element("ul", *(element("li", one) for one in each), class_="tiles")
+
+
+def shape_words(shape: Sequence[int]) -> str:
+    """The extents of a tensor."""
+    return " x ".join(map(str, shape)) or "scalar"
+
+
 def figure(name: str, width: float, height: float, parts: Iterable[str]) -> str:
     """An SVG that is as wide as the page and can be scrolled where that is too narrow."""
     body = "\n".join(parts)

@@ -53,7 +53,7 @@ class WreckTensors:
 
     def __init__(self, wreck: Wreck) -> None:
         self.wreck = wreck
-        self.entries = wreck.entries
+        self.entries, self.tree = wreck.entries, wreck.tree
         self.source = Source(wreck.path)
         if wreck.format == "torch-zip":
             inflate_what_stands(self.source)

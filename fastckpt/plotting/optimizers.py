@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from fastckpt.plotting.markup import element, escaped, shortened
+from fastckpt.plotting.markup import element, escaped, quiet, shortened, table
 from fastckpt.plotting.numbers import PlottedFile
-from fastckpt.stored.optimizer_words import group_rows, heading
+from fastckpt.stored.optimizer_words import counts, group_rows, title
 
 _MAX_OPTIMIZERS: Final = 16
 _MAX_GROUPS: Final = 200
@@ -19,9 +19,9 @@ _MAX_CELL: Final = 40
 def optimizer_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """Learning rate, betas, weight decay and all else of each group, and the step."""
     for facts in file["optimizers"][:_MAX_OPTIMIZERS]:
-        words = heading(facts)
-        yield element("h2", escaped(f"{words[0].upper()}{words.partition(':')[0][1:]}{suffix}"))
-        yield element("p", escaped(words.partition(": ")[2]), class_="quiet")
+        words = title(facts)
+        yield element("h2", escaped(f"{words[0].upper()}{words[1:]}{suffix}"))
+        yield quiet(counts(facts))
         head, *rows = group_rows(facts)
         if not rows:
             continue
@@ -32,10 +32,9 @@ def optimizer_section(file: PlottedFile, suffix: str) -> Iterator[str]:
             element("tr", *(element("td", escaped(row[place]), class_=sides[place]) for place in order))
             for row in rows[:_MAX_GROUPS]
         ]
-        table = element("table", element("thead", element("tr", *titles)), element("tbody", *body))
-        yield element("div", table, class_="table")
+        yield table(titles, body)
         if len(rows) > _MAX_GROUPS:
-            yield element("p", f"{len(rows) - _MAX_GROUPS} more groups are not shown.", class_="quiet")
+            yield quiet(f"{len(rows) - _MAX_GROUPS} more groups are not shown.")
 
 
 def _rank(option: str) -> int:

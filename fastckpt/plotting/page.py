@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from fastckpt.plotting.kinds import kind_section
-from fastckpt.plotting.markup import element, escaped, shortened, style_sheet
+from fastckpt.plotting.markup import element, escaped, quiet, shortened, style_sheet, table, tiles
 from fastckpt.plotting.numbers import PlottedDirectory, PlottedFile
 from fastckpt.plotting.optimizers import optimizer_section
 from fastckpt.plotting.sections import (
@@ -83,19 +83,16 @@ def _heading(path: str, files: Sequence[PlottedFile], of: str | None = None) -> 
     tensors = [tensor for file in files for tensor in file["tensors"]]
     own = [tensor for tensor in tensors if tensor["tied_to"] is None]
     bad = sum(map(bad_numbers, tensors))
-    tiles = [
+    counted = [
         (size_text(sum(file["size"] for file in files)), "in " + count_text(len(files), "file"), None),
         (f"{len(tensors):,}", "tensors", None),
         (f"{sum(tensor['elements'] for tensor in own):,}", "elements", None),
         (f"{bad:,}", "NaN and infinities", "bad" if bad else None),
     ]
-    items = [
-        element("li", element("b", escaped(value), class_=kind), element("span", words)) for value, words, kind in tiles
-    ]
     parts = [element("h1", element("bdi", escaped(path)))]
     if of is not None:
-        parts.append(element("p", escaped(of), class_="quiet"))
-    parts.append(element("ul", *items, class_="tiles"))
+        parts.append(quiet(of))
+    parts.append(tiles(counted))
     for file in files:
         words, kind = verdict(file)
         name = f"{file['path'].rpartition('/')[2]}: " if len(files) > 1 else ""
@@ -111,9 +108,9 @@ def _steps_table(facts: PlottedDirectory) -> Iterator[str]:
     yield element("h2", "Steps")
     if facts["left_out"]:
         left_out = count_text(facts["left_out"], "step")
-        yield element("p", f"{left_out} in between are not shown.", class_="quiet")
+        yield quiet(f"{left_out} in between are not shown.")
     names = ("step", "model", "tensors", "val_bpb", "lr", "norm", "NaN, inf", "verified")
-    head = element("tr", *(element("th", name, class_="left" if name == "verified" else None) for name in names))
+    head = [element("th", name, class_="left" if name == "verified" else None) for name in names]
     rows = []
     for step in facts["steps"]:
         model = step["model"]
@@ -129,7 +126,7 @@ def _steps_table(facts: PlottedDirectory) -> Iterator[str]:
         last = element("td", escaped(cells.pop()), class_=f"left {kind}")
         others = [element("td", escaped(cell)) for cell in (f"{step['step']:,}", *cells)]
         rows.append(element("tr", *others, last))
-    yield element("div", element("table", element("thead", head), element("tbody", *rows)), class_="table")
+    yield table(head, rows)
     for failed in facts["newest"]["failed"]:
         yield element("p", element("bdi", escaped(failed["path"])), escaped(f": {failed['error']}"), class_="bad")
 

@@ -8,9 +8,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 from fastckpt.plotting.charts import MAX_LINES, Line, are_wide, heatmap, lines
-from fastckpt.plotting.chunk_states import DAMAGED, HEALS, INTACT, LOST, STATES, UNPROVEN, ChunkState, chunk_map, merged
+from fastckpt.plotting.chunk_states import (
+    DAMAGED,
+    HEALS,
+    INTACT,
+    LOST,
+    MAX_CELLS,
+    STATES,
+    UNPROVEN,
+    ChunkState,
+    chunk_map,
+    merged,
+)
 from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
-from fastckpt.plotting.markup import COLOURS, element, escaped, quantity, shortened
+from fastckpt.plotting.markup import COLOURS, element, escaped, quantity, quiet, shape_words, shortened, table
 from fastckpt.plotting.naming import counts_layers, parse, ranked_families
 from fastckpt.plotting.numbers import ChunkMap, Healing, PlottedFile, PlottedStep, PlottedTensor
 from fastckpt.plotting.summary import KindOfTensor, healing_words, kinds_of, proven_words
@@ -33,11 +44,6 @@ _HEALING: Final = {
     LOST: "more damage than parity",
 }
 _MAX_NAMED: Final = 4
-_MAX_CELLS: Final = 5_000
-
-
-def _quiet(words: str) -> str:
-    return element("p", escaped(words), class_="quiet")
 
 
 def treemap_section(files: Sequence[PlottedFile]) -> Iterator[str]:
@@ -65,7 +71,7 @@ def treemap_section(files: Sequence[PlottedFile]) -> Iterator[str]:
     tied = sum(tensor["tied_to"] is not None for file in files for tensor in file["tensors"])
     marked = " What is damaged has a red frame." if any(file["not_whole"] for file in files) else ""
     note = f" Left out: {count_text(tied, 'tensor')} in the memory of another." if tied else ""
-    yield _quiet(f"Areas are in proportion to bytes; {size_text(sum(t['nbytes'] for t in own))} in all.{marked}{note}")
+    yield quiet(f"Areas are in proportion to bytes; {size_text(sum(t['nbytes'] for t in own))} in all.{marked}{note}")
     keys = [_key(f"k{place}", family) for place, family in enumerate(shown)]
     if len(ranked) > len(shown):
         keys.append(_key(f"k{len(COLOURS)}", f"{len(ranked) - len(shown)} more"))
@@ -93,7 +99,7 @@ def norm_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     yield element("h2", escaped(f"Norms by layer{suffix}"))
     more = len(layered) - MAX_LINES
     rest = f" The {MAX_LINES} largest kinds are shown, {more} more are in the table." if more > 0 else ""
-    yield _quiet(f"L2 norm of each tensor, NaN and infinities left out, by the first number in its name.{rest}")
+    yield quiet(f"L2 norm of each tensor, NaN and infinities left out, by the first number in its name.{rest}")
     series = [
         Line(kind.label, sorted((layer, norm) for layer, norm in kind.norms.items() if _drawable(norm)))
         for kind in layered[:MAX_LINES]
@@ -113,7 +119,7 @@ def histogram_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     yield element("h2", escaped(f"Magnitudes{suffix}"))
     more = len(kinds) - MAX_PANELS
     rest = f" The {MAX_PANELS} largest kinds are shown, {more} more are not." if more > 0 else ""
-    yield _quiet(
+    yield quiet(
         "How many numbers have which magnitude, a bar for each power of two, all layers together. All panels have the "
         f"same logarithmic axis, and the first bar holds all that is smaller; each is as high as its highest bar.{rest}"
     )
@@ -133,13 +139,13 @@ def tensor_section(file: PlottedFile, suffix: str) -> Iterator[str]:
         return
     yield element("h2", escaped(f"Tensors{suffix}"))
     names = ("name", "dtype", "shape", "size", "norm", "rms", "largest", "zeros", "NaN", "inf", "")
-    head = element("tr", *(element("th", name, class_="left" if name in ("name", "dtype") else None) for name in names))
+    head = [element("th", name, class_="left" if name in ("name", "dtype") else None) for name in names]
     rows = [_row(tensor) for tensor in tensors[:_MAX_ROWS]]
-    table = element("div", element("table", element("thead", head), element("tbody", *rows)), class_="table")
+    shown = table(head, rows)
     if len(tensors) > _MAX_ROWS:
-        table = _quiet(f"The first {_MAX_ROWS:,} of {len(tensors):,}; fastckpt plot --json has all.") + table
+        shown = quiet(f"The first {_MAX_ROWS:,} of {len(tensors):,}; fastckpt plot --json has all.") + shown
     is_open = "open" if len(tensors) <= 60 else None
-    yield element("details", element("summary", count_text(len(tensors), "tensor")), table, open=is_open)
+    yield element("details", element("summary", count_text(len(tensors), "tensor")), shown, open=is_open)
 
 
 def _row(tensor: PlottedTensor) -> str:
@@ -147,7 +153,7 @@ def _row(tensor: PlottedTensor) -> str:
     cells = [
         element("td", element("bdi", escaped(shortened(tensor["name"], _MAX_NAME))), class_="left name"),
         element("td", escaped(tensor["dtype"]), class_="left"),
-        element("td", escaped(" x ".join(map(str, tensor["shape"])) or "scalar")),
+        element("td", shape_words(tensor["shape"])),
         element("td", size_text(tensor["nbytes"])),
     ]
     if numbers is None:
@@ -177,10 +183,10 @@ def damage_section(file: PlottedFile, chunks: ChunkMap) -> Iterator[str]:
     if file["next"]:
         yield element("p", "Next: ", element("code", escaped(file["next"])))
     if not cells:
-        yield _quiet("Nothing in the file says what it held, so there is no map of it.")
+        yield quiet("Nothing in the file says what it held, so there is no map of it.")
         return
     each = "a run" if per_cell == 1 else f"{per_cell} runs, as bad as the worst of them,"
-    yield _quiet(
+    yield quiet(
         f"{proven_words(chunks)}. Each cell is {each} of chunks in one state, as wide as it has bytes, in file order. "
         "Point at one to see whose it is."
     )
@@ -209,11 +215,11 @@ def healing_section(file: PlottedFile, healing: Healing) -> Iterator[str]:
     if len(runs) > _MAX_FINDINGS:
         items.append(element("li", escaped(f"... and {len(runs) - _MAX_FINDINGS} more")))
     words = healing_words(healing)
-    yield _quiet(f"{words[0].upper()}{words[1:]}.")
+    yield quiet(f"{words[0].upper()}{words[1:]}.")
     yield element("ul", *items)
-    cells, per_cell = merged(healing["runs"], _MAX_CELLS)
+    cells, per_cell = merged(healing["runs"], MAX_CELLS)
     each = "a run" if per_cell == 1 else f"{per_cell} runs, as bad as the worst of them,"
-    yield _quiet(f"Each cell is {each} of leaves of 16 KiB in one state, in the order of the file as it was sealed.")
+    yield quiet(f"Each cell is {each} of leaves of 16 KiB in one state, in the order of the file as it was sealed.")
     yield _state_keys(cells, (INTACT, HEALS, LOST), _HEALING)
     yield chunk_map(cells, "Healing map")
 
@@ -237,7 +243,7 @@ def drift_section(steps: Sequence[PlottedStep]) -> Iterator[str]:
     series = _drift_lines(measured)
     if series:
         yield element("h2", "Norms over the steps")
-        yield _quiet(f"L2 norm of each kind of tensor, all layers together, over its norm at step {measured[0][0]:,}.")
+        yield quiet(f"L2 norm of each kind of tensor, all layers together, over its norm at step {measured[0][0]:,}.")
         yield lines("Norms over the steps", "step", "norm over the first", series, log=are_wide(series))
     changes = [(step["step"], step["changes"]) for step in steps if step["changes"] is not None]
     rows = _change_rows(changes)
@@ -248,7 +254,7 @@ def drift_section(steps: Sequence[PlottedStep]) -> Iterator[str]:
     note = "L2 norm of the difference to the step before, over the norm of the step before, by module."
     if any(value is None for row in rows.values() for value in row):
         note += " A dash: damage, NaN or infinities left no number."
-    yield _quiet(note)
+    yield quiet(note)
     yield heatmap(
         "Change from step to step",
         [f"{step:,}" for step, _ in changes],

@@ -14,7 +14,7 @@ from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.meta import read_meta
 from fastckpt.nanochat.names import MODEL, OPTIM
 from fastckpt.nanochat.steps import Step, choose_steps
-from fastckpt.plotting.chunk_states import chunk_states, merged
+from fastckpt.plotting.chunk_states import MAX_CELLS, chunk_states, merged
 from fastckpt.plotting.healing import what_would_heal
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
 from fastckpt.plotting.naming import name_moments, name_parameters, parse
@@ -37,8 +37,6 @@ from fastckpt.surveying.fates import THERE
 
 MAX_STEPS: Final = 48
 """Steps of a directory that are drawn; of more, as many at even distances."""
-MAX_CELLS: Final = 5_000
-"""Cells of a damage map: some 500 kB of SVG."""
 _STRUCTURE_LOST: Final = (DamagedError, UnsupportedStateError, CheckpointIOError)
 
 
@@ -75,8 +73,7 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
         file = WreckTensors(wreck)
     with file:
         tensors = [_tensor(item) for item in measure(file, threads=count, progress=progress)]
-        tree = file.wreck.tree if isinstance(file, WreckTensors) else file.tree
-        name_parameters(tensors, parameter_names(tree, file.entries))
+        name_parameters(tensors, parameter_names(file.tree, file.entries))
     first: dict[tuple[Any, ...], str] = {}
     for tensor, entry in zip(tensors, file.entries, strict=True):
         place = (entry.storage, entry.span)

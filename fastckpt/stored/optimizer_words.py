@@ -14,12 +14,21 @@ _MOST_CHARACTERS: Final = 40
 
 def heading(facts: OptimizerFacts) -> str:
     """``optimizer at optimizer: 1 group, 4 parameters, state under {0..3}, step 7``."""
-    at = f" at {facts['at']}" if facts["at"] else ""
+    return f"{title(facts)}: {counts(facts)}"
+
+
+def title(facts: OptimizerFacts) -> str:
+    """``optimizer at optimizer``."""
+    return f"optimizer at {facts['at']}" if facts["at"] else "optimizer"
+
+
+def counts(facts: OptimizerFacts) -> str:
+    """``1 group, 4 parameters, state under {0..3}, step 7``."""
     step = f", step {facts['step']}" if facts["step"] is not None else ""
     ids = facts["state_ids"]
     state = f"state under {numbers_text(ids) if _all_ints(ids) else _cut(some(ids), 60)}" if ids else "no state"
-    counts = f"{count_text(len(facts['groups']), 'group')}, {count_text(facts['params'], 'parameter')}"
-    return f"optimizer{at}: {counts}, {state}{step}"
+    groups = f"{count_text(len(facts['groups']), 'group')}, {count_text(facts['params'], 'parameter')}"
+    return f"{groups}, {state}{step}"
 
 
 def option_names(facts: OptimizerFacts) -> list[str]:
