@@ -31,7 +31,7 @@ from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
 from fastckpt.sets.parts_of import WHOLE, StatePart
 from fastckpt.stored.comparison import Comparison, compare
-from fastckpt.text import duration_text, quoted
+from fastckpt.text import quoted
 
 EXAMPLES: Final = (
     "fastckpt diff model_000400.pt model_000500.pt --top 5",
@@ -165,9 +165,7 @@ def _draw(args: argparse.Namespace, a: str, b: str, pairs: Sequence[tuple[str, C
     told = []
     for role, found, facts in pairs:
         line = verdict_line(facts)
-        # The same two files give the same page.
-        words = line.text.removesuffix(f" ({duration_text(facts['seconds'])})")
-        told.append(Compared("" if alone else role, found, words, line.style))
+        told.append(Compared("" if alone else role, found, line.text, line.style))
     page = difference_page(a, b, told)
     publish_bytes(args.html, page.encode(), durable=False)
 

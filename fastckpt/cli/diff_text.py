@@ -58,7 +58,7 @@ def pair_lines(facts: DiffDocument, limit: int | None, *, role: str | None = Non
             yield Styled(f"  damaged  {name}: {error['message']} ({error['path']}, byte {error['offset']})", "bad")
     for note in facts["notes"]:
         yield Styled(f"  note: {note}", "dim")
-    yield verdict_line(facts)
+    yield _timed(facts)
 
 
 def _side(letter: str, side: Side) -> list[str]:
@@ -177,14 +177,18 @@ def _remark(numbers: DifferenceNumbers) -> str:
     return ", ".join(remarks)
 
 
+def _timed(facts: DiffDocument) -> Styled:
+    line = verdict_line(facts)
+    return Styled(f"{line.text} ({duration_text(facts['seconds'])})", line.style)
+
+
 def verdict_line(facts: DiffDocument) -> Styled:
     """What is said of two files in a sentence."""
     totals = facts["totals"]
-    time_text = f" ({duration_text(facts['seconds'])})"
     if facts["roots_equal"]:
         tensors = f"{count_text(totals['identical'], 'tensor')} and " if totals["identical"] else ""
         text = f"{Verdict.EQUAL_DIGESTS}: {tensors}all values were saved the same"
-        return Styled(f"{text}; what is there now was not read{time_text}", "good")
+        return Styled(f"{text}; what is there now was not read", "good")
     counts = [(totals["identical"], "identical"), (totals["differs"], "differ"), (totals["damaged"], "damaged")]
     counts += [(totals["unread"], "not read"), (totals["only_in_a"], "only in A"), (totals["only_in_b"], "only in B")]
     total = sum(count for count, _ in counts)
@@ -199,19 +203,19 @@ def verdict_line(facts: DiffDocument) -> Styled:
         if facts["uncompared"]:
             reasons.append(f"a .safetensors cannot hold {', '.join(facts['uncompared'])}")
         why = "; ".join(reasons)
-        return Styled(f"not all compared: {tensors}, no difference found; {why}{by_digests}{time_text}", "warn")
+        return Styled(f"not all compared: {tensors}, no difference found; {why}{by_digests}", "warn")
     if facts["same"]:
         if totals["unread"] or facts["objects"]:
-            return Styled(f"{Verdict.SAME_STRUCTURE}: {tensors}; what is in them was not compared{time_text}", "good")
+            return Styled(f"{Verdict.SAME_STRUCTURE}: {tensors}; what is in them was not compared", "good")
         if totals["by_digests"]:
-            return Styled(f"{Verdict.EQUAL_DIGESTS}: {tensors}{by_digests}{time_text}", "good")
+            return Styled(f"{Verdict.EQUAL_DIGESTS}: {tensors}{by_digests}", "good")
         every = f"{tensors}, every bit" if total or totals["objects"] else "no tensors, and the same plain values"
-        return Styled(f"{Verdict.IDENTICAL}: {every}{time_text}", "good")
+        return Styled(f"{Verdict.IDENTICAL}: {every}", "good")
     parts = [f"{count:,} {word}" for count, word in counts if count]
     texts = [f"{count_text(total, 'tensor')}: {', '.join(parts)}" if parts else "no tensors", *_other_changes(facts)]
     if facts["renamed"]:
         texts.insert(0, f"the same names under the prefix {_prefixes(facts['renamed'])}")
-    text = "; ".join(texts) + by_digests + time_text
+    text = "; ".join(texts) + by_digests
     damaged = totals["damaged"]
     return Styled(f"{'damaged' if damaged else 'different'}: {text}", "bad" if damaged else "warn")
 
