@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from fastckpt.cli.progress import bytes_at, progress_bar
@@ -220,8 +221,8 @@ def _left(fate: FateFacts, donor: str | None) -> str:
 
 def _other_findings(facts: SalvageDocument) -> list[FindingFacts]:
     """Findings that are about no tensor, and not healed: headers, directories, copies, the file as a whole."""
-    left = [f for f in facts["findings"] if f not in facts["healed"]]
-    return [f for f in left if not f["tensors"] and (f["kind"] != "unproven" or not f["size"])][:10]
+    left = (f for f in facts["findings"] if not f["tensors"] and (f["kind"] != "unproven" or not f["size"]))
+    return list(islice((f for f in left if f not in facts["healed"]), 10))
 
 
 def _outcome(facts: SalvageDocument) -> Iterator[str | Styled]:

@@ -68,7 +68,8 @@ def convert_step_files(
         for each in sorted(files, key=lambda each: each.path.endswith(".fckpt"))
         if FORMAT_OF[os.path.splitext(each.path)[1].lower()] != wanted and step in (None, each.step)
     }
-    chosen = [each for each in files if each in by_stem.values()]
+    kept = {each.path for each in by_stem.values()}
+    chosen = [each for each in files if each.path in kept]
     if not chosen:
         there = some(sorted({each.step for each in files if each.step is not None}), 8)
         raise UsageError(

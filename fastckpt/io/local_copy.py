@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, FastckptError
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.remote_source import REQUESTS, RemoteSource
 from fastckpt.io.transfer import Move
@@ -18,6 +18,8 @@ from fastckpt.remote.path import RemotePath
 @contextmanager
 def local_copy(place: RemotePath, beside: str) -> Iterator[str]:
     """The path of a copy of an object, under its own name, and of what has ``beside`` at the end of that, if there is.
+
+    An error in the block about the copy becomes one about the object.
 
     Raises:
         CheckpointNotFoundError, CheckpointIOError, OutOfSpaceError
@@ -30,7 +32,12 @@ def local_copy(place: RemotePath, beside: str) -> Iterator[str]:
         except CheckpointIOError as error:  # Some stores say that of what is not there.
             if not isinstance(error, CheckpointNotFoundError) and error.errno != errno.EACCES:
                 raise
-        yield path
+        try:
+            yield path
+        except FastckptError as error:
+            if error.path == path:
+                error.path = os.fspath(place)
+            raise
 
 
 def copy_object(place: RemotePath, path: str) -> None:

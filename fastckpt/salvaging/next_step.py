@@ -76,7 +76,7 @@ def _after_writing(report: SalvageReport, request: Request, tree: Any, threads: 
     if report.structure == "none":
         return _with_names(report, request, destination)
     if parsed is None:
-        lines = resume_lines(destination, os.path.splitext(destination)[1], tree)
+        lines = resume_lines(destination, tree)
         if lines and _lacks_more_than_moments(report, tree):
             return _complete_it(report, request, destination, threads)
         if lines:

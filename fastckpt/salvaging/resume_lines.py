@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import keyword
+import os
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -17,15 +18,14 @@ _COUNTERS: Final = ("step", "global_step", "iter", "iteration", "iter_num", "epo
 _MOST_LINES: Final = 8
 
 
-def resume_lines(destination: str, suffix: str, tree: Any) -> list[str]:
+def resume_lines(destination: str, tree: Any) -> list[str]:
     """What to type in the training script, where model and optimizer are made; [] if the structure does not say.
 
     Args:
-        destination: The file.
-        suffix: Its suffix, which says what loads it.
+        destination: The file; its suffix says what loads it.
         tree: The state in it.
     """
-    path = json.dumps(destination, ensure_ascii=False)
+    path, suffix = json.dumps(destination, ensure_ascii=False), os.path.splitext(destination)[1]
     load = f"fastckpt.load({path})" if FORMAT_OF[suffix] == "fckpt" else f'torch.load({path}, map_location="cpu")'
     if FORMAT_OF[suffix] == "safetensors" or not isinstance(tree, dict):
         return []

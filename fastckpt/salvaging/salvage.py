@@ -10,7 +10,6 @@ from typing import Any, Final
 from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import (
     CheckpointNotFoundError,
-    FastckptError,
     NotACheckpointError,
     UnsupportedStateError,
     for_file_object,
@@ -193,11 +192,7 @@ def _salvage_copy(place: RemotePath, dst: str | os.PathLike[str] | None, **how: 
     """`salvage` of a remote file."""
     url = os.fspath(place)
     with local_copy(place, SUMS_SUFFIX) as copy:
-        try:
-            report = salvage(copy, dst, **how)
-        except FastckptError as error:
-            error.path = url if error.path == copy else error.path
-            raise
+        report = salvage(copy, dst, **how)
     report.path = url
     report.next_step = report.next_step.replace(copy, url)
     report.notes = ["what was looked at is a local copy of it", *(note.replace(copy, url) for note in report.notes)]

@@ -98,11 +98,7 @@ def repair(
         if output is None and not dry_run:
             raise UsageError("a remote file is not repaired in its place", path=place, next_step="give an output")
         with local_copy(place, SUMS_SUFFIX) as copy:
-            try:
-                report = repair(copy, output, dry_run=dry_run, durable=durable, threads=threads, progress=progress)
-            except FastckptError as error:
-                error.path = os.fspath(place) if error.path == copy else error.path
-                raise
+            report = repair(copy, output, dry_run=dry_run, durable=durable, threads=threads, progress=progress)
         report.path, report.next_step = os.fspath(place), None
         return report
     name = file_path(place)

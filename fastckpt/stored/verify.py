@@ -8,7 +8,6 @@ of the file is accounted for: block, payload or zero padding.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
 
 from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import (
@@ -127,10 +126,10 @@ def verify_source(source: Source, *, threads: int, progress: Progress | None = N
     return report
 
 
-def is_whole_by_itself(file: str | Source, *, threads: int) -> bool:
-    """Whether the checksums that a file, or an open one, has of its own prove all of it, whatever a seal says."""
+def is_whole_by_itself(path: str, *, threads: int) -> bool:
+    """Whether the checksums that a file has of its own prove all of it, whatever a seal says."""
     try:
-        with nullcontext(file) if isinstance(file, Source) else Source(file) as source:
+        with Source(path) as source:
             return verify_source(source, threads=threads, sealed=False).verdict is Verdict.INTACT
     except FastckptError:
         return False
