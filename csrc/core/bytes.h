@@ -45,6 +45,10 @@ constexpr uint64_t LeafCount(uint64_t size) {
   return size / kLeafSize + (size % kLeafSize != 0 ? 1 : 0);
 }
 
+inline uint8_t* ToPointer(uint64_t address) {
+  return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address));
+}
+
 inline uint64_t AddressOf(const void* pointer) {
   return static_cast<uint64_t>(reinterpret_cast<uintptr_t>(pointer));
 }

@@ -21,13 +21,14 @@ Status ParityTally::Check(const Plan& plan) {
   return request.Check(&total);
 }
 
-ParityTally::ParityTally(const Plan& plan) : plan_(plan), leaf_count_(LeafCount(plan.size)) {
-  if (leaf_count_ == 0) return;
+ParityTally::ParityTally(const Plan& plan) : plan_(plan) {
+  const uint64_t leaf_count = LeafCount(plan_.size);
+  if (leaf_count == 0) return;
   std::memset(plan_.parity, 0, plan_.rows * plan_.groups * kLeafSize);
   const std::vector<uint8_t> zeros(kLeafSize);
   uint64_t digest = 0;
   HashLeaves(zeros.data(), kLeafSize, &digest);
-  std::fill(plan_.leaves, plan_.leaves + leaf_count_, digest);
+  std::fill(plan_.leaves, plan_.leaves + leaf_count, digest);
 }
 
 Status ParityTally::Add(const uint8_t* data, size_t size, uint64_t offset) {

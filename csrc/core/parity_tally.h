@@ -60,7 +60,6 @@ class ParityTally {
   size_t SizeOf(uint64_t leaf) const;
 
   const Plan plan_;
-  const uint64_t leaf_count_;
   std::array<std::mutex, kLocks> row_locks_;  // of the groups whose stripe has this number
 
   std::mutex open_lock_;

@@ -90,8 +90,7 @@ void PlanesReader::Read(const Run& run, SpanReader* reader, AlignedBuffer* store
   for (size_t i = run.first; i < run.last && !cancelled(); ++i) {
     const StoredChunk& chunk = chunks[i];
     const size_t at = static_cast<size_t>(chunk.offset - begin);
-    uint8_t* const to =
-        chunk.raw == 0 ? raw->data() : reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(chunk.raw));
+    uint8_t* const to = chunk.raw == 0 ? raw->data() : ToPointer(chunk.raw);
     uint64_t* const leaves = request_.verify ? request_.leaves + leaf : nullptr;
     // A chunk that is not good is read once more by others, and counts then.
     if (at + chunk.stored_size <= observer.reached() && Decode(chunk, landing + at, to, leaves)) {

@@ -82,7 +82,7 @@ bool PlanesWriter::Encode(Chunk* chunk, Room* room, const uint8_t** stored) {
   uint8_t* const raw = room->raw.data();
   // A copy: what is still being changed would not be what its digests say.
   if (chunk->source_fd < 0) {
-    std::memcpy(raw, reinterpret_cast<const uint8_t*>(static_cast<uintptr_t>(chunk->raw.source)), size);
+    std::memcpy(raw, ToPointer(chunk->raw.source), size);
     written.read = size;
   } else {
     const IoResult read = ReadAt(chunk->source_fd, raw, size, chunk->raw.source);

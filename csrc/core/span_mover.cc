@@ -12,14 +12,6 @@
 
 namespace fastckpt {
 
-namespace {
-
-uint8_t* ToPointer(uint64_t address) {
-  return reinterpret_cast<uint8_t*>(static_cast<uintptr_t>(address));
-}
-
-}  // namespace
-
 SpanMover::SpanMover(Transfer* transfer)
     : transfer_(transfer),
       request_(transfer->request()),

@@ -28,7 +28,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, NOWHERE, Move, Progress, transfer
 from fastckpt.layout.blocks import align
 from fastckpt.layout.places import StoragePlace
-from fastckpt.layout.records import Record, raw_chunk_digest
+from fastckpt.layout.records import Record, count_leaves, raw_chunk_digest
 
 
 class Target(NamedTuple):
@@ -226,8 +226,10 @@ def _read_encoded(
     source: Source, targets: Sequence[Target], reading: Reading, progress: Progress | None
 ) -> list[BadRange]:
     pieces = [piece for target in targets for piece in encoded_pieces(target)]
-    planes = [] if source.far else [piece for piece in pieces if _is_for_the_core(piece, reading)]
-    rest = [piece for piece in pieces if source.far or not _is_for_the_core(piece, reading)]
+    planes: list[EncodedPiece] = []
+    rest: list[EncodedPiece] = []
+    for piece in pieces:
+        (planes if not source.far and _is_for_the_core(piece, reading) else rest).append(piece)
     bad, failed = _read_planes(source, planes, reading, progress) if planes else ([], [])
     rest += failed
     done = _raw_bytes(pieces) - _raw_bytes(rest)
@@ -267,7 +269,7 @@ def _read_planes(
         extent, place = target.record.chunk_extent(chunk), target.place
         digest = target.record.chunks[chunk].stored_digest
         rows.extend((*extent, digest, 0 if place is None else place + start - target.start, end - start))
-        leaf_count += -(-(end - start) // LEAF_SIZE)
+        leaf_count += count_leaves(end - start)
     leaves = memoryview(bytearray(8 * leaf_count))
     good = _core.planes_read(
         source.fd,

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from fastckpt import _core
 from fastckpt.codec.numbers import BLOCK
 from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, CODEC_PLANES
-from fastckpt.errors import CheckpointIOError
 from fastckpt.fckpt.encoding import EncodedPayload
 from fastckpt.fckpt.numbers import RecordNumbers
 from fastckpt.fckpt.pieces import Piece
 from fastckpt.fckpt.turns import RecordToWrite
-from fastckpt.io.transfer import Progress
+from fastckpt.io.transfer import Progress, unread_source
 from fastckpt.layout.records import Chunk, count_leaves, raw_chunk_digest
 
 _BLOCKS: Final = CHUNK_SIZE // BLOCK
-
-
-class _Chunk(NamedTuple):
-    """Raw bytes of a chunk, and where they were read."""
-
-    origin: int
-    size: int
 
 
 class _Written(NamedTuple):
@@ -43,11 +34,7 @@ class _Written(NamedTuple):
 
 class _Waiting(NamedTuple):
     record: RecordToWrite
-    chunks: list[_Chunk]
-    leaves: list[bytes | None]
-    """Of each piece, if they are known."""
-    pieces: list[int]
-    """Bytes of each."""
+    pieces: list[Piece]
 
 
 class PlanesMover:
@@ -88,20 +75,17 @@ class PlanesMover:
     def add(self, record: RecordToWrite, pieces: Iterable[Piece], numbers: RecordNumbers) -> None:
         """Have a record encoded and written behind the others. Its pack must stay until it is taken."""
         self._skip += record.header_size
-        waiting = _Waiting(record, [], [], [])
+        waiting = _Waiting(record, [])
         self._waiting.append(waiting)
         at = 0
         for piece in pieces:
             rows, kinds = array("Q"), bytearray()
-            for start in range(0, piece.size, CHUNK_SIZE):
-                size = min(CHUNK_SIZE, piece.size - start)
+            for start, size in _chunks_of(piece):
                 here = numbers.of_chunk(at + start, size)
                 rows.extend((piece.origin + start, size, here.row_length, here.phase, self._skip))
                 kinds += here.kinds.ljust(_BLOCKS, b"\0")
-                waiting.chunks.append(_Chunk(piece.origin + start, size))
                 self._skip = 0
-            waiting.leaves.append(piece.leaves)
-            waiting.pieces.append(piece.size)
+            waiting.pieces.append(piece)
             self._native.append(piece.source, rows, kinds)
             at += piece.size
             self.under_way += piece.size
@@ -118,7 +102,8 @@ class PlanesMover:
         """
         if not self._waiting:
             return None
-        record, raw, known, pieces = self._waiting.popleft()
+        record, pieces = self._waiting.popleft()
+        raw = [(piece.origin + start, size) for piece in pieces for start, size in _chunks_of(piece)]
         rows, hashed = self._native.take(len(raw), self._progress)
         columns = len(_Written._fields)
         numbers = memoryview(rows).cast("Q").tolist()
@@ -127,10 +112,7 @@ class PlanesMover:
         for number, (origin, size) in enumerate(raw):
             written = _Written(*numbers[number * columns : (number + 1) * columns])
             if written.read != size:
-                reason = os.strerror(written.error) if written.error else "the file ends there"
-                raise CheckpointIOError(
-                    f"cannot read the source: {reason}", errno=written.error or None, offset=origin + written.read
-                )
+                raise unread_source(written.error, origin + written.read)
             end = leaf + count_leaves(size) * 8
             digest = written.digest if written.encoded else raw_chunk_digest(hashed[leaf:end])
             codec = CODEC_PLANES if written.encoded else CODEC_NONE
@@ -140,16 +122,23 @@ class PlanesMover:
             at += written.stored_size
             leaf = end
             self.under_way -= size
-        return record, EncodedPayload(chunks, _preferred(known, pieces, hashed), crc)
+        return record, EncodedPayload(chunks, _preferred(pieces, hashed), crc)
 
     def close(self) -> None:
         """Stop; no thread is left when this returns."""
         self._native.close()
 
 
-def _preferred(known: list[bytes | None], pieces: list[int], hashed: bytes) -> bytes:
+def _chunks_of(piece: Piece) -> Iterator[tuple[int, int]]:
+    """Where each chunk begins in a piece, and its bytes."""
+    for start in range(0, piece.size, CHUNK_SIZE):
+        yield start, min(CHUNK_SIZE, piece.size - start)
+
+
+def _preferred(pieces: list[Piece], hashed: bytes) -> bytes:
     """The leaf digests of pieces: known ones, which also prove the way to memory, or those taken here."""
     leaves = bytearray()
-    for own, size in zip(known, pieces, strict=True):
-        leaves += hashed[len(leaves) : len(leaves) + count_leaves(size) * 8] if own is None else own
+    for piece in pieces:
+        end = len(leaves) + count_leaves(piece.size) * 8
+        leaves += hashed[len(leaves) : end] if piece.leaves is None else piece.leaves
     return bytes(leaves)

@@ -59,9 +59,13 @@ class Moved(NamedTuple):
         """Raise CheckpointIOError if some of what was to be moved could not be read."""
         if self.faults:
             fault = self.faults[0]
-            reason = os.strerror(fault.errno) if fault.errno else "the file ends there"
-            offset = moves[fault.move].source + fault.offset
-            raise CheckpointIOError(f"cannot read the source: {reason}", errno=fault.errno or None, offset=offset)
+            raise unread_source(fault.errno, moves[fault.move].source + fault.offset)
+
+
+def unread_source(errno: int, offset: int) -> CheckpointIOError:
+    """The error for bytes of a source that could not be read; ``errno`` 0 is the end of the file."""
+    reason = os.strerror(errno) if errno else "the file ends there"
+    return CheckpointIOError(f"cannot read the source: {reason}", errno=errno or None, offset=offset)
 
 
 def default_threads() -> int:
