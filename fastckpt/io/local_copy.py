@@ -10,8 +10,7 @@ from contextlib import contextmanager
 
 from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, FastckptError
 from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.io.remote_source import REQUESTS, RemoteSource
-from fastckpt.io.transfer import Move
+from fastckpt.io.remote_source import RemoteSource
 from fastckpt.remote.path import RemotePath
 
 
@@ -42,10 +41,10 @@ def local_copy(place: RemotePath, beside: str) -> Iterator[str]:
 
 def copy_object(place: RemotePath, path: str) -> None:
     """Copy an object into a new file."""
+    source = RemoteSource(place, may_be_empty=True)
     with (
-        RemoteSource(place, may_be_empty=True) as source,
+        source,
         typed_os_errors(path, doing="copy a remote file"),
         open(path, "xb", buffering=0) as there,
     ):
-        source.transfer([Move(0, 0, source.size)], sink=there.fileno(), threads=REQUESTS, leaves=False)
-        source.require_unchanged(next_step="try it again")
+        source.copy_to(there.fileno())

@@ -45,7 +45,6 @@ class RemoteSource(Source):
 
     Attributes:
         place: Where it lies.
-        is_copied: Whether a local copy is read.
 
     Raises:
         NotACheckpointError: It is empty, or a URL that ends with a slash.
@@ -61,8 +60,7 @@ class RemoteSource(Source):
         self._local = -1
         self._file_fd = -1
         self._direct_fd: int | None = -1
-        self._closed = True
-        self.is_copied = False
+        self._closed = False
         self.warm: bool | None = False
         self.unread_head = None
         self.unpacked = None
@@ -79,7 +77,6 @@ class RemoteSource(Source):
         self._under_way: set[Fetches] = set()
         self._ahead: list[Ahead] = []
         self._passed_over: PassedOver | None = None
-        self._closed = False
         if self.size == 0 and not may_be_empty:
             raise NotACheckpointError(
                 "the object is empty (0 bytes)", path=self.path, next_step="use another copy of this checkpoint"
@@ -110,7 +107,7 @@ class RemoteSource(Source):
         if self._local < 0:
             self._require_open()
             self._local = self._copy()
-            self.is_copied, self.warm, self._direct_fd = True, None, None
+            self.warm, self._direct_fd = None, None
             self.attempts = 1
         return self._local
 
@@ -125,9 +122,13 @@ class RemoteSource(Source):
             tempfile.TemporaryFile(buffering=0) as there,
         ):
             check_space(there.fileno(), self.size, directory)
-            self.transfer([Move(0, 0, self.size)], sink=there.fileno(), threads=REQUESTS, leaves=False)
-            self.require_unchanged(next_step="try it again")
+            self.copy_to(there.fileno())
             return os.dup(there.fileno())
+
+    def copy_to(self, fd: int) -> None:
+        """Write all of it to the beginning of an open file."""
+        self.transfer([Move(0, 0, self.size)], sink=fd, threads=REQUESTS, leaves=False)
+        self.require_unchanged(next_step="try it again")
 
     @property
     def origin(self) -> RemotePath:

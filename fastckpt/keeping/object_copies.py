@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterator
-from typing import Final
 
 from fastckpt.constants import ALIGNMENT
 from fastckpt.errors import CheckpointNotFoundError, NotACheckpointError
 from fastckpt.foreign.sniff import kind_of
+from fastckpt.io.fetches import Fetches
+from fastckpt.io.ranges import ranges_of
 from fastckpt.io.refuse_overwriting import holds_something_else
+from fastckpt.io.remote_source import REQUESTS
 from fastckpt.io.send_file import send_file
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import Progress
+from fastckpt.io.transfer import Move, Progress
 from fastckpt.nanochat.backing_up import MOVE_IT_AWAY
 from fastckpt.remote.path import RemotePath
-from fastckpt.remote.store import RANGE, Pending, Version
+from fastckpt.remote.store import Pending, Version
 
 
 class ObjectCopies:
@@ -71,29 +71,14 @@ def _is_fckpt(file: Source) -> bool:
         return False
 
 
-_AHEAD: Final = 8
-"""Ranges on their way at a time."""
-
-
 def _is_same(file: Source, where: RemotePath, version: Version) -> bool:
     """Whether an object of the same size has the same bytes: all of it is fetched."""
-    coming: deque[tuple[int, Pending]] = deque()
+
+    def get(start: int, stop: int) -> Pending:
+        return where.store.get(where.key, start, stop, version)
+
+    fetches = Fetches(get, ranges_of([(0, Move(0, 0, version.size))], version.size), ahead=REQUESTS)
     try:
-        for start, pending in _ranges(coming, where, version):
-            data = pending.result()
-            if data != file.read(start, len(data)):
-                return False
-        return True
+        return all(data == file.read(found.start, len(data)) for found, data in fetches)
     finally:
-        for _, pending in coming:
-            pending.cancel()
-
-
-def _ranges(coming: deque[tuple[int, Pending]], where: RemotePath, version: Version) -> Iterator[tuple[int, Pending]]:
-    for start in range(0, version.size, RANGE):
-        stop = min(start + RANGE, version.size)
-        coming.append((start, where.store.get(where.key, start, stop, version)))
-        if len(coming) == _AHEAD:
-            yield coming.popleft()
-    while coming:
-        yield coming.popleft()
+        fetches.close()
