@@ -38,5 +38,6 @@ def local_set(place: RemotePath) -> Iterator[str]:
         try:
             yield directory
         except FastckptError as error:
-            error.path = str(error.path).replace(directory + os.sep, str(place)).replace(directory, str(place))
+            if error.path is not None:
+                error.path = str(error.path).replace(directory + os.sep, str(place)).replace(directory, str(place))
             raise

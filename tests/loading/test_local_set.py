@@ -9,7 +9,7 @@ import torch
 from states import assert_same
 
 import fastckpt
-from fastckpt.errors import FastckptError, NotACheckpointError
+from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
 from fastckpt.remote.path import located
 
 STATE = {f"layers.{n}.w": torch.full((1000,), float(n)) for n in range(6)}
@@ -47,6 +47,13 @@ def test_what_is_wrong_is_said_of_the_url(here: Path) -> None:
     with pytest.raises(FastckptError) as error:
         fastckpt.load(url)
     assert url in str(error.value)
+
+
+def test_an_error_about_no_file_names_none(here: Path) -> None:
+    url = uploaded(here, "asked")
+    with pytest.raises(UsageError) as error:
+        fastckpt.load(url, threads=0)
+    assert error.value.path is None
 
 
 def test_another_directory_is_refused(tmp_path: Path) -> None:
