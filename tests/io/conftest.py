@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+from old_file import OLD
 
 NOBODY = 65534
 
@@ -58,3 +59,10 @@ def small_fs(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("mounting is not permitted here")
     yield path
     subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    path = tmp_path / "model.fckpt"
+    path.write_bytes(OLD)
+    return path

@@ -6,65 +6,24 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from changes import LEAF, SIZE, Change, change, flip, zero
 
 import fastckpt
 from fastckpt.cli.main import main
-from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError, OutOfSpaceError, UsageError
 from fastckpt.io import commit
 from fastckpt.sealing import repair as repairing
-from fastckpt.seals import healed_copy, healing_in_place
+from fastckpt.seals import healed_copy
 from fastckpt.seals.healed_copy import HealedCopy
-from fastckpt.seals.healing import Healed, heal_leaves
 from fastckpt.seals.names import sums_path
 
-LEAF = LEAF_SIZE
-SIZE = 200 * LEAF - 100
-"""Four groups of 50 leaves with 3 %, ten of 20 with 10 %."""
-Change = Callable[[bytearray], "bytes | bytearray | None"]
-
-
-@pytest.fixture
-def good() -> bytes:
-    return random.Random(1).randbytes(SIZE)
-
-
-@pytest.fixture
-def path(tmp_path: Path, good: bytes) -> Path:
-    """A file that is sealed with 3 %."""
-    path = tmp_path / "model.bin"
-    path.write_bytes(good)
-    fastckpt.seal(path, parity="3%", durable=False)
-    return path
-
-
-def change(path: Path, how: Change) -> None:
-    raw = bytearray(path.read_bytes())
-    changed = how(raw)
-    path.write_bytes(raw if changed is None else changed)
-
-
-def zero(begin: int, size: int) -> Change:
-    def change(raw: bytearray) -> None:
-        raw[begin : begin + size] = bytes(len(raw[begin : begin + size]))
-
-    return change
-
-
-def flip(*offsets: int) -> Change:
-    def change(raw: bytearray) -> None:
-        for offset in offsets:
-            raw[offset] ^= 0x10
-
-    return change
+"""The steps of a repair, and where each is found."""
 
 
 @pytest.mark.parametrize(
@@ -347,7 +306,6 @@ STEPS: dict[str, Any] = {
     "standing_of": repairing, "write": HealedCopy, "heal_leaves": healed_copy, "require_proven": HealedCopy,
     "_keep": repairing,
 }  # fmt: skip
-"""The steps of a repair, and where each is found."""
 
 
 @pytest.mark.parametrize("when", ["write", "require_proven", "_keep"])
@@ -460,33 +418,6 @@ def test_the_command(path: Path, good: bytes, capsys: pytest.CaptureFixture[str]
     assert "partly healed, 1 of 4 lost leaves" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("durable", [True, False])
-@pytest.mark.parametrize(
-    "how",
-    [
-        flip(5, 7 * LEAF, SIZE - 1),
-        zero(100 * LEAF, 8 * LEAF),
-        lambda raw: raw[: SIZE - 5 * LEAF],
-        lambda raw: raw + b"behind",
-        lambda raw: raw[: SIZE - LEAF - 9] + b"x",
-    ],
-    ids=["flips", "hole", "cut", "longer", "cut and longer"],
-)
-def test_healed_where_it_is(path: Path, good: bytes, how: Change, durable: bool) -> None:
-    """It stays the same file, under all its names; and only what differed is written."""
-    change(path, how)
-    os.link(path, path.with_name("other name"))
-    before = path.stat().st_ino
-    told: list[int] = []
-    report = fastckpt.repair(path, keep=False, durable=durable, progress=told.append)
-    assert (report.state, report.output, report.kept, report.left) == ("healed", str(path), None, [])
-    assert path.read_bytes() == good
-    assert path.with_name("other name").read_bytes() == good
-    assert path.stat().st_ino == before
-    assert told == sorted(told)
-    assert fastckpt.verify(path).ok
-
-
 def test_who_may_not_read_a_file_reads_it_nowhere_else(tmp_path: Path) -> None:
     """The parity of a small file has all that is in it."""
     path, other = tmp_path / "secret", tmp_path / "other"
@@ -500,66 +431,6 @@ def test_who_may_not_read_a_file_reads_it_nowhere_else(tmp_path: Path) -> None:
     other.chmod(0o400)
     fastckpt.seal(other, durable=False)
     assert Path(sums_path(other)).stat().st_mode & 0o777 == 0o600  # It can be written anew.
-
-
-@pytest.mark.parametrize("size", [SIZE, 3 * LEAF + 7, 2 * LEAF])
-@pytest.mark.parametrize("cut", [False, True])
-def test_healing_where_it_is_goes_on_after_it_was_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, cut: bool
-) -> None:
-    good = random.Random(size).randbytes(size)
-    path = tmp_path / "f"
-    path.write_bytes(good)
-    fastckpt.seal(path, parity="3%", durable=False)
-    right = (-(-size // LEAF) - (2 if size > 2 * LEAF else 1)) * LEAF
-    damaged = good[:right] if cut else good[:-9] + bytes(9)
-    path.write_bytes(damaged)
-    write = healing_in_place.write_all
-    for full in (0, 1):
-        left = [full]
-
-        def torn(fd: int, offset: int, data: memoryview, left: list[int] = left, **options: Any) -> int:
-            if not left.pop():
-                write(fd, offset, data[: len(data) // 2], **options)
-                raise KeyboardInterrupt
-            left.append(0)
-            return write(fd, offset, data, **options)
-
-        monkeypatch.setattr(healing_in_place, "write_all", torn)
-        with suppress(KeyboardInterrupt):
-            fastckpt.repair(path, keep=False, durable=False)
-        assert path.read_bytes().startswith(good[:right])
-    monkeypatch.setattr(healing_in_place, "write_all", write)
-    assert fastckpt.repair(path, keep=False).state in ("healed", "as sealed")
-    assert path.read_bytes() == good
-
-
-def test_what_a_disk_makes_of_what_is_healed_where_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    change(path, flip(5))
-    monkeypatch.setattr(healing_in_place, "write_all", lambda fd, offset, data, **_: os.pwrite(fd, b"rot", offset))
-    with pytest.raises(DamagedError, match="not what is there now"):
-        fastckpt.repair(path, keep=False)
-
-
-@pytest.mark.parametrize("healed", [0, 1])
-def test_a_file_that_is_written_anew_while_it_is_healed_where_it_is(
-    path: Path, good: bytes, monkeypatch: pytest.MonkeyPatch, healed: int
-) -> None:
-    change(path, flip(5, 5 * LEAF, 9 * LEAF))
-    new = random.Random(3).randbytes(len(good))
-
-    def heal_late(*arguments: Any, **options: Any) -> Iterator[Healed]:
-        for number, leaf in enumerate(heal_leaves(*arguments, **options)):
-            if number == healed:
-                time.sleep(0.02)  # A file system may count time in steps of 10 ms.
-                with path.open("r+b") as file:
-                    file.write(new)
-            yield leaf
-
-    monkeypatch.setattr(healing_in_place, "heal_leaves", heal_late)
-    with pytest.raises(DamagedError, match="something else writes to the file"):
-        fastckpt.repair(path, keep=False)
-    assert path.read_bytes() == new
 
 
 def test_a_fckpt_that_was_written_anew_is_not_healed(tmp_path: Path) -> None:
