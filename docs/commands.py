@@ -1,14 +1,10 @@
 """Makes docs/cli.md from the parsers of the commands, so that nothing about them is written twice.
 
-    python docs/commands.py             # print it
-    python docs/commands.py --update    # write docs/cli.md
-
-A test compares the page with the parsers.
+`docs/pages.py` writes it; a test compares the page with the parsers.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import re
 from pathlib import Path
@@ -20,7 +16,7 @@ PAGE: Final = Path(__file__).parent / "cli.md"
 
 INTRODUCTION: Final = """# Command line
 
-Made from the parsers by `docs/commands.py`; `fastckpt COMMAND --help` says the same, `fastckpt man` too. Each example
+Made from the parsers by `docs/pages.py`; `fastckpt COMMAND --help` says the same, `fastckpt man` too. Each example
 runs as a test.
 """
 
@@ -81,17 +77,3 @@ def render() -> str:
     listed = ("| | |", "|---|---|", *(f"| [{name}](#{name}) | {_cell(about)} |" for name, about in COMMANDS.items()))
     codes = ("| | |", "|--:|---|", *(f"| {code} | {_cell(meaning)} |" for code, meaning in EXIT_CODES))
     return "\n".join((INTRODUCTION, *listed, "", COMMON, *codes, "", *map(_command, COMMANDS)))
-
-
-def main() -> None:
-    """Print the page, or write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--update", action="store_true")
-    if parser.parse_args().update:
-        PAGE.write_text(render())
-    else:
-        print(render())
-
-
-if __name__ == "__main__":
-    main()

@@ -1,14 +1,10 @@
 """Makes docs/python.md from the docstrings of the public names, so that nothing about them is written twice.
 
-    python docs/reference.py             # print it
-    python docs/reference.py --update    # write docs/python.md
-
-A test compares the page with the docstrings.
+`docs/pages.py` writes it; a test compares the page with the docstrings.
 """
 
 from __future__ import annotations
 
-import argparse
 import ast
 import inspect
 import re
@@ -27,7 +23,7 @@ PAGE: Final = Path(__file__).parent / "python.md"
 
 INTRODUCTION: Final = """# Python
 
-Made from the docstrings by `docs/reference.py`; each example runs as a test. Errors are in `fastckpt.errors`: each has
+Made from the docstrings by `docs/pages.py`; each example runs as a test. Errors are in `fastckpt.errors`: each has
 the file, byte offset, tensor, chunk, expected and actual, and the next step. [state.md](state.md) says what of a state
 is kept.
 
@@ -142,17 +138,3 @@ def render() -> str:
     parts.append("## nanochat\n\n`fastckpt.nanochat` has nanochat's own functions, see [nanochat.md](nanochat.md).\n")
     parts += [_entry(fastckpt.nanochat, name) for name in fastckpt.nanochat.__all__]
     return "\n".join(parts)
-
-
-def main() -> None:
-    """Print the page, or write it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--update", action="store_true")
-    if parser.parse_args().update:
-        PAGE.write_text(render())
-    else:
-        print(render())
-
-
-if __name__ == "__main__":
-    main()

@@ -73,12 +73,12 @@ def test_tables_are_the_committed_figures(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_python_md_is_made_from_the_docstrings() -> None:
     reference = _script(DOCS / "reference.py")
-    assert reference.PAGE.read_text() == reference.render(), "python docs/reference.py --update"
+    assert reference.PAGE.read_text() == reference.render(), "python docs/pages.py --update"
 
 
 def test_cli_md_is_made_from_the_parsers() -> None:
     commands = _script(DOCS / "commands.py")
-    assert commands.PAGE.read_text() == commands.render(), "python docs/commands.py --update"
+    assert commands.PAGE.read_text() == commands.render(), "python docs/pages.py --update"
 
 
 def test_commands_of_the_readme_are_those_of_the_parsers() -> None:

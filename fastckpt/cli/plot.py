@@ -1,4 +1,4 @@
-"""Draw a checkpoint, or the steps of a nanochat directory, as one HTML file.
+"""Draw a checkpoint, or the steps of a directory, as one HTML file.
 
 It shows bytes by module, norms by layer and over the steps, magnitudes, NaN
 and infinities, and, of a damaged file, which chunks are intact, damaged or
@@ -22,6 +22,7 @@ from fastckpt.cli.render import Output
 from fastckpt.io.commit import publish_bytes
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.plotting.numbers import PlotDirectoryDocument, PlotDocument
+from fastckpt.sets.parts_of import StatePart
 from fastckpt.text import size_text
 
 EXAMPLES: Final = (
@@ -32,7 +33,7 @@ EXAMPLES: Final = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``fastckpt plot``."""
-    parser.add_argument("path", metavar="PATH", help="a checkpoint file, or a nanochat directory")
+    parser.add_argument("path", metavar="PATH", help="a checkpoint, or a directory of steps of any kind")
     parser.add_argument("-o", "--output", metavar="HTML", help="the file to write (default: NAME.html, here)")
     parser.add_argument("--text", action="store_true", help="sum it up on the terminal")
     parser.add_argument("--threads", type=int, metavar="N", help="worker threads (default: one per CPU)")
@@ -44,16 +45,19 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if output is not None:
         refuse_page(output, [args.path])
     # Here, not above: they are needed only now, and measuring needs torch.
+    from fastckpt.plotting.drawn_steps import one_state
     from fastckpt.plotting.page import directory_page, file_page
-    from fastckpt.plotting.survey import measure_directory, measure_file
+    from fastckpt.plotting.survey import measure_directory, measure_part
 
     with progress_bar(f"measuring {_name(args.path)}", lambda: bytes_at(args.path)) as progress:
-        if is_directory_of_checkpoints(args.path):
+        is_directory = is_directory_of_checkpoints(args.path)
+        alone = one_state(args.path) if is_directory else StatePart.of_file(args.path)
+        if alone is None:
             steps = measure_directory(args.path, threads=args.threads, progress=progress)
             page, lines = partial(directory_page, steps), directory_lines(steps)
             document: PlotDirectoryDocument | PlotDocument = {**steps, "output": output}
         else:
-            file = measure_file(args.path, threads=args.threads, progress=progress)
+            file = measure_part(alone, threads=args.threads, progress=progress)
             page, lines = partial(file_page, file), file_lines(file)
             document = {**file, "output": output}
     if output is not None:

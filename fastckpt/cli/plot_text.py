@@ -46,7 +46,7 @@ def file_lines(facts: PlottedFile) -> Iterator[str | Styled]:
     for optimizer in facts["optimizers"]:
         yield f"  {heading(optimizer)}"
         yield from columns(group_rows(optimizer))
-    yield from _kind_lines(kinds_of(facts))
+    yield from _kind_lines(kinds_of(facts["tensors"]))
     noted = [_remark(tensor) for tensor in facts["tensors"] if bad_numbers(tensor) or tensor["reason"]]
     for words in noted[:_MAX_REMARKS]:
         yield Styled(f"  {words}", "bad")
@@ -146,12 +146,15 @@ def _signs(cells: Sequence[ChunkState], total: int) -> str:
 def directory_lines(facts: PlottedDirectory) -> Iterator[str | Styled]:
     """The text about a directory: its steps, then the files of the newest one."""
     yield Styled(f"{facts['path']}: {count_text(len(facts['steps']), 'step')}", "bold")
-    rows = [["step", "model", "val_bpb", "lr", "norm", "largest relative change", "NaN, inf", ""]]
+    has_loss = any(step["val_bpb"] is not None for step in facts["steps"])
+    rows = [
+        ["step", "model", *(["val_bpb"] if has_loss else []), "lr", "norm", "largest relative change", "NaN, inf", ""]
+    ]
     styles = []
     for step in facts["steps"]:
-        rows.append(_step_row(step))
+        rows.append(_step_row(step, has_loss=has_loss))
         styles.append("bad" if step["model"] is None else _STYLES[verdict(step["model"])[1]])
-    head, *lines = columns(rows, right=(0, 1, 2, 3, 4, 5, 6))
+    head, *lines = columns(rows, right=range(len(rows[0]) - 1))
     yield head
     for line, style in zip(lines, styles, strict=True):
         yield line if style == "good" else Styled(line, style)
@@ -164,8 +167,8 @@ def directory_lines(facts: PlottedDirectory) -> Iterator[str | Styled]:
         yield Styled(f"{failed['path']}: {failed['error']}", "bad")
 
 
-def _step_row(step: PlottedStep) -> list[str]:
-    said = (val_bpb_words(step["val_bpb"]), rate_words(step["lr"]))
+def _step_row(step: PlottedStep, *, has_loss: bool) -> list[str]:
+    said = (*([val_bpb_words(step["val_bpb"])] if has_loss else []), rate_words(step["lr"]))
     model = step["model"]
     if model is None:
         return [f"{step['step']:,}", "-", *said, "-", "-", "-", step["error"] or ""]

@@ -20,7 +20,7 @@ _MAX_POINTS: Final = 132
 
 def kind_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """Bytes, norm, zeros and bad numbers of each kind of tensor."""
-    kinds = kinds_of(file)
+    kinds = kinds_of(file["tensors"])
     if not kinds:
         return
     yield element("h2", escaped(f"Kinds of tensors{suffix}"))

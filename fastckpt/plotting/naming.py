@@ -16,12 +16,15 @@ from fastckpt.layout.tree import Path
 from fastckpt.nanochat.parameter_order import Parameter, parameter_groups
 from fastckpt.plotting.numbers import PlottedFile, PlottedTensor
 
+_STATE: Final = "state"
+"""Under it an optimizer has what it keeps, by the number of the parameter."""
+
 
 class Name(NamedTuple):
     """A name taken apart.
 
     Attributes:
-        kind: The name with ``*`` in the place of its first number.
+        kind: The name with ``*`` in the place of its first number or, in an optimizer's state, of its parameter's.
         layer: That number; None if there is none.
         module: The name up to that number, or up to its last dot.
         family: What stands behind the number, unless that is only ``weight`` or ``bias``; else what is before it.
@@ -36,7 +39,8 @@ class Name(NamedTuple):
 def parse(name: str) -> Name:
     """Take a name apart."""
     parts = name.split(".")
-    at = next((place for place, part in enumerate(parts) if is_number(part)), None)
+    numbers = [place for place, part in enumerate(parts) if is_number(part)]
+    at = next((place for place in numbers if place and parts[place - 1] == _STATE), numbers[0] if numbers else None)
     if at is None:
         module = ".".join(parts[:-1]) if len(parts) > 1 else name
         return Name(name, None, module, (parts[-2] if len(parts) > 1 else name) or name)
@@ -49,7 +53,7 @@ def parse(name: str) -> Name:
 
 def counts_layers(kind: str) -> bool:
     """Whether the number in the names of a kind is that of a layer: in an optimizer's state it is a parameter's."""
-    return "state" not in kind.partition(".*")[0].split(".")
+    return _STATE not in kind.partition(".*")[0].split(".")
 
 
 def is_number(part: str) -> bool:
@@ -97,7 +101,7 @@ def name_parameters(tensors: Iterable[PlottedTensor], names: Mapping[Path, Mappi
         tensor["of"] = owners.get(tensor["name"].rpartition(".")[0])
 
 
-_STATE: Final = re.compile(r"state\.(\d{1,6})\.\w+")
+_MOMENT: Final = re.compile(r"state\.(\d{1,6})\.\w+")
 
 
 def name_moments(model: PlottedFile, optimizer: PlottedFile) -> None:
@@ -113,7 +117,7 @@ def name_moments(model: PlottedFile, optimizer: PlottedFile) -> None:
         return  # Not a model of nanochat.
     owners = dict(_owners(groups.adamw, groups.muon))
     for tensor in optimizer["tensors"]:
-        match = _STATE.fullmatch(tensor["name"])
+        match = _MOMENT.fullmatch(tensor["name"])
         members = owners.get(int(match[1])) if match else None
         if members and _fits(tensor["shape"], members):
             kinds = short_labels(parse(member.name).kind for member in members)

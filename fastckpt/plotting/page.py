@@ -109,12 +109,13 @@ def _steps_table(facts: PlottedDirectory) -> Iterator[str]:
     if facts["left_out"]:
         left_out = count_text(facts["left_out"], "step")
         yield quiet(f"{left_out} in between are not shown.")
-    names = ("step", "model", "tensors", "val_bpb", "lr", "norm", "NaN, inf", "verified")
+    has_loss = any(step["val_bpb"] is not None for step in facts["steps"])
+    names = ("step", "model", "tensors", *(["val_bpb"] if has_loss else []), "lr", "norm", "NaN, inf", "verified")
     head = [element("th", name, class_="left" if name == "verified" else None) for name in names]
     rows = []
     for step in facts["steps"]:
         model = step["model"]
-        said = (val_bpb_words(step["val_bpb"]), rate_words(step["lr"]))
+        said = (*([val_bpb_words(step["val_bpb"])] if has_loss else []), rate_words(step["lr"]))
         if model is None:
             cells = ["-", "-", *said, "-", "-", step["error"] or ""]
             kind = "bad"

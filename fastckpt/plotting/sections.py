@@ -24,7 +24,7 @@ from fastckpt.plotting.histograms import MAX_PANELS, Panel, histograms
 from fastckpt.plotting.markup import COLOURS, element, escaped, quantity, quiet, shape_words, shortened, table
 from fastckpt.plotting.naming import counts_layers, parse, ranked_families
 from fastckpt.plotting.numbers import ChunkMap, Healing, PlottedFile, PlottedStep, PlottedTensor
-from fastckpt.plotting.summary import KindOfTensor, healing_words, kinds_of, proven_words
+from fastckpt.plotting.summary import KindOfTensor, healing_words, kinds_of, proven_words, weights_of
 from fastckpt.plotting.treemap import Leaf, tree_of, treemap
 from fastckpt.text import count_text, size_text, some
 
@@ -92,7 +92,7 @@ def _key(class_: str, words: str) -> str:
 
 def norm_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """The norm of each kind of tensor, layer by layer."""
-    kinds = [kind for kind in kinds_of(file) if counts_layers(kind.kind)]
+    kinds = [kind for kind in kinds_of(file["tensors"]) if counts_layers(kind.kind)]
     layered = [kind for kind in kinds if sum(map(_drawable, kind.norms.values())) > 1]
     if not layered:
         return
@@ -113,7 +113,7 @@ def _drawable(value: float) -> bool:
 
 def histogram_section(file: PlottedFile, suffix: str) -> Iterator[str]:
     """How large the numbers are, kind by kind."""
-    kinds = [kind for kind in kinds_of(file) if any(kind.octaves)]
+    kinds = [kind for kind in kinds_of(file["tensors"]) if any(kind.octaves)]
     if not kinds:
         return
     yield element("h2", escaped(f"Magnitudes{suffix}"))
@@ -239,7 +239,7 @@ def _not_whole(file: PlottedFile) -> Iterator[str]:
 
 def drift_section(steps: Sequence[PlottedStep]) -> Iterator[str]:
     """How the norms of the models moved over the steps, and by how much the weights changed."""
-    measured = [(step["step"], kinds_of(step["model"])) for step in steps if step["model"] is not None]
+    measured = [(step["step"], kinds_of(weights_of(step["model"]))) for step in steps if step["model"] is not None]
     series = _drift_lines(measured)
     if series:
         yield element("h2", "Norms over the steps")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fastckpt.findings import UNSETTLED, ByteCounts
 from fastckpt.plotting.markup import quantity
-from fastckpt.plotting.naming import parse, short_labels
+from fastckpt.plotting.naming import counts_layers, parse, short_labels
 from fastckpt.plotting.numbers import ChunkMap, Healing, PlottedFile, PlottedTensor
 from fastckpt.text import count_text, share_text, size_text
 from fastckpt.verdicts import Verdict
@@ -17,7 +17,7 @@ from fastckpt.verdicts import Verdict
 def verdict(file: PlottedFile) -> tuple[str, str]:
     """Whether a file is intact, in words, and ``good``, ``warning`` or ``bad``."""
     if file["verdict"] == Verdict.INTACT:
-        what = "every byte verified" if file["format"] == "fckpt" else "every record matches its CRC-32"
+        what = "every byte verified" if file["format"] in ("fckpt", "set") else "every record matches its CRC-32"
         return f"{Verdict.INTACT}: {what}", "good"
     if file["verdict"] == Verdict.PRESENT:
         unproven = any(finding["size"] for finding in file["findings"]) or not file["findings"]
@@ -83,11 +83,16 @@ class KindOfTensor:
         return math.sqrt(self.squares)
 
 
-def kinds_of(file: PlottedFile) -> list[KindOfTensor]:
-    """The kinds of tensors in a file, the one with the most bytes first; tied weights count once."""
-    labels = short_labels(parse(tensor["name"]).kind for tensor in file["tensors"])
+def weights_of(file: PlottedFile) -> list[PlottedTensor]:
+    """Those not of an optimizer, whose counters would be most of a norm; all if there are no others."""
+    return [tensor for tensor in file["tensors"] if counts_layers(parse(tensor["name"]).kind)] or file["tensors"]
+
+
+def kinds_of(tensors: Sequence[PlottedTensor]) -> list[KindOfTensor]:
+    """The kinds of tensors, the one with the most bytes first; tied weights count once."""
+    labels = short_labels(parse(tensor["name"]).kind for tensor in tensors)
     kinds: dict[str, KindOfTensor] = {}
-    for tensor in file["tensors"]:
+    for tensor in tensors:
         name, numbers = parse(tensor["name"]), tensor["numbers"]
         if tensor["tied_to"] is not None:
             continue
@@ -110,8 +115,8 @@ def kinds_of(file: PlottedFile) -> list[KindOfTensor]:
 
 
 def total_norm(file: PlottedFile) -> str:
-    """The L2 norm of all tensors; a dash if one of them could not be read."""
-    kinds = kinds_of(file)
+    """The L2 norm of all weights; a dash if one of them could not be read."""
+    kinds = kinds_of(weights_of(file))
     return "-" if any(kind.unmeasured for kind in kinds) else quantity(math.sqrt(sum(kind.squares for kind in kinds)))
 
 

@@ -1,4 +1,4 @@
-"""The facts that are drawn: of a file, or of the steps of a nanochat directory. Plain values, fit for JSON."""
+"""The facts that are drawn: of a file, of several that are one state, or of steps. Plain values, fit for JSON."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedStateError
-from fastckpt.findings import Kind
+from fastckpt.findings import Finding, FindingFacts, Kind
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.layout.parameter_names import parameter_names
-from fastckpt.nanochat.completeness import step_in_use
-from fastckpt.nanochat.meta import read_meta
-from fastckpt.nanochat.names import MODEL, OPTIM
-from fastckpt.nanochat.steps import Step, choose_steps
 from fastckpt.plotting.chunk_states import MAX_CELLS, chunk_states, merged
+from fastckpt.plotting.drawn_steps import DrawnStep, drawn_steps
 from fastckpt.plotting.healing import what_would_heal
 from fastckpt.plotting.measure import Measured, WreckTensors, measure
 from fastckpt.plotting.naming import name_moments, name_parameters, parse
@@ -26,7 +23,11 @@ from fastckpt.plotting.numbers import (
     PlottedStep,
     PlottedTensor,
 )
+from fastckpt.plotting.summary import weights_of
 from fastckpt.salvaging.alike import survey_as_named
+from fastckpt.sets.judge import SetReport, judge
+from fastckpt.sets.model import UNREADABLE, CheckpointSet
+from fastckpt.sets.parts_of import StatePart
 from fastckpt.stored.comparison import compare
 from fastckpt.stored.inspection import inspect_file
 from fastckpt.stored.open_file import open_file
@@ -34,9 +35,11 @@ from fastckpt.stored.opened import Opened
 from fastckpt.stored.optimizer_facts import OptimizerFacts, optimizers
 from fastckpt.stored.verify import verify
 from fastckpt.surveying.fates import THERE
+from fastckpt.verdicts import Verdict
 
 MAX_STEPS: Final = 48
 """Steps of a directory that are drawn; of more, as many at even distances."""
+_KIND_OF: Final = {"missing": Kind.MISSING, UNREADABLE: Kind.UNREADABLE}
 _STRUCTURE_LOST: Final = (DamagedError, UnsupportedStateError, CheckpointIOError)
 
 
@@ -72,13 +75,7 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
             raise
         file = WreckTensors(wreck)
     with file:
-        tensors = [_tensor(item) for item in measure(file, threads=count, progress=progress)]
-        name_parameters(tensors, parameter_names(file.tree, file.entries))
-    first: dict[tuple[Any, ...], str] = {}
-    for tensor, entry in zip(tensors, file.entries, strict=True):
-        place = (entry.storage, entry.span)
-        tensor["tied_to"] = first.get(place) if entry.nbytes else None
-        first.setdefault(place, entry.name)
+        tensors = _tensors(file, threads=count, progress=progress)
     return {
         "path": path,
         "format": wreck.format if wreck is not None else report.format,
@@ -94,6 +91,61 @@ def measure_file(path: str, *, threads: int | None = None, progress: Progress | 
         "chunks": chunks,
         "healing": what_would_heal(path, threads=count) if wreck is not None else None,
     }
+
+
+def measure_part(part: StatePart, *, threads: int | None = None, progress: Progress | None = None) -> PlottedFile:
+    """`measure_file` of a state that may be in several files."""
+    if part.several is None:
+        return measure_file(part.path, threads=threads, progress=progress)
+    return _measure_several(part, part.several, threads=thread_count(threads), progress=progress)
+
+
+def _measure_several(
+    part: StatePart, checkpoint: CheckpointSet, *, threads: int, progress: Progress | None
+) -> PlottedFile:
+    from fastckpt.tensor.profile import FIRST_OCTAVE
+
+    report = judge(checkpoint, threads=threads)
+    findings = _findings(report)
+    with part.open() as file:
+        proven = Verdict.PRESENT if report.unproven else Verdict.INTACT
+        return {
+            "path": part.path,
+            "format": file.format,
+            "size": file.size,
+            "ok": report.is_whole,
+            "verdict": str(proven) if report.is_whole else "damaged",
+            "findings": findings,
+            "next": report.next_step,
+            "not_whole": list(dict.fromkeys(name for each in findings if each["loss"] for name in each["tensors"])),
+            "first_octave": FIRST_OCTAVE,
+            "tensors": _tensors(file, threads=threads, progress=progress),
+            "optimizers": [],
+            "chunks": None,
+            "healing": None,
+        }
+
+
+def _findings(report: SetReport) -> list[FindingFacts]:
+    """What is wrong with each of several files, and with them as one state."""
+    told = [
+        Finding(
+            _KIND_OF.get(problem.kind, Kind.INCONSISTENT), problem.message, 0, 0, None, None, None, 0, problem.tensors
+        )
+        for problem in report.problems
+    ]
+    return [finding.as_dict() for finding in [*told, *(one for file in report.files for one in file.findings)]]
+
+
+def _tensors(file: Opened | WreckTensors, *, threads: int, progress: Progress | None) -> list[PlottedTensor]:
+    tensors = [_tensor(item) for item in measure(file, threads=threads, progress=progress)]
+    name_parameters(tensors, parameter_names(file.tree, file.entries))
+    first: dict[tuple[Any, ...], str] = {}
+    for tensor, entry in zip(tensors, file.entries, strict=True):
+        place = (entry.storage, entry.span)
+        tensor["tied_to"] = first.get(place) if entry.nbytes else None
+        first.setdefault(place, entry.name)
+    return tensors
 
 
 def _tensor(item: Measured) -> PlottedTensor:
@@ -133,45 +185,41 @@ def measure_directory(
         UsageError, NotACheckpointError: It holds no steps.
         CheckpointIOError: It cannot be read.
     """
-    every = [step_in_use(step) for step in choose_steps(directory, None, command="fastckpt plot {}")]
-    every = [step for step in every if step.states]
+    every = drawn_steps(directory)
     chosen = _evenly(every, MAX_STEPS)
     steps: list[PlottedStep] = []
-    previous: PlottedFile | None = None
+    previous: tuple[StatePart, PlottedFile] | None = None
     for step in chosen:
-        path = step.preferred(step.model)
         facts: PlottedStep = {
             "step": step.number,
-            "val_bpb": _val_bpb(step),
+            "val_bpb": step.val_bpb,
             "lr": _learning_rates(step),
             "model": None,
             "error": None,
             "changes": None,
         }
-        if path is None:
-            facts["error"] = f"there is no {step.model}"
+        if step.model is None:
+            facts["error"] = f"there is no {step.called}"
         else:
             try:
-                model = facts["model"] = measure_file(path, threads=threads, progress=progress)
+                model = facts["model"] = measure_part(step.model, threads=threads, progress=progress)
                 if previous is not None:
-                    facts["changes"] = _changes(previous, path, threads)
+                    facts["changes"] = _changes(*previous, step.model, threads)
                 if model["ok"]:
-                    previous = model
+                    previous = step.model, model
             except FastckptError as error:
                 facts["error"] = error.message
         steps.append(facts)
     newest = chosen[-1]
     files = [steps[-1]["model"]] if steps[-1]["model"] is not None else []
     failed: list[FailedPlot] = []
-    for stem in newest.states:
-        path = newest.preferred(stem)
-        if stem.role != MODEL and path is not None:
-            try:
-                files.append(measure_file(path, threads=threads, progress=progress))
-                if steps[-1]["model"] is not None:
-                    name_moments(steps[-1]["model"], files[-1])
-            except FastckptError as error:
-                failed.append({"path": path, "error": error.message})
+    for part in newest.others:
+        try:
+            files.append(measure_part(part, threads=threads, progress=progress))
+            if steps[-1]["model"] is not None:
+                name_moments(steps[-1]["model"], files[-1])
+        except FastckptError as error:
+            failed.append({"path": part.path, "error": error.message})
     return {
         "path": directory,
         "steps": steps,
@@ -180,19 +228,20 @@ def measure_directory(
     }
 
 
-def _evenly(steps: Sequence[Step], limit: int) -> list[Step]:
+def _evenly(steps: Sequence[DrawnStep], limit: int) -> list[DrawnStep]:
     """At most ``limit`` of the steps, the first and the last among them."""
     if len(steps) <= limit:
         return list(steps)
     return [steps[round(place * (len(steps) - 1) / (limit - 1))] for place in range(limit)]
 
 
-def _val_bpb(step: Step) -> float | None:
-    try:
-        value = read_meta(step.meta).get("val_bpb") if step.meta is not None else None
-    except (DamagedError, CheckpointIOError):
-        return None
-    return value if type(value) is float and math.isfinite(value) else None
+def _learning_rates(step: DrawnStep) -> list[float]:
+    """Those of the groups of a step's first optimizer, each once."""
+    part = step.optimizer or step.model
+    if part is None or part.several is not None:
+        return []
+    rates = [group["options"].get("lr") for each in _optimizers(part.path) for group in each["groups"]]
+    return list(dict.fromkeys(rate for rate in rates if type(rate) is float))
 
 
 def _optimizers(path: str) -> list[OptimizerFacts]:
@@ -203,27 +252,22 @@ def _optimizers(path: str) -> list[OptimizerFacts]:
         return []
 
 
-def _learning_rates(step: Step) -> list[float]:
-    """Those of the groups of a step's first rank, each once."""
-    stem = next((stem for stem in step.states if stem.role == OPTIM), None)
-    path = step.preferred(stem) if stem is not None else None
-    groups = [group for each in (_optimizers(path) if path is not None else ()) for group in each["groups"]]
-    rates = [group["options"].get("lr") for group in groups]
-    return list(dict.fromkeys(rate for rate in rates if type(rate) is float))
-
-
-def _changes(before: PlottedFile, after: str, threads: int | None) -> dict[str, float | None]:
-    """By how much each module changed from one file to the next: the L2 norm of the difference over that before.
+def _changes(
+    before: StatePart, measured: PlottedFile, after: StatePart, threads: int | None
+) -> dict[str, float | None]:
+    """By how much each module changed from one state to the next: the L2 norm of the difference over that before.
 
     None where that is no finite number.
     """
     norms: dict[str, float] = {}
-    for tensor in before["tensors"]:
+    for tensor in weights_of(measured):
         if tensor["numbers"] is not None:
             module = parse(tensor["name"]).module
             norms[module] = math.hypot(norms.get(module, 0.0), tensor["numbers"]["norm"])
     squares = dict.fromkeys(norms, 0.0)
-    for name, difference in compare(before["path"], after, digests_only=True, threads=threads).tensors.items():
+    with before.open() as one, after.open() as other:
+        found = compare(one, other, digests_only=True, threads=threads).tensors
+    for name, difference in found.items():
         module = parse(name).module
         if module in squares and difference.status != "identical":
             squares[module] += math.nan if difference.numbers is None else difference.numbers.squares

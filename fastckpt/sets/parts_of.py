@@ -26,10 +26,12 @@ class StatePart(NamedTuple):
     Attributes:
         path: The file, or the directory.
         open: Opens it; raises what `fastckpt.load` does.
+        several: The files that it is in, where it is more than one.
     """
 
     path: str
     open: Callable[[], Opened]
+    several: CheckpointSet | None = None
 
     @classmethod
     def of_file(cls, path: str) -> StatePart:
@@ -70,7 +72,7 @@ def _files(members: Iterable[Member], taken: Set[str]) -> dict[str, StatePart]:
 
 
 def _set(checkpoint: CheckpointSet) -> StatePart:
-    return StatePart(checkpoint.path, lambda: OpenedSet(checkpoint))
+    return StatePart(checkpoint.path, lambda: OpenedSet(checkpoint), checkpoint)
 
 
 def _open_json(path: str) -> OpenedForeign:

@@ -97,10 +97,10 @@ def test_a_directory(here, tmp_path):
     assert ended.code == 0
     ElementTree.fromstring((tmp_path / "page.html").read_text())
     lines = [line.split() for line in here("plot", directory, "--text").out.splitlines()]
-    assert lines[1] == ["step", "model", "val_bpb", "lr", "norm", "largest", "relative", "change", "NaN,", "inf"]
-    assert lines[2][5:7] == ["50", "-"]
-    assert lines[3][5:8] == ["100", "h.0", "1"]
-    assert lines[4][5:8] == ["150", "h.0", "0.5"]
+    assert lines[1] == ["step", "model", "lr", "norm", "largest", "relative", "change", "NaN,", "inf"]
+    assert lines[2][4:6] == ["50", "-"]
+    assert lines[3][4:7] == ["100", "h.0", "1"]
+    assert lines[4][4:7] == ["150", "h.0", "0.5"]
     document = here("plot", directory, "--json").json
     assert set(document) == {"path", "steps", "left_out", "newest", "output"}
 
@@ -108,7 +108,8 @@ def test_a_directory(here, tmp_path):
 def test_wrong_ends(here, samples, tmp_path):
     text = tmp_path / "text.pt"
     text.write_text("nothing")
-    for path, code in ((text, 4), (tmp_path / "none.pt", 5), (tmp_path, 4)):
+    (tmp_path / "empty").mkdir()
+    for path, code in ((text, 4), (tmp_path / "none.pt", 5), (tmp_path, 64), (tmp_path / "empty", 4)):
         ended = here("plot", path, "-o", tmp_path / "page.html")
         assert ended.code == code
         assert ended.err.startswith("fastckpt: error: ")
