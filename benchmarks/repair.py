@@ -135,7 +135,8 @@ def measure(directory: Path, size: int, rounds: int) -> dict[str, dict[str, Any]
             kept.unlink()
         write_into(bit, whole // 2, 1)
         write_into(burst, whole // 2, int(0.029 * whole))
-        for path in (bit, plain):  # What was written past the page cache is not in it.
+        # What was written past the page cache is not in it, nor are sums files.
+        for path in (bit, burst, plain, Path(sums_path(bit)), Path(sums_path(burst))):
             path.read_bytes()
 
     jobs: dict[str, Any] = {
@@ -160,7 +161,7 @@ def measure(directory: Path, size: int, rounds: int) -> dict[str, dict[str, Any]
 
     def before_cold() -> None:
         before()
-        for path in (bit, plain):
+        for path in (bit, plain, Path(sums_path(bit))):
             with open(path, "r+b") as file:
                 os.fsync(file.fileno())
                 drop_cache(file.fileno())

@@ -401,6 +401,7 @@ def recover_leaves(
     *,
     threads: int,
     source_direct_fd: int = -1,
+    mapped: bool = False,
     progress: Callable[[int], object] | None = None,
 ) -> list[tuple[int, int, int, int]]:
     """Lost leaves of some groups, from the others and their parity.
@@ -421,6 +422,8 @@ def recover_leaves(
             known ones of parity, both stay as they were.
         threads: As for `transfer`.
         source_direct_fd: As for `transfer`.
+        mapped: Bytes are a shared map of the file. Pages that were read are given back; one that is not there makes
+            all of it a fault with EFAULT.
         progress: Called every 20 ms with the bytes done, and once at the end.
 
     Returns:

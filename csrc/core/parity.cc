@@ -1,6 +1,7 @@
 #include "parity.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <new>
 
 #include "bytes.h"
@@ -53,7 +54,9 @@ Status ParityRequest::Check(uint64_t* total) const {
 }
 
 ParityJob::ParityJob(const ParityRequest& request)
-    : request_(request), width_(WidthFor(request)) {}
+    : request_(request), width_(WidthFor(request)) {
+  if (request.mapped) caught_.emplace();
+}
 
 void ParityJob::Work() {
   ParityWorker worker(this);
@@ -62,6 +65,7 @@ void ParityJob::Work() {
   try {
     while (!cancelled() && Next(&first, &last)) {
       worker.See(first, last - first);
+      if (request_.mapped) ReleaseMapped(AddressOf(request_.memory), static_cast<size_t>(request_.size));
       AddProgress((last - first) * request_.depth() * kLeafSize);
     }
   } catch (const std::bad_alloc&) {  // of the list of faults, or in direct reads
@@ -91,8 +95,17 @@ void ParityJob::Fail(const Status& status) {
   Cancel();
 }
 
+void ParityJob::GiveUpMap() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    map_given_up_ = true;
+  }
+  Cancel();
+}
+
 Status ParityJob::Finish(std::vector<ReadFault>* faults) {
   if (!status_.ok()) return status_;
+  if (map_given_up_) faults_.push_back({0, 0, request_.size, EFAULT});
   std::sort(faults_.begin(), faults_.end(), [](const ReadFault& a, const ReadFault& b) {
     return a.offset < b.offset;
   });

@@ -12,8 +12,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <vector>
 
+#include "bytes.h"
+#include "mapped.h"
 #include "status.h"
 #include "transfer.h"
 #include "workers.h"
@@ -26,6 +29,7 @@ struct ParityRequest {
   int source_fd = kMemory;
   int source_direct_fd = -1;        // the same file opened with O_DIRECT, or -1
   const uint8_t* memory = nullptr;  // the file's bytes, where it is not read from a descriptor
+  bool mapped = false;              // that is a shared map of a file, pages of which may not be there
   uint64_t size = 0;                // of all of it
   uint64_t groups = 0;
   size_t rows = 0;  // leaves of parity of a group
@@ -66,22 +70,34 @@ class ParityJob : public Job {
   void Work() override;
 
   // To be called once all threads have returned from Work(). Where a leaf could not be read, the
-  // parity of its group means nothing. Offsets of faults are those in the file.
+  // parity of its group means nothing. Offsets of faults are those in the file. Where a page of a
+  // map is not there, all of the file is one fault with EFAULT, and nothing means anything.
   Status Finish(std::vector<ReadFault>* faults);
 
   const ParityRequest& request() const { return request_; }
   std::atomic<bool>* direct_works() { return &direct_works_; }
 
+  // Calls `work`, which may read the memory, or cancels the job; see TryMapped().
+  template <typename Work>
+  void FromMemory(const Work& work) {
+    if (!request_.mapped) return work();
+    const size_t size = static_cast<size_t>(request_.size);
+    if (!TryMapped(AddressOf(request_.memory), size, work)) GiveUpMap();
+  }
+
  private:
   bool Next(size_t* first, size_t* last);
   void Fail(const Status& status);
+  void GiveUpMap();
 
   const ParityRequest request_;
   const size_t width_;  // groups that a thread takes at a time, at most
   std::atomic<bool> direct_works_{true};
+  std::optional<BusErrorsCaught> caught_;  // while a map is read
 
   std::mutex mutex_;
   size_t next_ = 0;                // guarded by mutex_
+  bool map_given_up_ = false;      // guarded by mutex_
   Status status_;                  // guarded by mutex_
   std::vector<ReadFault> faults_;  // guarded by mutex_
 };

@@ -53,10 +53,11 @@ void ParityWorker::See(size_t first, size_t count) {
     for (size_t group = 0; group < count; ++group) {
       uint8_t* rows[gf256::kMaxRows];
       for (size_t j = 0; j < request_.rows; ++j) rows[j] = Row(j, group);
-      gf256::Fold(&sources_[group * kFold], rows, request_.rows);
+      const uint8_t* const* const sources = &sources_[group * kFold];
+      job_->FromMemory([&] { gf256::Fold(sources, rows, request_.rows); });
     }
   }
-  if (request_.recovered == nullptr) return;
+  if (request_.recovered == nullptr || job_->cancelled()) return;
   for (size_t group = 0; group < count; ++group) Recover(group);
 }
 
@@ -89,8 +90,10 @@ void ParityWorker::BringRun(uint64_t first, uint64_t last, size_t group, size_t 
     data = landing_;
     tail = landing_ + whole;
   } else {
-    if (request_.leaves != nullptr) HashLeaves(data, size, request_.leaves + first);
-    if (whole < size) std::memcpy(tail, data + whole, size - whole);
+    job_->FromMemory([&] {
+      if (request_.leaves != nullptr) HashLeaves(data, size, request_.leaves + first);
+      if (whole < size) std::memcpy(tail, data + whole, size - whole);
+    });
   }
   for (size_t at = 0; at < size; at += kLeafSize)
     sources_[(group + at / kLeafSize) * kFold + i] = at < whole ? data + at : tail;

@@ -112,8 +112,9 @@ PyObject* RecoverLeaves(PyObject*, PyObject* arguments, PyObject* keywords) {
   static const char* names[] = {"source", "size",   "groups",  "rows",
                                 "picked", "parity", "known",   "lost",
                                 "recovered", "solved", "threads", "source_direct_fd",
-                                "progress", nullptr};
+                                "mapped", "progress", nullptr};
   ParityRequest request;
+  int mapped = 0;
   PyObject* source_object = nullptr;
   PyObject* picked_object = nullptr;
   PyObject* parity_object = nullptr;
@@ -124,11 +125,11 @@ PyObject* RecoverLeaves(PyObject*, PyObject* arguments, PyObject* keywords) {
   PyObject* progress = Py_None;
   unsigned long long size = 0, groups = 0;
   long rows = 0, threads = 0;  // required: 0 is refused below
-  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OKKlOOOOOO|$liO",
+  if (!PyArg_ParseTupleAndKeywords(arguments, keywords, "OKKlOOOOOO|$lipO",
                                    const_cast<char**>(names), &source_object, &size, &groups,
                                    &rows, &picked_object, &parity_object, &known_object,
                                    &lost_object, &recovered_object, &solved_object, &threads,
-                                   &request.source_direct_fd, &progress) ||
+                                   &request.source_direct_fd, &mapped, &progress) ||
       !CheckThreads(threads))
     return nullptr;
   request.size = size;
@@ -139,6 +140,7 @@ PyObject* RecoverLeaves(PyObject*, PyObject* arguments, PyObject* keywords) {
       !GetNumbers(picked_object, "picked", &picked, &request.picked, &request.picked_count) ||
       !GetNumbers(lost_object, "lost", &lost, &request.lost, &request.lost_count))
     return nullptr;
+  request.mapped = mapped != 0 && request.memory != nullptr;
   uint64_t total = 0;
   const Status status = request.Check(&total);
   if (!status.ok()) return Raise(status);
@@ -164,7 +166,7 @@ PyMethodDef methods[] = {
                "The parity of some groups of leaves, and the digests of these.")},
     {"recover_leaves", WithKeywords(RecoverLeaves), METH_VARARGS | METH_KEYWORDS,
      PyDoc_STR("recover_leaves(source, size, groups, rows, picked, parity, known, lost, recovered, "
-               "solved, *, threads, source_direct_fd=-1, progress=None)\n--\n\n"
+               "solved, *, threads, source_direct_fd=-1, mapped=False, progress=None)\n--\n\n"
                "Lost leaves of some groups, from the others and their parity.")},
     {nullptr, nullptr, 0, nullptr}};
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Final, NamedTuple
 
@@ -117,6 +117,7 @@ class Record:
         manifest_digest: Digest of the manifest it was written under.
         digest: The 16-byte digest the header block ends with.
         links: Which records came before it; None in version 1, which does not say.
+        is_raw: Whether the payload is the raw bytes, so that it can be mapped.
     """
 
     number: int
@@ -130,6 +131,10 @@ class Record:
     manifest_digest: bytes
     digest: bytes
     links: Links | None = None
+    is_raw: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.is_raw = all(chunk.codec == CODEC_NONE for chunk in self.chunks)
 
     @property
     def payload(self) -> Extent:
@@ -140,11 +145,6 @@ class Record:
     def end(self) -> int:
         """First byte after the record, padding included."""
         return align(self.payload.end)
-
-    @property
-    def is_raw(self) -> bool:
-        """Whether the payload is the raw bytes, so that it can be mapped."""
-        return all(chunk.codec == CODEC_NONE for chunk in self.chunks)
 
     @property
     def entries(self) -> EntryTable:

@@ -116,20 +116,29 @@ def _heal(
     rows = remains.rows(groups)
     found = allocate(len(lost) * LEAF_SIZE)
     solved = bytearray(len(lost))
-    faults = _core.recover_leaves(
-        source.fd,
-        sums.size,
-        sums.parity.groups(sums.size),
-        sums.parity.rows,
-        array("Q", groups),
-        rows.leaves,
-        rows.known,
-        array("Q", lost),
-        found,
-        solved,
-        threads=threads,
-        source_direct_fd=-1 if is_warm(source) else source.direct_fd,
-    )
+
+    def recover(where: int | memoryview) -> list[tuple[int, int, int, int]]:
+        assert sums.parity is not None
+        return _core.recover_leaves(
+            where,
+            sums.size,
+            sums.parity.groups(sums.size),
+            sums.parity.rows,
+            array("Q", groups),
+            rows.leaves,
+            rows.known,
+            array("Q", lost),
+            found,
+            solved,
+            threads=threads,
+            source_direct_fd=-1 if is_warm(source) else source.direct_fd,
+            mapped=True,
+        )
+
+    mapped = _mapped(source, sums.size)
+    faults = recover(mapped) if mapped is not None else recover(source.fd)
+    if faults and mapped is not None:
+        faults = recover(source.fd)  # What of it is not there, plain reading says.
     for _, offset, _, errno in faults:
         source.raise_fault(offset, errno)
     digests = _core.leaf_digests(found, threads)
@@ -138,3 +147,13 @@ def _heal(
         if solved[at] and digests[at * LEAF_DIGEST_SIZE : (at + 1) * LEAF_DIGEST_SIZE] == expected:
             begin = at * LEAF_SIZE
             yield Healed(leaf, found[begin : begin + sums.leaf_extent(leaf).size])
+
+
+def _mapped(source: Source, size: int) -> memoryview | None:
+    """The first bytes of a file that lies in the page cache, where they are; None where they cannot be had that way."""
+    if source.size < size or not is_warm(source):
+        return None
+    try:
+        return memoryview(source.map())[:size]
+    except FastckptError:
+        return None

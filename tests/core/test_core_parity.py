@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import random
 from array import array
@@ -239,6 +241,37 @@ def test_bad_arguments() -> None:
         given[at] = value  # type: ignore[call-overload]
         with pytest.raises(ValueError, match=words):
             _core.recover_leaves(*good[:4], *given, threads=1)  # type: ignore[arg-type]
+
+
+def test_a_map_is_recovered_from_and_what_of_it_is_gone_is_a_fault(tmp_path: Path) -> None:
+    data = random.Random(6).randbytes(128 * LEAF - 77)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    parity, _ = encode(data, len(data), 2, 2)
+    lost = array("Q", [3, 126])
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), len(data), prot=mmap.PROT_READ) as mapped:
+        for cut in (False, True):
+            if cut:
+                file.truncate(40 * LEAF + 5000)
+            found, solved = np.zeros((2, LEAF), np.uint8), bytearray(2)
+            faults = _core.recover_leaves(
+                mapped,
+                len(data),
+                2,
+                2,
+                array("Q", [0, 1]),
+                parity,
+                b"\1" * 4,
+                lost,
+                found,
+                solved,
+                threads=2,
+                mapped=True,
+            )
+            assert faults == ([(0, 0, len(data), errno.EFAULT)] if cut else [])
+            if not cut:
+                assert solved == b"\1\1"
+                np.testing.assert_array_equal(found, leaves_of(data)[list(lost)])
 
 
 def test_nothing_lost() -> None:
