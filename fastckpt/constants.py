@@ -42,6 +42,9 @@ MAGIC_INDEX: Final[bytes] = b"FCKPTIDX"
 MAGIC_FOOTER: Final[bytes] = b"FCKPTEND"
 MAGIC_DIRECTORY: Final[bytes] = b"FCKPTDIR"
 MAGIC_SOURCE: Final[bytes] = b"FCKPTSRC"
+MAGIC_PARITY: Final[bytes] = b"FCKPTPAR"
+MAGIC_PARITY_PAGE: Final[bytes] = b"FCKPTPDG"
+"""A page of digests in a parity section."""
 FILE_SUFFIX: Final[str] = ".fckpt"
 
 # --- flags ------------------------------------------------------------------
@@ -62,6 +65,7 @@ INDEX_FIXED_SIZE: Final[int] = 32
 DIRECTORY_FIXED_SIZE: Final[int] = 32
 FOOTER_SIZE: Final[int] = 4096
 FOOTER_FIXED_SIZE: Final[int] = 80
+PARITY_PAGE_FIXED_SIZE: Final[int] = 56
 
 # --- table rows -------------------------------------------------------------
 
@@ -72,6 +76,8 @@ CHUNK_ROW_SIZE: Final[int] = 24
 INDEX_ROW_SIZE: Final[int] = 16
 DIRECTORY_ROW_SIZE: Final[int] = 32
 SECTION_ROW_SIZE: Final[int] = 40
+PARITY_PAGE_DIGESTS: Final[int] = (ALIGNMENT - PARITY_PAGE_FIXED_SIZE - DIGEST_SIZE) // LEAF_DIGEST_SIZE
+"""Leaf digests in a page of a parity section, which is a block of ALIGNMENT bytes."""
 
 # --- codecs (chunk table) ---------------------------------------------------
 

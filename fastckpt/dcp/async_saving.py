@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 from torch.distributed.checkpoint.state_dict_saver import async_save as save_behind
 
@@ -16,6 +16,7 @@ def async_save(
     *,
     codec: str = "none",
     parity: str | None = None,
+    parity_at: Literal["beside", "inside"] = "beside",
     durable: bool = True,
     threads: int | None = None,
     **options: Any,
@@ -23,7 +24,7 @@ def async_save(
     """Save a distributed state in the background, as `torch.distributed.checkpoint.async_save` does.
 
     Args:
-        state_dict, checkpoint_id, codec, parity, durable, threads: See `fastckpt.dcp.save`.
+        state_dict, checkpoint_id, codec, parity, parity_at, durable, threads: See `fastckpt.dcp.save`.
         options: What torch's function takes besides: ``process_group``, ``async_checkpointer_type``, ``async_stager``.
 
     Returns:
@@ -33,5 +34,7 @@ def async_save(
         >>> fastckpt.dcp.async_save.__name__
         'async_save'
     """
-    writer = FastckptWriter(checkpoint_id, codec=codec, parity=parity, durable=durable, threads=threads)
+    writer = FastckptWriter(
+        checkpoint_id, codec=codec, parity=parity, parity_at=parity_at, durable=durable, threads=threads
+    )
     return save_behind(state_dict, storage_writer=writer, **options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 from torch.distributed.checkpoint.state_dict_saver import save as save_through
 
@@ -16,6 +16,7 @@ def save(
     *,
     codec: str = "none",
     parity: str | None = None,
+    parity_at: Literal["beside", "inside"] = "beside",
     durable: bool = True,
     threads: int | None = None,
     **options: Any,
@@ -25,7 +26,7 @@ def save(
     Args:
         state_dict: The state of this rank; DTensors, tensors, objects that `fastckpt.save` takes.
         checkpoint_id: The directory.
-        codec, parity, durable, threads: See `FastckptWriter`.
+        codec, parity, parity_at, durable, threads: See `FastckptWriter`.
         options: What torch's function takes besides: ``process_group``, ``planner``, ``no_dist``.
 
     Raises:
@@ -34,5 +35,7 @@ def save(
     Example:
         >>> fastckpt.dcp.save({"w": torch.ones(4), "step": 7}, "step-7", no_dist=True)
     """
-    writer = FastckptWriter(checkpoint_id, codec=codec, parity=parity, durable=durable, threads=threads)
+    writer = FastckptWriter(
+        checkpoint_id, codec=codec, parity=parity, parity_at=parity_at, durable=durable, threads=threads
+    )
     save_through(state_dict, storage_writer=writer, **options)

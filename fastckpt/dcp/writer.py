@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex, StorageMeta
@@ -48,7 +48,7 @@ class FastckptWriter(StorageWriter):
     Args:
         path: The directory. None takes the ``checkpoint_id`` of the save.
         codec: See `fastckpt.save`.
-        parity: The same; each file is sealed, ``set.fckpt``, too.
+        parity, parity_at: The same; each file has its own, ``set.fckpt``, too.
         durable: Return only when the save survives a power cut.
         threads: Threads of each rank; None shares the CPUs among the ranks of a host.
 
@@ -66,14 +66,16 @@ class FastckptWriter(StorageWriter):
         *,
         codec: str = "none",
         parity: str | None = None,
+        parity_at: Literal["beside", "inside"] = "beside",
         durable: bool = True,
         threads: int | None = None,
     ) -> None:
         codec_for_writing(codec)
-        parity_asked_for(parity)
+        parity_asked_for(parity, parity_at)
         self.path = os.fspath(path) if path is not None else None
         self.codec = codec
         self.parity = parity
+        self.parity_at = parity_at
         self.durable = durable
         self.threads = rank_threads(threads)
 
@@ -161,6 +163,7 @@ class FastckptWriter(StorageWriter):
             path,
             codec=self.codec,
             parity=self.parity,
+            parity_at=self.parity_at,
             durable=self.durable,
             threads=self.threads,
             metadata={SET_SHARD_KEY: {SET_TENSORS: about}},
@@ -203,7 +206,7 @@ class FastckptWriter(StorageWriter):
             "planner": _paths(metadata.planner_data),
         }
         path = os.path.join(self._directory, SET_NAME)
-        save(manifest, path, parity=self.parity, durable=self.durable, threads=self.threads)
+        save(manifest, path, parity=self.parity, parity_at=self.parity_at, durable=self.durable, threads=self.threads)
         self._sweep(shards)
 
     def _sweep(self, shards: Iterable[str]) -> None:

@@ -7,11 +7,12 @@ memory piece by piece while the writer writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from fastckpt.io.tally import Tally
 from fastckpt.io.transfer import MEMORY
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.plan import RecordPlan
@@ -72,6 +73,24 @@ class Supply(Protocol):
         ...
 
 
+class ParityToWrite(Protocol):
+    """Parity that a file gets inside.
+
+    Attributes:
+        tally: Is told of all that is written in front of it.
+    """
+
+    tally: Tally
+
+    def size(self, covered: int) -> int:
+        """Bytes of its section, of a file with so many in front of it."""
+        ...
+
+    def pieces(self, fd: int, path: str, covered: int, root: bytes, *, threads: int) -> Iterable[bytes | memoryview]:
+        """The sealed block of the section, once all in front of it is written."""
+        ...
+
+
 def brought_pieces(deliveries: Deliveries) -> Iterator[tuple[Delivery, bytes | None]]:
     """Piece after piece with its leaf digests, if there are; each lies in memory until the next one is asked for."""
     for pieces in deliveries.turns:
@@ -94,6 +113,7 @@ class Content:
         sources: One file descriptor per storage, where they come from several files; then ``source`` is not used.
         sections: Further sealed blocks to keep, by kind.
         supply: Where the bytes of storages on a device come from; their origins mean nothing.
+        parity: Makes the parity that the file gets inside; of a local file only.
     """
 
     tree: bytes
@@ -106,6 +126,7 @@ class Content:
     sources: Sequence[int] = ()
     sections: dict[int, bytes] = field(default_factory=dict)
     supply: Supply | None = None
+    parity: ParityToWrite | None = None
 
     def covered(self, plan: RecordPlan) -> bool:
         """Whether the supply brings the bytes of a record."""

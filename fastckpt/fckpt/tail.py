@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from fastckpt.constants import (
@@ -12,6 +12,7 @@ from fastckpt.constants import (
     SECTION_INDEX,
     SECTION_MANIFEST,
     SECTION_MANIFEST_COPY,
+    SECTION_PARITY,
     SUPERBLOCK_SIZE,
 )
 from fastckpt.layout.blocks import Extent, block_digest
@@ -19,6 +20,9 @@ from fastckpt.layout.directory import directory_size, encode_directory
 from fastckpt.layout.frame import Footer, Section, encode_footer, encode_index, index_size, root_digest
 
 _REQUIRED: Final = SECTION_FLAG_MUST_UNDERSTAND
+
+ParityPieces = Callable[[int, bytes], Iterable[bytes | memoryview]]
+"""Takes where the parity section stands and the root digest; gives its sealed block, piece by piece."""
 
 
 def tail_size(manifest: bytes, header_sizes: Sequence[int], sections: Mapping[int, bytes]) -> int:
@@ -28,11 +32,12 @@ def tail_size(manifest: bytes, header_sizes: Sequence[int], sections: Mapping[in
 
 
 def write_tail(
-    write: Callable[[int, bytes], None],
+    write: Callable[[int, bytes | memoryview], None],
     offset: int,
     manifest: bytes,
     headers: Sequence[tuple[int, bytes]],
     sections: Mapping[int, bytes],
+    parity: ParityPieces | None = None,
 ) -> int:
     """Write all that follows the last record, which ends at ``offset``; returns the size of the file.
 
@@ -41,18 +46,25 @@ def write_tail(
         offset: See above.
         manifest: The manifest block.
         headers: Offset and block of every record header, in order.
-        sections: Further sealed blocks, by kind.
+        sections: Further sealed blocks, by kind; all of kinds below that of parity.
+        parity: Makes the parity section, if there is to be one: of all that is written by then.
     """
-    rows = [Section(SECTION_MANIFEST, _REQUIRED, Extent(SUPERBLOCK_SIZE, len(manifest)), block_digest(manifest))]
-    blocks = [(kind, 0, block) for kind, block in sorted(sections.items())]
-    blocks.append((SECTION_INDEX, _REQUIRED, encode_index(headers)))
-    blocks.append((SECTION_DIRECTORY, _REQUIRED, encode_directory(headers)))
-    blocks.append((SECTION_MANIFEST_COPY, _REQUIRED, manifest))
-    for kind, flags, block in blocks:
-        write(offset, block)
-        rows.append(Section(kind, flags, Extent(offset, len(block)), block_digest(block)))
-        offset += len(block)
-    size = offset + FOOTER_SIZE
     root = root_digest(block_digest(manifest), [block_digest(block) for _, block in headers])
+    blocks: list[tuple[int, int, Iterable[bytes | memoryview]]]
+    blocks = [(kind, 0, [block]) for kind, block in sorted(sections.items())]
+    if parity is not None:
+        blocks.append((SECTION_PARITY, 0, parity(offset + sum(map(len, sections.values())), root)))
+    blocks.append((SECTION_INDEX, _REQUIRED, [encode_index(headers)]))
+    blocks.append((SECTION_DIRECTORY, _REQUIRED, [encode_directory(headers)]))
+    blocks.append((SECTION_MANIFEST_COPY, _REQUIRED, [manifest]))
+    rows = [Section(SECTION_MANIFEST, _REQUIRED, Extent(SUPERBLOCK_SIZE, len(manifest)), block_digest(manifest))]
+    for kind, flags, pieces in blocks:
+        begin, digest = offset, b""
+        for piece in pieces:
+            write(offset, piece)
+            offset += len(piece)
+            digest = block_digest(piece)
+        rows.append(Section(kind, flags, Extent(begin, offset - begin), digest))
+    size = offset + FOOTER_SIZE
     write(offset, encode_footer(Footer(size, len(headers), root, tuple(rows))))
     return size

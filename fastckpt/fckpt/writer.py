@@ -13,6 +13,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import partial
 
 from fastckpt import _core
 from fastckpt.codec.registry import Codec, codec_for_writing
@@ -95,6 +96,10 @@ class _Writer:
             record.offset = offset
             offset = align(record.payload_offset + record.plan.raw_size)
         return offset + self.tail_size
+
+    def covered(self, raw_size: int) -> int:
+        """Where a parity section begins in a file that would have so many bytes without it."""
+        return raw_size - self.tail_size + sum(map(len, self.content.sections.values()))
 
     def report(self, count: int) -> None:
         if self.progress is not None:
@@ -338,7 +343,7 @@ def write_checkpoint(
         check_crcs: Called before the commit with the CRC-32 of every storage,
             computed from the very bytes that were written.
         mode: See `Commit`.
-        tally: Told of all that is written, if nothing is encoded.
+        tally: Told of all that is written, if nothing is encoded. Parity inside the file has its own.
 
     Raises:
         OutOfSpaceError, CheckpointIOError: The old file, if any, is untouched.
@@ -347,7 +352,10 @@ def write_checkpoint(
     codec_id, encoder = codec_for_writing(codec)
     with collector_paused():
         writer = _Writer(content, threads=threads, progress=progress, want_crcs=check_crcs is not None)
-    raw_size = writer.place_raw()
+    tallied = raw_size = writer.place_raw()
+    if (parity := content.parity) is not None:
+        tally, tallied = parity.tally, writer.covered(raw_size)
+        raw_size += parity.size(tallied)
     # Encoded sizes are not known; nothing is reserved for them beyond the metadata.
     reserve = raw_size if encoder is None else writer.first_offset + writer.tail_size
     sink: Commit | Upload
@@ -359,7 +367,7 @@ def write_checkpoint(
         if encoder is None and isinstance(sink, Commit):
             sink.preallocate(raw_size)
             if tally is not None:
-                tally.begin(raw_size)
+                tally.begin(tallied)
         elif codec_id == CODEC_PLANES and isinstance(sink, Commit) and sink.direct_fd >= 0:
             sink.preallocate_if_possible(raw_size)
         extent = Extent(SUPERBLOCK_SIZE, len(writer.manifest))
@@ -380,4 +388,9 @@ def write_checkpoint(
                     writer.write_supplied(sink, supplied, content.supply)
         if check_crcs is not None:
             check_crcs(writer.crcs)
-        sink.finish(write_tail(sink.write, writer.end, writer.manifest, writer.headers, content.sections))
+        pieces = None
+        if parity is not None and isinstance(sink, Commit):
+            if encoder is not None:
+                sink.preallocate(writer.end)  # What fills up the last payload is not written, and will be read.
+            pieces = partial(parity.pieces, sink.fd, sink.path, threads=threads)
+        sink.finish(write_tail(sink.write, writer.end, writer.manifest, writer.headers, content.sections, pieces))

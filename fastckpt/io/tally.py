@@ -39,7 +39,7 @@ class Tally:
         self.leaves = self.parity = memoryview(b"")
 
     def begin(self, size: int) -> None:
-        """The file will have so many bytes."""
+        """The file will have so many bytes, or more behind those that are summed up."""
         groups = self._groups_of(size)
         if self._rows * groups * LEAF_SIZE > MOST:
             return
@@ -52,8 +52,13 @@ class Tally:
         if self.native is not None:
             _core.tally_add(self.native, data, offset)
 
-    def finish(self, identity: Identity) -> None:
-        """All is written: what was not added is zero."""
+    def sum(self) -> None:
+        """All that is summed up is written: what was not added is zero."""
         if self.native is not None:
             _core.tally_finish(self.native)
+
+    def finish(self, identity: Identity) -> None:
+        """The file has its name."""
+        self.sum()
+        if self.native is not None:
             self.identity = identity

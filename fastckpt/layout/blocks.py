@@ -42,12 +42,17 @@ def sealed_size(body_size: int) -> int:
     return align(PROLOGUE_SIZE + body_size + DIGEST_SIZE)
 
 
+def encode_prologue(magic: bytes, size: int) -> bytes:
+    """The first bytes of a sealed block of so many."""
+    return _PROLOGUE.pack(magic, size)
+
+
 def seal(magic: bytes, *parts: bytes | bytearray | memoryview) -> bytes:
     """Build the sealed block whose body is ``parts``, concatenated."""
     body_size = sum(len(part) for part in parts)
     size = sealed_size(body_size)
     padding = bytes(size - PROLOGUE_SIZE - body_size - DIGEST_SIZE)
-    covered = b"".join((_PROLOGUE.pack(magic, size), *parts, padding))
+    covered = b"".join((encode_prologue(magic, size), *parts, padding))
     return covered + xxhash.xxh3_128_digest(covered)
 
 

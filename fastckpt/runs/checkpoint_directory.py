@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch.distributed as dist
 
@@ -52,7 +52,7 @@ class CheckpointDirectory:
         keep_last, keep_every: Short for ``keep=Retention(keep_last, keep_every)``; without ``keep_last`` all are kept.
         sharded: Whether each rank holds a part. Then every rank calls `save`, `save_async`, `latest` and `resume`, and
             the state is a dict; of modules and optimizers in it the part of each rank is saved and loaded.
-        codec, parity, durable, threads, storage_options: See `fastckpt.save`.
+        codec, parity, parity_at, durable, threads, storage_options: See `fastckpt.save`.
 
     Raises:
         UsageError: A number is out of range, there is no such parity, ``keep`` stands beside one, or a URL beside
@@ -74,6 +74,7 @@ class CheckpointDirectory:
         sharded: bool = False,
         codec: str = "none",
         parity: str | None = None,
+        parity_at: Literal["beside", "inside"] = "beside",
         durable: bool = True,
         threads: int | None = None,
         storage_options: Options | None = None,
@@ -86,14 +87,15 @@ class CheckpointDirectory:
         self._remote = place if isinstance(place, RemotePath) else None
         self.keep = rule if keep is not None or keep_last is not None else None
         self.sharded = sharded
-        parity_asked_for(parity)
+        parity_asked_for(parity, parity_at)
         if self._remote is not None and (sharded or parity or rule.min_free):
             raise UsageError(
                 "a step in an object store is one object: not sharded, without parity, and nothing there is ever full",
                 path=self.path,
                 next_step="save to a directory, and send its steps: fastckpt sync DIR URL --watch 60",
             )
-        self._options: dict[str, Any] = {"codec": codec, "parity": parity, "durable": durable, "threads": threads}
+        self._options: dict[str, Any] = {"codec": codec, "durable": durable, "threads": threads}
+        self._options |= {"parity": parity, "parity_at": parity_at}
 
     def save(self, state: object, step: int, *, metadata: Mapping[str, Any] | None = None) -> str:
         """Save a step, then delete the steps that are no longer to be kept.

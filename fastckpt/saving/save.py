@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 
@@ -24,6 +25,7 @@ from fastckpt.layout.tree import Path, encode_tree, path_text
 from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.saving.background import wait_for
 from fastckpt.seals.parity import Parity, parity_asked_for
+from fastckpt.seals.parity_inside import ParityInside
 from fastckpt.seals.seal_written import seal_written, tally_for
 from fastckpt.tensor.flatten import FlatState, flatten, on_device
 
@@ -36,6 +38,7 @@ def save(
     format: Literal["fckpt"] | None = None,
     metadata: Mapping[str, Any] | None = None,
     parity: str | None = None,
+    parity_at: Literal["beside", "inside"] = "beside",
     durable: bool = True,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -75,10 +78,12 @@ def save(
         format: ``"fckpt"`` writes what this function writes under a name that says something else
             (``.pt``, ``.pth``, ``.bin``, ``.safetensors``) as well, which other programs would take for damaged.
         metadata: Plain values to keep beside the state, without tensors.
-        parity: Seal the file, too, with that much parity: ``"3%"`` or ``"10%"``, see `seal`. The sums file is written
-            when the new file has its place; killed between the two, the save leaves the file without a seal, or with
-            a stale one. Parity is summed up in memory on the way, so it takes room there until then. With a codec, or
-            where it would be more than 4 GiB, the file is read again.
+        parity: Have parity made, from which `repair` heals damage: ``"3%"`` or ``"10%"`` of the file. Parity is summed
+            up in memory on the way, so it takes room there until then. With a codec, or where it would be more than
+            4 GiB, the file is read again.
+        parity_at: ``"beside"`` seals the file, too, see `seal`. The sums file is written when the new file has its
+            place; killed between the two, the save leaves the file without a seal, or with a stale one. ``"inside"``
+            keeps the parity in the file itself: nothing else has to be moved along, and a seal can be made later.
         durable: Return only when the file would survive a power cut.
         threads: Worker threads; None takes one per CPU.
         progress: Called now and then with the bytes done so far.
@@ -87,8 +92,8 @@ def save(
     Raises:
         UnsupportedStateError: The state holds something that cannot be stored:
             all of it is listed, with what to do about each; nothing was written.
-        UsageError: Unknown codec, no such parity, bad thread count, a name of another format, or parity for a file
-            object.
+        UsageError: Unknown codec, no such parity, bad thread count, a name of another format, or parity where it has
+            no place: beside a file object or in a store.
         OutOfSpaceError, CheckpointIOError: The old file is untouched.
         KeyboardInterrupt: Within 0.2 s of Ctrl-C; the old file is untouched.
 
@@ -98,41 +103,55 @@ def save(
     """
     path = located(path, storage_options)
     require_name(path, format)
-    wanted = parity_beside(path, parity)
+    wanted = wanted_parity(path, parity, parity_at)
     with collector_paused():
         flat, metadata_tree = taken_apart(state, metadata)
     supply, origins = _sources(flat.storages)
     content = content_of(flat, metadata_tree, origins, supply)
     if is_path(path):
         wait_for(path)
-    write_sealed(content, path, wanted, codec=codec, durable=durable, threads=threads, progress=progress)
+    write_with_parity(content, path, wanted, codec=codec, durable=durable, threads=threads, progress=progress)
 
 
-def parity_beside(path: Writables, parity: str | None) -> Parity | None:
-    """The parity that is asked for. Raises UsageError if there is no such, or no place beside a file for it."""
-    wanted = parity_asked_for(parity)
-    if wanted is not None and isinstance(path, RemotePath):
-        raise UsageError("no sums file is written beside a remote object", path=path, next_step="save without parity")
-    if wanted is not None and not is_path(path):
-        raise UsageError("a file object has no place beside it for parity", next_step="save to a path")
-    return wanted
+class WantedParity(NamedTuple):
+    """How much parity is to be made, and where."""
+
+    parity: Parity
+    at: Literal["beside", "inside"]
 
 
-def write_sealed(
+def wanted_parity(path: Writables, parity: str | None, at: Literal["beside", "inside"]) -> WantedParity | None:
+    """The parity that is asked for. Raises UsageError if there is no such, or no place for it."""
+    wanted = parity_asked_for(parity, at)
+    if wanted is None:
+        return None
+    if isinstance(path, RemotePath):
+        raise UsageError("no parity is written into a store", path=path, next_step="save without parity")
+    if at == "beside" and not is_path(path):
+        advice = 'save to a path, or with parity_at="inside"'
+        raise UsageError("a file object has no place beside it for parity", next_step=advice)
+    return WantedParity(wanted, at)
+
+
+def write_with_parity(
     content: Content,
     path: Writables,
-    parity: Parity | None,
+    wanted: WantedParity | None,
     *,
     codec: str,
     durable: bool,
     threads: int | None,
     progress: Progress | None,
 ) -> None:
-    """Write content into a file, and then its seal if there is to be parity. Raises as `save`."""
-    tally = tally_for(parity) if parity is not None else None
+    """Write content into a file with the parity that it shall have, inside or in its seal. Raises as `save`."""
+    tally = None
+    if wanted is not None and wanted.at == "inside":
+        content = replace(content, parity=ParityInside(wanted.parity))
+    elif wanted is not None:
+        tally = tally_for(wanted.parity)
     write_content(content, path, codec=codec, durable=durable, threads=threads, progress=progress, tally=tally)
-    if parity is not None and tally is not None and is_path(path):
-        seal_written(file_path(path), parity, tally, durable=durable, threads=threads)
+    if wanted is not None and tally is not None and is_path(path):
+        seal_written(file_path(path), wanted.parity, tally, durable=durable, threads=threads)
 
 
 def _sources(storages: Sequence[torch.UntypedStorage]) -> tuple[Supply | None, list[int]]:

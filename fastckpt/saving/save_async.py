@@ -23,7 +23,7 @@ from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.saving import snapshots
 from fastckpt.saving.background import BackgroundSave
-from fastckpt.saving.save import content_of, parity_beside, require_name, taken_apart, write_sealed
+from fastckpt.saving.save import content_of, require_name, taken_apart, wanted_parity, write_with_parity
 
 _turn = threading.Lock()
 """Held from the start of a snapshot to the end of its save: there is one snapshot's memory."""
@@ -90,6 +90,7 @@ def save_async(
     format: Literal["fckpt"] | None = None,
     metadata: Mapping[str, Any] | None = None,
     parity: str | None = None,
+    parity_at: Literal["beside", "inside"] = "beside",
     durable: bool = True,
     snapshot: Literal["host", "device"] = "host",
     when_busy: Literal["wait", "refuse"] = "wait",
@@ -103,7 +104,7 @@ def save_async(
     torn, as `fastckpt.save` says; what is changed afterwards is not in the file.
 
     Args:
-        state, path, codec, format, metadata, parity, durable: See `fastckpt.save`; the bytes are the same.
+        state, path, codec, format, metadata, parity, parity_at, durable: See `fastckpt.save`; the bytes are the same.
             A file object is written by the thread in the background: leave it alone until `Pending.result` returned.
         snapshot: Where the copy is taken. ``"host"``: in host memory, pinned
             where a device is to copy into it; the first call allocates it, later ones
@@ -134,7 +135,7 @@ def save_async(
     require_name(path, format)
     if not is_path(path):
         require_writable(path)
-    wanted = parity_beside(path, parity)
+    wanted = wanted_parity(path, parity, parity_at)
     codec_for_writing(codec)
     count = thread_count(threads)
     with collector_paused():
@@ -162,7 +163,9 @@ def save_async(
                     progress(done)
 
             try:
-                write_sealed(content, target, wanted, codec=codec, durable=durable, threads=threads, progress=report)
+                write_with_parity(
+                    content, target, wanted, codec=codec, durable=durable, threads=threads, progress=report
+                )
             finally:
                 _turn.release()
 

@@ -13,6 +13,7 @@ from fastckpt.io.memory import allocate
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
+from fastckpt.io.tally import Tally
 from fastckpt.io.transfer import MEMORY, Move, Progress, transfer
 from fastckpt.layout.records import count_leaves
 from fastckpt.seals.parity import Parity
@@ -37,6 +38,13 @@ class Encoded(NamedTuple):
     source: int
     origins: list[int]
     row_size: int
+
+
+def of_tally(tally: Tally, parity: Parity, size: int) -> Encoded:
+    """What was summed up while the first ``size`` bytes of a file were written. It lies in the memory of the tally."""
+    row_size = parity.groups(size) * LEAF_SIZE
+    address = _core.address(tally.parity)
+    return Encoded(parity, tally.leaves, MEMORY, [address + row * row_size for row in range(parity.rows)], row_size)
 
 
 @contextmanager

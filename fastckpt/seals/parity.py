@@ -38,8 +38,10 @@ PARITIES: Final = {"3%": Parity(64, 2), "10%": Parity(20, 2)}
 """What can be asked for. Each heals two lost leaves of every group, wherever they are."""
 
 
-def parity_asked_for(share: str | None) -> Parity | None:
-    """Raises UsageError unless it is None or one of `PARITIES`."""
+def parity_asked_for(share: str | None, at: str = "beside") -> Parity | None:
+    """Raises UsageError unless it is None or one of `PARITIES`, and ``at`` is a place for it."""
+    if at not in ("beside", "inside"):
+        raise UsageError("parity is beside a file or inside", expected="'beside' or 'inside'", actual=at)
     if share is None or share in PARITIES:
         return PARITIES[share] if share is not None else None
     raise UsageError("there is no such parity", expected=" or ".join(PARITIES), actual=share)

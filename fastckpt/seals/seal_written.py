@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fastckpt import _core
-from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import DamagedError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.io.how import How
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.tally import Tally
-from fastckpt.io.transfer import MEMORY
-from fastckpt.seals.encoded import Encoded, encoded
+from fastckpt.seals.encoded import Encoded, encoded, of_tally
 from fastckpt.seals.names import sealed_name, sums_path
 from fastckpt.seals.parity import Parity
 from fastckpt.seals.sums import Sums, write_sums
@@ -55,7 +52,4 @@ def _parity_of(source: Source, parity: Parity, tally: Tally, threads: int) -> It
         return
     if tally.identity != source.identity:
         raise DamagedError("another file has taken its place", path=source.path)
-    row_size = parity.groups(source.size) * LEAF_SIZE
-    address = _core.address(tally.parity)
-    origins = [address + row * row_size for row in range(parity.rows)]
-    yield Encoded(parity, tally.leaves, MEMORY, origins, row_size)
+    yield of_tally(tally, parity, source.size)

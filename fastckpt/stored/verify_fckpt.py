@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from fastckpt import _core
 from fastckpt.constants import (
+    ALIGNMENT,
     FOOTER_SIZE,
     LEAF_SIZE,
-    MAGIC_DIRECTORY,
-    MAGIC_INDEX,
-    MAGIC_MANIFEST,
     MAGIC_RECORD,
     MAGIC_SUPERBLOCK,
     SECTION_DIRECTORY,
     SECTION_INDEX,
     SECTION_MANIFEST,
-    SECTION_MANIFEST_COPY,
+    SECTION_PARITY,
     SUPERBLOCK_SIZE,
 )
 from fastckpt.errors import (
@@ -27,6 +25,7 @@ from fastckpt.errors import (
 from fastckpt.fckpt.bad_ranges import findings_of
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, read_targets
+from fastckpt.fckpt.sections import require_sealed
 from fastckpt.findings import ByteCounts, Finding, Kind, Report, conclude
 from fastckpt.io.read_parts import read_parts
 from fastckpt.io.residency import is_warm
@@ -38,23 +37,11 @@ from fastckpt.layout.entries import Entry
 from fastckpt.layout.frame import Section, decode_index, decode_superblock
 from fastckpt.layout.records import Record, decode_record_header
 from fastckpt.layout.tree import decode_tree
+from fastckpt.seals.parity_section import decode_page
 from fastckpt.surveying.holes import Hole, Holes, merge_holes
 
 _BAD = (DamagedError, CheckpointIOError)
 """What reading a damaged part of a file raises: its bytes are wrong, or the system cannot read them."""
-
-_SECTION_NAMES = {
-    SECTION_MANIFEST: "manifest",
-    SECTION_INDEX: "index",
-    SECTION_DIRECTORY: "directory",
-    SECTION_MANIFEST_COPY: "manifest copy",
-}
-_SECTION_MAGICS = {
-    SECTION_MANIFEST: MAGIC_MANIFEST,
-    SECTION_INDEX: MAGIC_INDEX,
-    SECTION_DIRECTORY: MAGIC_DIRECTORY,
-    SECTION_MANIFEST_COPY: MAGIC_MANIFEST,
-}
 
 
 class Verification:
@@ -77,6 +64,7 @@ class Verification:
         self.check_trees(len(entries))
         self.check_index(records)
         self.check_directory(records)
+        self.check_parity()
         self.check_payloads(records)  # First: of a remote file they bring what lies between them.
         self.check_headers(records)
         self.check_entry_tables(records, entries)
@@ -114,12 +102,8 @@ class Verification:
 
     def check_section(self, section: Section) -> None:
         """Every section the footer names must be the sealed block it was; nothing is lost with a copy."""
-        name = _SECTION_NAMES.get(section.kind, f"section of kind {section.kind}")
         try:
-            block = self.file.source.read(*section.extent)
-            unseal(block, _SECTION_MAGICS.get(section.kind, block[:8]), what=name)
-            if block[-len(section.digest) :] != section.digest:
-                raise DamagedError(f"the {name} is not the one the footer names")
+            require_sealed(self.file.source, section)
         except _BAD as error:
             self.add(error, section.extent.offset, section.extent.size, loss=False)
 
@@ -173,6 +157,19 @@ class Verification:
             return
         if places != [(record.header, record.digest) for record in records]:
             self.contradiction("the directory does not name the headers of this file", section.extent, loss=False)
+
+    def check_parity(self) -> None:
+        """A whole parity section must be one of this file; whether it is, each of its pages says."""
+        section = self.file.footer.section(SECTION_PARITY)
+        if section is None:
+            return
+        begin, end = section.extent.offset, section.extent.end
+        try:
+            said = decode_page(self.file.source.read(begin + ALIGNMENT, ALIGNMENT)).section
+            if (said.covered, said.end, said.root) != (begin, end, self.file.footer.root):
+                raise DamagedError("the parity is not of this file")
+        except _BAD as error:
+            self.second_look(error, section.extent)
 
     def check_entry_tables(self, records: list[Record], entries: list[Entry]) -> None:
         """The entries in a record's header must be those that the manifest has on its storages."""

@@ -14,7 +14,7 @@ def test_every_constant_of_the_core_equals_the_python_one() -> None:
 def test_magics_have_their_size_and_differ() -> None:
     magics = [value for name, value in vars(constants).items() if name.startswith("MAGIC_") and name != "MAGIC_SIZE"]
     assert all(len(magic) == constants.MAGIC_SIZE for magic in magics)
-    assert len(set(magics)) == len(magics) == 7
+    assert len(set(magics)) == len(magics) == 9
 
 
 def test_sizes_nest() -> None:

@@ -70,7 +70,9 @@ def main() -> None:
             print(f"{path.name} is kept as it is")
             continue
         state = golden.make()
-        fastckpt.save(state, path, codec=golden.codec, metadata=golden.metadata)
+        fastckpt.save(
+            state, path, codec=golden.codec, metadata=golden.metadata, parity=golden.parity, parity_at="inside"
+        )
         write_expected(path, state, golden.metadata or {}, list(fastckpt.open(path)), golden.codec)
         print(f"{path.name} is new")
     for foreign, write in FOREIGN.items():

@@ -149,7 +149,8 @@ def test_saving_again_gives_the_same_bytes(path: Path, expected: dict[str, Any],
         metadata = opened.metadata
     loaded = (fastckpt.load(path, mmap=mmap, opaque="keep") for mmap in (False, True))
     for state in (golden.make(), *loaded):
-        fastckpt.save(state, again, codec=codec_then(golden.codec, path), metadata=metadata)
+        codec = codec_then(golden.codec, path)
+        fastckpt.save(state, again, codec=codec, metadata=metadata, parity=golden.parity, parity_at="inside")
         assert again.read_bytes() == of_now.read_bytes()
 
 

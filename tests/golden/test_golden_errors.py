@@ -545,7 +545,7 @@ FINE = [
     Case("footer: may ignore", "small", {"footer": put(32, "<Q", HUGE)}, FastckptError),
     Case("section: unknown, may be ignored", "small", {"extra": [section(99, 0)]}, FastckptError),
     Case("section: unused flags", "small", {"extra": [section(99, 0xFFFFFFFE)]}, FastckptError),
-    Case("section: parity, may be ignored", "small", {"extra": [section(5, 0)]}, FastckptError),
+    Case("section: given up, may be ignored", "small", {"extra": [section(6, 0)]}, FastckptError),
     Case("manifest: larger than it needs to be", "small", {"manifest": resized}, FastckptError),
     Case("record: header larger than it needs to be", "small", {"header": resized}, FastckptError),
     Case("index: larger than it needs to be", "small", {"index": resized}, FastckptError),

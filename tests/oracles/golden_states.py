@@ -42,6 +42,7 @@ class Golden(NamedTuple):
         metadata: As for ``save``.
         needs: torch dtypes that a torch must have to read the file.
         since: The first version of the format that can hold it.
+        parity: As for ``save``; it is inside.
     """
 
     make: Callable[[], Any]
@@ -49,6 +50,7 @@ class Golden(NamedTuple):
     metadata: dict[str, Any] | None = None
     needs: tuple[str, ...] = ()
     since: int = 1
+    parity: str | None = None
 
 
 def noise(size: int, seed: int = 0) -> bytearray:
@@ -452,6 +454,7 @@ GOLDEN = {
     "tensor_kinds": Golden(tensor_kinds, since=2),
     "made_tensors": Golden(made_tensors, needs=("qint8", "quint8"), since=2),
     "objects": Golden(objects, since=2),
+    "parity_inside": Golden(optimizer, since=2, parity="10%"),
 }
 """The golden files that ``save`` makes, by name."""
 
@@ -526,6 +529,7 @@ class Converted(NamedTuple):
         state: What it holds.
         codec: As for ``convert``.
         since: The first version of the format that can hold it.
+        parity: As for ``save``; it is inside.
     """
 
     source: str
