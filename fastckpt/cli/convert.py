@@ -1,8 +1,9 @@
 """Turn checkpoints into .fckpt, and back into exactly what they were.
 
 SRC is a .pt, .safetensors or .fckpt file, recognised by its content, or a directory
-of steps: nanochat's, or files like ckpt_500.pt and epoch=3-step=400.ckpt; or a model
-in shards. DST is a file or directory; without it the result lies beside the source.
+of steps: nanochat's, files like ckpt_500.pt and epoch=3-step=400.ckpt, directories
+like step_500/ and a Trainer's checkpoint-500/; or a model in shards. DST is a file
+or directory; without it the result lies beside the source.
 What a .fckpt becomes again is what it was made from, byte for byte. Nothing in a file is executed.
 """
 
@@ -32,6 +33,7 @@ EXAMPLES: Final = (
     "fastckpt convert model_000500.pt shards --shard-size 5GB   # .safetensors shards and their index",
     "fastckpt convert epoch.ckpt set --shard-size 5GB --to fckpt   # .fckpt shards and their set.fckpt",
     "fastckpt convert base_checkpoints/d4 --step 20      # one step of nanochat, its optimizer too",
+    "fastckpt convert trainer kept --codec planes        # checkpoint-500/ and all other steps, smaller, to kept/",
 )
 
 

@@ -28,6 +28,7 @@ from fastckpt.text import size_text
 EXAMPLES: Final = (
     "fastckpt plot state.fckpt -o state.html",
     "fastckpt plot base_checkpoints/d4                  # what training did, step by step",
+    "fastckpt plot trainer --text                        # the same of any other run, on the terminal",
 )
 
 

@@ -54,12 +54,14 @@ def convert(
     progress: Progress | None = None,
     storage_options: Options | None = None,
 ) -> list[Conversion]:
-    """Convert a checkpoint file, a nanochat checkpoint directory, or another checkpoint of several files.
+    """Convert a checkpoint file, a directory of steps (nanochat's or any other run's), or one in several files.
 
     Args:
         source: A ``.pt``, ``.safetensors`` or ``.fckpt`` file, recognised by its content;
-            or a directory with ``model_000500.pt`` and its siblings; or one with a model in shards and its index,
-            or of torch.distributed.checkpoint; or a binary file object or the URL of a file, see `fastckpt.load`.
+            or a directory with ``model_000500.pt`` and its siblings; or one with the steps of another run:
+            ``ckpt_500.pt``, ``step_500/model.pt``, a Trainer's ``checkpoint-500/``; or one with a model in shards and
+            its index, or of torch.distributed.checkpoint; or a binary file object or the URL of a file, see
+            `fastckpt.load`.
         destination: The file (or directory) to write. None puts it beside the
             source (or into the same directory). A file, if several are to be put together, tensor by tensor.
             Or a binary file object: the file is made in a temporary directory, then written into it. Or the URL of a
@@ -72,7 +74,7 @@ def convert(
         exact: Keep, or give back, the foreign file byte for byte.
         durable: Return only when the result survives a power cut.
         replace: Delete the source once the result was read back from disk and verified, and every byte of
-            the source was read.
+            the source was read. Steps that are directories are converted where they are with it alone.
         strip_prefix: What a wrapper put before the names of a model, such as ``_orig_mod.``: it is taken off. The
             state is then written anew, also from a file of the same format.
         keys: To ``.safetensors``: a name or glob; only these tensors are written.
@@ -121,14 +123,16 @@ def convert(
     if is_path(source) and is_directory_of_checkpoints(source):
         directory = os.fsdecode(source)
         into = None if destination is None else require_path(destination, "the destination of a directory")
-        found = recognise(directory)
-        if found and not is_nanochat(directory):
+        if not is_nanochat(directory):
             from fastckpt.conversion.set_directory import convert_set
+            from fastckpt.conversion.step_directories import convert_step_directories, step_directories
 
-            return convert_set(found, directory, into, request, to=to)
-        files = [] if is_nanochat(directory) else step_files(directory)
-        if files:
-            return convert_step_files(files, directory, into, request, to=to, step=step, origin=_origin)
+            if steps := step_directories(directory):
+                return convert_step_directories(steps, directory, into, request, to=to, step=step, origin=_origin)
+            if found := recognise(directory):
+                return convert_set(found, directory, into, request, to=to)
+            if files := step_files(directory):
+                return convert_step_files(files, directory, into, request, to=to, step=step, origin=_origin)
         from fastckpt.conversion.nanochat_directory import convert_directory
 
         return convert_directory(directory, directory if into is None else into, request, to=to, step=step)

@@ -15,7 +15,7 @@ class Conversion:
         source: What was read.
         destination: What was written.
         format: The destination's format: ``fckpt``, ``torch-zip``, ``torch-legacy``, ``safetensors``,
-            or ``meta`` for nanochat's ``meta_*.json``, which is copied as it is.
+            or ``meta`` for a file beside checkpoints, such as ``meta_*.json``, which is copied as it is.
         nbytes: Bytes of tensor data.
         tensors: How many tensors.
         source_verified: Whether every tensor byte of the source was proven by a checksum of its own; says nothing

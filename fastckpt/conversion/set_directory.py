@@ -65,13 +65,13 @@ def convert_set(
     if request.replace:
         raise UsageError("replace takes single files, and nanochat's directories", path=source)
     if destination is not None and suffix in FORMAT_OF and not os.path.isdir(destination):
-        return [_put_together(source, destination, request, to=to or FORMAT_OF[suffix])]
+        return [put_together(source, destination, request, to=to or FORMAT_OF[suffix])]
     chosen = [each for each in found if _is_wanted(each, found, to)]
     if len(chosen) != 1 or not chosen[0].kind.startswith(huggingface.KIND):
         kinds = chosen[0].kind if len(chosen) == 1 else f"a directory of {len(found)} checkpoints"
         example = f"fastckpt convert {quoted(source)} state.fckpt" if chosen[0].kind == dcp.KIND else None
         raise UsageError(f"this is {kinds}: it has no shards to convert one by one", path=source, next_step=example)
-    return list(_shards(chosen[0], source, destination or source, request, to=to))
+    return list(convert_shards(chosen[0], source, destination or source, request, to=to))
 
 
 def _shards_anew(source: str, destination: str, request: Request, *, to: Format | None) -> list[Conversion]:
@@ -101,7 +101,7 @@ def _is_wanted(checkpoint: CheckpointSet, found: Sequence[CheckpointSet], to: Fo
     return is_fckpt != (to in (None, "fckpt"))
 
 
-def _put_together(source: str, destination: str, request: Request, *, to: Format) -> Conversion:
+def put_together(source: str, destination: str, request: Request, *, to: Format) -> Conversion:
     """One file of all of them, tensor by tensor."""
     if to != "safetensors" and (request.keys is not None or request.copy_shared):
         raise UsageError("keys and copy_shared are for a .safetensors destination", path=source)
@@ -134,7 +134,7 @@ def _put_together(source: str, destination: str, request: Request, *, to: Format
         return _with_left_out(made, whole)
 
 
-def _shards(
+def convert_shards(
     checkpoint: CheckpointSet, source: str, destination: str, request: Request, *, to: Format | None
 ) -> Iterator[Conversion]:
     """Every shard as a file of the wanted format, the index last: with it the new set is there."""

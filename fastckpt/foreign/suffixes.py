@@ -26,6 +26,22 @@ INDEX_SUFFIX: Final = ".index.json"
 """Of the file that says which shard of a model has which tensor."""
 
 
+def own_name(name: str) -> str:
+    """What a file is called in a directory whose files all become ``.fckpt``: the way back finds its name in it.
+
+    ``model.pt`` is ``model.fckpt``; ``rng_state.pth``, whose suffix nothing else would tell, ``rng_state.pth.fckpt``.
+    """
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}.fckpt" if suffix in (".pt", ".safetensors") else f"{name}.fckpt"
+
+
+def name_before(name: str, to: Format) -> str:
+    """The other way: what a ``.fckpt`` is called that becomes a file of another format."""
+    stem, suffix = os.path.splitext(name)
+    kept = FORMAT_OF.get(os.path.splitext(stem)[1])
+    return stem if suffix == ".fckpt" and kept == to else f"{stem}.{to}"
+
+
 def is_index(path: str) -> bool:
     """Whether a path is that of an index, by its name, and a file."""
     return path.endswith(INDEX_SUFFIX) and os.path.isfile(path)

@@ -12,7 +12,7 @@ import re
 from typing import Any, Final
 
 from fastckpt.errors import FastckptError
-from fastckpt.foreign.suffixes import INDEX_SUFFIX
+from fastckpt.foreign.suffixes import INDEX_SUFFIX, own_name
 from fastckpt.sets.listing import Listing, is_file_name, read_json
 from fastckpt.sets.model import CheckpointSet, Member, Problem, kind_of_fault
 from fastckpt.text import count_text, some
@@ -56,7 +56,7 @@ def model_of(listing: Listing) -> CheckpointSet | None:
     sharded = recognise(listing)
     if sharded:
         return sharded[0]
-    for name in _SINGLE:
+    for name in (*_SINGLE, *map(own_name, _SINGLE)):
         if name in listing.names:
             return CheckpointSet("model", listing.directory, None, [Member(listing.path(name), "model")])
     return None
