@@ -20,7 +20,7 @@ from fastckpt.layout.selection import Match, match, matches, refuse, select
 from fastckpt.layout.subtree import NOTHING, at
 from fastckpt.layout.tree import Path, TensorRef, decode_tree
 from fastckpt.layout.walk import tensors_below
-from fastckpt.loading.optimizers import problems_with, rooms_for
+from fastckpt.loading.optimizers import other_kind, problems_with, rooms_for
 from fastckpt.loading.values import take_values
 from fastckpt.tensor.flatten import flatten
 from fastckpt.tensor.rebuild import resolve_tree
@@ -94,6 +94,7 @@ class Destination:
         rooms: dict[str, torch.Tensor] = {}
         takers: list[Stateful] = []
         absent: list[str] = []
+        surplus: list[str] = []
         problems: list[str] = []
         for taker in self._takers:
             own = self._names_in(taker)
@@ -106,6 +107,13 @@ class Destination:
             if part is NOTHING:
                 absent.append(_name(taker))
                 continue
+            unlike = other_kind(taker, _name(taker), part)
+            if unlike is not None:
+                problems += [f"{_name(taker)}: the state of another kind of optimizer"] if strict else []
+                absent += unlike.missing
+                surplus += unlike.unexpected
+                chosen -= names
+                continue
             # What it has now and the checkpoint has not is gone when it takes its state: nothing is missing.
             wanted |= own & names
             chosen |= names
@@ -117,7 +125,7 @@ class Destination:
             [entry for entry in there.entries if entry.name in chosen and entry.name not in rooms],
             [entry for entry in self._flat.entries if entry.name in wanted],
         )
-        found = found._replace(missing=absent + found.missing)
+        found = found._replace(missing=absent + found.missing, unexpected=surplus + found.unexpected)
         problems += found.lines() if strict else found.differing
         if problems:
             error = refuse(problems, path)

@@ -59,7 +59,8 @@ def load_into(
 
     An optimizer, or another object with ``load_state_dict``, gets its state by
     that, with its own tensors in it as far as it has some. One without state
-    yet, before its first step, gets all of it; it must have as many parameters.
+    yet, before its first step, gets all of it; it must have as many parameters. The state of another kind of
+    optimizer (AdamW's for SGD) is refused by the names of options and state that only one has.
 
     Args:
         destination: A module, an optimizer, or a state: any nesting with these and with tensors in it. Its
@@ -73,7 +74,7 @@ def load_into(
         keys: Names or globs, as they are in the destination: only these tensors are loaded, and no plain values.
             An optimizer with a tensor among them is loaded whole.
         strict: Refuse names that only one side has. With False they are returned; shapes and dtypes must agree all
-            the same.
+            the same. An optimizer for which there is only the state of another kind stays as it is then.
         threads: Worker threads; None takes one per CPU.
         ring: To a device: the slots that the bytes pass through.
         progress: Called now and then with the bytes done so far (for each device from 0 on).

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -28,6 +30,11 @@ _PER_ELEMENT: Final = (
 )
 """What torch's own optimizers keep for each element of a parameter (torch/optim, 2.6 to 2.13)."""
 
+
+_SWITCHES: Final = frozenset(
+    ("foreach", "fused", "maximize", "capturable", "differentiable", "decoupled_weight_decay", "params")
+)
+"""Options that torch added over the years and sets where a state has none; and what is no option."""
 
 _ENDS: Final = tuple(f".{word}" for word in _PER_ELEMENT)
 
@@ -75,13 +82,77 @@ def problems_with(taker: Stateful, name: str, part: Any, fresh: Sequence[Entry])
     here = [len(group["params"]) for group in taker.object.param_groups]
     if there != here:
         yield f"{name}: groups of {_listed(there)} parameters in the checkpoint, of {_listed(here)} here"
-    if type(taker.object).__module__.startswith("torch."):
+    if _is_torchs(taker):
         parameter_of = _parameters(taker)
         for entry in fresh:
             parameter = parameter_of(entry.name) if entry.name.endswith(_ENDS) else None
             if parameter is not None and entry.shape != tuple(parameter.shape):
                 shape = f"its parameter is {list(parameter.shape)} here"
                 yield f"{entry.name}: {list(entry.shape)} in the checkpoint, {shape}"
+
+
+class OtherKind(NamedTuple):
+    """How the state of an optimizer is that of another kind of optimizer.
+
+    Attributes:
+        missing: The names of options, and of what is kept of a parameter, that only the optimizer has.
+        unexpected: Those that only the checkpoint has, and all that this keeps of parameters.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def other_kind(taker: Stateful, name: str, part: Any) -> OtherKind | None:
+    """What tells that the checkpoint has the state of another kind of optimizer; None if nothing does.
+
+    It takes that each has something the other one has not: schedulers add options, and some state comes with the
+    steps. Torch's own optimizers have all of their options always, and none of another one's.
+
+    Args:
+        taker: The object; of others than optimizers nothing is known.
+        name: What it is called.
+        part: What the checkpoint has in its place.
+    """
+    if not _is_optimizer(taker) or not is_optimizer(part):
+        return None
+    options = set(taker.object.defaults) - _SWITCHES
+    there = {key for group in part["param_groups"] for key in group if isinstance(key, str)}
+    lacks, adds = options - there, (there & _torch_options()) - options - _SWITCHES
+    is_one = bool(lacks or adds) if _is_torchs(taker) else bool(lacks and adds)
+    if not there or not is_one:
+        lacks = adds = set()
+    kept, keeps = _kept(part["state"]), _kept(taker.state["state"])
+    only_here = keeps.keys() - kept.keys() if kept.keys() - keeps.keys() else set()
+    if not lacks and not adds and not only_here:
+        return None
+    missing = [f"{name}.param_groups.0.{key}" for key in sorted(lacks)]
+    missing += [f"{name}.state.{keeps[key]}.{key}" for key in sorted(only_here)]
+    unexpected = [f"{name}.param_groups.0.{key}" for key in sorted(adds)]
+    # All of the state is another one's then, also what is called the same.
+    return OtherKind(missing, [*unexpected, *(f"{name}.state.{number}.{key}" for key, number in sorted(kept.items()))])
+
+
+def _kept(state: Mapping[Any, Any]) -> dict[str, Any]:
+    """What is kept of a parameter, by its name: the first parameter that has it."""
+    kept: dict[str, Any] = {}
+    for number, values in state.items():
+        for key in values if isinstance(values, dict) else ():
+            if isinstance(key, str):
+                kept.setdefault(key, number)
+    return kept
+
+
+@functools.cache
+def _torch_options() -> frozenset[str]:
+    """What torch's own optimizers call their options."""
+    kinds = [kind for kind in vars(torch.optim).values() if inspect.isclass(kind)]
+    kinds = [kind for kind in kinds if issubclass(kind, torch.optim.Optimizer)]
+    return frozenset(name for kind in kinds for name in inspect.signature(kind).parameters)
+
+
+def _is_torchs(taker: Stateful) -> bool:
+    return type(taker.object).__module__.startswith("torch.")
 
 
 def _is_optimizer(taker: Stateful) -> bool:
