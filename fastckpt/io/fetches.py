@@ -1,118 +1,117 @@
-"""Ranges of a remote object on their way: asked for ahead, taken in order, and landed where they belong."""
+"""Ranges of a remote object on their way, fetched on several threads."""
 
 from __future__ import annotations
 
-from array import array
+import _thread
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from threading import Lock
-from typing import TypeAlias
+from typing import Generic, TypeAlias, TypeVar
 
-from fastckpt import _core
-from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
+from fastckpt.io.landing import Landing
 from fastckpt.io.ranges import Piece, Range, ranges_of, without_gaps
 from fastckpt.io.slots import SlotRequest
-from fastckpt.io.transfer import MEMORY, Fault, Move, default_threads, transfer
+from fastckpt.io.transfer import Move, default_threads
 from fastckpt.layout.blocks import Extent
-from fastckpt.remote.store import Pending
+from fastckpt.outcome import AbandonedError, Outcome
+from fastckpt.remote.waiting import call
 
-Get: TypeAlias = Callable[[int, int], Pending]
-"""Begins to fetch bytes ``[start, stop)`` of an object."""
+T = TypeVar("T")
 
-
-class Fetches:
-    """Ranges in order, of which at most ``ahead`` are under way or wait behind the one taken. Iterate over it once."""
-
-    def __init__(self, get: Get, ranges: Sequence[Range], *, ahead: int) -> None:
-        self._get = get
-        self._ranges = deque(ranges)
-        self._ahead = max(ahead, 1)
-        self._pending: deque[tuple[Range, Pending]] = deque()
-
-    def __iter__(self) -> Iterator[tuple[Range, memoryview]]:
-        self._begin()
-        while self._pending:
-            found, pending = self._pending[0]
-            data = pending.result()
-            self._pending.popleft()
-            self._begin()  # What has come is landed while that is under way.
-            yield found, data
-            del data
-
-    def _begin(self) -> None:
-        while self._ranges and len(self._pending) < self._ahead:
-            self._pending.append((self._ranges[0], self._get(self._ranges[0].start, self._ranges[0].stop)))
-            self._ranges.popleft()
-
-    def close(self) -> None:
-        """Stop what is under way."""
-        self._ranges.clear()
-        while self._pending:
-            self._pending.popleft()[1].cancel()
+Get: TypeAlias = Callable[[int, int], memoryview]
+"""Fetches bytes ``[start, stop)`` of an object. It hears no Ctrl-C: it is called on threads that nobody waits for."""
 
 
-class Landing:
-    """Where the pieces of ranges go: copied, and summed in the same pass.
+class Fetches(Generic[T]):
+    """Ranges on their way. Iterate over it once: what ``use`` made of each, in their order.
 
     Args:
-        moves: What is wanted.
-        size: Bytes of the object: what of a move is not in it is one of the `faults`.
-        sink: See `fastckpt.io.transfer.transfer`.
-        leaves: Takes the leaf digests, those of a move from its ``first_leaf`` on; None computes none.
-        crcs: Takes the CRC-32 of each move; None computes none.
-
-    Attributes:
-        inside: The moves, as far as they are in the object.
-        faults: What is not.
-        done: Bytes that have landed.
+        get: See `Get`.
+        ranges: What to fetch.
+        threads: How many are fetched at a time, each by a thread that also calls ``use`` when it has come.
+        use: Takes a range and its bytes.
+        most: How many are begun before the first is taken, so that few wait in memory; None is all, for a ``use`` that
+            keeps nothing.
     """
 
     def __init__(
         self,
-        moves: Sequence[Move],
-        size: int,
+        get: Get,
+        ranges: Sequence[Range],
         *,
-        sink: int = MEMORY,
-        sink_direct: int = -1,
-        first_leaf: Sequence[int],
-        leaves: bytearray | None,
-        crcs: array[int] | None,
+        threads: int,
+        use: Callable[[Range, memoryview], T],
+        most: int | None,
     ) -> None:
-        self.inside = [move._replace(size=max(0, min(move.size, size - move.source))) for move in moves]
-        self.faults = [
-            Fault(number, there.size, move.size - there.size, 0)
-            for number, (move, there) in enumerate(zip(moves, self.inside, strict=True))
-            if there.size < move.size
-        ]
-        self.done = 0
-        self._sink, self._sink_direct = sink, sink_direct
-        self._first_leaf, self._leaves, self._crcs = first_leaf, leaves, crcs
-        self._threads = min(default_threads(), 4)
+        self._get = get
+        self._ranges = ranges
+        self._use = use
+        self._outcomes: list[Outcome[T]] = [Outcome() for _ in ranges]
+        self._threads = max(1, min(threads, len(ranges)))
+        self._most = len(ranges) if most is None else max(1, most)
+        self._turns: SimpleQueue[int | None] = SimpleQueue()
+        self._admissions: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self._threads):
+            self._admissions.put(None)
+        self._closed = False
 
-    def land(self, data: memoryview, pieces: Sequence[Piece], *, hashed: bool = True) -> None:
-        """Take pieces of a range. Those of a move must come in their order."""
-        base = _core.address(data)
-        moved = transfer(
-            [Move(base + p.offset, self.inside[p.move].sink + p.start, p.size) for p in pieces],
-            source=MEMORY,
-            sink=self._sink,
-            sink_direct=self._sink_direct,
-            threads=self._threads,
-            leaves=self._leaves is not None and hashed,
-            crcs=self._crcs is not None,
-        )
-        at = 0
-        for number, piece in enumerate(pieces):
-            self.done += piece.size
-            if moved.leaves.nbytes and self._leaves is not None:
-                begin = (self._first_leaf[piece.move] + piece.start // LEAF_SIZE) * LEAF_DIGEST_SIZE
-                size = -(-piece.size // LEAF_SIZE) * LEAF_DIGEST_SIZE
-                self._leaves[begin : begin + size] = moved.leaves[at : at + size]
-                at += size
-            if self._crcs is not None:
-                crc = moved.crcs[number]
-                before = self._crcs[piece.move]
-                self._crcs[piece.move] = _core.crc32_combine(before, crc, piece.size) if piece.start else crc
+    def __iter__(self) -> Iterator[T]:
+        for number in range(-self._most, 0):
+            self._begin_behind(number)
+        for _ in range(self._threads):
+            _thread.start_new_thread(self._work, ())
+        for number in range(len(self._ranges)):
+            taken = self._outcomes[number].result()
+            self._begin_behind(number)
+            yield taken
+            del taken
+
+    def _begin_behind(self, number: int) -> None:
+        following = number + self._most
+        if following < len(self._ranges):
+            self._turns.put(following)
+        elif following == len(self._ranges):
+            self._end_threads()
+
+    def _end_threads(self) -> None:
+        for _ in range(self._threads):
+            self._turns.put(None)
+
+    def _work(self) -> None:
+        while (number := self._turns.get()) is not None:
+            self._outcomes[number].take(lambda found=self._ranges[number]: self._fetch(found))  # type: ignore[misc]
+
+    def _fetch(self, found: Range) -> T:
+        data = self._get(found.start, found.stop)
+        try:
+            self._admissions.get_nowait()
+        except Empty:
+            raise AbandonedError from None
+        try:
+            return self._use(found, data)
+        finally:
+            self._admissions.put(None)
+
+    def close(self) -> None:
+        """Nothing is used any more when this returns. What is under way is left to itself; who waits gets an error."""
+        if self._closed:
+            return
+        self._closed = True
+        while not self._turns.empty():
+            with suppress(Empty):
+                self._turns.get_nowait()
+        self._end_threads()
+        for _ in range(self._threads):
+            self._admissions.get()
+        for outcome in self._outcomes:
+            outcome.abandon()
+
+
+def as_it_came(found: Range, data: memoryview) -> tuple[Range, memoryview]:
+    """For `Fetches`: whoever takes a range uses it."""
+    return found, data
 
 
 class RemoteSlots:
@@ -123,7 +122,8 @@ class RemoteSlots:
         moves = [Move(*rows[at : at + 3]) for at in range(0, len(rows), 4)]
         self._landing = Landing(moves, size, first_leaf=rows[3::4], leaves=wanted.leaves, crcs=wanted.crcs)
         self._wanted = wanted
-        self._fetches = Fetches(get, ranges_of(enumerate(self._landing.inside), size), ahead=ahead)
+        ranges = ranges_of(enumerate(self._landing.inside), size)
+        self._fetches = Fetches(get, ranges, threads=ahead, use=as_it_came, most=ahead)
         self._arriving = iter(self._fetches)
         self._pieces: deque[Piece] = deque()
         self._data = memoryview(b"")
@@ -139,7 +139,7 @@ class RemoteSlots:
             here = []
             while self._pieces and self._pieces[0].move < end:
                 here.append(self._pieces.popleft())
-            self._landing.land(self._data, here, hashed=bool(self._wanted.hashed[turn]))
+            self._landing.land(self._data, here, threads=default_threads(), hashed=bool(self._wanted.hashed[turn]))
             left -= sum(piece.size for piece in here)
         return [fault for fault in self._landing.faults if begin <= fault.move < end]
 
@@ -193,14 +193,12 @@ class Ahead:
         number = self._of.get(Move(offset, 0, size))
         with self._lock:
             if self._closed:
-                from asyncio import CancelledError  # only here: it would slow down the start of every command
-
-                raise CancelledError("what it was read for has ended")
+                raise AbandonedError
             if number is None or not self._left[number]:
                 return None
             while self._begun < min(number + self._ahead, len(self._ranges)):
                 found = self._ranges[self._begun]
-                self._arrivals[self._begun] = _Arrival(self._get(found.start, found.stop))
+                self._arrivals[self._begun] = _Arrival(self._get, found)
                 self._begun += 1
             arrival = self._arrivals[number]
             self._left[number] -= 1
@@ -212,19 +210,19 @@ class Ahead:
         return data[begin : begin + size]
 
     def close(self) -> None:
-        """Stop what is under way; who waits for it gets an error."""
+        """Leave what is under way to itself; who waits for it gets an error."""
         with self._lock:
             self._closed = True
             for arrival in self._arrivals.values():
-                arrival.cancel()
+                arrival.abandon()
             self._arrivals.clear()
 
 
 class _Arrival:
     """A range on its way to several threads."""
 
-    def __init__(self, pending: Pending) -> None:
-        self._pending = pending
+    def __init__(self, get: Get, found: Range) -> None:
+        self._outcome = call(lambda: get(found.start, found.stop))
         self._lock = Lock()
         self._data: memoryview | None = None
         self._error: BaseException | None = None
@@ -235,11 +233,11 @@ class _Arrival:
                 raise self._error
             if self._data is None:
                 try:
-                    self._data = self._pending.result()
+                    self._data = self._outcome.result()
                 except BaseException as error:
                     self._error = error
                     raise
             return self._data
 
-    def cancel(self) -> None:
-        self._pending.cancel()
+    def abandon(self) -> None:
+        self._outcome.abandon()

@@ -3,10 +3,7 @@
 For what the native engine does not do itself: codecs, which release the GIL
 in libraries of their own.
 
-Not `concurrent.futures`: its locks are taken in Python code, and a
-KeyboardInterrupt that comes right then leaves them locked for ever; the thread
-that has a result to hand over waits for that lock, and the pool for the thread.
-A `SimpleQueue` has no such moment.
+Not `concurrent.futures`, for the reason that `Outcome` gives.
 """
 
 from __future__ import annotations
@@ -18,33 +15,24 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from queue import SimpleQueue
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
+
+from fastckpt.outcome import Outcome
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Task(Generic[R]):
+class Task(Outcome[R]):
     """A call that a thread of a pool makes."""
 
     def __init__(self, work: Callable[[], R]) -> None:
+        super().__init__()
         self._work = work
-        self._outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
 
     def run(self) -> None:
-        """Make the call; what comes of it, an exception too, is for `result`."""
-        try:
-            self._outcome.put((self._work(), None))
-        except BaseException as error:
-            self._outcome.put((None, error))
-
-    def result(self) -> R:
-        """Wait for what the call returned, or raise what it raised. To be asked for once; signals are heard."""
-        value, error = self._outcome.get()
-        if error is not None:
-            raise error
-        returned: R = value
-        return returned
+        """Make the call."""
+        self.take(self._work)
 
 
 class Pool:

@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError, NotACheckpointError, UsageError
-from fastckpt.io.fetches import Ahead, Fetches, Landing, RemoteSlots
+from fastckpt.io.fetches import Ahead, Fetches, RemoteSlots
+from fastckpt.io.landing import Landing
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.passed_over import PassedOver
-from fastckpt.io.ranges import Piece, ranges_of, without_gaps
+from fastckpt.io.ranges import Piece, Range, ranges_of, without_gaps
 from fastckpt.io.slots import SlotReads, SlotRequest
 from fastckpt.io.source import Identity, Source
 from fastckpt.io.space import check_space
 from fastckpt.io.transfer import Move, Moved, Progress
 from fastckpt.layout.blocks import Extent
 from fastckpt.remote.path import RemotePath
-from fastckpt.remote.store import Pending
+from fastckpt.remote.waiting import call
+
+T = TypeVar("T")
 
 TAIL: Final = 2**20
 """Bytes at the end that come with the first request: footer, manifest and index of all but huge files."""
@@ -74,7 +77,7 @@ class RemoteSource(Source):
         self.version, self._tail = place.store.tail(place.key, TAIL)
         self.size = self.version.size
         self._front = memoryview(b"")
-        self._under_way: set[Fetches] = set()
+        self._under_way: set[Fetches[Any]] = set()
         self._ahead: list[Ahead] = []
         self._passed_over: PassedOver | None = None
         if self.size == 0 and not may_be_empty:
@@ -155,30 +158,40 @@ class RemoteSource(Source):
         if not size:
             return b""
         if offset + size <= min(_FRONT, self.size - self._tail.nbytes) and not self._front.nbytes:
-            self._front = self._get(0, min(_FRONT, self.size)).result()
+            self._front = call(lambda: self._get(0, min(_FRONT, self.size))).result()
+        if (here := self._here(offset, offset + size)) is not None:
+            return bytes(here)
         if (kept := self._kept(offset, size)) is not None:
             return bytes(kept)
         for ahead in self._ahead[::-1]:  # Who asks anew wants no answer to an earlier question.
             if (data := ahead.read(offset, size)) is not None:
                 return bytes(data)
-        with self._fetches([Move(offset, 0, size)]) as fetches:
-            return b"".join(data for _, data in fetches)
+        with self._fetches([Move(offset, 0, size)], lambda found, data: data) as fetches:
+            return b"".join(fetches)
 
-    def _get(self, start: int, stop: int) -> Pending:
+    def _here(self, start: int, stop: int) -> memoryview | None:
         tail_at = self.size - self._tail.nbytes
         if start >= tail_at:
-            return _Known(self._tail[start - tail_at : stop - tail_at])
-        if stop <= self._front.nbytes:
-            return _Known(self._front[start:stop])
-        return self.place.store.get(self.place.key, start, stop, self.version)
+            return self._tail[start - tail_at : stop - tail_at]
+        return self._front[start:stop] if stop <= self._front.nbytes else None
+
+    def _get(self, start: int, stop: int) -> memoryview:
+        here = self._here(start, stop)
+        return here if here is not None else self.place.store.get(self.place.key, start, stop, self.version)
 
     @contextmanager
-    def _fetches(self, moves: Iterable[Move], *, ahead: int = REQUESTS) -> Iterator[Fetches]:
+    def _fetches(
+        self,
+        moves: Iterable[Move],
+        use: Callable[[Range, memoryview], T],
+        *,
+        threads: int = REQUESTS,
+    ) -> Iterator[Fetches[T]]:
         in_order = sorted(enumerate(moves), key=lambda move: move[1].source)
         ranges = ranges_of(in_order, self.size)
         if self._passed_over is not None:
             ranges = without_gaps(ranges)
-        fetches = Fetches(self._get, ranges, ahead=ahead)
+        fetches = Fetches(self._get, ranges, threads=threads, use=use, most=None)
         self._under_way.add(fetches)
         try:
             yield fetches
@@ -261,12 +274,14 @@ class RemoteSource(Source):
             if (kept := self._kept(move.source, move.size)) is not None:
                 landing.land(kept, [Piece(number, 0, 0, move.size)])
                 wanted[number] = move._replace(size=0)
-        with self._fetches(wanted, ahead=threads) as fetches:
-            for found, data in fetches:
-                landing.land(data, found.pieces)
-                if self._passed_over is not None:
-                    self._passed_over.keep(found, data)
-                del data
+
+        def land(found: Range, data: memoryview) -> None:
+            landing.land(data, found.pieces)
+            if self._passed_over is not None:
+                self._passed_over.keep(found, data)
+
+        with self._fetches(wanted, land, threads=threads) as fetches:
+            for _ in fetches:
                 if progress is not None:
                     progress(landing.done)
         return Moved(memoryview(digests), sums, landing.faults)
@@ -300,16 +315,3 @@ class RemoteSource(Source):
     def drop_cache(self) -> None:
         """What is read next comes from the store."""
         self._tail = self._front = memoryview(b"")
-
-
-class _Known:
-    """Bytes that are here already, as what is on its way."""
-
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-
-    def result(self) -> memoryview:
-        return self._data
-
-    def cancel(self) -> None:
-        """Nothing is under way."""

@@ -182,18 +182,30 @@ class _Memory:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._free: SimpleQueue[memoryview] = SimpleQueue()
+        self._lent: dict[int, _Lent] = {}
+        self._free: SimpleQueue[_Lent] = SimpleQueue()
 
     def take(self) -> memoryview:
         """Memory that nobody uses."""
         try:
-            return self._free.get_nowait()
+            back = self._free.get_nowait()
         except Empty:
             return allocate(self._size)
+        del self._lent[id(back)]
+        return back.memory
 
     def lend(self, memory: memoryview, view: memoryview) -> None:
         """It is free when nothing refers to this view of it any more."""
-        weakref.finalize(view, self._free.put, memory).atexit = False
+        lent = _Lent(view, self._free.put)  # No Python code may run then: see `fastckpt.remote.waiting`.
+        lent.memory = memory
+        self._lent[id(lent)] = lent
+
+
+class _Lent(weakref.ref[memoryview]):
+    """A view of memory that is lent."""
+
+    __slots__ = ("memory",)
+    memory: memoryview
 
 
 class _Early:

@@ -16,7 +16,7 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Move, Progress
 from fastckpt.nanochat.backing_up import MOVE_IT_AWAY
 from fastckpt.remote.path import RemotePath
-from fastckpt.remote.store import Pending, Version
+from fastckpt.remote.store import Version
 
 
 class ObjectCopies:
@@ -74,11 +74,18 @@ def _is_fckpt(file: Source) -> bool:
 def _is_same(file: Source, where: RemotePath, version: Version) -> bool:
     """Whether an object of the same size has the same bytes: all of it is fetched."""
 
-    def get(start: int, stop: int) -> Pending:
+    def get(start: int, stop: int) -> memoryview:
         return where.store.get(where.key, start, stop, version)
 
-    fetches = Fetches(get, ranges_of([(0, Move(0, 0, version.size))], version.size), ahead=REQUESTS)
+    ranges = ranges_of([(0, Move(0, 0, version.size))], version.size)
+    fetches = Fetches(
+        get,
+        ranges,
+        threads=REQUESTS,
+        use=lambda found, data: data == file.read(found.start, len(data)),
+        most=None,
+    )
     try:
-        return all(data == file.read(found.start, len(data)) for found, data in fetches)
+        return all(fetches)
     finally:
         fetches.close()

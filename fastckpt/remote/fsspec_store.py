@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import _thread
-import asyncio
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from queue import SimpleQueue
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 import fsspec
 
@@ -16,6 +13,7 @@ from fastckpt.errors import FastckptError, UsageError
 from fastckpt.remote import failures
 from fastckpt.remote.fsspec_parts import FsspecParts
 from fastckpt.remote.store import Listed, Version
+from fastckpt.remote.waiting import call, require_not_forked
 
 T = TypeVar("T")
 
@@ -41,33 +39,6 @@ def open_fsspec(scheme: str, options: Mapping[str, Any]) -> Any:
         ) from None
 
 
-class Call(Generic[T]):
-    """A call that blocks, on a thread of its own. See `fastckpt.remote.store.Pending`."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-        self._outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        _thread.start_new_thread(self._run, ())
-
-    def _run(self) -> None:
-        try:
-            self._outcome.put((self._work(), None))
-        except BaseException as error:
-            self._outcome.put((None, error))
-
-    def result(self) -> T:
-        """What the call returned or raised; Ctrl-C is heard, and the thread left to itself."""
-        value, error = self._outcome.get()
-        if error is not None:
-            raise error
-        returned: T = value
-        return returned
-
-    def cancel(self) -> None:
-        """The call cannot be stopped: nobody waits for it any more."""
-        self._outcome.put((None, asyncio.CancelledError()))
-
-
 class FsspecStore:
     """See `fastckpt.remote.store.Store`.
 
@@ -87,15 +58,15 @@ class FsspecStore:
             self._files.invalidate_cache()  # What it was a while ago is not the question.
             return _version(self._files.info(self._name(key)))
 
-        return self._call(key, ask).result()
+        return self._wait(key, ask)
 
     def tail(self, key: str, size: int) -> tuple[Version, memoryview]:
         version = self.head(key)
         if not version.size:
             return version, memoryview(b"")
-        return version, self.get(key, max(0, version.size - size), version.size, version).result()
+        return version, call(lambda: self.get(key, max(0, version.size - size), version.size, version)).result()
 
-    def get(self, key: str, start: int, stop: int, version: Version) -> Call[memoryview]:
+    def get(self, key: str, start: int, stop: int, version: Version) -> memoryview:
         def fetch() -> memoryview:
             for _ in range(_ATTEMPTS):
                 data = memoryview(self._files.cat_file(self._name(key), start=start, end=stop)).cast("B")
@@ -103,15 +74,15 @@ class FsspecStore:
                     return data
             raise failures.failed(self._base + key, f"{data.nbytes} bytes came of {stop - start}", offset=start)
 
-        return self._call(key, fetch, offset=start)
+        return self._translated(key, fetch, offset=start)
 
     def put(self, key: str, data: bytes, *, new: bool = False) -> None:
         mode = "create" if new else "overwrite"
-        self._call(key, lambda: self._files.pipe_file(self._name(key), data, mode=mode)).result()
+        self._wait(key, lambda: self._files.pipe_file(self._name(key), data, mode=mode))
 
     def begin(self, key: str, *, part_size: int, workers: int) -> FsspecParts:
         def do(work: Callable[[], T]) -> T:
-            return self._call(key, work).result()
+            return self._wait(key, work)
 
         name = self._name(key)
         file = do(lambda: self._files.open(name, "wb", block_size=part_size, autocommit=False))
@@ -119,16 +90,16 @@ class FsspecStore:
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
-            if self._call(key, lambda key=key: self._files.exists(self._name(key))).result():  # type: ignore[misc]
-                self._call(key, lambda key=key: self._files.rm_file(self._name(key))).result()  # type: ignore[misc]
+            if self._wait(key, lambda key=key: self._files.exists(self._name(key))):  # type: ignore[misc]
+                self._wait(key, lambda key=key: self._files.rm_file(self._name(key)))  # type: ignore[misc]
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        found = self._call(prefix, lambda: self._files.find(self._name(prefix), detail=True)).result()
+        found = self._wait(prefix, lambda: self._files.find(self._name(prefix), detail=True))
         for name in sorted(found):
             yield Listed(self._key(name), _version(found[name]))
 
     def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
-        found = self._call(prefix, lambda: self._files.ls(self._name(prefix), detail=True)).result()
+        found = self._wait(prefix, lambda: self._files.ls(self._name(prefix), detail=True))
         folders = [self._key(item["name"]) for item in found if item["type"] == "directory"]
         return folders, [Listed(self._key(item["name"]), _version(item)) for item in found if item["type"] == "file"]
 
@@ -138,26 +109,28 @@ class FsspecStore:
     def _key(self, name: str) -> str:
         return name.removeprefix(self._name("")).lstrip("/")
 
-    def _call(self, key: str, work: Callable[[], T], *, offset: int | None = None) -> Call[T]:
+    def _wait(self, key: str, work: Callable[[], T]) -> T:
+        """Make a call while Ctrl-C is heard."""
+        return call(lambda: self._translated(key, work)).result()
+
+    def _translated(self, key: str, work: Callable[[], T], *, offset: int | None = None) -> T:
+        """Make a call, and say in our words what becomes of it."""
+        require_not_forked()
         path = self._base + key
-
-        def translated() -> T:
-            try:
-                return work()
-            except FastckptError:
-                raise
-            except FileNotFoundError:
+        try:
+            return work()
+        except FastckptError:
+            raise
+        except FileNotFoundError:
+            raise failures.missing(path) from None
+        except FileExistsError:
+            raise failures.there_already(path) from None
+        except PermissionError as error:
+            raise failures.refused(path, str(error)) from None
+        except Exception as error:
+            if getattr(error, "errno", None) == errno.ENOENT:
                 raise failures.missing(path) from None
-            except FileExistsError:
-                raise failures.there_already(path) from None
-            except PermissionError as error:
-                raise failures.refused(path, str(error)) from None
-            except Exception as error:
-                if getattr(error, "errno", None) == errno.ENOENT:
-                    raise failures.missing(path) from None
-                raise failures.failed(path, str(error), offset=offset) from None
-
-        return Call(translated)
+            raise failures.failed(path, str(error), offset=offset) from None
 
 
 def _version(info: Mapping[str, Any]) -> Version:

@@ -3,50 +3,55 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from fastckpt.errors import FastckptError
-from fastckpt.remote.waiting import Request
+from fastckpt.outcome import Outcome
 
 _PATIENCE: Final = 2.0
 """Seconds that the end of an upload is waited for: whoever pressed Ctrl-C wants to go."""
 _FOR_AN_ANSWER: Final = 0.05
 """Seconds more for a request that was under way at Ctrl-C."""
 
-Ask = Callable[[Callable[[], Coroutine[Any, Any, None]]], Request[None]]
-"""Begins a request about the object; its errors are typed."""
+Begin = Callable[[Callable[[], object]], Outcome[object]]
+"""Begins a call about the object; its errors are typed."""
 
 
 class ObstoreParts:
     """See `fastckpt.remote.store.Parts`.
 
     Args:
-        writer: obstore's own object, an ``AsyncWritableFile``. What is less than a part it sends as a whole. When it
+        writer: obstore's own object, a ``WritableFile``. What is less than a part it sends as a whole. When it
             cannot complete an upload, it ends it by itself.
         part_size: Bytes of its parts.
-        ask: See `Ask`.
+        workers: How many it sends at a time.
+        begin: See `Begin`.
     """
 
-    def __init__(self, writer: Any, part_size: int, ask: Ask) -> None:
+    def __init__(self, writer: Any, *, part_size: int, workers: int, begin: Begin) -> None:
         self._writer = writer
         self._part_size = part_size
-        self._ask = ask
-        self._under_way = 0
+        self._workers = workers
+        self._begin = begin
+        self._under_way: dict[int, weakref.ref[memoryview]] = {}
         self._all_sent = False
-        self._unanswered: Request[None] | None = None
-        self._done: SimpleQueue[None] = SimpleQueue()
+        self._unanswered: Outcome[object] | None = None
+        self._done: SimpleQueue[weakref.ref[memoryview]] = SimpleQueue()
 
     def send(self, part: memoryview) -> None:
         if part.nbytes == self._part_size:  # The last one, which is less, goes with what completes it all.
-            self._under_way += 1
-            # obstore says nothing of a part that has arrived; but it gives the memory back.
-            weakref.finalize(part, self._done.put, None).atexit = False
-        writing = self._do(lambda: self._writer.write(part))
+            # A call that had to wait for room could not be stopped, and nothing be ended before it.
+            self._wait_for_parts(self._workers - 1)
+            # obstore says nothing of a part that has arrived; but it gives the memory back. It does that on a thread
+            # of its own, where no Python code may run (see `fastckpt.remote.waiting`): a method of a queue is none.
+            arrived = weakref.ref(part, self._done.put)
+            self._under_way[id(arrived)] = arrived
+        writing = self._begin(lambda: self._writer.write(part))
         try:
-            writing.result(cancel=False)
+            writing.result()
         except FastckptError:
             raise
         except BaseException:
@@ -54,28 +59,26 @@ class ObstoreParts:
             raise
 
     def complete(self) -> None:
-        while self._under_way:
-            self._done.get()
-            self._under_way -= 1
+        self._wait_for_parts(0)
         # Now who stops waiting does not stop it: the upload could neither be completed nor ended any more.
         self._all_sent = True
-        self._do(self._writer.close).result(cancel=False)
+        self._begin(self._writer.close).result()
 
     def abort(self) -> None:
         if self._all_sent:
             return
+        patience = _PATIENCE
         if self._unanswered is not None:  # It may be the one that tells by which name an upload is ended.
-            with suppress(FastckptError, Empty):
+            try:
                 self._unanswered.result(timeout=_FOR_AN_ANSWER)
+            except FastckptError:
+                pass
+            except Empty:
+                patience = 0.0  # What follows waits for it, by itself.
         with suppress(FastckptError, Empty):
-            ended = self._do(lambda: self._writer.__aexit__(InterruptedError, None, None))
-            ended.result(cancel=False, timeout=_PATIENCE)
-            while self._under_way:  # Whoever gives memory back when Python has ended would abort the process.
-                self._done.get(timeout=_FOR_AN_ANSWER)
-                self._under_way -= 1
+            self._begin(lambda: self._writer.__exit__(InterruptedError, None, None)).result(timeout=patience)
 
-    def _do(self, call: Callable[[], Awaitable[object]]) -> Request[None]:
-        async def ask() -> None:
-            await call()
-
-        return self._ask(ask)
+    def _wait_for_parts(self, most: int) -> None:
+        """Until at most so many are under way."""
+        while len(self._under_way) > most:
+            del self._under_way[id(self._done.get())]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import obstore
@@ -18,7 +18,7 @@ from fastckpt.remote import failures
 from fastckpt.remote.obstore_parts import ObstoreParts
 from fastckpt.remote.store import Listed, Version
 from fastckpt.remote.url import Url
-from fastckpt.remote.waiting import Request
+from fastckpt.remote.waiting import call, require_not_forked
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -49,6 +49,22 @@ def open_obstore(url: Url, options: Mapping[str, Any]) -> Any:
     Raises:
         UsageError: obstore does not know an option, or cannot use it.
     """
+    if not options:
+        return _kept_open(url.scheme, url.bucket, url.user, url.query, frozenset(os.environ.items()))
+    return _opened(url, options)
+
+
+@lru_cache(maxsize=8)
+def _kept_open(scheme: str, bucket: str, user: str, query: str, environment: frozenset[tuple[str, str]]) -> Any:
+    """A store with its connections, which take longer to begin than a small request does.
+
+    Args:
+        environment: All that it is made of besides; another one may have other credentials.
+    """
+    return _opened(Url(scheme, bucket, "", query, user), {})
+
+
+def _opened(url: Url, options: Mapping[str, Any]) -> Any:
     rest: dict[str, Any] = dict(options)
     for name in ("client_options", "retry_config"):
         if not isinstance(rest.get(name) or {}, Mapping):
@@ -94,115 +110,111 @@ class ObstoreStore:
         self._base = base
 
     def head(self, key: str) -> Version:
-        async def ask() -> Version:
-            return _version(await obstore.head_async(self._store, key))
-
-        return self._request(key, ask).result()
+        return self._wait(key, lambda: _version(obstore.head(self._store, key)))
 
     def tail(self, key: str, size: int) -> tuple[Version, memoryview]:
-        async def ask() -> tuple[Version, memoryview]:
-            answer = await obstore.get_async(self._store, key, options={"range": {"suffix": size}})
-            version = _version(answer.meta)
-            return version, await _body(answer, min(size, version.size))
-
-        if not isinstance(self._store, AzureStore):  # That has no ranges that count from the end.
+        def ask() -> tuple[Version, memoryview] | None:
             try:
-                return self._request(key, ask).result()
-            except RangeRefusedError:  # An object without bytes has no last ones.
-                pass
+                answer = obstore.get(self._store, key, options={"range": {"suffix": size}})
+            except exceptions.BaseError as error:
+                if _is_no_range(error):  # An object without bytes has no last ones.
+                    return None
+                raise
+            version = _version(answer.meta)
+            return version, _body(answer, min(size, version.size))
+
+        # Azure has no ranges that count from the end.
+        if not isinstance(self._store, AzureStore) and (found := self._wait(key, ask)) is not None:
+            return found
         version = self.head(key)
         if not version.size:
             return version, memoryview(b"")
-        return version, self.get(key, max(0, version.size - size), version.size, version).result()
+        return version, call(lambda: self.get(key, max(0, version.size - size), version.size, version)).result()
 
-    def get(self, key: str, start: int, stop: int, version: Version) -> Request[memoryview]:
+    def get(self, key: str, start: int, stop: int, version: Version) -> memoryview:
         options: GetOptions = {"range": (start, stop)}
         if version.etag is not None and not version.etag.startswith("W/"):  # A weak one matches nothing.
             options["if_match"] = version.etag
 
-        async def ask() -> memoryview:
-            answer = await obstore.get_async(self._store, key, options=options)
+        def ask() -> memoryview:
+            try:
+                answer = obstore.get(self._store, key, options=options)
+            except exceptions.BaseError as error:
+                if _is_no_range(error):  # It has become shorter.
+                    raise failures.changed(self._base + key, offset=start) from None
+                raise
             if _version(answer.meta) != version:  # Not every server looks at the condition.
                 raise failures.changed(self._base + key, offset=start)
-            return await _body(answer, stop - start)
+            return _body(answer, stop - start)
 
-        return self._request(key, ask, offset=start)
+        return self._tried(key, ask, offset=start)
 
     def put(self, key: str, data: bytes, *, new: bool = False) -> None:
-        async def ask() -> None:
-            mode: Literal["create", "overwrite"] = "create" if new else "overwrite"
-            await obstore.put_async(self._store, key, data, mode=mode, use_multipart=False)
-
-        self._request(key, ask).result()
+        mode: Literal["create", "overwrite"] = "create" if new else "overwrite"
+        self._wait(key, lambda: obstore.put(self._store, key, data, mode=mode, use_multipart=False))
 
     def begin(self, key: str, *, part_size: int, workers: int) -> ObstoreParts:
-        writer = obstore.open_writer_async(self._store, key, buffer_size=part_size, max_concurrency=workers)
-        return ObstoreParts(writer, part_size, partial(self._request, key))
+        writer = obstore.open_writer(self._store, key, buffer_size=part_size, max_concurrency=workers)
+        return ObstoreParts(
+            writer, part_size=part_size, workers=workers, begin=lambda work: call(partial(self._tried, key, work))
+        )
 
     def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             try:
-                self._request(key, partial(obstore.delete_async, self._store, key)).result()
+                self._wait(key, partial(obstore.delete, self._store, key))
             except CheckpointNotFoundError:
                 continue
 
     def list(self, prefix: str) -> Iterator[Listed]:
-        batches = aiter(obstore.list(self._store, prefix or None))
-
-        async def ask() -> Sequence[Any]:
-            try:
-                return await anext(batches)
-            except StopAsyncIteration:
-                return ()
-
-        while batch := self._request(prefix, ask).result():
+        batches = iter(obstore.list(self._store, prefix or None))
+        while batch := self._wait(prefix, lambda: next(batches, ())):
             yield from (Listed(item["path"], _version(item)) for item in batch)
 
     def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
-        async def ask() -> tuple[Sequence[str], Sequence[Listed]]:
-            found = await obstore.list_with_delimiter_async(self._store, prefix or None)
-            return found["common_prefixes"], [Listed(item["path"], _version(item)) for item in found["objects"]]
+        found = self._wait(prefix, lambda: obstore.list_with_delimiter(self._store, prefix or None))
+        return found["common_prefixes"], [Listed(item["path"], _version(item)) for item in found["objects"]]
 
-        return self._request(prefix, ask).result()
+    def _wait(self, key: str, ask: Callable[[], T]) -> T:
+        """Make a request while Ctrl-C is heard."""
+        return call(lambda: self._tried(key, ask)).result()
 
-    def _request(self, key: str, ask: Callable[[], Coroutine[Any, Any, T]], *, offset: int | None = None) -> Request[T]:
-        """Begin a request, and say in our words what becomes of it."""
+    def _tried(self, key: str, ask: Callable[[], T], *, offset: int | None = None) -> T:
+        """Make a request, again if its answer breaks off, and say in our words what became of it."""
+        require_not_forked()
         path = self._base + key
-
-        async def attempts() -> T:
-            pause = _PAUSE
-            for _ in range(_ATTEMPTS):
-                try:
-                    return await ask()
-                except BrokenAnswerError as error:
-                    last: Exception = error
-                except FastckptError:
-                    raise
-                except Exception as error:
-                    raise _translated(error, path, offset) from None
-                await asyncio.sleep(pause)
-                pause *= 2
-            raise failures.failed(path, f"{_ATTEMPTS} times {last}", offset=offset)
-
-        return Request(attempts)
+        pause = _PAUSE
+        for _ in range(_ATTEMPTS):
+            try:
+                return ask()
+            except BrokenAnswerError as error:
+                last: Exception = error
+            except FastckptError:
+                raise
+            except Exception as error:
+                raise _translated(error, path, offset) from None
+            time.sleep(pause)
+            pause *= 2
+        raise failures.failed(path, f"{_ATTEMPTS} times {last}", offset=offset)
 
 
 class BrokenAnswerError(Exception):
     """An answer that began, and did not come to its end."""
 
 
-class RangeRefusedError(Exception):
-    """An object does not have the bytes that were asked for."""
-
-
-async def _body(answer: Any, size: int) -> memoryview:
+def _body(answer: Any, size: int) -> memoryview:
     try:
-        data = memoryview(await answer.bytes_async()).cast("B")
+        data = memoryview(answer.bytes()).cast("B")
     except exceptions.BaseError:
         raise BrokenAnswerError("the answer broke off") from None
     if data.nbytes != size:
         raise BrokenAnswerError(f"the answer had {data.nbytes} bytes, where {size} were asked for")
     return data
+
+
+def _is_no_range(error: Exception) -> bool:
+    """Whether the object does not have the bytes that were asked for."""
+    return "status code: 416" in str(error)
 
 
 def _version(meta: Any) -> Version:
@@ -222,6 +234,4 @@ def _translated(error: Exception, path: str, offset: int | None) -> Exception:
         return failures.refused(path, why)
     if isinstance(error, exceptions.NotSupportedError):
         return failures.without_ranges(path)
-    if "status code: 416" in why:
-        return RangeRefusedError()
     return failures.failed(path, why, offset=offset)

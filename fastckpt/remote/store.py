@@ -33,16 +33,6 @@ class Listed:
     version: Version
 
 
-class Pending(Protocol):
-    """A range on its way."""
-
-    def result(self) -> memoryview:
-        """Its bytes, exactly as many as were asked for; raises what `Store.get` does. Ctrl-C is heard."""
-
-    def cancel(self) -> None:
-        """It is not wanted any more."""
-
-
 class Parts(Protocol):
     """An object on its way to a store. Nobody sees it before it is complete; what it replaces stays so long."""
 
@@ -60,8 +50,8 @@ class Parts(Protocol):
 
 
 class Store(Protocol):
-    """A bucket or a web server. Every call can be made from any thread, hears Ctrl-C, and tries again where that may
-    help. Errors are those of `fastckpt.errors`, with ``path`` the URL without secrets:
+    """A bucket or a web server. Every call can be made from any thread, hears Ctrl-C but for `get`, and tries again
+    where that may help. Errors are those of `fastckpt.errors`, with ``path`` the URL without secrets:
 
     * CheckpointNotFoundError: no such object, bucket or server;
     * CheckpointIOError: not allowed (``errno`` EACCES), there already (EEXIST), or the last of several failures;
@@ -79,8 +69,11 @@ class Store(Protocol):
     def tail(self, key: str, size: int) -> tuple[Version, memoryview]:
         """What an object is now, and its last bytes, at most ``size``; in one request where the store can do that."""
 
-    def get(self, key: str, start: int, stop: int, version: Version) -> Pending:
-        """Begin to fetch the bytes ``[start, stop)`` of that version, and of no other."""
+    def get(self, key: str, start: int, stop: int, version: Version) -> memoryview:
+        """The bytes ``[start, stop)`` of that version, and of no other.
+
+        This one call hears no Ctrl-C: make it on a thread that nobody has to wait for.
+        """
 
     def put(self, key: str, data: bytes, *, new: bool = False) -> None:
         """Write a small object, all of it or nothing. With ``new`` one that is there already is an error, and stays."""

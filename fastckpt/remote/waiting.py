@@ -1,131 +1,42 @@
-"""Requests under way: coroutines on a thread of their own, so that whoever waits can stop waiting.
+"""Calls of network libraries, which block and hear no Ctrl-C: on threads of their own, so that whoever waits can stop.
 
-A call of a network library that blocks hears no Ctrl-C. A coroutine can be cancelled: then its connection is closed.
+A thread that is left to itself ends with its call, or with the process, which takes no harm from it: a thread that
+comes back from obstore's code when the interpreter has taken its leave stays where it is. That holds for calls out of
+Python. Threads of obstore's own must never run Python code, as they do for coroutines, where they wake an event loop:
+one that waits for the interpreter lock in there, when there is no interpreter any more, is ended by Python in the
+middle of code that cannot be ended, and the process is aborted. So nothing here awaits; and what is told of memory
+that such a thread gives back is a method of a queue, which is no Python code.
 """
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-import contextlib
+import _thread
 import os
-import threading
-import time
-from collections.abc import Callable, Coroutine
-from queue import SimpleQueue
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 from fastckpt.errors import UsageError
+from fastckpt.outcome import Outcome
 
 T = TypeVar("T")
 
-_LONGEST_END: Final = 5.0
-"""Seconds that the end of the process waits for requests that were cancelled."""
-_LAST_REFERENCES: Final = 0.02
-"""Seconds for the threads of the library below: they let go of an answer's objects only after it was taken."""
+_owner: int | None = None
 
 
-class Request(Generic[T]):
-    """A coroutine under way on the thread of all requests.
-
-    Not a future of `concurrent.futures`, for the reason that `fastckpt.io.pool` gives.
-
-    Args:
-        make: Gives the coroutine; called on that thread.
-    """
-
-    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
-        self._make = make
-        self._outcome: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        self._task: asyncio.Task[None] | None = None
-        self._cancelled = False
-        self._loop = _running_loop()
-        self._loop.call_soon_threadsafe(self._start)
-
-    def _start(self) -> None:
-        if not self._cancelled:
-            self._task = self._loop.create_task(self._run())
-
-    async def _run(self) -> None:
-        try:
-            self._outcome.put((await self._make(), None))
-        except BaseException as error:
-            self._outcome.put((None, error))
-
-    def result(self, *, cancel: bool = True, timeout: float | None = None) -> T:
-        """Wait for what came of it, or raise what it raised. To be asked for once; Ctrl-C is heard.
-
-        Args:
-            cancel: Whether whoever stops waiting, by Ctrl-C or after the timeout, stops the coroutine too.
-            timeout: Seconds to wait.
-
-        Raises:
-            queue.Empty: They are over.
-        """
-        try:
-            value, error = self._outcome.get(timeout=timeout)
-        except BaseException:
-            if cancel:
-                self.cancel()
-            raise
-        if error is not None:
-            raise error
-        returned: T = value
-        return returned
-
-    def cancel(self) -> None:
-        """Stop it, if it is still under way. Whoever waits for it gets an `asyncio.CancelledError`."""
-        self._cancelled = True
-        self._loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        if self._task is None:
-            self._outcome.put((None, asyncio.CancelledError()))
-        else:
-            self._task.cancel()
+def call(work: Callable[[], T]) -> Outcome[T]:
+    """Begin to make a call."""
+    outcome: Outcome[T] = Outcome()
+    _thread.start_new_thread(outcome.take, (work,))
+    return outcome
 
 
-_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
-_owner = 0
-
-
-def _running_loop() -> asyncio.AbstractEventLoop:
-    """The loop of this process, begun when it is first asked for.
-
-    Raises:
-        UsageError: The process was forked from one that had begun it: the threads below it are not here.
-    """
-    global _loop, _owner
-    with _lock:
-        if _loop is None:
-            _loop, _owner = asyncio.new_event_loop(), os.getpid()
-            thread = threading.Thread(target=_loop.run_forever, name="fastckpt requests", daemon=True)
-            thread.start()
-            atexit.register(_end, _loop, thread)
-        elif _owner != os.getpid():
-            raise UsageError(
-                "remote files were used before this process was forked, and connections do not survive that",
-                next_step='multiprocessing.set_start_method("spawn"), also for the workers of a DataLoader',
-            )
-        return _loop
-
-
-def _end(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
-    """Cancel what is under way and end the thread, before the interpreter goes.
-
-    A thread that is in a library's native code when the interpreter takes its leave aborts the process.
-    """
-    if _owner == os.getpid():  # of a fork the thread is not here
-        loop.call_soon_threadsafe(lambda: loop.create_task(_cancel_all(loop)))
-        thread.join(_LONGEST_END)
-        time.sleep(_LAST_REFERENCES)
-
-
-async def _cancel_all(loop: asyncio.AbstractEventLoop) -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await asyncio.gather(*others, return_exceptions=True)
-    loop.stop()
+def require_not_forked() -> None:
+    """Raise UsageError in a process that was forked from one that used remote files: the threads stayed there."""
+    global _owner
+    if _owner is None:
+        _owner = os.getpid()
+    if _owner != os.getpid():
+        raise UsageError(
+            "remote files were used before this process was forked, and connections do not survive that",
+            next_step='multiprocessing.set_start_method("spawn"), also for the workers of a DataLoader',
+        )
