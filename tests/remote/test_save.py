@@ -233,8 +233,8 @@ def test_parts_are_as_many_as_stores_take(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_what_is_not_for_objects(bucket: Bucket) -> None:
-    """Parity would need a second object beside it."""
-    with pytest.raises(UsageError, match="beside a remote object"):
+    """Parity, another format, and options where there is no store."""
+    with pytest.raises(UsageError, match="no parity is written into a store"):
         fastckpt.save({"a": 1}, bucket.url("x.fckpt"), parity="3%")
     with pytest.raises(UsageError, match=r"call it x\.fckpt"):
         fastckpt.save({"a": 1}, bucket.url("x.pt"))
