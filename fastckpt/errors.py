@@ -184,6 +184,10 @@ class UsageError(FastckptError, ValueError):
     exit_code = 64
 
 
+class WrongTypeError(UsageError, TypeError):
+    """An argument is of a type that it cannot be, such as a state where a path has to be. It is a TypeError, too."""
+
+
 class MissingPackageError(UsageError, ImportError):
     """What is asked for needs a package that is not installed; the next step is the command that installs it."""
 

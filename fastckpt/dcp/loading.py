@@ -8,6 +8,7 @@ from typing import Any
 from torch.distributed.checkpoint.state_dict_loader import load as load_through
 
 from fastckpt.dcp.reader import FastckptReader
+from fastckpt.io.file_object import refuse_swapped
 
 
 def load(
@@ -36,4 +37,5 @@ def load(
         >>> state["step"]
         3
     """
+    refuse_swapped(state_dict, checkpoint_id, "fastckpt.dcp.load")
     load_through(state_dict, storage_reader=FastckptReader(checkpoint_id, threads=threads), **options)

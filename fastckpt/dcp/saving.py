@@ -8,6 +8,7 @@ from typing import Any, Literal
 from torch.distributed.checkpoint.state_dict_saver import save as save_through
 
 from fastckpt.dcp.writer import FastckptWriter
+from fastckpt.io.file_object import refuse_swapped
 
 
 def save(
@@ -35,6 +36,7 @@ def save(
     Example:
         >>> fastckpt.dcp.save({"w": torch.ones(4), "step": 7}, "step-7", no_dist=True)
     """
+    refuse_swapped(state_dict, checkpoint_id, "fastckpt.dcp.save")
     writer = FastckptWriter(
         checkpoint_id, codec=codec, parity=parity, parity_at=parity_at, durable=durable, threads=threads
     )

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeAlias, TypeGuard
 
-from fastckpt.errors import FILE_OBJECT, NotACheckpointError, UsageError
+from fastckpt.errors import FILE_OBJECT, NotACheckpointError, UsageError, WrongTypeError
 from fastckpt.io.os_errors import file_path, path_text, typed_os_errors
 
 _PIECE: Final = 8 * 2**20
@@ -42,7 +42,7 @@ def name_of(file: str | os.PathLike[str] | Readable) -> str:
 
     Raises:
         UsageError: The path has a NUL character in it.
-        TypeError: It is neither.
+        WrongTypeError: It is neither.
     """
     if is_path(file) or not callable(getattr(file, "read", None)):
         return path_text(file)  # type: ignore[arg-type]  # Its TypeError says what a path can be.
@@ -52,6 +52,22 @@ def name_of(file: str | os.PathLike[str] | Readable) -> str:
 def is_path(file: object) -> TypeGuard[str | os.PathLike[str]]:
     """Whether something is a path and no file object."""
     return isinstance(file, str | bytes | os.PathLike)
+
+
+def refuse_swapped(state: object, path: object, call: str) -> None:
+    """Raise WrongTypeError if a path has the place of the state, and the other way round.
+
+    Args:
+        state: What was given in the place of the state, or of what is to be filled.
+        path: What was given in the place of the path.
+        call: What was called.
+    """
+    if is_path(state) and not is_path(path) and not any(hasattr(path, name) for name in ("read", "write")):
+        raise WrongTypeError(
+            "the state comes first, then the path",
+            actual=f"{type(state).__name__} and {type(path).__name__}",
+            next_step=f"{call}(state, {os.fsdecode(state)!r})",
+        )
 
 
 def require_path(file: object, what: str) -> str:
@@ -106,7 +122,7 @@ def _write(file: Writable, data: memoryview) -> None:
 
 
 def require_writable(file: object) -> None:
-    """Raise TypeError unless something is a file object that can be written."""
+    """Raise WrongTypeError unless something is a file object that can be written."""
     if not callable(getattr(file, "write", None)):
         file_path(file)  # type: ignore[arg-type]  # Its TypeError says what a path can be.
 

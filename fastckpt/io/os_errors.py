@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, OutOfSpaceError, UsageError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, OutOfSpaceError, UsageError, WrongTypeError
 from fastckpt.remote.url import refuse_url
 
 _OUT_OF_SPACE: Final[dict[int, tuple[str, str]]] = {
@@ -47,7 +47,10 @@ def path_text(path: str | os.PathLike[str]) -> str:
 
     Raises:
         UsageError: It has a NUL character in it. The system knows no such name, and Python raises a bare ValueError.
+        WrongTypeError: It is no path.
     """
+    if not isinstance(path, str | bytes | os.PathLike):
+        raise WrongTypeError("this is no path", expected="a path, as text or pathlib.Path", actual=type(path).__name__)
     text = os.fsdecode(path)
     if "\0" in text:
         raise UsageError("a path cannot have a NUL character in it", path=text)

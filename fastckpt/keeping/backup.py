@@ -19,7 +19,7 @@ from fastckpt.errors import DamagedError, MismatchError, NotACheckpointError, Us
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.cloning import How, clone, same_bytes
 from fastckpt.io.commit import fsync_directory, make_directory
-from fastckpt.io.os_errors import exists, typed_os_errors
+from fastckpt.io.os_errors import exists, path_text, typed_os_errors
 from fastckpt.io.refuse_overwriting import holds_something_else, refuse_overwriting
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress, thread_count
@@ -87,8 +87,8 @@ def backup(
         >>> sorted(fastckpt.backup("checkpoints", "copies").steps)
         [10, 20]
     """
-    source, where = os.fsdecode(source), located(destination, storage_options)
-    destination = os.fsdecode(where)
+    source, where = path_text(source), located(destination, storage_options)
+    destination = path_text(where)
     series = series_of(source, command=f"fastckpt backup {{}} {quoted(destination)}")
     of_steps = {_first_name(path, source) for number in series.numbers for path in series.files(number)}
     others = [name for name in Listing(source).names if not name.startswith(".") and name not in of_steps]

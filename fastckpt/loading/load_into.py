@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from fastckpt.errors import MismatchError, TensorNotFoundError
-from fastckpt.io.file_object import Readables
+from fastckpt.io.file_object import Readables, refuse_swapped
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.layout.entries import Entry
@@ -99,6 +99,7 @@ def load_into(
         >>> fastckpt.load_into(state, "both.fckpt").missing, state["step"]
         ([], 500)
     """
+    refuse_swapped(destination, path, "fastckpt.load_into")
     path = located(path, storage_options)
     here = Destination(destination)
     with _source_of(path, here, keys, prefix, renamed=bool(strip_prefix)) as source:

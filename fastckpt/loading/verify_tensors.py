@@ -19,7 +19,7 @@ from fastckpt.errors import for_file_object
 from fastckpt.fckpt.bad_ranges import BadRange, differing_runs, findings_of
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.findings import Finding, FindingFacts, Kind, Report
-from fastckpt.io.file_object import Readables
+from fastckpt.io.file_object import Readables, refuse_swapped
 from fastckpt.io.transfer import thread_count
 from fastckpt.layout.covered import Covered
 from fastckpt.layout.entries import Entry, by_storage
@@ -108,6 +108,7 @@ def verify_tensors(
         >>> fastckpt.verify_tensors(fastckpt.load("state.fckpt"), "state.fckpt").ok
         True
     """
+    refuse_swapped(destination, path, "fastckpt.verify_tensors")
     count = thread_count(threads)
     flat = flatten(destination)
     here = {entry.name: tensor.detach() for entry, tensor in zip(flat.entries, flat.tensors, strict=True)}

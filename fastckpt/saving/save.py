@@ -16,7 +16,7 @@ from fastckpt.fckpt.content import Content, Supply
 from fastckpt.fckpt.writer import write_checkpoint
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.commit import make_directory
-from fastckpt.io.file_object import Writables, is_path, write_whole
+from fastckpt.io.file_object import Writables, is_path, refuse_swapped, write_whole
 from fastckpt.io.os_errors import exists, file_path
 from fastckpt.io.tally import Tally
 from fastckpt.io.transfer import Progress, direct_threads, thread_count
@@ -101,6 +101,7 @@ def save(
         >>> model = torch.nn.Linear(3, 2)
         >>> fastckpt.save({"model": model, "step": 500}, "run/step_500.fckpt")
     """
+    refuse_swapped(state, path, "fastckpt.save")
     path = located(path, storage_options)
     require_name(path, format)
     wanted = wanted_parity(path, parity, parity_at)

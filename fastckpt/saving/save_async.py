@@ -18,7 +18,7 @@ from typing import Any, Literal
 from fastckpt.codec.registry import codec_for_writing
 from fastckpt.collector import collector_paused
 from fastckpt.errors import FILE_OBJECT, CheckpointIOError, UsageError
-from fastckpt.io.file_object import Writables, is_path, require_writable
+from fastckpt.io.file_object import Writables, is_path, refuse_swapped, require_writable
 from fastckpt.io.transfer import Progress, thread_count
 from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.saving import snapshots
@@ -131,6 +131,7 @@ def save_async(
         raise UsageError("snapshot must be 'host' or 'device'", actual=snapshot)
     if when_busy not in ("wait", "refuse"):
         raise UsageError("when_busy must be 'wait' or 'refuse'", actual=when_busy)
+    refuse_swapped(state, path, "fastckpt.save_async")
     path = located(path, storage_options)
     require_name(path, format)
     if not is_path(path):

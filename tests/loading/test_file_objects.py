@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fastckpt
-from fastckpt.errors import DamagedError, NotACheckpointError, OutOfSpaceError, UsageError
+from fastckpt.errors import DamagedError, NotACheckpointError, OutOfSpaceError, UsageError, WrongTypeError
 from fastckpt.stored.inspection import inspect_file
 
 STATE = {"w": torch.arange(5000, dtype=torch.float32), "t": torch.ones(3, 4).t(), "step": 7}
@@ -94,9 +94,9 @@ def test_damage_is_named_and_no_command_names_the_object(data):
 def test_what_is_no_binary_file_object():
     with pytest.raises(UsageError, match="binary mode"):
         fastckpt.load(io.StringIO("text"))
-    with pytest.raises(TypeError):
+    with pytest.raises(WrongTypeError, match="this is no path"):
         fastckpt.load(None)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError):  # Which it is, too.
         fastckpt.save({}, None)
 
 
