@@ -27,6 +27,7 @@ from fastckpt.cli.render import Output, Styled, error_facts
 from fastckpt.cli.set_text import other_sets
 from fastckpt.errors import FastckptError, TensorNotFoundError, UsageError
 from fastckpt.io.commit import publish_bytes
+from fastckpt.io.os_errors import refuse_missing
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
 from fastckpt.sets.parts_of import WHOLE, StatePart
@@ -67,7 +68,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if any(directories) and (args.steps is None or all(directories)):
         return _run_directories(args, _paired(args.paths, args.steps), out, limit)
     if args.steps is not None:
-        raise UsageError("--steps is for directories, not for files", path=args.paths[directories.index(False)])
+        file = args.paths[directories.index(False)]
+        refuse_missing(file)
+        raise UsageError("--steps is for directories, not for files", path=file)
     if len(args.paths) != 2:
         raise UsageError("diff needs two files, or a directory and --steps", next_step="fastckpt diff --help")
     facts, code, found = _compare(StatePart.of_file(args.paths[0]), StatePart.of_file(args.paths[1]), args)

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from fastckpt.doctor.examination import Question, examine
     from fastckpt.nanochat.choosing import base_directory
 
-    path = (file_path(args.path).rstrip("/") or "/") if args.path else base_directory()
+    path = base_directory() if args.path is None else file_path(args.path).rstrip("/") or args.path[:1]
     sets = other_sets(path)
     if sets:
         return show_sets(path, sets, args.threads, out)

@@ -28,6 +28,7 @@ from typing import Final
 from fastckpt.cli.prune import RULES, add_rules
 from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError
+from fastckpt.io.os_errors import refuse_missing
 from fastckpt.keeping.retention import Retention
 from fastckpt.nanochat.installing import MANAGER, InstallOnImport, not_importable
 from fastckpt.nanochat.script_save import ScriptSave
@@ -77,7 +78,8 @@ def run(args: argparse.Namespace, out: Output) -> int:
     if (args.module is None) == (args.script is None):
         raise UsageError("name a module with -m, or a script", next_step="fastckpt run --help")
     if args.script is not None and not os.path.isfile(args.script):
-        raise UsageError("there is no such script", path=args.script, next_step="fastckpt run --help")
+        refuse_missing(args.script)
+        raise UsageError("this is no script", path=args.script, next_step="fastckpt run --help")
     # As python does: the current directory for a module, that of the script for a script.
     here = os.getcwd() if args.module is not None else os.path.dirname(os.path.abspath(args.script))
     if sys.path[:1] != [here]:

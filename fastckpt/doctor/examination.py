@@ -129,7 +129,7 @@ class Examination:
         tags: What each checkpoint directory holds.
         diagnoses: Worst first.
         space: Room on the file system, measured by the newest model's save.
-        exit_code: 0 nothing wrong, 1 something to get around, 2 loss, 4 nothing there.
+        exit_code: 0 nothing wrong, 1 something to get around, 2 loss, 4 no checkpoint there, 5 nothing at all.
     """
 
     path: str
@@ -210,7 +210,7 @@ def _is_directory(path: str) -> bool:
 def _conclude(result: Examination) -> Examination:
     found = result.diagnoses
     if any(one.kind in _NOTHING or (one.kind == "not-a-checkpoint" and one.step is None) for one in found):
-        result.exit_code = 4
+        result.exit_code = 4 if os.path.lexists(result.path) else 5
     elif any(one.loss for one in found):
         result.exit_code = 2
     elif any(one.severity != "note" for one in found):

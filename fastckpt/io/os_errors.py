@@ -84,6 +84,12 @@ def exists(path: str | os.PathLike[str]) -> bool:
     return True
 
 
+def refuse_missing(path: str | os.PathLike[str]) -> None:
+    """Raise CheckpointNotFoundError, as opening it would, if nothing has this name."""
+    if not exists(path):
+        raise translate_os_error(FileNotFoundError(errno.ENOENT, ""), path)
+
+
 def status(path: str | os.PathLike[str] | int) -> os.stat_result:
     """`os.stat`. Raises CheckpointIOError."""
     try:

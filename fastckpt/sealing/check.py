@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypedDict
 
 from fastckpt.constants import SUMS_SUFFIX
-from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, FastckptError
+from fastckpt.errors import CheckpointIOError, FastckptError
 from fastckpt.findings import Finding, FindingFacts
-from fastckpt.io.os_errors import exists, file_path
+from fastckpt.io.os_errors import exists, file_path, refuse_missing
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -115,9 +115,8 @@ def check(
     name = file_path(path)
     name = name.removesuffix(SUMS_SUFFIX) if is_sums_path(name) else name
     has_seal, is_there = exists(sums_path(name)), os.path.exists(name)
-    if not has_seal and not is_there:
-        raise CheckpointNotFoundError("not found", path=name)
     if not has_seal:
+        refuse_missing(name)
         return Checked(name, "no seal", "it was never sealed", next_step=f"fastckpt seal {quoted(name)}")
     if not is_there:
         return Checked(name, "no file", "it was sealed, and is not there", next_step="take it from another copy")

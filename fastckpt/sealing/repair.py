@@ -23,7 +23,7 @@ from fastckpt.io.cloning import clone, hard_link
 from fastckpt.io.commit import Commit
 from fastckpt.io.how import How
 from fastckpt.io.local_copy import local_copy
-from fastckpt.io.os_errors import exists, file_path, is_directory
+from fastckpt.io.os_errors import exists, file_path, is_directory, refuse_missing
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
@@ -111,6 +111,7 @@ def repair(
         for written in (file_path(output), sums_path(output)):
             refuse_overwriting(written, [name, beside])
     if not exists(beside):
+        refuse_missing(name)
         raise MismatchError(
             "it was never sealed, so nothing tells what it was",
             path=name,

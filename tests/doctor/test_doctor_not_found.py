@@ -86,7 +86,7 @@ def test_a_directory_beside_the_right_one(run_of, doctor: Doctor, shell: Shell):
     run_of(2, tag="d26")
     for wrong in ("base_checkpoints/d27", "base_chekpoints/d26", "base_checkpoints/d26/model_000002.pth"):
         told = doctor(wrong)
-        assert told.code == 4
+        assert told.code == 5
         assert told.the("not-found")["next"] == "fastckpt doctor base_checkpoints/d26"
     assert shell("fastckpt doctor base_checkpoints/d26").returncode == 0
 

@@ -131,7 +131,7 @@ def test_a_script_without_checkpoints(checkout: Path) -> None:
     [
         (["run"], "name a module with -m, or a script"),
         (["run", "-m"], "expected one argument"),
-        (["run", "nowhere.py"], "there is no such script"),
+        (["run", "."], "this is no script"),
         (["run", "-m", "scripts.nothing"], "there is no module scripts.nothing"),
         # The tests have a directory of that name on the path, as has the directory that a checkout lies in.
         (["run", "-m", "json.tool"], "nanochat cannot be imported here"),
