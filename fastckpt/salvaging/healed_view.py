@@ -64,6 +64,8 @@ def healed_view(source: Source, destination: str | None, stack: ExitStack, *, th
         if plan is None:
             return view
         view.standing, hopeless = plan
+        if plan.standing.is_as_sealed:
+            return view
         view.heals_all = not hopeless
         if hopeless and hopeless == plan.standing.bad_numbers and not plan.standing.behind:
             return view

@@ -18,6 +18,7 @@ def command_that_heals(path: str) -> str | None:
             threads = reading_threads(source, None)
             with open_remains(sums_path(path), threads=threads) as remains:
                 plan = healing_plan(source, remains, threads=threads)
-        return f"fastckpt repair {quoted(path)}" if plan is not None and not plan.hopeless else None
     except FastckptError:
         return None
+    heals = plan is not None and not plan.standing.is_as_sealed and not plan.hopeless
+    return f"fastckpt repair {quoted(path)}" if heals else None

@@ -19,9 +19,9 @@ class HealingPlan(NamedTuple):
 
 
 def healing_plan(source: Source, remains: SumsRemains, *, threads: int) -> HealingPlan | None:
-    """The plan for an open file, all of which is read; None if there is no parity, or nothing that it is needed for.
+    """The plan for an open file, all of which is read; None if there is no parity, or it is of another file.
 
-    That is a file as it was sealed; and one that is whole by its own checksums, and was only written anew.
+    So it is where a file is whole by its own checksums, and was only written anew.
 
     Raises:
         CheckpointIOError, DamagedError: File or seal cannot be read any more.
@@ -30,6 +30,6 @@ def healing_plan(source: Source, remains: SumsRemains, *, threads: int) -> Heali
     if remains.sums.parity is None:
         return None
     standing = standing_of(source, remains.sums, threads=threads)
-    if standing.is_as_sealed or why_another(source, standing, threads=threads):
+    if why_another(source, standing, threads=threads):
         return None
     return HealingPlan(standing, hopeless_leaves(remains, standing.bad_numbers))

@@ -17,10 +17,14 @@ import fastckpt.dcp
 from fastckpt.cli.main import main
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import OutOfSpaceError
+from fastckpt.io.source import Source
 from fastckpt.salvaging import healed_view
-from fastckpt.seals import healed_copy
+from fastckpt.seals import healed_copy, standing
 from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.names import sums_path
+from fastckpt.seals.standing import Standing
+from fastckpt.stored import healing_plan as plan
+from fastckpt.surveying import sealed as surveyed
 
 LEAF = LEAF_SIZE
 FORMS = ("fckpt", "pt", "legacy.pt", "safetensors")
@@ -53,6 +57,25 @@ def zero(path: Path, begin: int, size: int) -> bytes:
 
 def is_as_saved(loaded: dict[str, Any], names: Any = None) -> bool:
     return all(torch.equal(loaded[name], tensor) for name, tensor in state().items() if names is None or name in names)
+
+
+def test_a_file_that_is_as_sealed_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[str] = []
+
+    def standing_of(source: Source, *rest: Any, **how: Any) -> Standing:
+        compared.append(source.path)
+        return standing.standing_of(source, *rest, **how)
+
+    for asks in (plan, surveyed):
+        monkeypatch.setattr(asks, "standing_of", standing_of)
+    path = sealed(tmp_path, "safetensors")
+    report = fastckpt.salvage(path)
+    assert (report.exit_code, report.findings, report.healed) == (0, [], [])
+    assert compared == [str(path)]
+    # Of a seal whose end is gone the report tells, whatever that still proves.
+    seal = Path(sums_path(path))
+    zero(seal, seal.stat().st_size - 4096, 4096)
+    assert "proves nothing" in fastckpt.salvage(path).findings[0].message
 
 
 @pytest.mark.parametrize("form", FORMS)
