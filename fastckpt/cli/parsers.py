@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Final, NamedTuple, NoReturn
 
 import fastckpt
+from fastckpt.cli.help_text import HelpText
 from fastckpt.errors import UsageError
 from fastckpt.text import did_you_mean, plain_path
 
@@ -116,7 +117,7 @@ def parser_of(command: str) -> Parser:
         prog=f"fastckpt {command}",
         description=module.__doc__,
         epilog="\n".join(("examples:", *(f"  {line}" for line in module.EXAMPLES))),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpText,
         allow_abbrev=False,
     )
     module.add_arguments(parser)
@@ -145,7 +146,7 @@ def frame_parser() -> Parser:
         prog="fastckpt",
         description="Checkpoints that load fast and prove every byte.",
         epilog=f"examples:\n  fastckpt verify model.pt\n  fastckpt salvage --help\n\nexit codes:\n{codes}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpText,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"fastckpt {fastckpt.__version__}")

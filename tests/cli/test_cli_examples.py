@@ -100,6 +100,23 @@ def test_examples_run(command: str, here: Callable[..., Any], tmp_path: Path) ->
         assert ended.code == ENDS_WITH.get(line, 0), f"{line}\n{ended.out}{ended.err}"
 
 
+@pytest.mark.parametrize(("columns", "width"), [("60", 58), ("80", 78), ("300", 98)])
+def test_help_is_as_wide_as_the_terminal(
+    columns: str, width: int, here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for what is to be typed, which is never broken: that is set in."""
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in COMMANDS:
+        told = here(command, "--help").out
+        about, _, options = told.partition("positional arguments:\n" if "positional" in told else "options:\n")
+        sentences = [line for line in about.splitlines() if not line.startswith(" ")]
+        assert max(map(len, [*sentences, *options.partition("examples:\n")[0].splitlines()])) <= width
+        doc = " ".join((module_of(command).__doc__ or "").split())
+        assert doc in " ".join(told.split())
+        commands = [line for line in (module_of(command).__doc__ or "").splitlines() if line.startswith("  ")]
+        assert [line for line in commands if line not in told] == []
+
+
 def test_help_has_the_examples(here: Callable[..., Any]) -> None:
     for command in COMMANDS:
         ended = here(command, "--help")

@@ -15,6 +15,29 @@ from fastckpt.cli import main as main_module
 from fastckpt.errors import CheckpointIOError, DamagedError, NotACheckpointError, OutOfSpaceError, UnsupportedStateError
 
 HEAVY = ("torch", "rich", "numpy", "fastckpt._core")
+NOT_FOR_FILES = (
+    "torch",
+    "rich",
+    "numpy",
+    "safetensors",
+    "zstandard",
+    "obstore",
+    "fsspec",
+    "asyncio",
+    "concurrent.futures",
+    "difflib",
+    "http",
+    "email",
+    "ssl",
+    "multiprocessing",
+    "subprocess",
+    "unittest",
+    "fastckpt.nanochat.checkpoints",
+    "fastckpt.loading.load",
+    "fastckpt.plotting.page",
+    "fastckpt.salvaging.salvage",
+)
+"""What a file that is whole is looked at without."""
 
 
 def seconds_of(*arguments: str) -> float:
@@ -41,6 +64,20 @@ def test_the_frame_imports_nothing_heavy(arguments):
         f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", ["inspect", "verify"])
+@pytest.mark.parametrize("suffix", ["pt", "fckpt"])
+def test_looking_at_a_file_imports_nothing_heavy(command, suffix, samples):
+    path = str(getattr(samples, suffix))
+    library = seconds_of("-c", "import argparse, dataclasses, json, re, shutil, textwrap")
+    assert seconds_of("-m", "fastckpt", command, path) < 6 * library
+    program = (
+        "import sys; from fastckpt.cli.main import main; main(sys.argv[1:]);"
+        f"print([name for name in {NOT_FOR_FILES!r} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, command, path], capture_output=True, text=True, check=True)
     assert done.stderr.splitlines()[-1] == "[]"
 
 
