@@ -18,6 +18,29 @@ constexpr uint8_t Twice(uint8_t value) {
   return static_cast<uint8_t>((value << 1) ^ ((value >> 7) * 0x1D));
 }
 
+Multiples MultiplesOf(uint8_t number) {
+  Multiples multiples;
+  for (uint8_t& multiple : multiples.of_bit) {
+    multiple = number;
+    number = Twice(number);
+  }
+  return multiples;
+}
+
+// What leaf `place` of a group is multiplied by in row `row`.
+uint8_t Factor(size_t row, uint64_t place) {
+  return Power(kBases[row], static_cast<size_t>(place));
+}
+
+// `to` += `factor` * `from`, both kLeafSize long.
+void AddMultiple(uint8_t factor, const uint8_t* from, uint8_t* to) {
+  const Multiples multiples = MultiplesOf(factor);
+#if defined(__x86_64__)
+  if (CurrentSimdLevel() >= SimdLevel::kAvx2) return AddMultipleAvx2(multiples, from, kLeafSize, to);
+#endif
+  AddMultiplePortable(multiples, from, kLeafSize, to);
+}
+
 struct Matrix {
   uint8_t at[kMaxRows][kMaxRows] = {{1, 0, 0}, {0, 1, 0}, {0, 0, 1}};
 };
@@ -59,17 +82,15 @@ void Fold(const uint8_t* const* sources, uint8_t* const* rows, size_t count) {
   FoldPortable(sources, rows, count);
 }
 
-uint8_t Factor(size_t row, uint64_t place) {
-  return Power(kBases[row], static_cast<size_t>(place));
-}
-
-void AddMultiple(uint8_t factor, const uint8_t* from, size_t size, uint8_t* to) {
-  Multiples multiples;
-  for (uint8_t bit = 0; bit < 8; ++bit, factor = Twice(factor)) multiples.of_bit[bit] = factor;
+void AddToRows(uint64_t place, const uint8_t* from, size_t size, uint8_t* const* rows,
+               size_t count) {
+  Multiples multiples[kMaxRows];
+  for (size_t j = 0; j < count; ++j) multiples[j] = MultiplesOf(Factor(j, place));
 #if defined(__x86_64__)
-  if (CurrentSimdLevel() >= SimdLevel::kAvx2) return AddMultipleAvx2(multiples, from, size, to);
+  if (CurrentSimdLevel() >= SimdLevel::kAvx2)
+    return AddToRowsAvx2(multiples, from, size, rows, count);
 #endif
-  AddMultiplePortable(multiples, from, size, to);
+  for (size_t j = 0; j < count; ++j) AddMultiplePortable(multiples[j], from, size, rows[j]);
 }
 
 uint8_t Multiply(uint8_t a, uint8_t b) {
@@ -81,7 +102,8 @@ uint8_t Multiply(uint8_t a, uint8_t b) {
 
 uint8_t Power(uint8_t base, size_t exponent) {
   uint8_t power = 1;
-  for (size_t i = exponent % 255; i != 0; --i) power = Multiply(power, base);
+  for (size_t rest = exponent % 255; rest != 0; rest /= 2, base = Multiply(base, base))
+    if (rest % 2 != 0) power = Multiply(power, base);
   return power;
 }
 
@@ -100,7 +122,7 @@ void Solve(const size_t* places, const size_t* rows, size_t count, uint8_t* cons
   for (size_t q = 0; q < count; ++q) std::memcpy(known[q], data[q], kLeafSize);
   for (size_t i = 0; i < count; ++i) {
     std::memset(data[i], 0, kLeafSize);
-    for (size_t q = 0; q < count; ++q) AddMultiple(inverse.at[i][q], known[q], kLeafSize, data[i]);
+    for (size_t q = 0; q < count; ++q) AddMultiple(inverse.at[i][q], known[q], data[i]);
   }
 }
 

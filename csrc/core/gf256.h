@@ -19,11 +19,10 @@ inline constexpr size_t kMaxDepth = 255;  // leaves of a group
 // Adds kFold leaves to the rows, see parity_kernels.h. Uses the current SIMD level.
 void Fold(const uint8_t* const* sources, uint8_t* const* rows, size_t count);
 
-// What leaf `place` of a group is multiplied by in row `row`.
-uint8_t Factor(size_t row, uint64_t place);
-
-// `to` += `factor` * `from`, both `size` bytes long. Uses the current SIMD level.
-void AddMultiple(uint8_t factor, const uint8_t* from, size_t size, uint8_t* to);
+// Adds leaves, each number `place` of its group, that lie one behind the other in `size` bytes, to the `count` rows of
+// these groups. Uses the current SIMD level.
+void AddToRows(uint64_t place, const uint8_t* from, size_t size, uint8_t* const* rows,
+               size_t count);
 
 uint8_t Multiply(uint8_t a, uint8_t b);
 uint8_t Inverse(uint8_t a);  // of a number that is not 0

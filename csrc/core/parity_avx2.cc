@@ -29,6 +29,11 @@ FASTCKPT_AVX2 void Store(uint8_t* to, __m256i value) {
 }
 
 // The multiples by each half of a byte: in both lanes, as the shuffle takes them.
+struct Tables {
+  __m256i low;
+  __m256i high;
+};
+
 FASTCKPT_AVX2 __m256i Table(const uint8_t* of_bit) {
   alignas(16) uint8_t table[16];
   for (int half = 0; half < 16; ++half) {
@@ -37,6 +42,30 @@ FASTCKPT_AVX2 __m256i Table(const uint8_t* of_bit) {
       if ((half >> bit & 1) != 0) table[half] ^= of_bit[bit];
   }
   return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+}
+
+FASTCKPT_AVX2 Tables TablesOf(const Multiples& multiples) {
+  return {Table(multiples.of_bit), Table(multiples.of_bit + 4)};
+}
+
+FASTCKPT_AVX2 void AddMultiples(const Tables& tables, __m256i value, uint8_t* to) {
+  const __m256i half = _mm256_set1_epi8(0x0F);
+  const __m256i by_low = _mm256_shuffle_epi8(tables.low, _mm256_and_si256(value, half));
+  const __m256i by_high =
+      _mm256_shuffle_epi8(tables.high, _mm256_and_si256(_mm256_srli_epi64(value, 4), half));
+  Store(to, _mm256_xor_si256(Load(to), _mm256_xor_si256(by_low, by_high)));
+}
+
+template <size_t kRows>
+__attribute__((target("avx2"))) void AddToRows(const Multiples* multiples, const uint8_t* from,
+                                               size_t size, uint8_t* const* rows) {
+  Tables tables[kRows];
+  for (size_t j = 1; j < kRows; ++j) tables[j] = TablesOf(multiples[j]);
+  for (size_t at = 0; at < size; at += sizeof(__m256i)) {
+    const __m256i value = Load(from + at);
+    Store(rows[0] + at, _mm256_xor_si256(Load(rows[0] + at), value));
+    for (size_t j = 1; j < kRows; ++j) AddMultiples(tables[j], value, rows[j] + at);
+  }
 }
 
 template <size_t kRows>
@@ -74,21 +103,17 @@ __attribute__((target("avx2"))) void AddMultipleAvx2(const Multiples& multiples,
                                                      const uint8_t* from, size_t size,
                                                      uint8_t* to) {
   const size_t whole = size / sizeof(__m256i) * sizeof(__m256i);
-  if (multiples.of_bit[0] == 1) {
-    for (size_t at = 0; at < whole; at += sizeof(__m256i))
-      Store(to + at, _mm256_xor_si256(Load(to + at), Load(from + at)));
-  } else {
-    const __m256i low = Table(multiples.of_bit), high = Table(multiples.of_bit + 4);
-    const __m256i half = _mm256_set1_epi8(0x0F);
-    for (size_t at = 0; at < whole; at += sizeof(__m256i)) {
-      const __m256i value = Load(from + at);
-      const __m256i by_low = _mm256_shuffle_epi8(low, _mm256_and_si256(value, half));
-      const __m256i by_high =
-          _mm256_shuffle_epi8(high, _mm256_and_si256(_mm256_srli_epi64(value, 4), half));
-      Store(to + at, _mm256_xor_si256(Load(to + at), _mm256_xor_si256(by_low, by_high)));
-    }
-  }
+  const Tables tables = TablesOf(multiples);
+  for (size_t at = 0; at < whole; at += sizeof(__m256i))
+    AddMultiples(tables, Load(from + at), to + at);
   AddMultiplePortable(multiples, from + whole, size - whole, to + whole);
+}
+
+void AddToRowsAvx2(const Multiples* multiples, const uint8_t* from, size_t size,
+                   uint8_t* const* rows, size_t count) {
+  if (count == 1) return AddToRows<1>(multiples, from, size, rows);
+  if (count == 2) return AddToRows<2>(multiples, from, size, rows);
+  AddToRows<3>(multiples, from, size, rows);
 }
 
 }  // namespace gf256

@@ -44,6 +44,11 @@ void AddMultiplePortable(const Multiples& multiples, const uint8_t* from, size_t
                          uint8_t* to);
 #if defined(__x86_64__)
 void AddMultipleAvx2(const Multiples& multiples, const uint8_t* from, size_t size, uint8_t* to);
+
+// The same of `count` rows (1 to 3) at once, which come from memory: multiples[j] are those of row j, and of row 0 the
+// number is 1. `size` is a multiple of kLeafSize.
+void AddToRowsAvx2(const Multiples* multiples, const uint8_t* from, size_t size,
+                   uint8_t* const* rows, size_t count);
 #endif
 
 }  // namespace gf256

@@ -62,12 +62,14 @@ void ParityTally::AddLeaves(const uint8_t* data, uint64_t first, uint64_t count)
     const uint64_t stripe = group / kStripe;
     const uint64_t end = std::min((stripe + 1) * kStripe, plan_.groups);
     const uint64_t some = std::min(count, end - group);
-    HashLeaves(data, static_cast<size_t>(some * kLeafSize), plan_.leaves + first);
-    const std::lock_guard<std::mutex> lock(row_locks_[stripe % kLocks]);
+    const size_t size = static_cast<size_t>(some * kLeafSize);
+    HashLeaves(data, size, plan_.leaves + first);
+    uint8_t* rows[gf256::kMaxRows];
     for (size_t j = 0; j < plan_.rows; ++j)
-      gf256::AddMultiple(gf256::Factor(j, place), data, static_cast<size_t>(some * kLeafSize),
-                         plan_.parity + (j * plan_.groups + group) * kLeafSize);
-    data += some * kLeafSize;
+      rows[j] = plan_.parity + (j * plan_.groups + group) * kLeafSize;
+    const std::lock_guard<std::mutex> lock(row_locks_[stripe % kLocks]);
+    gf256::AddToRows(place, data, size, rows, plan_.rows);
+    data += size;
     first += some;
     count -= some;
   }
