@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from fastckpt.cli.main import main
-from fastckpt.cli.parsers import COMMANDS, arguments_of
+from fastckpt.cli.parsers import COMMANDS, arguments_of, parser_of
 
 sys.path.append(str(Path(__file__).parent / "sets"))
 from set_builds import write_shards
@@ -105,6 +106,23 @@ def test_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     exec(compile(code, "README.md", "exec"), {"model": model, "optimizer": torch.optim.AdamW(model.parameters())})
 
 
+def test_readme_shows_what_salvage_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """With tensors of other sizes: every line but for its numbers."""
+    monkeypatch.chdir(tmp_path)
+    layers = ("h.0.w", *(f"value_embeds.{layer}.weight" for layer in (3, 5, 7, 9, 11)))
+    for step in (400, 500):
+        torch.save({name: torch.randn(400, 600).bfloat16() for name in layers}, f"model_{step:06d}.pt")
+    os.truncate("model_000500.pt", Path("model_000500.pt").stat().st_size * 3 // 10)
+    shown = next(block for block in _blocks(ROOT / "README.md", "text") if block.startswith("$ fastckpt salvage"))
+    call, *lines = shown.splitlines()
+    assert main(shlex.split(call)[2:]) == 1
+
+    def without_numbers(text: str) -> list[str]:
+        return [re.sub(r"[\d.x,]*\d( [kM]B)?", "#", " ".join(line.split())) for line in text.splitlines() if line]
+
+    assert without_numbers(capsys.readouterr().out) == without_numbers("\n".join(lines))
+
+
 @pytest.mark.usefixtures("_a_training_run")
 def test_recipes_run(capsys: pytest.CaptureFixture[str]) -> None:
     page = DOCS / "recipes.md"
@@ -120,6 +138,19 @@ def test_recipes_run(capsys: pytest.CaptureFixture[str]) -> None:
             # 1: `diff` of two steps finds differences; 3: a part of the broken file came back.
             assert main(arguments) in (0, 1, 3), line
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_recipes_that_are_not_run_could_be() -> None:
+    called = 0
+    for block in _blocks(DOCS / "recipes.md", "text"):
+        for line in block.splitlines():
+            if line.startswith("fastckpt "):
+                _, command, *arguments = shlex.split(line, comments=True)
+                parser_of(command).parse_everything(arguments, argparse.Namespace())
+                called += 1
+            elif "fastckpt." in line:
+                compile(line.replace("...", "None"), "recipes.md", "exec")
+    assert called > 5
 
 
 def test_the_transcript_of_sealing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
