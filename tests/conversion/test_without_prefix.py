@@ -46,6 +46,7 @@ def state_of(prefix: str) -> Any:
     }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("to", ["pt", "fckpt"])
 @pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod."])

@@ -191,9 +191,9 @@ class CrashLab:
     def temp_files(self) -> list[str]:
         return [path.name for path in self.directory.iterdir() if path.name.endswith(TEMP_SUFFIX)]
 
-    def at_every_call(self, action: Action, *, error: int = 0) -> Iterator[Outcome]:
-        """Save over the old version with the action at call 1, then 2, ... until a save is not hit."""
-        for number in range(1, 10_000):
+    def at_every_call(self, action: Action, *, error: int = 0, every: int = 1) -> Iterator[Outcome]:
+        """Save over the old version with the action at call 1, then 2, or further on, ... until a save is not hit."""
+        for number in range(1, 10_000, every):
             self.reset()
             outcome = self.save(action=action, number=number, error=error)
             if not outcome.hit:

@@ -74,8 +74,8 @@ def check(root: Path, sealed: Path, version: int) -> None:
 @pytest.mark.parametrize(
     ("version", "action", "every"),
     [
-        (1, Action.KILL, 11),
-        (2, Action.TEAR, 19),
+        (1, Action.KILL, 17),
+        (2, Action.TEAR, 29),
         pytest.param(1, Action.KILL, 1, marks=pytest.mark.slow),
         pytest.param(2, Action.KILL, 7, marks=pytest.mark.slow),
         pytest.param(1, Action.TEAR, 5, marks=pytest.mark.slow),

@@ -28,9 +28,12 @@ def check_loads(lab: CrashLab) -> None:
     assert float(state["model"]["wte"][0]) == state["step"]
 
 
-@pytest.mark.parametrize("action", [Action.KILL, Action.TEAR])
-def test_killed_at_every_call(lab: CrashLab, action: Action) -> None:
-    for outcome in lab.at_every_call(action):
+@pytest.mark.parametrize(
+    ("action", "every"),
+    [(Action.KILL, 1), (Action.TEAR, 3), pytest.param(Action.TEAR, 1, marks=pytest.mark.thorough)],
+)
+def test_killed_at_every_call(lab: CrashLab, action: Action, every: int) -> None:
+    for outcome in lab.at_every_call(action, every=every):
         assert outcome.how == "killed"
         lab.check_after_kill()
     check_loads(lab)

@@ -46,7 +46,7 @@ LABS = {
     "damage": Lab(
         lab.TRIALS,
         "tests/damage/lab.py",
-        900,
+        600,
         3,
         (
             "structure-destroyed:1000009378",  # one bit of a header's name, and all else that tells its place
@@ -63,7 +63,7 @@ LABS = {
     "mixes": Lab(
         mixes.TRIALS,
         "tests/damage/mixes.py",
-        400,
+        240,
         4,
         (
             "things-elsewhere:4641",  # bytes with their descriptor behind another tensor's header, and no directory

@@ -11,7 +11,7 @@ from trials import check
 SEED = int(os.environ.get("FASTCKPT_LAB_SEED", "1"))
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(1_500, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("count", [90, pytest.param(1_500, marks=pytest.mark.thorough)])
 def test_cases(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     workers = 1 if "PYTEST_XDIST_WORKER" in os.environ else None
     tally = sealed_lab.TRIALS.run(count, SEED, workers=workers)

@@ -104,6 +104,7 @@ def damage(request: pytest.FixtureRequest, place: Path) -> str:
     return str(request.param)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("load", LOADS)
 def test_loads_name_it(place: Path, damage: str, load: str) -> None:
     with pytest.raises(DamagedError) as caught:

@@ -112,7 +112,7 @@ fastckpt.backup(sys.argv[1], sys.argv[2], share=False)
 """
 
 
-@pytest.mark.parametrize("stride", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [8, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_anywhere(stride: int, tmp_path: Path) -> None:
     """A step is in the copy as a whole or not at all; the same again finishes it."""
     paths = run_of(tmp_path / "run", KINDS["directory"], (1, 2))

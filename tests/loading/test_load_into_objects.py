@@ -64,8 +64,15 @@ def make(request: pytest.FixtureRequest) -> Any:
     return OPTIMIZERS[request.param]
 
 
-@pytest.mark.parametrize("suffix", ["fckpt", "pt"])
-@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "begun"),
+    [
+        ("fckpt", True),
+        ("pt", False),
+        pytest.param("fckpt", False, marks=pytest.mark.thorough),
+        pytest.param("pt", True, marks=pytest.mark.thorough),
+    ],
+)
 def test_a_run_goes_on_as_if_it_had_never_stopped(tmp_path: Path, make: Any, suffix: str, begun: bool) -> None:
     run = Run(make)
     run.train(3)
