@@ -15,6 +15,16 @@ from goods import Good, map_torch_zip
 import fastckpt
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+WAYS = [
+    ("flip", ".pt"),
+    ("hole", ".fckpt"),
+    ("cut", ".pt"),
+    *(
+        pytest.param(*way, marks=pytest.mark.thorough)
+        for way in (("flip", ".fckpt"), ("hole", ".pt"), ("cut", ".fckpt"))
+    ),
+]
+"""How a tensor is damaged, and what salvage writes."""
 
 
 def model() -> torch.nn.Module:
@@ -53,8 +63,7 @@ def break_tensor(path: Path, state: Any, name: str, how: str) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("suffix", [".pt", ".fckpt"])
-@pytest.mark.parametrize("how", ["flip", "hole", "cut"])
+@pytest.mark.parametrize(("how", "suffix"), WAYS)
 def test_adamw(tmp_path: Path, how: str, suffix: str) -> None:
     net = model()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.1)
