@@ -88,6 +88,7 @@ class InspectDocument(TypedDict):
     root: str | None
     checksums: str
     seal: str | None
+    parity: str | None
     codecs: dict[str, CodecFacts]
     original: OriginalFacts | None
     saved_as: str | None
@@ -141,6 +142,7 @@ def file_facts(
         "root": found.root,
         "checksums": found.checksums,
         "seal": found.seal,
+        "parity": found.parity,
         "codecs": {name: {"raw": raw, "stored": stored} for name, (raw, stored) in found.codecs.items()},
         "original": {"format": found.original[0], "size": found.original[1]} if found.original is not None else None,
         "saved_as": found.saved_as,

@@ -96,6 +96,8 @@ def _summary(facts: InspectDocument) -> Iterator[list[str]]:
     ]
     if facts["seal"] is not None:
         yield ["seal", _SEALS[facts["seal"]]]
+    if facts["parity"] is not None:
+        yield ["parity", f"{facts['parity']} inside: fastckpt repair heals damage by it"]
     for name, codec in facts["codecs"].items():
         raw, stored = codec["raw"], codec["stored"]
         smaller = f" as {size_text(stored)}, {raw / stored:.2f} times smaller" if stored != raw else ""

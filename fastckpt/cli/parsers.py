@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "inspect": "what a checkpoint holds, without loading it (also .pt and .safetensors)",
     "verify": "check every byte; findings name tensor, record, chunk and byte range",
     "seal": "checksums beside any file that is to stay as it is",
-    "repair": "heal a damaged file by the parity in its seal",
+    "repair": "heal a damaged file by its parity",
     "diff": "what differs between two checkpoints of any format or sharding, and by how much",
     "salvage": "every intact tensor out of a damaged file, and one that training resumes from",
     "doctor": "what is wrong with a directory of checkpoints, and what to type next",

@@ -1,7 +1,8 @@
-"""Heal a damaged file by the parity in its seal.
+"""Heal a damaged file by its parity.
 
-The file was sealed with fastckpt seal --parity, or saved with parity=. Every byte is compared with the seal. What
-differs is computed from the rest of the file and the parity, and used only if it has the digest that was sealed. Of the
+The file was sealed with fastckpt seal --parity, or saved with parity=; a .fckpt can have its parity inside, which is
+used where no seal beside it heals all. Every byte is compared with the digests that stand with the parity. What differs
+is computed from the rest of the file and the parity, and used only if it has the digest that was sealed. Of the
 new file every leaf is compared again before it takes the place of the damaged one, which is kept as NAME.damaged. With
 --in-place nothing is copied: only the leaves that differ are written, each once it is proven.
 
@@ -17,7 +18,6 @@ from typing import Final
 
 from fastckpt.cli.progress import bytes_at, progress_bar
 from fastckpt.cli.render import Output, Styled, range_lines
-from fastckpt.layout.records import count_leaves
 from fastckpt.sealing.repair import repair
 from fastckpt.sealing.repaired import RepairFacts, RepairReport
 from fastckpt.text import count_text, size_text
@@ -40,7 +40,7 @@ class RepairDocument(RepairFacts):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``fastckpt repair``."""
-    parser.add_argument("path", metavar="PATH", help="the damaged file, beside its sums file")
+    parser.add_argument("path", metavar="PATH", help="the damaged file, beside its sums file or with parity inside")
     where = parser.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="OUT", help="write the healed file there; PATH stays as it is")
     where.add_argument("--in-place", action="store_true", help="heal the file itself, and keep no damaged one")
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 def _lines(report: RepairReport) -> Iterator[str | Styled]:
     if report.is_sound:
-        yield Styled(f"{report.path}: {Verdict.AS_SEALED}, nothing to repair", "good")
+        yield Styled(f"{report.path}: {report.verdict}, nothing to repair", "good")
         return
     yield Styled(f"{report.path}: {_what_is_wrong(report)}", "warn")
     yield from range_lines([finding.as_dict() for finding in report.findings])
@@ -95,8 +95,10 @@ def _lines(report: RepairReport) -> Iterator[str | Styled]:
 def _what_is_wrong(report: RepairReport) -> str:
     said = []
     if report.lost:
-        said.append(f"{report.lost} of {count_leaves(report.size)} leaves are not what was sealed")
-    elif report.findings:
+        said.append(f"{report.lost} of {report.leaves} leaves are not what was sealed")
+    if report.parity_at == "inside" and report.findings and not report.lost:
+        said.append("what stands behind its tensors is damaged, the parity among it")
+    elif report.findings and not report.lost:
         said.append("there are bytes behind all that was sealed")
     if report.sums_damaged:
         said.append("its seal is damaged")

@@ -1,7 +1,7 @@
 """Get every tensor that is still proven out of a damaged checkpoint.
 
 SRC is a .pt, .safetensors or .fckpt file in any state, or a directory with
-checkpoints; it is only ever read. What parity in a seal beside it heals is
+checkpoints; it is only ever read. What parity heals, in a seal beside it or inside, is
 healed first, in a temporary file. Without -o this is a dry run: it shows what
 would come back. With -o, tensors whose checksums match are written to DST,
 whose suffix (.fckpt, .pt, .safetensors) tells the format.
@@ -120,7 +120,7 @@ def _lines(facts: SalvageDocument) -> Iterator[str | Styled]:
     if facts["structure"] not in ("whole", "none"):
         yield Styled(f"  names and shapes: {_structure(facts['structure'])}", "warn")
     if facts["healed"]:
-        yield "  healed first by the parity in its seal, every byte proven:"
+        yield "  healed first by its parity, every byte proven:"
         yield from range_lines(facts["healed"])
     yield from _count_lines(facts)
     yield from _fate_lines(facts)

@@ -44,7 +44,7 @@ FILES_WITHOUT_ASKING: Final = 16
 """The same in files."""
 
 _TORN: Final = (Kind.TORN, Kind.MISSING)
-_HEALS: Final = "the parity in its seal heals the whole file"
+_HEALS: Final = "its parity heals the whole file"
 
 
 @dataclass(slots=True)

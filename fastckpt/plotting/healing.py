@@ -1,4 +1,4 @@
-"""What the parity in the seal of a damaged file would heal, leaf by leaf, as it is drawn."""
+"""What the parity of a damaged file would heal, leaf by leaf, as it is drawn."""
 
 from __future__ import annotations
 
@@ -10,22 +10,19 @@ from fastckpt.fckpt.bad_ranges import names_in_each
 from fastckpt.io.source import Source
 from fastckpt.plotting.chunk_states import HEALS, INTACT, LOST, ChunkState
 from fastckpt.plotting.numbers import Healing
-from fastckpt.seals.names import sums_path
-from fastckpt.seals.remains import open_remains
 from fastckpt.stored.healing_plan import HealingPlan, healing_plan
 
 
 def what_would_heal(path: str, *, threads: int) -> Healing | None:
-    """The leaves of a sealed file in runs of one state; None without parity, or where there is nothing to heal."""
+    """The leaves that parity covers in runs of one state; None without parity, or where there is nothing to heal."""
     try:
-        with Source(path) as source, open_remains(sums_path(path), threads=threads) as remains:
-            plan = healing_plan(source, remains, threads=threads)
+        with Source(path) as source, healing_plan(source, threads=threads) as plan:
+            if plan is None or not plan.standing.bad:
+                return None
+            lost = len(plan.standing.bad_numbers)
+            return {"lost": lost, "heal": lost - len(plan.hopeless), "runs": list(_runs(plan))}
     except FastckptError:
         return None
-    if plan is None or not plan.standing.bad:
-        return None
-    lost = len(plan.standing.bad_numbers)
-    return {"lost": lost, "heal": lost - len(plan.hopeless), "runs": list(_runs(plan))}
 
 
 def _runs(plan: HealingPlan) -> Iterator[ChunkState]:

@@ -205,7 +205,7 @@ def _state_keys(cells: Sequence[ChunkState], always: Collection[str], meaning: M
 
 
 def healing_section(file: PlottedFile, healing: Healing) -> Iterator[str]:
-    """What the parity in the seal of a damaged file brings back, and what it does not."""
+    """What the parity of a damaged file brings back, and what it does not."""
     yield element("h2", "What would heal in ", element("bdi", escaped(file["path"].rpartition("/")[2])))
     runs = [run for run in healing["runs"] if run.state != INTACT]
     items = [

@@ -38,9 +38,9 @@ def proven_words(chunks: ChunkMap) -> str:
 
 
 def healing_words(healing: Healing) -> str:
-    """How much the parity in a seal heals: ``the parity in its seal heals 3 of 4 lost leaves``."""
+    """How much parity heals: ``its parity heals 3 of 4 lost leaves``."""
     leaves = "1 lost leaf" if healing["lost"] == 1 else f"{healing['lost']:,} lost leaves"
-    return f"the parity in its seal heals {healing['heal']:,} of {leaves}"
+    return f"its parity heals {healing['heal']:,} of {leaves}"
 
 
 def bad_numbers(tensor: PlottedTensor) -> int:

@@ -1,4 +1,4 @@
-"""Parity first: what is looked at in place of a damaged file is the same with all that its seal heals in it."""
+"""Parity first: what is looked at in place of a damaged file is the same with all that its parity heals in it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Final
 
 from fastckpt.errors import FILE_OBJECT, FastckptError
 from fastckpt.findings import Finding
-from fastckpt.io.os_errors import exists, typed_os_errors
+from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import Source
 from fastckpt.io.space import check_space
 from fastckpt.io.stand_in import StandIn
 from fastckpt.seals.bad_leaves import findings_of
 from fastckpt.seals.healed_copy import HealedCopy
-from fastckpt.seals.names import is_sums_path, sums_path
-from fastckpt.seals.remains import SumsRemains, open_remains
+from fastckpt.seals.names import is_sums_path
+from fastckpt.seals.remains import SumsRemains
 from fastckpt.seals.standing import Standing
-from fastckpt.stored.healing_plan import healing_plan
+from fastckpt.stored.healing_plan import HealingPlan, healing_plan
 
 _ROOM: Final = 2
 """Times the size of the file that must be free for a view of it."""
@@ -46,7 +46,7 @@ class HealedView:
 
 
 def healed_view(source: Source, destination: str | None, stack: ExitStack, *, threads: int) -> HealedView:
-    """The view of an open file by the parity in its seal, valid as long as ``stack``; the file itself without any.
+    """The view of an open file by its parity, valid as long as ``stack``; the file itself without any.
 
     It is in a file without a name: in the directory of the destination or, without one, of the file itself, where the
     file system can share its blocks; else among the temporary files. Where there is no room for it, parity is not used.
@@ -55,27 +55,23 @@ def healed_view(source: Source, destination: str | None, stack: ExitStack, *, th
         KeyboardInterrupt: Within 0.2 s of Ctrl-C.
     """
     view = HealedView(source)
-    beside = sums_path(source.path)
-    if source.path == FILE_OBJECT or source.unpacked is not None or is_sums_path(source.path) or not exists(beside):
+    if source.path == FILE_OBJECT or source.unpacked is not None or is_sums_path(source.path):
         return view
     try:
-        remains = stack.enter_context(open_remains(beside, threads=threads))
-        plan = healing_plan(source, remains, threads=threads)
-        if plan is None:
-            return view
-        view.standing, hopeless = plan
-        if plan.standing.is_as_sealed:
-            return view
-        view.heals_all = not hopeless
-        if hopeless and hopeless == plan.standing.bad_numbers and not plan.standing.behind:
-            return view
+        plan = stack.enter_context(healing_plan(source, threads=threads))
     except FastckptError:
-        return view  # Whoever looks at the file says what is wrong with it and its seal.
+        return view  # Whoever looks at the file says what is wrong with it.
+    if plan is None:
+        return view
+    view.standing = _of_seal(plan, plan.standing)
+    view.heals_all = plan.heals_all
+    if not plan.is_needed or plan.heals_nothing:
+        return view
     for directory in _directories(source, destination):
         try:
-            _heal(view, remains, plan.standing, directory, stack, threads, read=destination is not None)
+            _heal(view, plan, directory, stack, threads, read=destination is not None)
         except FastckptError as error:
-            view.notes = [f"the parity in its seal was not used: {error.message}"]
+            view.notes = [f"its parity was not used: {error.message}"]
         else:
             view.notes = []
             break
@@ -93,15 +89,14 @@ def _directories(source: Source, destination: str | None) -> Iterator[str]:
 
 def _heal(
     view: HealedView,
-    remains: SumsRemains,
-    standing: Standing,
+    plan: HealingPlan,
     directory: str,
     stack: ExitStack,
     threads: int,
     *,
     read: bool,
 ) -> None:
-    sums, source = remains.sums, view.source
+    sums, standing, source = plan.remains.sums, plan.standing, view.source
     with typed_os_errors(directory, doing="look for room in"):
         # A report alone must not take the last room from whoever saves here.
         check_space(directory, _ROOM * sums.size, directory)
@@ -109,19 +104,28 @@ def _heal(
         typed_os_errors(directory, doing="make a temporary file in"),
         tempfile.TemporaryFile(dir=directory, buffering=0) as there,
     ):
-        copy = HealedCopy(there.fileno(), source.path, remains, standing)
+        copy = HealedCopy(there.fileno(), source.path, plan.remains, standing)
         copy.write(source, threads=threads)
         # Of what is only reported, what the disk would make of the copy does not matter.
         copy.require_proven(threads=threads, read=read)
+        size = copy.complete(source, threads=threads)
         # Of a file that was cut, nothing stands behind what it has and what came back.
-        there.truncate(_end_of(copy.unhealed, source.size, standing))
+        end = _end_of(copy.unhealed, source.size, standing)
+        there.truncate(size if end == sums.size else end)
         view.source = stack.enter_context(StandIn(source, os.dup(there.fileno())))
     back = standing.bad_among(set(standing.bad_numbers).difference(copy.unhealed))
     view.healed = [replace(finding, loss=False) for finding in findings_of(sums, back, size=source.size)]
     if standing.behind:
         view.healed += [replace(finding, loss=False) for finding in standing.findings()[-1:]]
-    view.standing = Standing(sums, view.source.size, bad=standing.bad_among(copy.unhealed))
+    if not copy.unhealed:
+        view.healed += plan.behind
+    view.standing = _of_seal(plan, Standing(sums, view.source.size, bad=standing.bad_among(copy.unhealed)))
     view.heals_all = not copy.unhealed
+
+
+def _of_seal(plan: HealingPlan, standing: Standing) -> Standing | None:
+    """How a file stands to the seal beside it; None if its parity is not from there."""
+    return standing if isinstance(plan.remains, SumsRemains) else None
 
 
 def _end_of(unhealed: list[int], size: int, standing: Standing) -> int:

@@ -38,7 +38,7 @@ class SalvageReport:
         tensors: The fate of every tensor by flat name, in the order of the structure.
         tensor_bytes: What is proven of the bytes of all tensors.
         findings: All damage, in file order.
-        healed: What of it the parity in a seal healed, in what was looked at and written; every byte of it is proven.
+        healed: What of it parity healed, in what was looked at and written; every byte of it is proven.
         structure: Where names, shapes and dtypes come from: ``whole``, ``from index/header``, ``from shards``
             (of a set without its manifest), ``like``, ``sibling``, ``nanochat order``, ``damaged`` (a pickle or header
             that fails its checksum) or ``none``.

@@ -59,8 +59,8 @@ def salvage(
 ) -> SalvageReport:
     """Find out what a damaged checkpoint still holds, and write it to a new file.
 
-    Damage is data: it is in the report and never raised. What parity in a seal beside the file heals (see `repair`) is
-    healed first, in a temporary file: the rest is made of that.
+    Damage is data: it is in the report and never raised. What parity heals, in a seal beside the file or
+    inside (see `repair`), is healed first, in a temporary file: the rest is made of that.
 
     Args:
         src: A ``.fckpt``, ``.pt`` or ``.safetensors`` file in any state. It is only read.
@@ -184,7 +184,7 @@ def salvage(
         if heals_all and destination is None:
             report.next_step = f"fastckpt repair {quoted(path)}  # makes the whole file what it was"
         elif heals_all:
-            report.notes.append(f"the parity in its seal heals the whole file: fastckpt repair {quoted(path)}")
+            report.notes.append(f"its parity heals the whole file: fastckpt repair {quoted(path)}")
         return report
 
 

@@ -177,7 +177,7 @@ class SetWreck:
                 self._lose(each, f"{label}: {error.message}")
 
     def _healed(self, source: Source, label: str, stack: ExitStack) -> Source:
-        """A file with all that parity in its seal heals, for as long as ``stack``."""
+        """A file with all that its parity heals, for as long as ``stack``."""
         view = healed_view(source, self.spool.path if self.spool is not None else None, stack, threads=self.threads)
         self.wreck.healed += [replace(found, message=f"{label}: {found.message}") for found in view.healed]
         self.wreck.notes += [f"{label}: {note}" for note in view.notes]

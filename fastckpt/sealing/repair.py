@@ -13,36 +13,39 @@ What cannot be healed keeps the bytes that it has, and only in a file that was a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from fastckpt.constants import SUMS_SUFFIX
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, MismatchError, UsageError
+from fastckpt.errors import DamagedError, UsageError
+from fastckpt.io.beginning import Beginning
 from fastckpt.io.cloning import clone, hard_link
 from fastckpt.io.commit import Commit
 from fastckpt.io.how import How
 from fastckpt.io.local_copy import local_copy
-from fastckpt.io.os_errors import exists, file_path, is_directory, refuse_missing
+from fastckpt.io.os_errors import file_path, is_directory
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.remote.path import Options, RemotePath, located
+from fastckpt.sealing.choose_parity import Wanted, choose_parity
 from fastckpt.sealing.repaired import RepairReport
 from fastckpt.seals.bad_leaves import findings_of
-from fastckpt.seals.beside import advice_for_another
 from fastckpt.seals.encoded import encoded
 from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.healing import hopeless_leaves
 from fastckpt.seals.healing_in_place import heal_in_place
+from fastckpt.seals.inside import InsideRemains
 from fastckpt.seals.names import DAMAGED_SUFFIX, is_sums_path, sealed_name, sums_path
-from fastckpt.seals.remains import SumsRemains, open_remains
-from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.seals.parity_source import ParitySource
+from fastckpt.seals.remains import SumsRemains
+from fastckpt.seals.standing import Standing
 from fastckpt.seals.sums import Sums, write_sums
-from fastckpt.stored.verify import is_whole_by_itself
-from fastckpt.stored.why_another import why_another
+from fastckpt.stored.verify import is_whole_by_itself, verify_source
 from fastckpt.text import quoted
+from fastckpt.verdicts import Verdict
 
 
 def repair(
@@ -56,14 +59,15 @@ def repair(
     progress: Progress | None = None,
     storage_options: Options | None = None,
 ) -> RepairReport:
-    """Heal a damaged file by the parity in its seal: see `seal`. Damage is in the report, and never raised.
+    """Heal a damaged file by the parity in its seal (see `seal`), or else by that inside (see `save`).
 
-    Each group of leaves can lose as many as it has leaves of parity, wherever they are. No byte is written that the
-    digests in the seal do not prove; what cannot be healed is named, and stays as it is.
+    Damage is in the report, and never raised. Each group of leaves can lose as many as it has leaves of parity,
+    wherever they are. No byte is written that the digests beside the parity do not prove; what cannot be healed is
+    named, and stays as it is.
 
     Args:
-        path: The damaged file, beside its sums file. It is only read, unless ``keep`` is False. Of a URL both are
-            copied to a temporary directory, and the healed file needs an ``output``, which is here.
+        path: The damaged file, beside its sums file or with parity inside. It is only read, unless ``keep`` is False.
+            Of a URL both are copied to a temporary directory, and the healed file needs an ``output``, which is here.
         output: Where the healed file goes; also one of which only a part could be healed, which gets a sums file that
             tells what is not, and one whose seal tells of another file. Of a file that is as sealed nothing is written.
             None: it takes the place of the damaged one, if all of it could be healed, and a sums file that is damaged
@@ -81,8 +85,8 @@ def repair(
         What was lost, and what came back.
 
     Raises:
-        MismatchError: It was never sealed; or its seal is of another file, or its own checksums match, so that it was
-            written anew, and there is no ``output``.
+        MismatchError: It has no seal and no parity inside; or that is of another file, or the file's own checksums
+            match, so that it was written anew, and there is no ``output``.
         DamagedError: Its seal is damaged beyond use; or the file changed while it was read.
         UsageError: It is a directory, or a sums file itself.
         NotACheckpointError: It is no regular file.
@@ -110,38 +114,24 @@ def repair(
     if output is not None:
         for written in (file_path(output), sums_path(output)):
             refuse_overwriting(written, [name, beside])
-    if not exists(beside):
-        refuse_missing(name)
-        raise MismatchError(
-            "it was never sealed, so nothing tells what it was",
-            path=name,
-            next_step=f"fastckpt salvage {quoted(name)}, if it is a checkpoint",
-        )
-    with Source(name, may_be_empty=True) as source, _remains_beside(source, beside, threads) as remains:
+    with Source(name, may_be_empty=True) as source, ExitStack() as stack:
         how = How(reading_threads(source, threads), durable)
-        standing = standing_of(source, remains.sums, threads=how.threads, progress=progress)
-        why = why_another(source, standing, threads=how.threads) if output is None else ""
-        if why:
-            raise MismatchError(
-                f"this is not the file that was sealed: {why}",
-                path=name,
-                next_step=advice_for_another(name, remains.sums),
-            )
-        if standing.stale:
-            standing = Standing(
-                standing.sums, standing.size, bad=standing.other, behind=max(source.size - remains.sums.size, 0)
-            )
+        wanted = Wanted(source, how, progress, as_sealed=output is not None)
+        remains, standing = choose_parity(wanted, stack)
         report = _planned(source, remains, standing)
-        report.sums_damaged = not is_whole_by_itself(beside, threads=how.threads)
+        if isinstance(remains, SumsRemains):
+            report.sums_damaged = not is_whole_by_itself(beside, threads=how.threads)
         report.dry_run = dry_run
         if not dry_run and report.findings and output is None and not keep and not report.left:
             _heal_itself(source, remains, standing, report, how, progress)
         elif not dry_run and report.findings and (output is not None or not report.left):
             _heal(source, remains, standing, report, output, keep, how, progress)
-        if output is not None and report.output is not None and report.left:
+        if isinstance(remains, SumsRemains) and report.output is not None and report.left:
             # What is not healed in it is known here, and must not be taken for good there.
             sums = replace(remains.sums, name=sealed_name(report.output), parity=None)
             write_sums(sums, sums_path(report.output), how)
+        if isinstance(remains, InsideRemains) and not report.findings:
+            _require_intact(source, how)
         if report.output is None:
             source.require_unchanged(next_step="repair it when nobody writes to it")
     if report.sums_damaged and not dry_run and output is None and not report.left:
@@ -152,22 +142,14 @@ def repair(
     return report
 
 
-@contextmanager
-def _remains_beside(source: Source, beside: str, threads: int | None) -> Iterator[SumsRemains]:
-    try:
-        with open_remains(beside, threads=reading_threads(source, threads)) as remains:
-            yield remains
-    except FastckptError as error:
-        if error.path == beside and not isinstance(error, CheckpointIOError):
-            error.next_step = f"fastckpt salvage {quoted(source.path)}, if it is a checkpoint"
-        raise
-
-
-def _planned(source: Source, remains: SumsRemains, standing: Standing) -> RepairReport:
+def _planned(source: Source, remains: ParitySource, standing: Standing) -> RepairReport:
     """What is wrong, and what of it is left by too much damage in a group; whether the rest heals, its digests tell."""
     sums = remains.sums
-    report = RepairReport(source.path, sums.size)
+    report = RepairReport(source.path, sums.size, leaves=sums.leaves)
     report.findings = standing.findings()
+    if isinstance(remains, InsideRemains):
+        report.parity_at, report.size = "inside", source.size
+        report.findings += [found for found in remains.damage_behind(source) if found not in report.findings]
     lost = standing.bad_numbers
     report.lost = len(lost)
     if lost and sums.parity is None:
@@ -184,7 +166,7 @@ def _leave(report: RepairReport, standing: Standing, hopeless: Sequence[int]) ->
 
 def _heal(
     source: Source,
-    remains: SumsRemains,
+    remains: ParitySource,
     standing: Standing,
     report: RepairReport,
     output: str | os.PathLike[str] | None,
@@ -204,10 +186,13 @@ def _heal(
             _leave(report, standing, copy.unhealed)
             if copy.unhealed and (output is None or not report.healed):
                 raise _NotWorthIt
+            size = copy.complete(source, threads=how.threads)
             copy.require_proven(
                 threads=how.threads, read=how.durable, progress=_from(source.size + sums.size, progress)
             )
-            sink.finish(sums.size)
+            if isinstance(remains, InsideRemains) and not copy.unhealed:
+                _require_intact(Beginning(sink.fd, target, size), how)
+            sink.finish(size)
             if output is None:
                 source.require_unchanged(next_step="repair it when nobody writes to it")
                 source.require_in_place(next_step="repair it when nobody writes to it")
@@ -219,12 +204,12 @@ def _heal(
         if kept:
             _give_up_copy(kept, target)
         raise
-    report.output, report.kept = target, kept or None
+    report.output, report.kept, report.size = target, kept or None, size
 
 
 def _heal_itself(
     source: Source,
-    remains: SumsRemains,
+    remains: ParitySource,
     standing: Standing,
     report: RepairReport,
     how: How,
@@ -234,7 +219,21 @@ def _heal_itself(
     source.require_in_place(next_step="repair it when nobody writes to it")
     told = replace(how, progress=_from(source.size, progress))
     _leave(report, standing, heal_in_place(source, remains, standing, told))
+    if isinstance(remains, InsideRemains) and not report.left:
+        with Source(source.path) as now:
+            _require_intact(now, how)
     report.output = source.path if report.healed or not report.left else None
+
+
+def _require_intact(healed: Source, how: How) -> None:
+    """The second witness of a file that has checksums of its own: they must match, too."""
+    report = verify_source(healed, threads=how.threads, sealed=False)
+    if report.verdict is not Verdict.INTACT:
+        raise DamagedError(
+            f"all is as its parity says, and not whole by its own checksums: {report.findings[0].message}",
+            path=healed.path,
+            next_step=f"fastckpt salvage {quoted(healed.path)}",
+        )
 
 
 class _NotWorthIt(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from fastckpt.findings import Finding, FindingFacts
 from fastckpt.verdicts import Verdict
@@ -22,6 +22,7 @@ class RepairFacts(TypedDict):
     kept: str | None
     sums_renewed: bool
     dry_run: bool
+    parity_at: str
     next: str | None
 
 
@@ -31,8 +32,9 @@ class RepairReport:
 
     Attributes:
         path: The damaged file.
-        size: Bytes that it had when it was sealed.
-        lost: Leaves of 16 KiB that are not as they were sealed.
+        size: Bytes that it had when it was sealed; with parity inside those that the file has, or the healed one.
+        leaves: Leaves of 16 KiB that its parity covers.
+        lost: How many of these are not as they were sealed.
         healed: How many of these come back, byte for byte.
         findings: All that was wrong.
         left: What of it does not come back.
@@ -41,6 +43,7 @@ class RepairReport:
         sums_damaged: Whether its sums file is damaged, too.
         sums_renewed: Whether that was written anew.
         dry_run: Whether nothing was to be written.
+        parity_at: Where the parity is: ``beside`` the file in its seal, or ``inside``.
         message: Why nothing comes back, where something else than too much damage is the reason.
         next_step: What to type next.
 
@@ -52,6 +55,7 @@ class RepairReport:
 
     path: str
     size: int
+    leaves: int = 0
     lost: int = 0
     healed: int = 0
     findings: list[Finding] = field(default_factory=list)
@@ -61,6 +65,7 @@ class RepairReport:
     sums_damaged: bool = False
     sums_renewed: bool = False
     dry_run: bool = False
+    parity_at: Literal["beside", "inside"] = "beside"
     message: str = ""
     next_step: str | None = None
 
@@ -71,9 +76,11 @@ class RepairReport:
 
     @property
     def verdict(self) -> Verdict | None:
-        """`Verdict.AS_SEALED` of a file that needed nothing, `Verdict.HEALED` of one that was healed; or None."""
+        """What is promised of it: `Verdict.HEALED` of a file that was healed; of one that needed nothing
+        `Verdict.AS_SEALED`, or, with parity inside, `Verdict.INTACT`; or None.
+        """
         if self.is_sound:
-            return Verdict.AS_SEALED
+            return Verdict.AS_SEALED if self.parity_at == "beside" else Verdict.INTACT
         whole = self.output is not None if self.findings else self.sums_renewed
         return Verdict.HEALED if whole and not self.left else None
 
@@ -108,5 +115,6 @@ class RepairReport:
             "kept": self.kept,
             "sums_renewed": self.sums_renewed,
             "dry_run": self.dry_run,
+            "parity_at": self.parity_at,
             "next": self.next_step,
         }

@@ -1,4 +1,4 @@
-"""A copy of a damaged file in which every leaf that its seal heals is as it was sealed, and is proven to be.
+"""A copy of a damaged file in which every leaf that parity heals is as it was sealed, and is proven to be.
 
 `fastckpt.repair` gives it the name of the damaged file; `fastckpt.salvage` only looks at it.
 """
@@ -21,7 +21,7 @@ from fastckpt.layout.blocks import Extent
 from fastckpt.layout.records import count_leaves
 from fastckpt.seals.bad_leaves import differing
 from fastckpt.seals.healing import heal_leaves
-from fastckpt.seals.remains import SumsRemains
+from fastckpt.seals.parity_source import ParitySource
 from fastckpt.seals.standing import Standing
 
 _COPYING: Final = 4
@@ -34,7 +34,7 @@ class HealedCopy:
     Args:
         fd: Where it goes.
         path: What that is called in errors.
-        remains: The seal of the damaged file.
+        remains: Where the parity of the damaged file is.
         standing: How that stands to it.
         direct_fd: The empty file opened with O_DIRECT, or -1.
 
@@ -43,7 +43,7 @@ class HealedCopy:
             file; those that it does not have, or that cannot be read, are zero.
     """
 
-    def __init__(self, fd: int, path: str, remains: SumsRemains, standing: Standing, *, direct_fd: int = -1) -> None:
+    def __init__(self, fd: int, path: str, remains: ParitySource, standing: Standing, *, direct_fd: int = -1) -> None:
         self.unhealed = standing.bad_numbers
         self._fd, self._direct_fd, self._path = fd, direct_fd, path
         self._remains, self._standing = remains, standing
@@ -88,6 +88,12 @@ class HealedCopy:
         for fault in moved.faults:
             source.raise_fault(moves[fault.move].source + fault.offset, fault.errno)
         self._copied = _by_move(moves, moved.leaves)
+
+    def complete(self, source: Source, *, threads: int) -> int:
+        """Put what stands behind all that parity covers into the copy; returns how long that must be. Raises as
+        `ParitySource.complete`.
+        """
+        return self._remains.complete(self._fd, source, self.unhealed, threads=threads)
 
     def require_proven(self, *, threads: int, read: bool = True, progress: Progress | None = None) -> None:
         """Compare every leaf of the copy with the seal, but those that are known not to be healed.

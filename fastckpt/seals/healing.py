@@ -1,4 +1,4 @@
-"""Leaves of a sealed file that are not as they were, had again from the others and the parity in its seal.
+"""Leaves of a file that are not as they were, had again from the others and its parity.
 
 A leaf that was computed counts only if it has the digest that was sealed: whatever else in the file or its seal is
 wrong, no other byte comes out of here.
@@ -19,7 +19,8 @@ from fastckpt.io.residency import is_warm
 from fastckpt.io.source import Source
 from fastckpt.seals.names import sums_path
 from fastckpt.seals.parity import Parity
-from fastckpt.seals.remains import SumsRemains, open_remains
+from fastckpt.seals.parity_source import ParitySource
+from fastckpt.seals.remains import open_remains
 from fastckpt.seals.standing import Standing
 from fastckpt.text import quoted
 
@@ -43,7 +44,7 @@ def losses_by_group(lost: Sequence[int], parity: Parity, size: int) -> dict[int,
     return dict(sorted(by_group.items()))
 
 
-def hopeless_leaves(remains: SumsRemains, lost: Sequence[int]) -> list[int]:
+def hopeless_leaves(remains: ParitySource, lost: Sequence[int]) -> list[int]:
     """Which of the lost leaves do not come back: more are lost of their groups than leaves of parity are proven."""
     sums = remains.sums
     if sums.parity is None:
@@ -84,12 +85,12 @@ def advice_for_damaged_seal(path: str) -> str:
     return repair_of_seal(path) or f"fastckpt seal --update {quoted(path)}, if that is as it should be"
 
 
-def heal_leaves(source: Source, remains: SumsRemains, lost: Sequence[int], *, threads: int) -> Iterator[Healed]:
+def heal_leaves(source: Source, remains: ParitySource, lost: Sequence[int], *, threads: int) -> Iterator[Healed]:
     """Yield every lost leaf that comes back, proven; group after group.
 
     Args:
         source: The damaged file.
-        remains: Its seal.
+        remains: Where its parity is.
         lost: The numbers of all leaves that are not as they were sealed, ascending. They are not read.
         threads: Worker threads.
 
@@ -109,7 +110,7 @@ def heal_leaves(source: Source, remains: SumsRemains, lost: Sequence[int], *, th
 
 
 def _heal(
-    source: Source, remains: SumsRemains, groups: Sequence[int], lost: Sequence[int], threads: int
+    source: Source, remains: ParitySource, groups: Sequence[int], lost: Sequence[int], threads: int
 ) -> Iterator[Healed]:
     sums = remains.sums
     assert sums.parity is not None

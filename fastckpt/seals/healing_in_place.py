@@ -14,11 +14,11 @@ from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import Identity, Source, identity_of
 from fastckpt.layout.blocks import Extent
 from fastckpt.seals.healing import heal_leaves
-from fastckpt.seals.remains import SumsRemains
-from fastckpt.seals.standing import Standing, standing_of
+from fastckpt.seals.parity_source import ParitySource
+from fastckpt.seals.standing import Standing
 
 
-def heal_in_place(source: Source, remains: SumsRemains, standing: Standing, how: How) -> list[int]:
+def heal_in_place(source: Source, remains: ParitySource, standing: Standing, how: How) -> list[int]:
     """Write every lost leaf that comes back into the file; what is behind all that was sealed is cut off.
 
     In the end every leaf of the file is compared with the seal, those that were written as the disk has them.
@@ -48,8 +48,9 @@ def heal_in_place(source: Source, remains: SumsRemains, standing: Standing, how:
             del unhealed[healed.leaf]
         _require_left(fd, left, path)
         with typed_os_errors(path, doing="complete the file"):
-            if os.fstat(fd).st_size > sums.size:
-                os.ftruncate(fd, sums.size)
+            size = remains.complete(fd, source, list(unhealed), threads=how.threads)
+            if os.fstat(fd).st_size > size:
+                os.ftruncate(fd, size)
             if how.durable:
                 os.fsync(fd)
                 for extent in written:
@@ -57,7 +58,7 @@ def heal_in_place(source: Source, remains: SumsRemains, standing: Standing, how:
     finally:
         os.close(fd)
     with Source(path, may_be_empty=True) as now:
-        found = standing_of(now, sums, threads=how.threads, progress=how.progress)
+        found = remains.standing(now, threads=how.threads, progress=how.progress)
     if found.stale or found.behind or found.bad_numbers != list(unhealed):
         raise DamagedError(
             "what was written to the file is not what is there now: something else writes to it, or the disk fails",

@@ -9,29 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
-from typing import NamedTuple
 
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
 from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.fckpt.shifted import scan_shifted
+from fastckpt.findings import Finding
 from fastckpt.io.memory import allocate
 from fastckpt.io.source import Source
+from fastckpt.io.transfer import Progress
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.records import Record
+from fastckpt.seals.parity_source import Rows
 from fastckpt.seals.proven import Place, proven_digests, read_proven_bytes
+from fastckpt.seals.standing import Standing, standing_of
 from fastckpt.seals.sums import DIGEST_TENSORS, Sums, is_of_bytes, sums_said, tensors_of
-
-
-class Rows(NamedTuple):
-    """Parity of some groups.
-
-    Attributes:
-        leaves: Those of each row, row after row.
-        known: u8 for each of them: 1 if it is proven.
-    """
-
-    leaves: memoryview
-    known: bytearray
 
 
 class SumsRemains:
@@ -62,7 +53,7 @@ class SumsRemains:
         return proven_digests(self._source, places, said.leaves * LEAF_DIGEST_SIZE, threads=self._threads)
 
     def rows(self, groups: Sequence[int]) -> Rows:
-        """The parity of some groups, whose numbers ascend."""
+        """See `ParitySource`."""
         parity = self.sums.parity
         assert parity is not None
         leaves = allocate(parity.rows * len(groups) * LEAF_SIZE)
@@ -81,6 +72,18 @@ class SumsRemains:
                     lost = range(low // LEAF_SIZE, -(-high // LEAF_SIZE))
                     known[begin + lost.start : begin + lost.stop] = bytes(len(lost))
         return Rows(leaves, known)
+
+    def standing(self, source: Source, *, threads: int, progress: Progress | None = None) -> Standing:
+        """See `ParitySource`."""
+        return standing_of(source, self.sums, threads=threads, progress=progress)
+
+    def damage_behind(self, source: Source) -> list[Finding]:
+        """See `ParitySource`: it covers all."""
+        return []
+
+    def complete(self, fd: int, source: Source, unhealed: Sequence[int], *, threads: int) -> int:
+        """See `ParitySource`."""
+        return self.sums.size
 
 
 @contextmanager

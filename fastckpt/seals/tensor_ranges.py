@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 
+from fastckpt.errors import FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.foreign.model import ForeignFile
+from fastckpt.layout.records import Record
 from fastckpt.seals.sums import TensorRange
 
 
@@ -25,6 +28,19 @@ def tensors_in_fckpt(file: CheckpointFile) -> Iterator[TensorRange]:
             first, last = record.payload.offset, record.payload.end
         if entry.nbytes:
             yield TensorRange(_text(entry.name), first, last - first)
+
+
+def tensors_in_records(records: Iterable[Record]) -> Iterator[TensorRange]:
+    """The same of the records that are left of a damaged one, as far as they say what is in them."""
+    for record in records:
+        places = {packed.storage: packed.offset for packed in record.storages}
+        with suppress(FastckptError):
+            for entry in record.entries:
+                first, last = record.payload.offset, record.payload.end
+                if record.is_raw and entry.storage in places:
+                    first, last = (first + places[entry.storage] + byte for byte in entry.span)
+                if entry.nbytes and first < last <= record.payload.end:
+                    yield TensorRange(_text(entry.name), first, last - first)
 
 
 def tensors_in_foreign(foreign: ForeignFile) -> Iterator[TensorRange]:

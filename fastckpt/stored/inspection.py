@@ -34,6 +34,7 @@ from fastckpt.layout.records import Record
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import find_optimizers
 from fastckpt.seals.beside import seal_beside, why_of_another
+from fastckpt.seals.inside import share_inside
 from fastckpt.stored.fckpt import OpenedFckpt
 from fastckpt.stored.foreign import OpenedForeign
 from fastckpt.stored.open_file import open_file
@@ -75,6 +76,7 @@ class Inspection:
         counters: The steps that optimizers have made, by the name of the tensor that says so.
         seal: ``there`` if there is a seal beside it, of its name and size; ``stale`` if that is of another file, and
             ``damaged`` if that cannot be used. Nothing was compared with it.
+        parity: How much parity there is inside of a ``.fckpt``: ``3%``, ``10%``; ``damaged`` if that cannot be told.
     """
 
     path: str
@@ -96,6 +98,7 @@ class Inspection:
     opaque: list[tuple[str, str]] = field(default_factory=list)
     counters: dict[str, int | float] = field(default_factory=dict)
     seal: str | None = None
+    parity: str | None = None
 
     def scalar(self, entry: Entry) -> int | float | None:
         """The value of a tensor that counts the steps of an optimizer; None if it is none, or not known."""
@@ -130,6 +133,7 @@ def inspect_file(path: Openable) -> Inspection:
             found.version = opened.file.footer.version
             found.codecs = _codecs(opened.file.records)
             found.original = opened.original
+            found.parity = share_inside(opened.file)
         elif isinstance(opened, OpenedForeign):
             found.saved_as = opened.foreign.prefix or None
             found.locations = opened.foreign.locations

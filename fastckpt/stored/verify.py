@@ -11,6 +11,7 @@ import os
 
 from fastckpt.constants import SUMS_SUFFIX
 from fastckpt.errors import (
+    FILE_OBJECT,
     CheckpointIOError,
     DamagedError,
     FastckptError,
@@ -32,6 +33,8 @@ from fastckpt.seals.names import is_sums_path
 from fastckpt.stored.damage import report_damage
 from fastckpt.stored.seal_report import SealOf, compare_signature
 from fastckpt.stored.verify_fckpt import Verification
+from fastckpt.stored.would_heal_inside import would_heal_inside
+from fastckpt.text import quoted
 from fastckpt.verdicts import Verdict
 
 
@@ -117,6 +120,7 @@ def verify_source(source: Source, *, threads: int, progress: Progress | None = N
     else:
         if seal is not None:
             seal.complete(report, source)
+            _advise_repair(report, source, threads)
     if sealed:
         compare_signature(report, source, threads=threads)
     if report.next_step is not None and is_sums_path(source.path):
@@ -124,6 +128,15 @@ def verify_source(source: Source, *, threads: int, progress: Progress | None = N
         if exists(sealed_file):
             report.next_step = advice_for_damaged_seal(sealed_file)
     return report
+
+
+def _advise_repair(report: Report, source: Source, threads: int) -> None:
+    """Name the command that heals a file by parity inside, where none is named that heals it by its seal."""
+    command = f"fastckpt repair {quoted(source.path)}"
+    if report.format != "fckpt" or not report.exit_code or source.path == FILE_OBJECT or report.next_step == command:
+        return
+    if would_heal_inside(source, report, threads=threads):
+        report.next_step = command
 
 
 def is_whole_by_itself(path: str, *, threads: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,6 +87,28 @@ def flip_in_seal(path: Path) -> None:
     beside.write_bytes(raw)
 
 
+def inside(change: Change | None) -> Make:
+    """A file with parity inside, and what was done to it."""
+
+    def make(directory: Path) -> list[Path]:
+        path = directory / "s.fckpt"
+        fastckpt.save(tensors(), path, parity="10%", parity_at="inside", durable=False)
+        if change is not None:
+            raw = bytearray(path.read_bytes())
+            result = change(raw)
+            path.write_bytes(raw if result is None else result)
+        return [path]
+
+    return make
+
+
+def digests_gone(raw: bytearray) -> None:
+    """Both copies of the only page, and a bit."""
+    for page in re.finditer(b"FCKPTPDG", bytes(raw)):
+        raw[page.start() : page.start() + 64] = bytes(64)
+    raw[20_000] ^= 1
+
+
 def by_text(tell: Tell, inputs: list[Path]) -> bool:
     return "healed: every byte as sealed" in tell("repair", *inputs).text
 
@@ -120,12 +143,15 @@ CLAIM = Claim(
         name: make_each_its_own(ask)
         for name, ask in {"text": by_text, "json": by_json, "in place": by_json_in_place}.items()
     },
-    {**{form: sealed(form, flip) for form in FORMS}, "both": sealed("pt", flip, also=flip_in_seal)},
+    {**{form: sealed(form, flip) for form in FORMS}, "both": sealed("pt", flip, also=flip_in_seal)}
+    | {"inside": inside(flip), "inside: the end is gone": inside(lambda raw: raw[:-9000])},
     [
         Row(
             "every leaf came back",
             {
                 **each("three leaves of one group", three_leaves),
+                "inside: three leaves of one group": inside(three_leaves),
+                "inside: the parity is gone, too": inside(lambda raw: raw[100:2000] + raw[:-70_000]),
                 **each("bytes were put in in front", zeros_in_front),
                 **each("nothing is left", nothing_left),
                 **each("the seal has no parity", flip, parity=None),
@@ -138,8 +164,16 @@ CLAIM = Claim(
                 **each("there is none", flip, also=no_seal),
                 **each("it is cut", flip, also=cut_seal),
                 **each("it is of another file", flip, also=seal_of_another),
+                "inside: no digest is left": inside(digests_gone),
             },
         ),
-        Row("something was wrong", {**each("nothing was", None), **each("all is as it was", lambda raw: None)}),
+        Row(
+            "something was wrong",
+            {
+                "inside: nothing was": inside(None),
+                **each("nothing was", None),
+                **each("all is as it was", lambda raw: None),
+            },
+        ),
     ],
 )

@@ -49,11 +49,11 @@ def test_what_heals_and_what_does_not(path: Path, capsys: pytest.CaptureFixture[
     drawn = Counter(str(shape.get("class")) for shape in page.iter() if "chunk heals" in str(shape.get("class")))
     assert drawn["chunk heals"] == 2
     words = "".join(page.itertext())
-    assert "The parity in its seal heals 2 of 5 lost leaves." in words
+    assert "Its parity heals 2 of 5 lost leaves." in words
     assert "bytes 114688-131071: comes back by parity: a" in words
     assert "bytes 32768-49151: more damage than parity: a" in words
     assert main(["plot", str(path), "--text"]) is not None
-    assert "the parity in its seal heals 2 of 5 lost leaves" in capsys.readouterr().out
+    assert "its parity heals 2 of 5 lost leaves" in capsys.readouterr().out
 
 
 def test_a_cut_is_drawn_as_it_was(path: Path) -> None:

@@ -100,7 +100,7 @@ def test_the_report_says_what_was_healed(tmp_path: Path, capsys: pytest.CaptureF
     zero(path, 0, 100)
     assert main(["salvage", str(path)]) == 1
     told = capsys.readouterr().out
-    assert "healed first by the parity in its seal, every byte proven:\n  bytes 0-16383  leaf 0 " in told
+    assert "healed first by its parity, every byte proven:\n  bytes 0-16383  leaf 0 " in told
     assert "would come back: 10 of 10 tensors (complete)" in told
 
 
@@ -206,7 +206,7 @@ def test_without_room_it_is_salvaged_without(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(healed_copy, "reflink", lambda *_: False)
     report = fastckpt.salvage(path, tmp_path / "out.safetensors", durable=False)
     assert (report.exit_code, report.healed) == (3, [])
-    assert "the parity in its seal was not used: no room" in report.notes
+    assert "its parity was not used: no room" in report.notes
     assert len(report.written) == 9
 
 

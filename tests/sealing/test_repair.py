@@ -19,7 +19,7 @@ from fastckpt.cli.main import main
 from fastckpt.errors import CheckpointNotFoundError, DamagedError, MismatchError, OutOfSpaceError, UsageError
 from fastckpt.io import commit
 from fastckpt.sealing import repair as repairing
-from fastckpt.seals import healed_copy
+from fastckpt.seals import healed_copy, remains
 from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.names import sums_path
 
@@ -303,7 +303,7 @@ def test_a_disk_without_room(path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 STEPS: dict[str, Any] = {
-    "standing_of": repairing, "write": HealedCopy, "heal_leaves": healed_copy, "require_proven": HealedCopy,
+    "standing_of": remains, "write": HealedCopy, "heal_leaves": healed_copy, "require_proven": HealedCopy,
     "_keep": repairing,
 }  # fmt: skip
 

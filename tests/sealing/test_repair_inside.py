@@ -1,0 +1,209 @@
+"""Parity inside of a file: what heals by it, what is said of it, and which of several witnesses counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference_inside
+from changes import LEAF, Change, change, flip, zero
+
+torch = pytest.importorskip("torch")
+
+import fastckpt  # noqa: E402
+from fastckpt.cli.main import main  # noqa: E402
+from fastckpt.errors import DamagedError, MismatchError  # noqa: E402
+from fastckpt.seals.names import sums_path  # noqa: E402
+from fastckpt.verdicts import Verdict  # noqa: E402
+
+
+def state(seed: int = 0) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(500_000, generator=generator), "b": torch.randn(300_000, generator=generator), "step": 7}
+
+
+def save(path: Path, seed: int = 0, codec: str = "none", at: Any = "inside", share: str = "3%") -> bytes:
+    fastckpt.save(state(seed), path, codec=codec, parity=share, parity_at=at, durable=False)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "s.fckpt"
+
+
+def share(part: float) -> Change:
+    return lambda raw: raw[: int(len(raw) * part)]
+
+
+def of_the_end(size: int) -> Change:
+    return lambda raw: zero(len(raw) - size, size)(raw)
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        (flip(200_000), {"a"}),
+        (flip(0), {"a"}),
+        (zero(0, 65_536), {"a"}),
+        (of_the_end(65_536), set()),
+        (share(0.971), set()),
+        (lambda raw: raw[:-4096], set()),
+        (zero(1_000_001, 80_000), {"a"}),
+        (lambda raw: raw + b"more", set()),
+    ],
+    ids=["bit", "superblock", "first", "last", "cut", "no footer", "burst", "longer"],
+)
+@pytest.mark.parametrize("codec", ["none", "planes"])
+def test_what_heals(path: Path, how: Change, names: set[str], codec: str) -> None:
+    good = save(path, codec=codec)
+    change(path, how)
+    damaged = path.read_bytes()
+    report = fastckpt.verify(path)
+    assert (report.verdict, report.next_step) == (None, f"fastckpt repair {path}")
+    assert fastckpt.salvage(path).next_step == f"fastckpt repair {path}  # makes the whole file what it was"
+    dry = fastckpt.repair(path, dry_run=True)
+    assert (dry.state, dry.exit_code, dry.parity_at, path.read_bytes()) == ("would heal", 1, "inside", damaged)
+    done = fastckpt.repair(path, durable=False)
+    assert (done.state, done.exit_code, done.left, path.read_bytes() == good) == ("healed", 0, [], True)
+    assert {name for finding in done.findings for name in finding.tensors} == names
+    assert Path(done.kept or "").read_bytes() == damaged
+    again = fastckpt.repair(path)
+    assert (again.state, again.verdict, again.size) == ("as sealed", Verdict.INTACT, len(good))
+
+
+def test_damage_in_the_parity_alone_is_named_and_mended(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = save(path)
+    place = reference_inside.read(good)
+    change(path, zero(place.rows + 5, 20_000))
+    report = fastckpt.verify(path)
+    assert (report.exit_code, [finding.loss for finding in report.findings]) == (1, [False])
+    assert report.findings[0].message.startswith("the parity is damaged: its digest does not match")
+    assert all(torch.equal(fastckpt.load(path)[name], state()[name]) for name in "ab")
+    assert main(["repair", "--in-place", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "what stands behind its tensors is damaged, the parity among it" in told
+    assert f"{path} " in told
+    assert path.read_bytes() == good
+
+
+def test_too_much_is_healed_in_part_and_salvaged(path: Path, tmp_path: Path) -> None:
+    """Three leaves of a group, in one tensor, and one of another group, in the other."""
+    good = save(path)
+    place = reference_inside.read(good)
+    first = 20
+    lost = [first, first + place.groups, first + 2 * place.groups, 150 - (150 - first) % place.groups + 1]
+    change(path, flip(*(leaf * LEAF for leaf in lost)))
+    damaged = path.read_bytes()
+    report = fastckpt.repair(path)
+    assert (report.state, report.lost, report.healed) == ("not healed", 4, 1)
+    assert path.read_bytes() == damaged
+    partly = fastckpt.repair(path, tmp_path / "other.fckpt")
+    assert (partly.state, len(list(tmp_path.iterdir()))) == ("partly healed", 2)
+    assert fastckpt.verify(path).next_step == f"fastckpt salvage {path}"
+    salvaged = fastckpt.salvage(path, tmp_path / "out.fckpt")
+    back = {name for name, fate in salvaged.tensors.items() if fate.status.value == "intact"}
+    assert back == {"b"}
+    assert len(salvaged.healed) == 1
+    assert torch.equal(fastckpt.load(tmp_path / "out.fckpt")["b"], state()["b"])
+
+
+@pytest.mark.parametrize("share_beside", [None, "3%"])
+def test_the_seal_comes_first(path: Path, share_beside: str | None) -> None:
+    """A seal whose parity heals is used; one that has none, or is damaged, or stale, is not, and what is inside is."""
+    good = save(path)
+    fastckpt.seal(path, parity=share_beside)
+    change(path, flip(50_000))
+    report = fastckpt.repair(path, durable=False)
+    assert (report.state, report.parity_at) == ("healed", "beside" if share_beside else "inside")
+    assert path.read_bytes() == good
+    change(Path(sums_path(path)), zero(0, 10**6))
+    change(path, flip(50_000))
+    assert (fastckpt.repair(path, durable=False).parity_at, path.read_bytes() == good) == ("inside", True)
+
+
+def test_a_sealed_file_with_parity_inside_is_sealed_as_any(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(path)
+    fastckpt.seal(path)
+    assert main(["seal", "--check", str(path)]) == 0
+    assert main(["inspect", str(path)]) == 0
+    assert "parity       3% inside" in capsys.readouterr().out
+    assert main(["inspect", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["parity"] == "3%"
+
+
+@pytest.mark.parametrize("cut", [0, 4096])
+@pytest.mark.parametrize("at", [300_000, 1_500_000])
+def test_two_saves_in_one_file(tmp_path: Path, path: Path, cut: int, at: int) -> None:
+    """The first bytes of another save of the same structure, copied over one: what comes of it is one of the two, or
+    nothing; and where the footer is lost the parity never undoes what its own digests prove.
+    """
+    one, other = save(path, 1), save(tmp_path / "o.fckpt", 2)
+    mixed = other[:at] + one[at : len(one) - cut]
+    path.write_bytes(mixed)
+    if cut:
+        with pytest.raises((MismatchError, DamagedError)):
+            fastckpt.repair(path)
+        assert path.read_bytes() == mixed
+    else:
+        report = fastckpt.repair(path)
+        assert report.state == "not healed"
+    report = fastckpt.repair(path, tmp_path / "out.fckpt", durable=False)
+    if report.state == "healed":
+        assert (tmp_path / "out.fckpt").read_bytes() in (one, other)
+
+
+def test_the_parity_of_two_saves_in_one_file(tmp_path: Path, path: Path) -> None:
+    """The first half of one section and the second of another, and no footer: both are whole, so none is used."""
+    one, other = save(path, 1), save(tmp_path / "o.fckpt", 2)
+    place = reference_inside.read(one)
+    at = (place.rows + place.again) // 2
+    path.write_bytes(other[:at] + one[at:-4096])
+    with pytest.raises(DamagedError, match="parity of several saves"):
+        fastckpt.repair(path, tmp_path / "out.fckpt")
+    path.write_bytes(other[:at] + one[at:])
+    assert fastckpt.repair(path, tmp_path / "out.fckpt").state == "not healed"
+
+
+def test_a_leaf_of_another_save_heals_where_the_footer_tells_which_counts(tmp_path: Path, path: Path) -> None:
+    one, other = save(path, 1), save(tmp_path / "o.fckpt", 2)
+    for begin, end in ((163_840, 180_224), (4096, 16_384)):
+        path.write_bytes(one[:begin] + other[begin:end] + one[end:])
+        assert (fastckpt.repair(path, keep=False).state, path.read_bytes() == one) == ("healed", True)
+
+
+def test_the_parity_of_a_file_in_a_tensor_is_not_taken_for_its_own(tmp_path: Path, path: Path) -> None:
+    inner = save(tmp_path / "inner.fckpt")
+    value = {"file": torch.frombuffer(bytearray(inner), dtype=torch.uint8)}
+    fastckpt.save(value, path, durable=False)
+    change(path, lambda raw: raw[:-4096])
+    with pytest.raises(MismatchError, match="no parity inside"):
+        fastckpt.repair(path)
+    fastckpt.save(value, path, parity="10%", parity_at="inside", durable=False)
+    good = path.read_bytes()
+    change(path, lambda raw: raw[:-4096])
+    change(path, flip(100_000))
+    assert (fastckpt.repair(path).state, path.read_bytes() == good) == ("healed", True)
+
+
+def test_digests_lost_in_both_places_prove_nothing(path: Path) -> None:
+    """Both copies of a page are lost: nothing is healed by what is left, and what is whole stays."""
+    good = save(path)
+    place = reference_inside.read(good)
+    change(path, zero(place.pages, 100))
+    change(path, zero(place.again, 100))
+    damaged = path.read_bytes()
+    with pytest.raises(DamagedError, match="digests in the parity inside are damaged"):
+        fastckpt.repair(path)
+    assert path.read_bytes() == damaged
+    assert fastckpt.verify(path).next_step == f"fastckpt salvage {path}"
+    assert torch.equal(fastckpt.load(path)["a"], state()["a"])
+
+
+def test_the_page_shows_what_would_heal(path: Path, tmp_path: Path) -> None:
+    save(path)
+    change(path, flip(200_000))
+    assert main(["plot", str(path), "-o", str(tmp_path / "p.html")]) in (0, 1, 2, 3)
+    assert "Its parity heals 1 of 1 lost leaf." in (tmp_path / "p.html").read_text()
