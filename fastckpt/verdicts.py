@@ -49,7 +49,7 @@ class Verdict(str, Enum):
     """The SHA-256 of the file is the one that the signature beside it states; nobody looked who signed that."""
     HEALED = "healed: every byte as sealed"
     """A file that was damaged, or its seal, is again what was sealed: every byte of the file that was written was
-    compared with the seal before it took its name."""
+    compared with the seal before it took its name, or, with parity inside, proven by its own checksums."""
     VERIFIED = "verified"
     """What was written was read back, and its checksums match."""
 

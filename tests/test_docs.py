@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import fastckpt
 from fastckpt.cli.main import main
 from fastckpt.cli.parsers import COMMANDS, arguments_of, parser_of
 
@@ -178,8 +179,15 @@ def test_the_transcript_of_sealing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with open("model/model.safetensors", "r+b") as file:
             file.write(bytes(32_768))
 
+    def save_inside() -> None:
+        state = {"layer.weight": torch.randn(500, 512), "layer.bias": torch.randn(512)}
+        fastckpt.save(state, "step.fckpt", parity="3%", parity_at="inside")
+        raw = bytearray(Path("step.fckpt").read_bytes()[:-20_000])
+        raw[606_208:606_308] = bytes(100)
+        Path("step.fckpt").write_bytes(raw)
+
     shutil.copyfile("model/model.safetensors", "good")
-    blocks, before = _blocks(DOCS / "seal.md", "console"), [lambda: None, accident, change, heal, lose]
+    blocks, before = _blocks(DOCS / "seal.md", "console"), [lambda: None, accident, change, heal, lose, save_inside]
     for happens, block in zip(before, blocks, strict=True):
         happens()
         for command, told in re.findall(r"^\$ fastckpt (.*)\n((?:[^$].*\n)*)", block, re.M):

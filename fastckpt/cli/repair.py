@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
 
 
 def _lines(report: RepairReport) -> Iterator[str | Styled]:
-    if report.is_sound:
+    if report.verdict in (Verdict.AS_SEALED, Verdict.INTACT):
         yield Styled(f"{report.path}: {report.verdict}, nothing to repair", "good")
         return
     yield Styled(f"{report.path}: {_what_is_wrong(report)}", "warn")

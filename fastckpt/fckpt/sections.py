@@ -20,9 +20,10 @@ from fastckpt.constants import (
     SECTION_PARITY,
     SECTION_SOURCE,
 )
-from fastckpt.errors import DamagedError
-from fastckpt.io.source import Source
-from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
+from fastckpt.findings import Finding, Kind
+from fastckpt.io.source import BECAME_SHORTER, Source
+from fastckpt.layout.blocks import PROLOGUE_SIZE, Extent, read_prologue
 from fastckpt.layout.frame import Section
 
 _KNOWN: Final = {
@@ -61,3 +62,17 @@ def require_sealed(source: Source, section: Section) -> None:
         )
     if actual != section.digest:
         raise DamagedError(f"the {what} is not the one the footer names")
+
+
+def finding_of(error: FastckptError, extent: Extent, *, loss: bool = False, record: int | None = None) -> Finding:
+    """What is said of a part of a file that could not be taken for what it should be."""
+    where = error.offset if error.offset is not None else extent.offset
+    kind = Kind.TORN if error.actual == "zeros" else Kind.ROTTED
+    if isinstance(error, CheckpointIOError):
+        kind = Kind.UNREADABLE
+    elif error.message == BECAME_SHORTER:
+        kind = Kind.MISSING
+    message = error.message
+    if error.expected is not None:
+        message += f" (expected {error.expected}, found {error.actual})"
+    return Finding(kind, message, where, extent.size, record=record, loss=loss)

@@ -13,10 +13,11 @@ from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.seals.beside import advice_for_another
 from fastckpt.seals.healing import hopeless_leaves
-from fastckpt.seals.inside import InsideRemains, open_inside
+from fastckpt.seals.inside import InsideRemains
 from fastckpt.seals.names import sums_path
 from fastckpt.seals.remains import SumsRemains, open_remains
 from fastckpt.seals.standing import Standing
+from fastckpt.stored.inside_or_whole import inside_or_whole
 from fastckpt.stored.why_another import why_another
 from fastckpt.text import quoted
 
@@ -65,7 +66,7 @@ def choose_parity(wanted: Wanted, stack: ExitStack) -> Chosen:
         except FastckptError as error:
             failure = error
     try:
-        remains = open_inside(source, threads=wanted.how.threads)
+        remains = inside_or_whole(source, threads=wanted.how.threads)
         inside = _of(remains, wanted) if remains is not None else None
     except FastckptError as error:
         inside, failure = None, failure or error

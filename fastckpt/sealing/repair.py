@@ -5,7 +5,7 @@
 3. A new file is made beside: what was right is copied, what was healed is put in its place. Or, where the damaged file
    is not to be kept, what was healed is written into that.
 4. Every leaf is compared with the seal again: of a new file before it takes the name, and without ``durable`` as it is
-   written; of the damaged one when all is written.
+   written; of the damaged one when all is written. With parity inside, the file's own checksums prove every byte of it.
 
 What cannot be healed keeps the bytes that it has, and only in a file that was asked for under another name.
 """
@@ -187,11 +187,11 @@ def _heal(
             if copy.unhealed and (output is None or not report.healed):
                 raise _NotWorthIt
             size = copy.complete(source, threads=how.threads)
-            copy.require_proven(
-                threads=how.threads, read=how.durable, progress=_from(source.size + sums.size, progress)
-            )
+            told = _from(source.size + sums.size, progress)
             if isinstance(remains, InsideRemains) and not copy.unhealed:
                 _require_intact(Beginning(sink.fd, target, size), how)
+            else:
+                copy.require_proven(threads=how.threads, read=how.durable, progress=told)
             sink.finish(size)
             if output is None:
                 source.require_unchanged(next_step="repair it when nobody writes to it")

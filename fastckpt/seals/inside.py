@@ -18,8 +18,8 @@ from fastckpt.constants import (
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.remains import scan
-from fastckpt.fckpt.sections import require_sealed
-from fastckpt.findings import Finding, Kind
+from fastckpt.fckpt.sections import finding_of, require_sealed
+from fastckpt.findings import Finding
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.beginning import Beginning
 from fastckpt.io.memory import allocate
@@ -89,20 +89,21 @@ class InsideRemains:
         try:
             footer = CheckpointFile(source).footer
         except FastckptError as error:
+            error.expected = None  # What stands there instead tells nobody anything.
             end = Extent(max(source.size - FOOTER_SIZE, 0), min(source.size, FOOTER_SIZE))
-            return [_finding(error, end)]
+            return [finding_of(error, end)]
         found = []
         for section in footer.sections:
             if section.extent.offset >= self.section.covered:
                 try:
                     require_sealed(source, section)
                 except (DamagedError, CheckpointIOError) as error:
-                    found.append(_finding(error, section.extent))
+                    found.append(finding_of(error, section.extent))
         return found
 
     def complete(self, fd: int, source: Source, unhealed: Sequence[int], *, threads: int) -> int:
-        """See `ParitySource`: all behind is made again; what is not healed as a whole has what the damaged file has."""
-        if unhealed:
+        """See `ParitySource`: what is damaged behind is made again, if all that it follows from is healed."""
+        if unhealed or not self.damage_behind(source):
             return copy_behind(fd, source, self.section.covered)
         return make_again(fd, source, self.section, self.sums.digests, threads=threads)
 
@@ -188,10 +189,3 @@ def _page(source: Source, section: ParitySection, number: int, places: Iterable[
             if (page.section, page.number) == (section, number):
                 return page.digests
     return None
-
-
-def _finding(error: FastckptError, extent: Extent) -> Finding:
-    kind = Kind.TORN if error.actual == "zeros" else Kind.ROTTED
-    if isinstance(error, CheckpointIOError):
-        kind = Kind.UNREADABLE
-    return Finding(kind, error.message, *extent, loss=False)

@@ -131,5 +131,5 @@ def copy_behind(fd: int, source: Source, begin: int) -> int:
         Where it ends.
     """
     for offset in range(begin, source.size, _AT_A_TIME):
-        write_all(fd, offset, read_there(source, offset, _AT_A_TIME), path=source.path)
+        _write_where_it_differs(fd, offset, read_there(source, offset, _AT_A_TIME), source.path)
     return max(source.size, begin)

@@ -11,11 +11,11 @@ from fastckpt.findings import Finding
 from fastckpt.io.os_errors import exists
 from fastckpt.io.source import Source
 from fastckpt.seals.healing import hopeless_leaves
-from fastckpt.seals.inside import open_inside
 from fastckpt.seals.names import sums_path
 from fastckpt.seals.parity_source import ParitySource
 from fastckpt.seals.remains import open_remains
 from fastckpt.seals.standing import Standing
+from fastckpt.stored.inside_or_whole import inside_or_whole
 from fastckpt.stored.why_another import why_another
 
 
@@ -81,7 +81,7 @@ def _parity_of(source: Source, stack: ExitStack, threads: int) -> Iterator[Parit
     except FastckptError:
         pass
     try:
-        inside = open_inside(source, threads=threads)
+        inside = inside_or_whole(source, threads=threads)
     except FastckptError:
         return
     if inside is not None:

@@ -25,11 +25,10 @@ from fastckpt.errors import (
 from fastckpt.fckpt.bad_ranges import findings_of
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, check_chunk_digests, read_targets
-from fastckpt.fckpt.sections import require_sealed
+from fastckpt.fckpt.sections import finding_of, require_sealed
 from fastckpt.findings import ByteCounts, Finding, Kind, Report, conclude
 from fastckpt.io.read_parts import read_parts
 from fastckpt.io.residency import is_warm
-from fastckpt.io.source import BECAME_SHORTER
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.blocks import Extent, block_digest, unseal
 from fastckpt.layout.directory import decode_directory
@@ -75,16 +74,7 @@ class Verification:
         return report
 
     def add(self, error: FastckptError, offset: int, size: int, *, loss: bool, record: int | None = None) -> None:
-        where = error.offset if error.offset is not None else offset
-        kind = Kind.TORN if error.actual == "zeros" else Kind.ROTTED
-        if isinstance(error, CheckpointIOError):
-            kind = Kind.UNREADABLE
-        elif error.message == BECAME_SHORTER:
-            kind = Kind.MISSING
-        message = error.message
-        if error.expected is not None:
-            message += f" (expected {error.expected}, found {error.actual})"
-        self.report.findings.append(Finding(kind, message, where, size, record=record, loss=loss))
+        self.report.findings.append(finding_of(error, Extent(offset, size), loss=loss, record=record))
 
     def check_superblock(self) -> None:
         try:

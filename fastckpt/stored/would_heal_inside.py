@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from fastckpt.errors import FastckptError
+from fastckpt.errors import DamagedError, FastckptError
 from fastckpt.findings import Report
 from fastckpt.io.source import Source
 from fastckpt.seals.healing import hopeless_leaves
 from fastckpt.seals.inside import open_inside
+from fastckpt.stored.inside_of_whole import inside_of_whole
 from fastckpt.stored.written_anew import why_written_anew
 
 
@@ -16,7 +17,10 @@ def would_heal_inside(source: Source, report: Report, *, threads: int) -> bool:
     All that the parity covers is read once more.
     """
     try:
-        remains = open_inside(source, threads=threads)
+        try:
+            remains = open_inside(source, threads=threads)
+        except DamagedError:
+            remains = inside_of_whole(source, report, threads=threads)
         if remains is None:
             return False
         standing = remains.standing(source, threads=threads)
