@@ -19,11 +19,10 @@ from fastckpt.constants import LEAF_SIZE
 from fastckpt.errors import OutOfSpaceError
 from fastckpt.io.source import Source
 from fastckpt.salvaging import healed_view
-from fastckpt.seals import healed_copy, standing
+from fastckpt.seals import healed_copy, remains, standing
 from fastckpt.seals.healed_copy import HealedCopy
 from fastckpt.seals.names import sums_path
 from fastckpt.seals.standing import Standing
-from fastckpt.stored import healing_plan as plan
 from fastckpt.surveying import sealed as surveyed
 
 LEAF = LEAF_SIZE
@@ -66,7 +65,7 @@ def test_a_file_that_is_as_sealed_is_compared_once(tmp_path: Path, monkeypatch: 
         compared.append(source.path)
         return standing.standing_of(source, *rest, **how)
 
-    for asks in (plan, surveyed):
+    for asks in (remains, surveyed):
         monkeypatch.setattr(asks, "standing_of", standing_of)
     path = sealed(tmp_path, "safetensors")
     report = fastckpt.salvage(path)
