@@ -142,6 +142,7 @@ def test_any_leaves_of_a_group_come_back_from_any_rows(rows: int) -> None:
                     np.testing.assert_array_equal(found, recovered(kept, lost, rest))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("rows", [2, 3])
 def test_many_groups(simd_level: str, rows: int) -> None:
     data = random.Random(4).randbytes(500 * LEAF + 1)

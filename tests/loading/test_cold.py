@@ -39,6 +39,7 @@ WAYS: dict[str, Callable[[Path], Any]] = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", ["s.fckpt", "s.pt", "s.safetensors"])
 def test_a_cold_file_loads_as_what_it_is(tmp_path: Path, name: str, way: str) -> None:

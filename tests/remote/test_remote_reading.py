@@ -65,6 +65,7 @@ def _filled(path: Any) -> Any:
     return destination
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_same_as_from_the_file(bucket: Bucket, files: Path, name: str, way: str) -> None:
@@ -100,6 +101,7 @@ def test_few_bytes_of_a_safetensors_for_one_of_its_tensors(bucket: Bucket, files
     assert [request.range for request in bucket.proxy.requests][:2] == ["bytes=-1048576", "bytes=0-262143"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("fault", ["drop", "500", "slow down", "short body", "fewer bytes", "wrong bit"])
 @pytest.mark.parametrize("number", [0, 2])
 def test_what_fails_once_is_asked_for_again(bucket: Bucket, files: Path, fault: Any, number: int) -> None:

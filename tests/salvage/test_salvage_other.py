@@ -114,6 +114,7 @@ def adamw(seed: int) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     return model, optimizer
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("suffix", [".pt", ".fckpt"])
 @pytest.mark.parametrize("cut", [0.15, 0.4, 0.6, 0.97])
 def test_adamw_resumes(tmp_path: Path, cut: float, suffix: str) -> None:

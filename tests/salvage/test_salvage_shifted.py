@@ -28,6 +28,7 @@ def test_bytes_put_in_front(tmp_path: Path, codec: str, count: int, tail: int) -
     check(path, tmp_path, set())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("codec", ["none", "zstd", "planes"])
 @pytest.mark.parametrize("count", [1, 100, 4096, 5000, 8192])
 @pytest.mark.parametrize("tail", [0, 4096])
