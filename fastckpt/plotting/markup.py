@@ -206,7 +206,7 @@ _SHEET: Final = """
   :root { --page: #14181d; --ink: #e6e9ec; --faint: #9aa5b1; --rule: #343c45; --soft: #1d232a;
     --intact: #2f6b4a; --unproven: #5f5a43; --good: #5fce8a; --bad: #ff7a88; --warn: #f0c060; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1040px; padding: 24px 20px 64px; background: var(--page); color: var(--ink);
+body { margin: 0 auto; max-width: 1120px; padding: 24px 20px 64px; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; }
 h1 { font-size: 22px; margin: 0 0 2px; overflow-wrap: anywhere; }
 .tiles ~ h1 { margin-top: 48px; }
@@ -227,7 +227,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-nu
 th { position: sticky; top: 0; background: var(--soft); font-weight: 600; text-align: right; }
 td { text-align: right; border-top: 1px solid var(--rule); } th, td { padding: 4px 10px; white-space: nowrap; }
 td.why { white-space: normal; }
-td.name { max-width: 400px; white-space: normal; overflow-wrap: anywhere; min-width: 200px; }
+td.name { max-width: 400px; white-space: normal; overflow-wrap: anywhere; min-width: min(288px, 45vw); }
 .left { text-align: left; } summary { cursor: pointer; margin: 6px 0; } ul { padding-left: 20px; margin: 4px 0 12px; }
 svg text { font: 12px system-ui, "Segoe UI", "Helvetica Neue", "DejaVu Sans", sans-serif; fill: var(--ink);
   unicode-bidi: plaintext; }
