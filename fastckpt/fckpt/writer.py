@@ -27,7 +27,7 @@ from fastckpt.fckpt.encoding import EncodedPayload, encode_record
 from fastckpt.fckpt.numbers import RecordNumbers
 from fastckpt.fckpt.pieces import Pieces
 from fastckpt.fckpt.planes_mover import PlanesMover
-from fastckpt.fckpt.send_pieces import hash_pieces, require_unchanged, send_pieces
+from fastckpt.fckpt.send_pieces import send_records
 from fastckpt.fckpt.tail import tail_size, write_tail
 from fastckpt.fckpt.turns import BATCH, RawTurns, RecordToWrite, SuppliedTurns
 from fastckpt.io.commit import Commit
@@ -215,25 +215,22 @@ class _Writer:
         self.done += sum(record.plan.raw_size for record in records)
 
     def write_in_order(self, sink: Upload) -> None:
-        """Write all records from the first byte to the last, none encoded: each is hashed before it is sent.
-
-        What lies on a device is brought twice, and all of it hashed first: it comes in turns that do not wait.
-        """
-        covered = [record for record in self.records if self.content.covered(record.plan)]
-        with Pieces(self.content, covered, self.gather) as pieces:
-            hashed = {record.number: hash_pieces(pieces.of(record), self.threads) for record in covered}
-        with Pieces(self.content, self.records, self.gather) as pieces:
-            for record in self.records:
-                known = hashed.pop(record.number, None)
-                own = pieces.of(record) if known else list(pieces.of(record))
-                leaves, crc = known or hash_pieces(own, self.threads)
+        """Write all records from the first byte to the last, none encoded."""
+        sent = send_records(
+            sink,
+            self.records,
+            self.content,
+            self.gather,
+            threads=self.threads,
+            want_crcs=self.want_crcs,
+            progress=self.report,
+        )
+        with closing(sent):
+            for record, found in sent:
                 if not record.is_pack:
-                    self.crcs[record.plan.storages[0].storage] = crc
-                self.add_header(record, raw_chunk_table(record.plan.raw_size, leaves), leaves)
+                    self.crcs[record.plan.storages[0].storage] = found.crc
+                self.add_header(record, raw_chunk_table(record.plan.raw_size, found.leaves), found.leaves)
                 self.write_headers(sink)
-                require_unchanged(crc, send_pieces(sink, record, own, self.threads, self.report))
-                self.done += record.plan.raw_size
-                record.pack = None
 
     def write_encoded(self, sink: Commit | Upload, codec_id: int, codec: Codec) -> None:
         """Write all records with encoded chunks, one after the other; sizes are known only then."""

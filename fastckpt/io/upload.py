@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from queue import Empty, SimpleQueue
@@ -36,6 +37,8 @@ UNDER_WAY: Final = 8
 """Parts on their way at a time."""
 _MEMORY: Final = 256 * 2**20
 """Bytes of parts on their way at a time, where parts are large; two are, whatever their size."""
+_BEHIND_ROOM: Final = 4
+"""Parts that wait for bytes in front of them."""
 _COMPARED: Final = ALIGNMENT
 """Last bytes that are compared: the footer of a checkpoint, which names its root."""
 
@@ -69,6 +72,9 @@ class Upload:
         self._filled = 0
         self._at = 0
         self._early: _Early | None = None
+        self._room_left_at = 0
+        self._room_left: list[memoryview] = []
+        self._waiting: deque[tuple[memoryview, int]] = deque()
         self._last = b""
         self._size: int | None = None
         self._committed = False
@@ -102,14 +108,44 @@ class Upload:
             zeros[:] = bytes(len(zeros))
         return self._room(most)
 
+    def leave_room(self, offset: int, size: int) -> None:
+        """Leave room for ``size`` bytes that will be known later, as `memory` would. Parts wait until they are written.
+
+        What follows before that should fit in `most_behind_room`, for it stays in memory.
+        """
+        self._room_left_at = offset
+        while size:
+            room = self.memory(offset, size)
+            self._room_left.append(room)
+            offset += len(room)
+            size -= len(room)
+
+    @property
+    def most_behind_room(self) -> int:
+        """Bytes that may follow room that was left."""
+        return _BEHIND_ROOM * self._part_size
+
+    def _fill_room(self, data: memoryview) -> None:
+        assert data.nbytes == sum(map(len, self._room_left)), "room was left for another length"
+        at = 0
+        for room in self._room_left:
+            room[:] = data[at : at + len(room)]
+            at += len(room)
+        self._room_left.clear()
+        while self._waiting:
+            self._send(*self._waiting.popleft())
+
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        """Write all of ``data`` at ``offset``, behind what was written, or before its turn.
+        """Write all of ``data`` at ``offset``: behind what was written, before its turn, or where room was left.
 
         Raises:
             CheckpointIOError: The store refused, or the temporary file cannot be written.
         """
         rest = memoryview(data).cast("B")
         if not rest.nbytes:
+            return
+        if self._room_left and offset == self._room_left_at:
+            self._fill_room(rest)
             return
         if offset > align(self._at):
             if self._early is None:
@@ -141,24 +177,27 @@ class Upload:
     def _room(self, most: int) -> memoryview:
         """The next bytes of the part; of the next part if it is full."""
         if self._filled == len(self._part):
-            self._send()
+            if self._room_left:
+                self._waiting.append((self._part, self._filled))
+            else:
+                self._send(self._part, self._filled)
             self._part, self._filled = self._memory.take(), 0
         room = self._part[self._filled : self._filled + most]
         self._filled += len(room)
         self._at += len(room)
         return room
 
-    def _send(self) -> None:
-        part = self._part[: self._filled]
+    def _send(self, memory: memoryview, filled: int) -> None:
+        part = memory[:filled]
         self._last = bytes((self._last + part[-_COMPARED:])[-_COMPARED:])
-        self._memory.lend(self._part, part)
+        self._memory.lend(memory, part)
         self._parts.send(part)
 
     def _publish(self) -> None:
         """Steps 2 and 3."""
         if self._size is None:
             raise RuntimeError("an upload ended without a call of finish(size)")
-        self._send()
+        self._send(self._part, self._filled)
         try:
             self._parts.complete()
         except CheckpointIOError:

@@ -92,6 +92,19 @@ def test_memory_is_used_again(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -
     assert len(made) <= upload.UNDER_WAY + 3
 
 
+def test_leaves_that_two_parts_share(bucket: Bucket, tmp_path: Path) -> None:
+    """Payloads of every length around a part and a leaf: the bytes of a local save."""
+    for size in range(250 * KIB, 275 * KIB, 4 * KIB - 1):
+        state = {
+            "a": pattern(size, 1),
+            "b": pattern(3 * 256 * KIB - 5, 2),
+            "c": torch.empty(0),
+            "d": pattern(size + 5000, 3),
+        }
+        fastckpt.save(state, bucket.url("x.fckpt"))
+        assert bucket.get("x.fckpt") == local(state, tmp_path)
+
+
 def test_in_the_background(bucket: Bucket, tmp_path: Path) -> None:
     """`save_async` writes the same file; what changes after it returned is not in it."""
     state = small()
@@ -172,7 +185,7 @@ def test_something_else_has_the_name_now(bucket: Bucket) -> None:
 
 
 def test_what_changes_meanwhile_is_no_file(bucket: Bucket) -> None:
-    """The header is sent before the bytes it proves: what they are by then is looked at."""
+    """The header of a large tensor is sent before the bytes it proves: what they are by then is looked at."""
     bucket.put("x.fckpt", b"old")
     state = {"w": pattern(5 * 2**20, 1)}
     bucket.proxy.fail("create", 0, lambda: state["w"].zero_())
