@@ -11,14 +11,17 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Final, NoReturn
 
 from fastckpt.cli.parsers import COMMANDS, frame_parser, module_of, parser_of
 from fastckpt.cli.render import Output
+from fastckpt.cli.termination import TerminatedError, termination_as_interrupt
 from fastckpt.errors import FastckptError, UsageError
 from fastckpt.needs import needs_torch
 
 INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 BROKEN_PIPE: Final = 141
 """What a shell reports for a program that SIGPIPE ended; no code of ours."""
 
@@ -60,7 +63,8 @@ def _run(arguments: list[str], out: Output) -> int:
         if hasattr(module, "split_arguments"):
             own, passed = module.split_arguments(own)
         args = parser_of(name).parse_everything(own, argparse.Namespace(passed=passed))
-        with needs_torch(f"fastckpt {name}"):
+        # A program that is run has its own way to end.
+        with needs_torch(f"fastckpt {name}"), nullcontext() if name == "run" else termination_as_interrupt():
             code: int = module.run(args, out)
         return code
     except SystemExit as end:
@@ -68,6 +72,9 @@ def _run(arguments: list[str], out: Output) -> int:
         return int(end.code or 0)
     except BrokenPipeError:
         raise
+    except TerminatedError:
+        out.error(FastckptError("terminated"), kind="Terminated")
+        return TERMINATED
     except KeyboardInterrupt:
         out.error(FastckptError("interrupted"), kind="KeyboardInterrupt")
         return INTERRUPTED

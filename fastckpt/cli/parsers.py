@@ -43,6 +43,7 @@ EXIT_CODES: Final = (
     (5, "no space or an I/O error; the destination is untouched"),
     (64, "wrong usage"),
     (130, "interrupted"),
+    (143, "terminated: SIGTERM ends a command as Ctrl-C does"),
 )
 
 

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, FastckptError
 from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.io.remote_source import RemoteSource
 from fastckpt.remote.path import RemotePath
 
 
@@ -41,6 +40,8 @@ def local_copy(place: RemotePath, beside: str) -> Iterator[str]:
 
 def copy_object(place: RemotePath, path: str) -> None:
     """Copy an object into a new file."""
+    from fastckpt.io.remote_source import RemoteSource  # only here: it would slow down the start of every command
+
     source = RemoteSource(place, may_be_empty=True)
     with (
         source,

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from fastckpt.io.file_object import Readables
-from fastckpt.io.remote_source import RemoteSource
 from fastckpt.io.source import Openable, Source
 from fastckpt.remote.path import RemotePath, located
 
@@ -24,6 +23,8 @@ def open_source(path: Readables, *, may_be_empty: bool = False) -> Source:
     """
     place = located(path)
     if isinstance(place, RemotePath):
+        from fastckpt.io.remote_source import RemoteSource  # only here: it would slow down the start of every command
+
         return RemoteSource(place, may_be_empty=may_be_empty)
     return Source(place, may_be_empty=may_be_empty)
 

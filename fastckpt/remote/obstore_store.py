@@ -37,6 +37,8 @@ _ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _ATTEMPTS: Final = 3
 """How often an answer that breaks off is asked for, in all."""
 _PAUSE: Final = 0.1
+_DISTINCT: Final = 1.5
+"""Seconds after which the time in whole seconds is another one, with half of one for clocks that do not agree."""
 
 
 def open_obstore(url: Url, options: Mapping[str, Any]) -> Any:
@@ -121,6 +123,9 @@ class ObstoreStore:
                     return None
                 raise
             version = _version(answer.meta)
+            if (left := _until_distinct(version)) > 0:
+                time.sleep(left)
+                return ask()
             return version, _body(answer, min(size, version.size))
 
         # Azure has no ranges that count from the end.
@@ -219,6 +224,18 @@ def _is_no_range(error: Exception) -> bool:
 
 def _version(meta: Any) -> Version:
     return Version(meta["size"], meta["e_tag"], meta["last_modified"].timestamp())
+
+
+def _until_distinct(version: Version) -> float:
+    """Seconds until whatever replaces an object must have another version.
+
+    Without an ETag that is the time it was written at, which web servers give in whole seconds: what replaces it within
+    the same one looks the same. Of one that was written just now it is better to wait: then all later ones differ.
+    """
+    if version.etag is not None or version.modified % 1:
+        return 0.0
+    age = time.time() - version.modified
+    return _DISTINCT - age if 0 <= age < _DISTINCT else 0.0
 
 
 def _translated(error: Exception, path: str, offset: int | None) -> Exception:

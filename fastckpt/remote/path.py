@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastckpt.errors import UsageError
 from fastckpt.needs import needs_remote
-from fastckpt.remote.store import Store
 from fastckpt.remote.url import BUCKETS, WEB, Url, is_url, local_path, parse_url, refuse_url
+
+if TYPE_CHECKING:
+    from fastckpt.remote.store import Store
 
 Options: TypeAlias = "Mapping[str, Any] | Any"
 """``storage_options``: what obstore or fsspec takes, by name; or a store of obstore that is open already."""

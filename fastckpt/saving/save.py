@@ -71,8 +71,8 @@ def save(
         path: The file; a symbolic link is followed, directories that are missing are made. An existing file is
             replaced in one step at the very end. Or a binary file object: the file is made in a temporary directory,
             then written into it. Or a URL (``s3://``, ``gs://``, ``az://``, and what fsspec can write), with the extra
-            ``remote``: the object is sent in parts, and has its place in one step at the very end. There a tensor that
-            is changed meanwhile is an error.
+            ``remote``: the object is sent in parts, and has its place in one step at the very end. There a tensor
+            of more than 64 MB that is changed meanwhile is an error.
         codec: ``"none"`` (mappable), ``"planes"`` (made for floats), ``"zstd"`` or ``"zstd:LEVEL"`` with LEVEL 1
             to 22.
         format: ``"fckpt"`` writes what this function writes under a name that says something else

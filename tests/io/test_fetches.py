@@ -135,6 +135,10 @@ def test_extents_for_several_threads_come_with_few_requests() -> None:
     ahead.close()
 
 
-def test_what_reads_local_files_starts_without_asyncio() -> None:
-    code = "import sys, fastckpt.conversion.convert; sys.exit('asyncio' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+def test_what_reads_local_files_starts_without_what_is_for_remote_ones() -> None:
+    late = {"asyncio", "fastckpt.io.fetches", "fastckpt.io.remote_source", "fastckpt.remote.store", "fsspec", "obstore"}
+    code = (
+        f"import sys, fastckpt.conversion.convert, fastckpt.salvaging.salvage; sys.exit(str({late} & {{*sys.modules}}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr == "set()\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -38,6 +40,13 @@ def test_the_command(bucket: Bucket, source: Path, capsys: pytest.CaptureFixture
     assert main(["convert", str(source), bucket.url("x.safetensors")]) == 0
     assert bucket.url("x.safetensors") in capsys.readouterr().out
     assert bucket.names() == ["x.safetensors"]
+
+
+def test_sigterm_takes_back_what_was_sent(bucket: Bucket, source: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bucket.proxy.fail("part", 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(["convert", str(source), bucket.url("x.fckpt")]) == 143
+    assert "terminated" in capsys.readouterr().err
+    assert bucket.uploads() == bucket.names() == []
 
 
 def test_nothing_of_a_damaged_source(bucket: Bucket, source: Path) -> None:
