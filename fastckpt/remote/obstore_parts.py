@@ -13,8 +13,8 @@ from fastckpt.outcome import Outcome
 
 _PATIENCE: Final = 2.0
 """Seconds that the end of an upload is waited for: whoever pressed Ctrl-C wants to go."""
-_FOR_AN_ANSWER: Final = 0.05
-"""Seconds more for a request that was under way at Ctrl-C."""
+_FOR_AN_ANSWER: Final = 0.15
+"""The same where a request was under way at Ctrl-C that may hang. What comes later is done by a thread of its own."""
 
 Begin = Callable[[Callable[[], object]], Outcome[object]]
 """Begins a call about the object; its errors are typed."""
@@ -38,7 +38,7 @@ class ObstoreParts:
         self._begin = begin
         self._under_way: dict[int, weakref.ref[memoryview]] = {}
         self._all_sent = False
-        self._unanswered: Outcome[object] | None = None
+        self._is_unanswered = False
         self._done: SimpleQueue[weakref.ref[memoryview]] = SimpleQueue()
 
     def send(self, part: memoryview) -> None:
@@ -49,13 +49,12 @@ class ObstoreParts:
             # of its own, where no Python code may run (see `fastckpt.remote.waiting`): a method of a queue is none.
             arrived = weakref.ref(part, self._done.put)
             self._under_way[id(arrived)] = arrived
-        writing = self._begin(lambda: self._writer.write(part))
         try:
-            writing.result()
+            self._begin(lambda: self._writer.write(part)).result()
         except FastckptError:
             raise
         except BaseException:
-            self._unanswered = writing
+            self._is_unanswered = True
             raise
 
     def complete(self) -> None:
@@ -67,14 +66,8 @@ class ObstoreParts:
     def abort(self) -> None:
         if self._all_sent:
             return
-        patience = _PATIENCE
-        if self._unanswered is not None:  # It may be the one that tells by which name an upload is ended.
-            try:
-                self._unanswered.result(timeout=_FOR_AN_ANSWER)
-            except FastckptError:
-                pass
-            except Empty:
-                patience = 0.0  # What follows waits for it, by itself.
+        # What is unanswered may be what tells by which name an upload is ended: obstore waits for it.
+        patience = _FOR_AN_ANSWER if self._is_unanswered else _PATIENCE
         with suppress(FastckptError, Empty):
             self._begin(lambda: self._writer.__exit__(InterruptedError, None, None)).result(timeout=patience)
 

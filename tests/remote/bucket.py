@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import time
 from datetime import timedelta
 from http.client import HTTPConnection
 
@@ -86,6 +87,13 @@ class Bucket:
     def uploads(self) -> list[str]:
         """The keys of multipart uploads that were begun, and neither completed nor aborted."""
         return _texts("Key", self._ask("GET", "?uploads"))
+
+    def uploads_left(self) -> list[str]:
+        """The same, as soon as there are none, or after some seconds: on a busy computer they end a little later."""
+        deadline = time.monotonic() + 5
+        while (left := self.uploads()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return left
 
     def _ask(self, method: str, rest: str, body: bytes = b"", *, missing: bool = False) -> bytes | None:
         connection = HTTPConnection(*self._server)

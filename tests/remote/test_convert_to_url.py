@@ -46,7 +46,7 @@ def test_sigterm_takes_back_what_was_sent(bucket: Bucket, source: Path, capsys: 
     bucket.proxy.fail("part", 0, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert main(["convert", str(source), bucket.url("x.fckpt")]) == 143
     assert "terminated" in capsys.readouterr().err
-    assert bucket.uploads() == bucket.names() == []
+    assert bucket.uploads_left() == bucket.names() == []
 
 
 def test_nothing_of_a_damaged_source(bucket: Bucket, source: Path) -> None:

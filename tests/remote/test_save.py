@@ -223,7 +223,7 @@ def test_ctrl_c_while_an_upload_begins(bucket: Bucket) -> None:
     bucket.proxy.fail("create", 0, lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.03)))
     with pytest.raises(KeyboardInterrupt):
         fastckpt.save(small(), bucket.url("x.fckpt"))
-    assert bucket.uploads() == bucket.names() == []
+    assert bucket.uploads_left() == bucket.names() == []
     assert bucket.proxy.counts["create"] == 1
 
 
