@@ -25,6 +25,7 @@ import obstore
 import torch
 from bench import machine
 from obstore.store import HTTPStore, S3Store
+from remote_peers import peers
 
 import fastckpt
 from fastckpt.io.upload import PART, UNDER_WAY
@@ -93,6 +94,7 @@ def run(directory: Path, *, megabytes: int, rounds: int, workers: int) -> dict[s
         base = f"http://127.0.0.1:{int(server.stdout.readline())}"
         url = f"{base}/{path.name}"
         raw = Raw(base, path.name, size, workers)
+        others, skipped = peers(directory, state, base, workers)
         speeds = measure(
             {
                 "raw": raw.drop,
@@ -102,6 +104,7 @@ def run(directory: Path, *, megabytes: int, rounds: int, workers: int) -> dict[s
                 "load, unverified": lambda: fastckpt.load(url, threads=workers, verify=False),
                 "stream": lambda: [None for _ in fastckpt.stream(url, threads=workers)],
                 "verify": lambda: fastckpt.verify(url, threads=workers),
+                **others,
             },
             size,
             rounds,
@@ -112,7 +115,7 @@ def run(directory: Path, *, megabytes: int, rounds: int, workers: int) -> dict[s
     for name in TARGETS:
         ours, theirs = name.split(" / ")
         ratios[name] = round(speeds[ours]["median"] / speeds[theirs]["median"], 3)
-    facts = {"bytes": size, "workers": workers, "rounds": rounds}
+    facts = {"bytes": size, "workers": workers, "rounds": rounds, "skipped": skipped}
     return {**facts, "gb_per_s": speeds, "ratios": ratios, "targets": TARGETS}
 
 

@@ -269,6 +269,8 @@ def render_remote(result: dict[str, Any]) -> str:
         for run in (read, save)
         for way, speed in run["gb_per_s"].items()
     ]
+    if skipped := read.get("skipped"):
+        lines += ["", "Not measured: " + "; ".join(f"{name} ({why})" for name, why in skipped.items()) + "."]
     lines += ["", "| ratio of medians | | wanted |", "|---|---:|---:|"]
     for run in (read, save):
         for what, ratio in run["ratios"].items():
