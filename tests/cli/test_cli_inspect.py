@@ -23,6 +23,7 @@ KEYS = {
     "root",
     "checksums",
     "seal",
+    "parity",
     "codecs",
     "original",
     "saved_as",
