@@ -29,6 +29,7 @@ from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.places import is_nanochat
 from fastckpt.remote.path import Options, RemotePath, located
 from fastckpt.remote.url import is_url
+from fastckpt.sets.one_checkpoint import is_one_state
 from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.sets.recognise import recognise
 from fastckpt.sets.steps import one_file
@@ -125,14 +126,17 @@ def convert(
         into = None if destination is None else require_path(destination, "the destination of a directory")
         if not is_nanochat(directory):
             from fastckpt.conversion.set_directory import convert_set
-            from fastckpt.conversion.step_directories import convert_step_directories, step_directories
+            from fastckpt.conversion.step_directories import convert_step_directories, refuse_one_step, step_directories
 
             if steps := step_directories(directory):
                 return convert_step_directories(steps, directory, into, request, to=to, step=step, origin=_origin)
             if found := recognise(directory):
+                if not any(map(is_one_state, found)) and Path(into or "").suffix not in FORMAT_OF:
+                    refuse_one_step(directory)
                 return convert_set(found, directory, into, request, to=to)
             if files := step_files(directory):
                 return convert_step_files(files, directory, into, request, to=to, step=step, origin=_origin)
+            refuse_one_step(directory)
         from fastckpt.conversion.nanochat_directory import convert_directory
 
         return convert_directory(directory, directory if into is None else into, request, to=to, step=step)

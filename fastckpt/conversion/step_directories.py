@@ -50,6 +50,18 @@ def step_directories(directory: str) -> list[CheckpointSet]:
     return [each for each in found if each.step is not None and each.path != directory and is_directory(each.path)]
 
 
+def refuse_one_step(directory: str) -> None:
+    """Raise UsageError, with the command for it, if a directory is one of the steps in the directory above it."""
+    above = os.path.dirname(os.path.abspath(directory))
+    for each in step_directories(above):
+        if _is_same(each.path, directory):
+            raise UsageError(
+                f"this is one step: a {each.kind}",
+                path=directory,
+                next_step=f"fastckpt convert {quoted(above)} DST --step {each.step}",
+            )
+
+
 def convert_step_directories(
     steps: Sequence[CheckpointSet],
     directory: str,

@@ -127,6 +127,15 @@ def test_what_is_for_one_checkpoint_is_refused(run: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.parametrize("kind", ["trainer", "directory"])
+def test_one_step_is_refused_with_the_command_for_it(kind: str, tmp_path: Path) -> None:
+    paths = run_of(tmp_path / "run", KINDS[kind], (9, 10))
+    with pytest.raises(UsageError, match="this is one step") as caught:
+        fastckpt.convert(paths[9], tmp_path / "made")
+    assert caught.value.next_step == f"fastckpt convert {tmp_path / 'run'} DST --step 9"
+    assert not (tmp_path / "made").exists()
+
+
 def test_names() -> None:
     for name in ("model.pt", "rng_state.pth", "pytorch_model.bin", "epoch=1.ckpt"):
         assert name_before(own_name(name), "pt") == name
