@@ -34,6 +34,8 @@ from fastckpt.seals.names import sums_path
 from fastckpt.text import parse_size
 
 TENSOR: Final = 64 * 2**20
+IN_CACHE: Final = 2**20
+"""Bytes of a group of leaves: they stay in the second cache of a core."""
 PAR2_PART: Final = 8 * 2**20
 """Bytes that par2 gets: it takes seconds for these."""
 BARS: Final = {
@@ -69,28 +71,31 @@ print(before * 1024, after * 1024)
 """
 
 
+def kernel_jobs(where: str, source: memoryview, times: int) -> dict[str, Any]:
+    """The leaf hash and parity of the same bytes, as often as that."""
+    groups = len(source) // LEAF_SIZE // 64
+    parity = bytearray(2 * groups * LEAF_SIZE)
+    arguments = (source, len(source), groups, 2, 0, parity, None)
+    return {
+        f"leaf hash{where}": lambda: [_core.leaf_digests(source) for _ in range(times)],
+        f"parity{where}": lambda: [_core.encode_parity(*arguments, threads=1) for _ in range(times)],
+    }
+
+
 def kernels(rounds: int) -> dict[str, dict[str, float]]:
-    """Instruction set -> GB/s of the leaf hash and of parity, and their ratio."""
+    """Instruction set -> GB/s of the leaf hash and of parity, and their ratio: from memory, and in a core's cache."""
     memory = touched_memory(256 * 2**20)
     np.frombuffer(memory, dtype=np.uint64)[:] = np.arange(len(memory) // 8, dtype=np.uint64)
-    groups = len(memory) // LEAF_SIZE // 64
-    parity = bytearray(2 * groups * LEAF_SIZE)
     best = _core.simd_level()
     found: dict[str, dict[str, float]] = {}
     for level in _core.simd_levels():
         _core.set_simd_level(level)
-        bench = Bench(rounds)
-        bench.group(
-            {
-                f"{level}: leaf hash": lambda: _core.leaf_digests(memory),
-                f"{level}: parity": lambda: _core.encode_parity(
-                    memory, len(memory), groups, 2, 0, parity, None, threads=1
-                ),
-            },
-            len(memory),
-        )
-        hashed, encoded = (bench.median(f"{level}: {what}") for what in ("leaf hash", "parity"))
-        found[level] = {"ratio": round(hashed / encoded, 2), **{n: r["gb_per_s"] for n, r in bench.results.items()}}
+        row = found[level] = {}
+        for where, size in (("", len(memory)), (", in cache", IN_CACHE)):
+            bench = Bench(rounds)
+            bench.group(kernel_jobs(where, memoryview(memory)[:size], len(memory) // size), len(memory))
+            row[f"ratio{where}"] = round(bench.median(f"leaf hash{where}") / bench.median(f"parity{where}"), 2)
+            row |= {f"{level}: {name}": result["gb_per_s"] for name, result in bench.results.items()}
     _core.set_simd_level(best)
     return found
 
@@ -199,7 +204,7 @@ def main() -> None:
         found["memory"] = memory_of(Path(name) / "burst.fckpt")
     found["ratios"] = {what: round(results[a]["median"] / results[b]["median"], 2) for what, (a, b, _) in BARS.items()}
     for level, row in found["kernels"].items():
-        print(f"{level:10} parity / leaf hash {row['ratio']:6.2f}")
+        print(f"{level:10} parity / leaf hash {row['ratio']:6.2f}, in cache {row['ratio, in cache']:.2f}")
     for what, ratio in found["ratios"].items():
         print(f"{what:34} {ratio:6.2f}  (at least {BARS[what][2]})")
     for what, used in found["memory"].items():
