@@ -10,9 +10,11 @@ from fastckpt.cli.files import files_in
 from fastckpt.cli.nanochat_facts import meta_facts
 from fastckpt.cli.render import Styled, columns
 from fastckpt.errors import NotACheckpointError
+from fastckpt.io.there import size_there
 from fastckpt.nanochat.completeness import step_in_use
 from fastckpt.nanochat.names import BEFORE, MODEL, hidden_name
 from fastckpt.nanochat.steps import Step, read_steps
+from fastckpt.remote.path import Place, RemotePath
 from fastckpt.sets.huggingface import read_index
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
@@ -56,7 +58,7 @@ class InspectDirectoryDocument(TypedDict):
     directories: list[InspectDirectoryDocument]
 
 
-def directory_facts(path: str) -> InspectDirectoryDocument:
+def directory_facts(path: Place) -> InspectDirectoryDocument:
     """The facts about a directory and, if it has no checkpoints itself, about those inside it.
 
     Raises:
@@ -64,44 +66,47 @@ def directory_facts(path: str) -> InspectDirectoryDocument:
     """
     facts = _one_directory(path)
     if not facts["steps"] and not facts["sets"] and not facts["others"]:
-        inner = [os.path.join(path, name) for name in sorted(os.listdir(path)) if not name.startswith(".")]
-        found = [_one_directory(directory) for directory in inner if os.path.isdir(directory)]
+        listing = Listing(path)
+        found = [_one_directory(listing.place(name)) for name in listing.directories]
         facts["directories"] = [item for item in found if item["steps"] or item["sets"] or item["others"]]
         if not facts["directories"]:
             raise NotACheckpointError("there is no checkpoint in this directory or those inside it", path=path)
     return facts
 
 
-def indexed_facts(path: str) -> InspectDirectoryDocument:
+def indexed_facts(path: Place) -> InspectDirectoryDocument:
     """The facts about the set that an index names, which lies in the directory of that."""
-    directory, name = os.path.split(os.path.abspath(path))
-    found = [_set_files(read_index(Listing(directory), name))]
-    return {"path": path, "format": "directory", "steps": [], "sets": found, "others": [], "directories": []}
+    directory = path.parent if isinstance(path, RemotePath) else os.path.dirname(os.path.abspath(path))
+    found = [_set_files(read_index(Listing(directory), os.path.basename(path)))]
+    return {"path": os.fspath(path), "format": "directory", "steps": [], "sets": found, "others": [], "directories": []}
 
 
-def _one_directory(path: str) -> InspectDirectoryDocument:
-    steps = [_step_facts(step_in_use(step), step) for step in read_steps(path).values()]
+def _one_directory(path: Place) -> InspectDirectoryDocument:
+    # Steps of nanochat are looked for on this computer: in a store they are single files.
+    named = read_steps(path).values() if isinstance(path, str) else ()
+    steps = [_step_facts(step_in_use(step), step) for step in named]
     in_steps = {file["name"] for step in steps for file in step["model"] + step["optim"]}
     found = [] if steps else recognise(path)
     in_sets = {member.path for checkpoint in found for member in checkpoint.files}
     others: list[NamedFile] = [
-        {"name": os.path.basename(file), "size": os.path.getsize(file)}
+        {"name": os.path.basename(file), "size": size_there(file) or 0}
         for file in files_in(path)
-        if os.path.basename(file) not in in_steps and file not in in_sets
+        if os.path.basename(file) not in in_steps and os.fspath(file) not in in_sets
     ]
     sets = [_set_files(checkpoint) for checkpoint in found]
-    return {"path": path, "format": "directory", "steps": steps, "sets": sets, "others": others, "directories": []}
+    name = os.fspath(path)
+    return {"path": name, "format": "directory", "steps": steps, "sets": sets, "others": others, "directories": []}
 
 
 def _set_files(checkpoint: CheckpointSet) -> SetFiles:
-    there = [member for member in checkpoint.members if os.path.exists(member.path)]
+    sizes = {member.path: size_there(member.place) for member in checkpoint.members}
     missing = [os.path.basename(problem.path) for problem in checkpoint.problems if problem.kind == "missing"]
     return {
         "path": checkpoint.path,
         "kind": checkpoint.kind,
         "step": checkpoint.step,
-        "files": [{"name": member.name, "size": os.path.getsize(member.path)} for member in there],
-        "missing": missing + [member.name for member in checkpoint.members if member not in there],
+        "files": [{"name": os.path.basename(path), "size": size} for path, size in sizes.items() if size is not None],
+        "missing": missing + [os.path.basename(path) for path, size in sizes.items() if size is None],
     }
 
 

@@ -7,6 +7,7 @@ first 16 KiB of each tensor, which is quick whatever their size; with it every b
 is read, and all numbers are looked at. Of any other directory with checkpoints (a Trainer's, accelerate's,
 torch.distributed.checkpoint's, DeepSpeed's, Lightning's, a model in shards,
 files like step_500.pt) every byte is read: which are whole, and what is missing.
+DIR can be the URL of such a directory in an object store, with a slash at its end.
 """
 
 from __future__ import annotations
@@ -22,11 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Output, Styled
 from fastckpt.cli.set_text import other_sets, show_sets
-from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.errors import CheckpointIOError, NotACheckpointError, UsageError
 from fastckpt.io.os_errors import file_path
 from fastckpt.nanochat.meta import MAX_META_SIZE
 from fastckpt.nanochat.names import parse_name
-from fastckpt.text import count_text, size_text, some
+from fastckpt.remote.path import RemotePath, located
+from fastckpt.sets.listing import Listing
+from fastckpt.sets.recognise import recognise_steps
+from fastckpt.text import count_text, quoted, size_text, some
 from fastckpt.verdicts import Verdict
 
 if TYPE_CHECKING:
@@ -66,6 +70,9 @@ def run(args: argparse.Namespace, out: Output) -> int:
     from fastckpt.doctor.examination import Question, examine
     from fastckpt.nanochat.choosing import base_directory
 
+    place = located(args.path) if args.path else None
+    if isinstance(place, RemotePath):
+        return _in_store(place, args.threads, out)
     path = base_directory() if args.path is None else file_path(args.path).rstrip("/") or args.path[:1]
     sets = other_sets(path)
     if sets:
@@ -90,6 +97,21 @@ def run(args: argparse.Namespace, out: Output) -> int:
     out.show(facts, lambda facts: _lines(facts, every=args.all))
     out.document(facts)
     return result.exit_code
+
+
+def _in_store(place: RemotePath, threads: int | None, out: Output) -> int:
+    """Which checkpoints of a directory in a store are whole."""
+    name = os.fspath(place)
+    if not place.is_directory:
+        advice = f"fastckpt verify {quoted(name)}; of a directory, the URL ends with a slash"
+        raise UsageError("a file in a store is not examined", path=name, next_step=advice)
+    if any(parse_name(each) is not None for each in Listing(place).names):
+        advice = f"fastckpt verify {quoted(name)}, for each file; or copy the directory, and examine that"
+        raise UsageError("steps of nanochat are examined on this computer, not in a store", path=name, next_step=advice)
+    sets = recognise_steps(place)
+    if not sets:
+        raise NotACheckpointError("there is no checkpoint in this directory", path=name)
+    return show_sets(name, sets, threads, out)
 
 
 def _sizes(args: argparse.Namespace) -> tuple[Sizes | None, str]:

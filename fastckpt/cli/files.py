@@ -11,15 +11,17 @@ from fastckpt.foreign.sniff import HEAD_SIZE, sniff
 from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.nanochat.names import BEFORE, parse_hidden
+from fastckpt.remote.path import Place, RemotePath
 from fastckpt.seals.names import stands_beside
+from fastckpt.sets.listing import Listing
 
 _SUFFIXES: Final = tuple(suffix for suffix in FORMAT_OF if suffix != ".bin")
 """In a directory, .bin is the name of other data as well: there the content says more."""
 
 
 def checkpoint_files(
-    paths: Sequence[str], *, recursive: bool, besides: Set[str] = frozenset(), may_be_empty: Set[str] = frozenset()
-) -> tuple[list[str], bool]:
+    paths: Sequence[Place], *, recursive: bool, besides: Set[str] = frozenset(), may_be_empty: Set[Place] = frozenset()
+) -> tuple[list[Place], bool]:
     """The files that ``paths`` stand for, and whether it is just one file that was named itself.
 
     A directory stands for the checkpoint files in it, in order of their names, but for those in ``besides``.
@@ -29,12 +31,12 @@ def checkpoint_files(
     """
     if len(paths) == 1 and not is_directory_of_checkpoints(paths[0]):
         return list(paths), True
-    files: list[str] = []
+    files: list[Place] = []
     for path in paths:
         if not is_directory_of_checkpoints(path):
             files.append(path)
             continue
-        found = [file for file in files_in(path, recursive=recursive) if file not in besides]
+        found = [file for file in files_in(path, recursive=recursive) if os.fspath(file) not in besides]
         if not found and path not in may_be_empty:
             hint = None if recursive else "add -r to look into the directories inside it"
             raise NotACheckpointError("there is no checkpoint file in this directory", path=path, next_step=hint)
@@ -42,12 +44,17 @@ def checkpoint_files(
     return files, False
 
 
-def files_in(directory: str, *, recursive: bool = False) -> Iterator[str]:
+def files_in(directory: Place, *, recursive: bool = False) -> Iterator[Place]:
     """The checkpoint files of a directory, by suffix or content, and what is kept there of steps that are saved again.
+
+    Of a directory in a store by suffix alone: to look into each object would take a request for each.
 
     Sums files, and damaged ones that were healed, are left to the files that they are of.
     Other hidden ones are saves in progress.
     """
+    if isinstance(directory, RemotePath):
+        yield from _objects_in(Listing(directory), recursive=recursive)
+        return
     inner = []
     for name in sorted(os.listdir(directory)):
         path = os.path.join(directory, name)
@@ -64,6 +71,16 @@ def files_in(directory: str, *, recursive: bool = False) -> Iterator[str]:
         for path in inner:
             if not os.path.islink(path):
                 yield from files_in(path, recursive=True)
+
+
+def _objects_in(listing: Listing, *, recursive: bool) -> Iterator[Place]:
+    yield from (
+        listing.place(name)
+        for name in listing.names
+        if listing.is_file(name) and not name.startswith(".") and not stands_beside(name) and name.endswith(_SUFFIXES)
+    )
+    for name in listing.directories if recursive else ():
+        yield from _objects_in(listing.inner(name), recursive=True)
 
 
 def is_checkpoint_file(path: str) -> bool:

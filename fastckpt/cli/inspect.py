@@ -14,6 +14,7 @@ from fastckpt.cli.render import Output
 from fastckpt.errors import UsageError, require_positive
 from fastckpt.foreign.suffixes import is_index
 from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.remote.path import as_place, located
 
 EXAMPLES: Final = (
     "fastckpt inspect state.fckpt",
@@ -44,18 +45,20 @@ def run(args: argparse.Namespace, out: Output) -> int:
         engine = engine_facts(args.path)
         out.show(engine, engine_lines)
         out.document(engine)
-    elif args.path is None:
+        return 0
+    if args.path is None:
         raise UsageError("inspect needs a path", next_step="fastckpt inspect --help")
-    elif args.values is not None:
+    place = as_place(located(args.path))
+    if args.values is not None:
         from fastckpt.cli.inspect_values import values_facts, values_lines
 
         values, shown = values_facts(args.path, args.values)
         out.show(values, lambda values: values_lines(values, shown))
         out.document(values)
-    elif (index := is_index(args.path)) or is_directory_of_checkpoints(args.path):
+    elif (index := is_index(place)) or is_directory_of_checkpoints(place):
         from fastckpt.cli.directory_facts import directory_facts, directory_lines, indexed_facts
 
-        directory = (indexed_facts if index else directory_facts)(args.path)
+        directory = (indexed_facts if index else directory_facts)(place)
         out.show(directory, directory_lines)
         out.document(directory)
     else:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from fastckpt.cli.progress import bytes_at, progress_bar
+from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import Output, Styled
 from fastckpt.findings import UNSETTLED
+from fastckpt.io.there import size_there
 from fastckpt.io.transfer import thread_count
 from fastckpt.nanochat.places import is_nanochat
 from fastckpt.sets.judge import UNREAD, SetDocument
@@ -29,8 +30,8 @@ def other_sets(path: str) -> list[CheckpointSet]:
 
 def show_sets(path: str, sets: Sequence[CheckpointSet], threads: int | None, out: Output) -> int:
     """Judge the checkpoints of a directory and show which are whole; returns the exit code."""
-    members = [member for each in sets for member in each.files]
-    with progress_bar("reading every byte", lambda: sum(bytes_at(member.path) for member in members)) as progress:
+    places = [member.place for each in sets for member in each.files]
+    with progress_bar("reading every byte", lambda: sum(size_there(place) or 0 for place in places)) as progress:
         facts = survey_sets(path, sets, threads=thread_count(threads), progress=progress).as_dict()
     out.show(facts, sets_lines)
     out.document(facts)

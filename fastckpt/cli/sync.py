@@ -3,6 +3,8 @@
 Each step is verified, then sent; what makes it a step is sent last, so nobody
 sees half of one. What is there already is left as it is, so a sync that was cut
 short is finished by running it again. Nothing is ever deleted or replaced there.
+"already there" means the same size and, of a .fckpt, the same footer, which names
+its root digest; of any other file, every byte. fastckpt verify URL reads a .fckpt.
 Exit codes are those of fastckpt backup; --watch ends with Ctrl-C.
 """
 

@@ -21,13 +21,15 @@ from fastckpt.cli.files import checkpoint_files
 from fastckpt.cli.nanochat_facts import notes_on_meta
 from fastckpt.cli.nanochat_sets import judge_steps, step_lines
 from fastckpt.cli.near import with_near_names
-from fastckpt.cli.progress import bytes_at, progress_bar
+from fastckpt.cli.progress import progress_bar
 from fastckpt.cli.render import ErrorFacts, Output, Styled, error_facts
 from fastckpt.cli.set_text import set_lines
 from fastckpt.errors import FastckptError
 from fastckpt.findings import UNSETTLED, ByteCounts, Kind, VerifiedFile
+from fastckpt.io.there import size_there
 from fastckpt.io.transfer import thread_count
 from fastckpt.io.unpacked import is_directory_of_checkpoints
+from fastckpt.remote.path import Place, as_place, located
 from fastckpt.sets.judge import SetDocument, judge
 from fastckpt.sets.model import UNREADABLE, CheckpointSet
 from fastckpt.sets.recognise import recognise
@@ -70,12 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> int:
     """Verify all paths; returns the highest exit code."""
-    directories = [path for path in args.paths if is_directory_of_checkpoints(path)]
+    named: list[Place] = [as_place(located(path)) for path in args.paths]
+    directories = [path for path in named if is_directory_of_checkpoints(path)]
     by_directory = {path: recognise(path) for path in directories}
     sets = [each for found in by_directory.values() for each in found]
     judged, inside = [_judge(checkpoint, args.threads) for checkpoint in sets], _files_of(sets)
     with_sets = {path for path, found in by_directory.items() if found}
-    paths, single = checkpoint_files(args.paths, recursive=args.recursive, besides=inside, may_be_empty=with_sets)
+    paths, single = checkpoint_files(named, recursive=args.recursive, besides=inside, may_be_empty=with_sets)
     if single:
         facts, code = _verify(paths[0], args.threads)
         out.show(facts, _lines)
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
             code = with_near_names(error).exit_code
             # The error's own text begins with the path.
             out.show([Styled(str(error), "bad")], list)
-            files.append({"path": path, "ok": False, "error": error_facts(error)})
+            files.append({"path": os.fspath(path), "ok": False, "error": error_facts(error)})
         else:
             out.show(facts, lambda facts: _lines(facts, prefix=f"{facts['path']}: "))
             verified.append(facts)
@@ -102,7 +105,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
     by_path = {os.path.abspath(file["path"]): file for file in verified}
     steps = [
         step
-        for path in dict.fromkeys(directories)
+        for path in dict.fromkeys(_here(directories))
         for step in judge_steps(path, by_path, codes, recursive=args.recursive)
     ]
     for checkpoint in judged:
@@ -111,7 +114,7 @@ def run(args: argparse.Namespace, out: Output) -> int:
         files += checkpoint["files"]
     for step in steps:
         out.show(step, step_lines)
-    notes = notes_on_meta(paths)
+    notes = notes_on_meta(_here(paths))
     out.show(notes, lambda notes: [Styled(f"{path}: {note}", "warn") for path, note in notes.items()])
     refused = sum(_refused(checkpoint) for checkpoint in judged)
     out.show(verified, lambda verified: _summary_lines(verified, len(files) + refused, [*judged, *steps]))
@@ -120,10 +123,15 @@ def run(args: argparse.Namespace, out: Output) -> int:
     return max([*codes.values(), *(checkpoint["exit_code"] for checkpoint in [*judged, *steps])])
 
 
+def _here(paths: Iterable[Place]) -> list[str]:
+    """Those that are on this computer: of a step of nanochat in a store each file is verified, and no more."""
+    return [path for path in paths if isinstance(path, str)]
+
+
 def _judge(checkpoint: CheckpointSet, threads: int | None) -> SetDocument:
     with progress_bar(
         f"verifying {os.path.basename(checkpoint.path)}",
-        lambda: sum(bytes_at(member.path) for member in checkpoint.files),
+        lambda: sum(size_there(member.place) or 0 for member in checkpoint.files),
     ) as progress:
         return judge(checkpoint, threads=thread_count(threads), progress=progress).as_dict()
 
@@ -140,7 +148,7 @@ def _files_of(sets: Iterable[CheckpointSet]) -> set[str]:
     return {member.path for checkpoint in sets for member in checkpoint.files}
 
 
-def _verify(path: str, threads: int | None) -> tuple[VerifyDocument, int]:
+def _verify(path: Place, threads: int | None) -> tuple[VerifyDocument, int]:
     with progress_bar(f"verifying {os.path.basename(path)}", lambda: storage_bytes(path)) as progress:
         start = time.perf_counter()
         report = verify(path, threads=threads, progress=progress)

@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_through
 
 from fastckpt.dcp.reader import FastckptReader
 from fastckpt.io.file_object import refuse_swapped
+from fastckpt.remote.path import Options
 
 
 def load(
@@ -16,6 +17,7 @@ def load(
     checkpoint_id: str | os.PathLike[str],
     *,
     threads: int | None = None,
+    storage_options: Options | None = None,
     **options: Any,
 ) -> None:
     """Load into a distributed state, in place: as `torch.distributed.checkpoint.load` with a `FastckptReader`.
@@ -24,8 +26,8 @@ def load(
 
     Args:
         state_dict: The state of this rank, of which the tensors are filled and the other values replaced.
-        checkpoint_id: The directory.
-        threads: See `FastckptReader`.
+        checkpoint_id: The directory, or its URL.
+        threads, storage_options: See `FastckptReader`.
         options: What torch's function takes besides: ``process_group``, ``planner``, ``no_dist``.
 
     Raises:
@@ -38,4 +40,8 @@ def load(
         3
     """
     refuse_swapped(state_dict, checkpoint_id, "fastckpt.dcp.load")
-    load_through(state_dict, storage_reader=FastckptReader(checkpoint_id, threads=threads), **options)
+    load_through(
+        state_dict,
+        storage_reader=FastckptReader(checkpoint_id, threads=threads, storage_options=storage_options),
+        **options,
+    )

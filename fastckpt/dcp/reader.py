@@ -25,8 +25,10 @@ from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, SET_NAME, SET_TE
 from fastckpt.dcp.region import read_region
 from fastckpt.dcp.threads import rank_threads
 from fastckpt.errors import DamagedError, UsageError
+from fastckpt.io.there import is_there, joined
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.walk import tensors_below
+from fastckpt.remote.path import Options, as_place, located
 from fastckpt.sets.contents import about_shard, object_in
 from fastckpt.sets.dcp_metadata import uncovered
 from fastckpt.sets.set_manifest import SetManifest, key_of, read_set_manifest
@@ -53,8 +55,9 @@ class FastckptReader(StorageReader):
     16 KiB that is read with its digest. No byte of a file reaches a pickle.
 
     Args:
-        path: The directory. None takes the ``checkpoint_id`` of the load.
+        path: The directory, or its URL (see `fastckpt.load`). None takes the ``checkpoint_id`` of the load.
         threads: Threads of each rank; None shares the CPUs among the ranks of a host.
+        storage_options: Of a URL; see `fastckpt.load`.
 
     Attributes:
         bytes_read: Bytes of tensors that this rank has read so far.
@@ -69,8 +72,15 @@ class FastckptReader(StorageReader):
         >>> dcp.load(state, storage_reader=fastckpt.dcp.FastckptReader("step-3"), no_dist=True)
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None = None, *, threads: int | None = None) -> None:
-        self.path = os.fspath(path) if path is not None else None
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        threads: int | None = None,
+        storage_options: Options | None = None,
+    ) -> None:
+        self._storage_options = storage_options
+        self._place = None if path is None else as_place(located(path, storage_options))
         self.threads = rank_threads(threads)
         self.bytes_read = 0
         self._manifest: SetManifest | None = None
@@ -78,24 +88,30 @@ class FastckptReader(StorageReader):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Take the directory of the load that begins."""
         if checkpoint_id is not None:
-            self.path = os.fspath(checkpoint_id)
+            self._place = as_place(located(checkpoint_id, self._storage_options))
         self._manifest = None
+
+    @property
+    def path(self) -> str | None:
+        """The directory, as text; None before a load that names it."""
+        return None if self._place is None else os.fspath(self._place)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
         """Whether there is a set in this directory."""
-        return os.path.exists(os.path.join(os.fspath(checkpoint_id), SET_NAME))
+        return is_there(joined(as_place(located(checkpoint_id)), SET_NAME))
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """What the set holds."""
-        if self.path is None:
+        if self._place is None:
             raise UsageError("no directory was given", next_step="FastckptReader(path), or checkpoint_id=")
-        manifest = self._manifest = read_set_manifest(os.path.join(self.path, SET_NAME))
+        place = joined(self._place, SET_NAME)
+        manifest = self._manifest = read_set_manifest(place)
         state: dict[str, Any] = {name: BytesStorageMetadata() for name in manifest.objects}
         for name, tensor in manifest.tensors.items():
             wrong = uncovered(tensor)
             if wrong is not None:  # What no part fills would stay as it was.
-                raise DamagedError(f"{name}: {wrong}", path=os.path.join(self.path, SET_NAME))
+                raise DamagedError(f"{name}: {wrong}", path=place)
             properties = TensorProperties(dtype=torch_dtype(tensor.dtype), requires_grad=tensor.requires_grad)
             chunks = [ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes in tensor.chunks]
             state[name] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
@@ -140,10 +156,10 @@ class FastckptReader(StorageReader):
         return places
 
     def _read_shard(self, shard: str, wanted: Sequence[_Wanted], planner: LoadPlanner) -> None:
-        assert self.path is not None
+        assert self._place is not None
         assert self._manifest is not None
-        path = os.path.join(self.path, shard)
-        with about_shard(path, [each.key for each in wanted]), open_file(path) as file:
+        place = joined(self._place, shard)
+        with about_shard(os.fspath(place), [each.key for each in wanted]), open_file(place) as file:
             if not isinstance(file, OpenedFckpt) or file.root != self._manifest.shards[shard].root:
                 raise DamagedError(
                     "this shard is not the one that the set names",

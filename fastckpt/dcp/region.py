@@ -9,17 +9,18 @@ from typing import Final
 import torch
 
 from fastckpt.constants import LEAF_SIZE
+from fastckpt.io.ranges import GAP
 from fastckpt.layout.entries import Entry
-from fastckpt.stored.opened import Opened
+from fastckpt.stored.opened import OpenedFile
 from fastckpt.tensor.dtypes import torch_dtype
 
 _WORTH_SKIPPING: Final = LEAF_SIZE
 """Bytes between two wanted parts of rows: fewer are mostly under leaves that are read for these parts anyway. So no
-part costs more than its bytes and two leaves."""
+part costs more than its bytes and two leaves. In a store each read is a request: there, what a request costs."""
 
 
 def read_region(
-    file: Opened, entry: Entry, offsets: tuple[int, ...], sizes: tuple[int, ...], target: torch.Tensor
+    file: OpenedFile, entry: Entry, offsets: tuple[int, ...], sizes: tuple[int, ...], target: torch.Tensor
 ) -> None:
     """Copy ``entry[offsets : offsets + sizes]`` into ``target``, which has these sizes, every byte proven.
 
@@ -31,7 +32,7 @@ def read_region(
     """
     if not math.prod(sizes):
         return
-    split = _read_apart(entry, sizes)
+    split = _read_apart(entry, sizes, worth=GAP if file.source.far else _WORTH_SKIPPING)
     inner, stride = sizes[split:], entry.stride[split:]
     count = 1 + sum((size - 1) * step for size, step in zip(inner, stride, strict=True))
     start = entry.storage_offset + sum(at * step for at, step in zip(offsets, entry.stride, strict=True))
@@ -42,12 +43,12 @@ def read_region(
         target[index].copy_(elements.as_strided(inner, stride))
 
 
-def _read_apart(entry: Entry, sizes: tuple[int, ...]) -> int:
+def _read_apart(entry: Entry, sizes: tuple[int, ...], *, worth: int) -> int:
     """Over how many leading dimensions the wanted elements are read one by one; inside of them, all in one piece."""
     split = 0
     for dim in range(len(sizes) - 1):
         # From the last wanted element of one index to the first of the next.
         reach = 1 + sum((size - 1) * step for size, step in zip(sizes[dim + 1 :], entry.stride[dim + 1 :], strict=True))
-        if sizes[dim] > 1 and (entry.stride[dim] - reach) * entry.itemsize > _WORTH_SKIPPING:
+        if sizes[dim] > 1 and (entry.stride[dim] - reach) * entry.itemsize > worth:
             split = dim + 1
     return split

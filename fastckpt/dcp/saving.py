@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_through
 
 from fastckpt.dcp.writer import FastckptWriter
 from fastckpt.io.file_object import refuse_swapped
+from fastckpt.remote.path import Options
 
 
 def save(
@@ -20,14 +21,15 @@ def save(
     parity_at: Literal["beside", "inside"] = "beside",
     durable: bool = True,
     threads: int | None = None,
+    storage_options: Options | None = None,
     **options: Any,
 ) -> None:
     """Save a distributed state: a collective call, as `torch.distributed.checkpoint.save` with a `FastckptWriter`.
 
     Args:
         state_dict: The state of this rank; DTensors, tensors, objects that `fastckpt.save` takes.
-        checkpoint_id: The directory.
-        codec, parity, parity_at, durable, threads: See `FastckptWriter`.
+        checkpoint_id: The directory, or its URL.
+        codec, parity, parity_at, durable, threads, storage_options: See `FastckptWriter`.
         options: What torch's function takes besides: ``process_group``, ``planner``, ``no_dist``.
 
     Raises:
@@ -38,6 +40,12 @@ def save(
     """
     refuse_swapped(state_dict, checkpoint_id, "fastckpt.dcp.save")
     writer = FastckptWriter(
-        checkpoint_id, codec=codec, parity=parity, parity_at=parity_at, durable=durable, threads=threads
+        checkpoint_id,
+        codec=codec,
+        parity=parity,
+        parity_at=parity_at,
+        durable=durable,
+        threads=threads,
+        storage_options=storage_options,
     )
     save_through(state_dict, storage_writer=writer, **options)

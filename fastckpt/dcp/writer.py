@@ -26,12 +26,14 @@ from fastckpt.constants import (
 )
 from fastckpt.dcp.compact import compact
 from fastckpt.dcp.threads import rank_threads
-from fastckpt.errors import UnsupportedStateError, UsageError
+from fastckpt.errors import CheckpointNotFoundError, FastckptError, UnsupportedStateError, UsageError
 from fastckpt.io.commit import make_directory
-from fastckpt.io.os_errors import exists, typed_os_errors
 from fastckpt.io.temp_file import sweep_matching
+from fastckpt.io.there import delete, is_there, joined
+from fastckpt.remote.path import Options, Place, as_place, located
 from fastckpt.saving.save import save
 from fastckpt.seals.parity import parity_asked_for
+from fastckpt.sets.listing import Listing
 from fastckpt.sets.set_manifest import SHARD, key_of, shard_name
 from fastckpt.stored.open_file import open_file
 
@@ -41,16 +43,19 @@ _logger = logging.getLogger("fastckpt")
 class FastckptWriter(StorageWriter):
     """Storage for `torch.distributed.checkpoint.save`: a directory with a ``.fckpt`` a rank and a ``set.fckpt``.
 
+    The directory can be the URL of a prefix in an object store.
+
     ``set.fckpt`` is written last, by the coordinating rank, and names every shard by its root digest. Until then a
     checkpoint that was in the directory stays whole; its files go when the new set is durable. Objects of the state
     are stored as what they are, never pickled.
 
     Args:
-        path: The directory. None takes the ``checkpoint_id`` of the save.
+        path: The directory, or a URL (see `fastckpt.save`). None takes the ``checkpoint_id`` of the save.
         codec: See `fastckpt.save`.
-        parity, parity_at: The same; each file has its own, ``set.fckpt``, too.
+        parity, parity_at: The same; each file has its own, ``set.fckpt``, too. None in a store.
         durable: Return only when the save survives a power cut.
         threads: Threads of each rank; None shares the CPUs among the ranks of a host.
+        storage_options: Of a URL; see `fastckpt.save`.
 
     Raises:
         UsageError: Unknown codec, no such parity, or bad thread count.
@@ -69,10 +74,12 @@ class FastckptWriter(StorageWriter):
         parity_at: Literal["beside", "inside"] = "beside",
         durable: bool = True,
         threads: int | None = None,
+        storage_options: Options | None = None,
     ) -> None:
         codec_for_writing(codec)
         parity_asked_for(parity, parity_at)
-        self.path = os.fspath(path) if path is not None else None
+        self._storage_options = storage_options
+        self._place = None if path is None else as_place(located(path, storage_options))
         self.codec = codec
         self.parity = parity
         self.parity_at = parity_at
@@ -82,12 +89,21 @@ class FastckptWriter(StorageWriter):
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Take the directory of the save that begins."""
         if checkpoint_id is not None:
-            self.path = os.fspath(checkpoint_id)
+            self._place = as_place(located(checkpoint_id, self._storage_options))
+
+    @property
+    def path(self) -> str | None:
+        """The directory, as text; None before a save that names it."""
+        return None if self._place is None else os.fspath(self._place)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Whether it is a path, and no URL."""
-        return "://" not in os.fspath(checkpoint_id)
+        """Whether it is a path, or a URL that can be used."""
+        try:
+            located(checkpoint_id)
+        except UsageError:
+            return False
+        return True
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Refuse what would leave no rank to commit the set."""
@@ -106,7 +122,8 @@ class FastckptWriter(StorageWriter):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Make the directory."""
-        make_directory(self._directory, durable=self.durable)
+        if isinstance(self._directory, str):
+            make_directory(self._directory, durable=self.durable)
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
@@ -116,13 +133,15 @@ class FastckptWriter(StorageWriter):
         return [dataclasses.replace(plan, storage_data=shard_name(generation, rank)) for rank, plan in enumerate(plans)]
 
     def _new_generation(self) -> int:
-        with typed_os_errors(self._directory, doing="list the directory"):
-            names = os.listdir(self._directory)
+        try:
+            names = Listing(self._directory).names
+        except CheckpointNotFoundError:
+            names = []  # In a store a directory is there with the first object in it.
         return 1 + max((int(match[1]) for match in map(SHARD.fullmatch, names) if match is not None), default=0)
 
     def _shard(self, planned: str) -> str:
         """The name that was planned for this rank; a new one where a planner kept its plan from an earlier save."""
-        if not exists(os.path.join(self._directory, planned)):
+        if not is_there(joined(self._directory, planned)):
             return planned
         match = SHARD.fullmatch(planned)
         assert match is not None, "prepare_global_plan has named it"
@@ -157,10 +176,10 @@ class FastckptWriter(StorageWriter):
         about: dict[str, Any],
         keys: list[tuple[MetadataIndex, int, str]],
     ) -> list[WriteResult]:
-        path = os.path.join(self._directory, shard)
+        place = joined(self._directory, shard)
         save(
             {SET_TENSORS: tensors, SET_OBJECTS: objects},
-            path,
+            place,
             codec=self.codec,
             parity=self.parity,
             parity_at=self.parity_at,
@@ -168,10 +187,10 @@ class FastckptWriter(StorageWriter):
             threads=self.threads,
             metadata={SET_SHARD_KEY: {SET_TENSORS: about}},
         )
-        with open_file(path) as file:
-            place = (shard, file.root, file.size)
+        with open_file(place) as file:
+            written = (shard, file.root, file.size)
         return [
-            WriteResult(index=index, size_in_bytes=nbytes, storage_data=(*place, key)) for index, nbytes, key in keys
+            WriteResult(index=index, size_in_bytes=nbytes, storage_data=(*written, key)) for index, nbytes, key in keys
         ]
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -205,26 +224,34 @@ class FastckptWriter(StorageWriter):
             "entries": entries,
             "planner": _paths(metadata.planner_data),
         }
-        path = os.path.join(self._directory, SET_NAME)
-        save(manifest, path, parity=self.parity, parity_at=self.parity_at, durable=self.durable, threads=self.threads)
+        save(
+            manifest,
+            joined(self._directory, SET_NAME),
+            parity=self.parity,
+            parity_at=self.parity_at,
+            durable=self.durable,
+            threads=self.threads,
+        )
         self._sweep(shards)
 
     def _sweep(self, shards: Iterable[str]) -> None:
         """Remove what earlier saves left, ended or cut. No rank writes now. The save is done: a fault is only told."""
         named = set(shards)
         try:
-            for name in os.listdir(self._directory):
-                shard = name.removesuffix(SUMS_SUFFIX)
+            listing = Listing(self._directory)
+            shard_of = {name: name.removesuffix(SUMS_SUFFIX) for name in listing.names}
+            for name, shard in shard_of.items():
                 if SHARD.fullmatch(shard) and shard not in named:
-                    os.unlink(os.path.join(self._directory, name))
-        except OSError as error:
+                    delete(listing.place(name))
+        except (OSError, FastckptError) as error:
             _logger.warning("Old shards were not deleted: %s", error)
-        sweep_matching(self._directory, SHARD)
+        if isinstance(self._directory, str):
+            sweep_matching(self._directory, SHARD)
 
     @property
-    def _directory(self) -> str:
-        assert self.path is not None, "set_up_storage_writer has looked"
-        return self.path
+    def _directory(self) -> Place:
+        assert self._place is not None, "set_up_storage_writer has looked"
+        return self._place
 
 
 def _object_of(planner: SavePlanner, item: WriteItem) -> Any:

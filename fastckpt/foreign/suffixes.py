@@ -6,6 +6,8 @@ import os
 from types import MappingProxyType
 from typing import Final, Literal
 
+from fastckpt.remote.path import Place, RemotePath
+
 Format = Literal["fckpt", "pt", "safetensors"]
 
 FORMAT_OF: Final = MappingProxyType[str, Format](
@@ -42,6 +44,6 @@ def name_before(name: str, to: Format) -> str:
     return stem if suffix == ".fckpt" and kept == to else f"{stem}.{to}"
 
 
-def is_index(path: str) -> bool:
-    """Whether a path is that of an index, by its name, and a file."""
-    return path.endswith(INDEX_SUFFIX) and os.path.isfile(path)
+def is_index(path: Place) -> bool:
+    """Whether a path is that of an index, by its name, and here a file."""
+    return os.fspath(path).endswith(INDEX_SUFFIX) and (isinstance(path, RemotePath) or os.path.isfile(path))

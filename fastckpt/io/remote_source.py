@@ -22,8 +22,10 @@ from fastckpt.io.source import Identity, Source
 from fastckpt.io.space import check_space
 from fastckpt.io.transfer import Move, Moved, Progress
 from fastckpt.layout.blocks import Extent
+from fastckpt.remote import failures
 from fastckpt.remote.path import RemotePath
 from fastckpt.remote.waiting import call
+from fastckpt.text import quoted
 
 T = TypeVar("T")
 
@@ -72,10 +74,12 @@ class RemoteSource(Source):
             raise NotACheckpointError(
                 "this is a directory, not a checkpoint file",
                 path=self.path,
-                next_step="copy it to a local directory; load and load_into do that by themselves for one checkpoint",
+                next_step=f"fastckpt inspect {quoted(self.path)}, which shows what is in it",
             )
         self.version, self._tail = place.store.tail(place.key, TAIL)
         self.size = self.version.size
+        if place.seen is not None and not place.seen.may_be(self.version):
+            raise failures.changed(self.path)
         self._front = memoryview(b"")
         self._under_way: set[Fetches[Any]] = set()
         self._ahead: list[Ahead] = []

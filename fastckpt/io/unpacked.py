@@ -23,6 +23,7 @@ from fastckpt.io.os_errors import is_directory, translate_os_error, typed_os_err
 from fastckpt.io.space import check_space
 from fastckpt.layout.zip_bytes import descriptor, directory_row, end_records, local_header
 from fastckpt.layout.zip_layout import Place, end_of, next_place
+from fastckpt.remote.path import RemotePath
 from fastckpt.text import quoted
 
 _MOST_FILES: Final = 1_000_000
@@ -95,9 +96,13 @@ def unpacked_folder(path: str | os.PathLike[str]) -> str | None:
 def is_directory_of_checkpoints(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a directory, and not the folder of an unpacked .pt, which is one checkpoint itself.
 
+    In a store one that ends with a slash is.
+
     Raises:
         CheckpointIOError: The system does not say.
     """
+    if isinstance(path, RemotePath):
+        return path.is_directory
     return is_directory(path) and unpacked_folder(path) is None
 
 

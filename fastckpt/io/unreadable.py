@@ -7,7 +7,7 @@ from typing import Final
 
 from fastckpt.errors import CheckpointIOError, DamagedError
 from fastckpt.io.source import Source
-from fastckpt.io.transfer import NOWHERE, Fault, Move, Progress, transfer
+from fastckpt.io.transfer import NOWHERE, Fault, Move, Progress
 
 _PAGE: Final = 4096
 """What a bad sector makes unreadable: the page cache reads no less."""
@@ -42,15 +42,8 @@ def unreadable_parts(
     source: Source, ranges: Sequence[tuple[int, int]], *, threads: int, progress: Progress | None
 ) -> list[list[Fault]]:
     """Read ranges (offset and size, all inside the file); for each, its parts that the system cannot read."""
-    moved = transfer(
-        [Move(offset, 0, size) for offset, size in ranges],
-        source=source.fd,
-        source_direct=source.direct_fd,
-        sink=NOWHERE,
-        threads=threads,
-        leaves=False,
-        progress=progress,
-    )
+    moves = [Move(offset, 0, size) for offset, size in ranges]
+    moved = source.transfer(moves, sink=NOWHERE, threads=threads, leaves=False, progress=progress)
     parts: list[list[Fault]] = [[] for _ in ranges]
     for fault in moved.faults:
         parts[fault.move] += narrowed(source, ranges[fault.move][0], fault)

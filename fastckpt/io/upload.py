@@ -23,7 +23,7 @@ from queue import Empty, SimpleQueue
 from typing import Final
 
 from fastckpt.constants import ALIGNMENT
-from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, UsageError
 from fastckpt.io.memory import allocate
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.layout.blocks import align
@@ -212,7 +212,10 @@ class Upload:
             )
 
     def _is_in_place(self) -> bool:
-        version, last = self._where.store.tail(self._where.key, len(self._last))
+        try:
+            version, last = self._where.store.tail(self._where.key, len(self._last))
+        except CheckpointNotFoundError:
+            return False
         return version.size == self._size and last == self._last
 
 

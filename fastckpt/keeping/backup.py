@@ -67,8 +67,9 @@ def backup(
     Args:
         source: The directory with the steps.
         destination: Another directory, made if it is missing. The names stay the same. Or a URL (see
-            `fastckpt.save`): there what makes a step one is sent last, and of a ``.fckpt`` that is there already the
-            last bytes are compared, which name its root.
+            `fastckpt.save`): there what makes a step one is sent last. What has the name of a copy is one if it has
+            the size, and of a ``.fckpt`` the footer, which names its root digest; of any other file every byte is
+            compared. What the store has of a ``.fckpt`` besides its footer is not read: `fastckpt.verify` does.
         step: Only this step.
         share: False copies the bytes also where they could be shared: a disk that fails takes shared ones with it.
         threads: Worker threads; None takes one per CPU.

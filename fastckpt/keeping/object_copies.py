@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from fastckpt.constants import ALIGNMENT
+from fastckpt.constants import FOOTER_SIZE
 from fastckpt.errors import CheckpointNotFoundError, NotACheckpointError
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.fetches import Fetches
@@ -22,7 +22,12 @@ from fastckpt.remote.store import Version
 class ObjectCopies:
     """Copies in an object store.
 
-    An object appears as a whole, so what is there is whole or something else: it is replaced by nothing.
+    An object appears as a whole, so what is there is whole or something else: it is replaced by nothing. It is a copy
+    already if it has the size of the file, and
+
+    * of a ``.fckpt`` the same footer: that names the root digest, which stands for every byte, and the file was
+      verified against it. Whether the store still has what it was sent is for ``fastckpt verify URL`` to say;
+    * of any other file every byte of it, all of which is fetched: nothing in such a file stands for the rest.
 
     Args:
         place: The prefix.
@@ -47,13 +52,12 @@ class ObjectCopies:
         """
         where = self._place.joined(name)
         try:
-            version, tail = where.store.tail(where.key, ALIGNMENT)
+            version, tail = where.store.tail(where.key, FOOTER_SIZE)
         except CheckpointNotFoundError:
             return False
         if (
             version.size == file.size
             and tail == file.read(file.size - len(tail), len(tail))
-            # The last bytes of a .fckpt name its root.
             and (len(tail) == file.size or _is_fckpt(file) or _is_same(file, where, version))
         ):
             return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -11,7 +10,7 @@ import torch
 from fastckpt.errors import DamagedError, UnsupportedStateError
 from fastckpt.layout.selection import select_names
 from fastckpt.layout.tree import TensorRef
-from fastckpt.sets.dcp_metadata import NAME, GlobalTensor, Metadata, read_metadata
+from fastckpt.sets.dcp_metadata import GlobalTensor, Metadata
 from fastckpt.sets.items_of import items_of
 from fastckpt.sets.model import CheckpointSet, Member, Piece
 from fastckpt.sets.nesting import nested
@@ -39,7 +38,8 @@ class Assembly:
     def load(self, keys: str | Iterable[str] | None) -> Any:
         """The nested state, or a flat dict of the tensors that ``keys`` name."""
         require_manifest(self.checkpoint)
-        metadata = read_metadata(os.path.join(self.checkpoint.path, NAME))
+        metadata = self.checkpoint.manifest
+        assert isinstance(metadata, Metadata), "it is sound"
         names = (
             list(metadata.tensors) if keys is None else select_names(list(metadata.tensors), keys, self.checkpoint.path)
         )
@@ -58,7 +58,7 @@ class Assembly:
 
     def take(self, member: Member, pieces: Sequence[Piece], metadata: Metadata, values: dict[str, Any]) -> None:
         """Copy the pieces that a file has to their places; objects become values."""
-        with open_file(member.path) as file:
+        with open_file(member.place) as file:
             assert isinstance(file, OpenedForeign)
             item_at = items_of(file.foreign)
             refs: list[tuple[Piece, TensorRef]] = []
@@ -72,7 +72,8 @@ class Assembly:
                     values[piece.name] = self.plain(file, item)
             entries = [file.entries[ref.entry] for _, ref in refs]
             storages = [entry.storage for entry in entries]
-            bytes_of = file.bring(storages, threads=self.threads, verify=True, progress=None, mapped=True)
+            mapped = not file.source.far  # Of an object it would be a map of a copy.
+            bytes_of = file.bring(storages, threads=self.threads, verify=True, progress=None, mapped=mapped)
             for (piece, _), part in zip(refs, build_tensors(entries, bytes_of, _CPU), strict=True):
                 if piece.offsets is None:
                     values[piece.name] = part.clone()

@@ -14,9 +14,8 @@ from fastckpt.errors import UsageError
 from fastckpt.io.file_object import Readables, name_of
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
-from fastckpt.loading.local_set import local_set
 from fastckpt.loading.opening import opened
-from fastckpt.remote.path import Options, RemotePath, located
+from fastckpt.remote.path import Options, as_place, located
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
@@ -54,7 +53,7 @@ def load(
             it is copied to a temporary file from where it stands to its end. Or a directory with a model in shards
             (which gives a flat dict), or with a checkpoint of torch.distributed.checkpoint, put together.
             Or the URL of a file in a bucket, on a web server or the hub: ranges of it are read, as many as are needed.
-            Or a URL that ends with a slash, of a model in shards or of a set: a temporary copy of it is read.
+            Or a URL that ends with a slash, of such a directory: of its files, too, only the ranges that are needed.
         device: Where the tensors shall be.
         map_location: torch's word for ``device``; of a place for each tensor (a dict, a function) it knows nothing.
         mmap: Map the file instead of reading it. The tensors are writable but
@@ -107,27 +106,13 @@ def load(
         options: dict[str, Any] = {"ring": ring, "engine": engine, "threads": threads, "progress": progress}
         read = functools.partial(load, path, device=target, mmap=mmap, verify=verify, **options)
         return load_shared(read, name_of(path), share=share, device=target, keys=keys, group=group)
-    if isinstance(path, RemotePath) and path.is_directory:
-        with local_set(path) as directory:
-            return load(
-                directory,
-                device=target,
-                mmap=mmap,
-                verify=verify,
-                keys=keys,
-                threads=threads,
-                ring=ring,
-                engine=engine,
-                opaque=opaque,
-                progress=progress,
-            )
     if isinstance(path, str | os.PathLike) and is_directory_of_checkpoints(path):
         from fastckpt.loading.load_set import load_set
 
         one = functools.partial(
             load, device=target, mmap=mmap, verify=verify, threads=threads, ring=ring, engine=engine, progress=progress
         )
-        return load_set(os.fspath(path), keys, one, device=target, threads=threads, opaque=opaque)
+        return load_set(as_place(path), keys, one, device=target, threads=threads, opaque=opaque)
     how = staging_for(device_of(target), verify=verify, ring=ring, engine=engine, threads=threads, progress=progress)
     if how.engine == "kvikio" or (target.type != "cpu" and not mmap):
         from fastckpt.loading.stream import load_through

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from fastckpt.errors import MismatchError, TensorNotFoundError
-from fastckpt.io.file_object import Readables, refuse_swapped
+from fastckpt.io.file_object import refuse_swapped
+from fastckpt.io.source import Openable
 from fastckpt.io.transfer import Progress
 from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.layout.entries import Entry
@@ -16,9 +17,8 @@ from fastckpt.layout.prefixes import Named, find_renaming, with_names, without_p
 from fastckpt.layout.subtree import part_of
 from fastckpt.loading.destination import Destination, Plan
 from fastckpt.loading.filling import FileFiller, Filler
-from fastckpt.loading.local_set import local_set
 from fastckpt.loading.opening import opened
-from fastckpt.remote.path import Options, RemotePath, located
+from fastckpt.remote.path import Options, as_place, located
 from fastckpt.staging.device import device_of
 from fastckpt.staging.ring import Ring
 from fastckpt.staging.stage import staging_for
@@ -39,7 +39,7 @@ class Unmatched(NamedTuple):
 
 def load_into(
     destination: object,
-    path: Readables,
+    path: Openable,
     *,
     prefix: str | None = None,
     strip_prefix: str | None = None,
@@ -127,18 +127,14 @@ def load_into(
 
 @contextmanager
 def _source_of(
-    path: Readables, here: Destination, keys: str | Iterable[str] | None, prefix: str | None, *, renamed: bool
+    path: Openable, here: Destination, keys: str | Iterable[str] | None, prefix: str | None, *, renamed: bool
 ) -> Iterator[Filler]:
     """What fills the destination: a file, or a directory with one checkpoint in it."""
-    if isinstance(path, RemotePath) and path.is_directory:
-        with local_set(path) as directory, _source_of(directory, here, keys, prefix, renamed=renamed) as source:
-            yield source
-        return
     if isinstance(path, str | os.PathLike) and is_directory_of_checkpoints(path):
         from fastckpt.loading.set_filler import set_filler
 
         part = None if prefix is None else prefix.removesuffix(".")
-        yield set_filler(os.fspath(path), keys, prefix=part, renamed=renamed, values=keys is None or here.takes_states)
+        yield set_filler(as_place(path), keys, prefix=part, renamed=renamed, values=keys is None or here.takes_states)
         return
     with opened(path, None) as wanted:
         yield FileFiller(wanted)

@@ -10,12 +10,13 @@ import torch
 from fastckpt.loading.assembly import Assembly
 from fastckpt.loading.own_set import load_own_set
 from fastckpt.loading.shards import load_shards
+from fastckpt.remote.path import Place
 from fastckpt.sets import dcp, own
 from fastckpt.sets.one_checkpoint import one_checkpoint
 
 
 def load_set(
-    directory: str,
+    directory: Place,
     keys: str | Iterable[str] | None,
     load_file: Callable[..., Any],
     *,

@@ -15,17 +15,21 @@ from fastckpt.errors import FastckptError, NotACheckpointError, TensorNotFoundEr
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.storages import read_span
 from fastckpt.foreign.sniff import kind_of
-from fastckpt.io.file_object import Readables
+from fastckpt.io.file_object import Readables, is_path
 from fastckpt.io.open_source import open_source
 from fastckpt.io.source import Openable, Source
 from fastckpt.io.transfer import thread_count
+from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.layout.entries import Entry, check_entry
 from fastckpt.layout.subtree import NOTHING, below
 from fastckpt.layout.tree import decode_tree
 from fastckpt.layout.walk import tensors_below
-from fastckpt.remote.path import Options, located
+from fastckpt.remote.path import Options, Place, as_place, located
 from fastckpt.seals.beside import seal_beside
+from fastckpt.sets.one_checkpoint import one_checkpoint
+from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.stored.open_file import open_file
+from fastckpt.stored.opened import Opened
 from fastckpt.stored.sealed import OpenedSealed
 from fastckpt.tensor.dtypes import require_dtypes
 from fastckpt.tensor.rebuild import build_tensors, resolve_tree
@@ -71,6 +75,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self._threads = thread_count(threads)
         self._file = CheckpointFile(path)
         self._source = self._file.source
+        self._path = self._source.path
         try:
             with collector_paused():
                 self._names = {name: index for index, name in enumerate(self._file.entry_names)}
@@ -88,6 +93,10 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """Close the file. Tensors that were read stay valid."""
         self._source.close()
 
+    @property
+    def _is_closed(self) -> bool:
+        return self._source.is_closed
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
@@ -98,7 +107,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return name in self._names or (isinstance(name, str) and self._below(name) is not NOTHING)
 
     def __repr__(self) -> str:
-        return f"<fastckpt.Checkpoint {self._source.path!r}: {len(self)} tensors>"
+        return f"<fastckpt.Checkpoint {self._path!r}: {len(self)} tensors>"
 
     @property
     def root(self) -> str:
@@ -116,12 +125,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             close = difflib.get_close_matches(name, list(self._names), 3)
             raise TensorNotFoundError(
                 f"there is no tensor {name!r}",
-                path=self._source.path,
+                path=self._path,
                 expected=", ".join(close) if close else None,
-                next_step=f"fastckpt inspect {quoted(self._source.path)}",
+                next_step=f"fastckpt inspect {quoted(self._path)}",
             )
-        if self._source.is_closed:
-            raise UsageError("the checkpoint is closed", path=self._source.path)
+        if self._is_closed:
+            raise UsageError("the checkpoint is closed", path=self._path)
         return self._entry_at(index)
 
     def _entry_at(self, index: int) -> Entry:
@@ -129,7 +138,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         try:
             check_entry(entry, [place.nbytes for place in self._file.manifest.storages])
         except FastckptError as error:
-            error.path = self._source.path
+            error.path = self._path
             raise
         return entry
 
@@ -158,7 +167,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         """
         entry = self._entry(name)
         if not entry.shape:
-            raise UsageError("a tensor without dimensions has no rows", path=self._source.path, tensor=name)
+            raise UsageError("a tensor without dimensions has no rows", path=self._path, tensor=name)
         begin, end, _ = slice(start, stop).indices(entry.shape[0])
         return self._read(
             entry._replace(
@@ -196,18 +205,29 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return self._file.manifest.entries
 
 
-class SealedCheckpoint(Checkpoint):
-    """The same of a ``.pt`` or ``.safetensors`` with a seal beside it."""
+class OpenedCheckpoint(Checkpoint):
+    """The same of several files, or of a ``.pt`` or ``.safetensors`` with a seal beside it."""
 
-    def __init__(self, opened: OpenedSealed, *, threads: int | None = None) -> None:
-        self._threads = thread_count(threads)
+    def __init__(self, opened: Opened) -> None:
+        require_dtypes(opened.entries, opened.path)
         self._opened = opened
-        self._source = opened.source
+        self._path = opened.path
+        self._was_closed = False
         self._names = {entry.name: index for index, entry in enumerate(opened.entries)}
+
+    def close(self) -> None:
+        self._was_closed = True
+        self._opened.close()
+
+    @property
+    def _is_closed(self) -> bool:
+        return self._was_closed
 
     @property
     def root(self) -> str:
-        raise UsageError(f"a {self._opened.format} has no root digest", path=self._source.path)
+        if self._opened.root is None:
+            raise UsageError(f"this has no root digest: it is of the format {self._opened.format}", path=self._path)
+        return self._opened.root
 
     @cached_property
     def metadata(self) -> dict[str, Any]:
@@ -275,7 +295,7 @@ def open(path: Readables, *, threads: int | None = None, storage_options: Option
     """Open a ``.fckpt`` file without reading any tensor; or a ``.pt`` or ``.safetensors`` with a seal beside it.
 
     Args:
-        path: What `fastckpt.load` takes, but no directory.
+        path: What `fastckpt.load` takes. Of a checkpoint in several files each must be one that can be opened so.
         threads: Worker threads; None takes one per CPU.
         storage_options: See `fastckpt.load`.
 
@@ -286,7 +306,10 @@ def open(path: Readables, *, threads: int | None = None, storage_options: Option
         >>> fastckpt.open("state.fckpt").rows("w", 1, 3)
         tensor([1., 2.])
     """
-    source = open_source(located(path, storage_options))
+    place = located(path, storage_options)
+    if is_path(place) and is_directory_of_checkpoints(place):
+        return _open_set(as_place(place))
+    source = open_source(place)
     try:
         if kind_of(source) not in (None, "fckpt", "tar"):
             return _open_sealed(source, threads=threads)
@@ -301,10 +324,25 @@ def _open_sealed(source: Source, *, threads: int | None) -> Checkpoint:
     if seal_beside(source) is not None:
         opened = open_file(source)
         if isinstance(opened, OpenedSealed):
-            require_dtypes(opened.entries, source.path)
-            return SealedCheckpoint(opened, threads=threads)
+            return OpenedCheckpoint(opened)
     try:
         return Checkpoint(source, threads=threads)
     except NotACheckpointError as error:
         error.next_step = f"{error.next_step}; or fastckpt seal {quoted(source.path)}, to open it as it is"
+        raise
+
+
+def _open_set(directory: Place) -> Checkpoint:
+    """Raises what `OpenedSet` does, and NotACheckpointError unless every part that is read can be proven by itself."""
+    opened = OpenedSet(one_checkpoint(directory))
+    try:
+        if any(nbytes and opened.witness(number) != "leaves" for number, nbytes in enumerate(opened.storage_sizes)):
+            raise NotACheckpointError(
+                "its files have no digests to prove a part of a tensor by",
+                path=opened.path,
+                next_step="fastckpt.stream, or load with keys= for some tensors",
+            )
+        return OpenedCheckpoint(opened)
+    except BaseException:
+        opened.close()
         raise

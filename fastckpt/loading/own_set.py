@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 
-from fastckpt.constants import SET_NAME, SET_TENSORS
+from fastckpt.constants import SET_TENSORS
 from fastckpt.errors import DamagedError
-from fastckpt.io.source import Source
+from fastckpt.io.open_source import open_source
 from fastckpt.layout.selection import select_names
 from fastckpt.sets.contents import about_shard, object_in, require_root
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.nesting import nested
 from fastckpt.sets.require_sound import require_manifest
-from fastckpt.sets.set_manifest import key_of, read_set_manifest
+from fastckpt.sets.set_manifest import SetManifest, key_of
 from fastckpt.stored.open_file import open_file
 from fastckpt.tensor.dtypes import torch_dtype
 
@@ -36,7 +35,8 @@ def load_own_set(
 ) -> Any:
     """The nested state, or a flat dict of the tensors that ``keys`` name, put together from the parts in all shards."""
     require_manifest(checkpoint)
-    manifest = read_set_manifest(os.path.join(checkpoint.path, SET_NAME))
+    manifest = checkpoint.manifest
+    assert isinstance(manifest, SetManifest), "it is sound"
     names = list(manifest.tensors) if keys is None else select_names(list(manifest.tensors), keys, checkpoint.path)
     values: dict[str, Any] = {}
     parts: dict[str, list[_Part]] = {}
@@ -55,7 +55,8 @@ def load_own_set(
             continue
         wanted = None if keys is None else [f"{SET_TENSORS}.{part.key}" for part in parts[shard]]
         objects = [name for name, own_shard in manifest.objects.items() if own_shard == shard and keys is None]
-        with about_shard(member.path, [*(part.key for part in parts[shard]), *objects]), Source(member.path) as source:
+        keys_here = [*(part.key for part in parts[shard]), *objects]
+        with about_shard(member.path, keys_here), open_source(member.place) as source:
             require_root(open_file(source), member)
             loaded = load_file(source, keys=wanted)
         for part in parts[shard]:

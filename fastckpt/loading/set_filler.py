@@ -13,6 +13,7 @@ from fastckpt.layout.entries import Entry, contiguous_stride
 from fastckpt.layout.prefixes import Named, with_names
 from fastckpt.loading.filling import FileFiller, Filler
 from fastckpt.loading.opening import Wanted
+from fastckpt.remote.path import Place
 from fastckpt.sets.contents import Contents, Part, contents_of
 from fastckpt.sets.model import Member
 from fastckpt.sets.one_checkpoint import one_checkpoint
@@ -21,7 +22,7 @@ from fastckpt.tensor.dtypes import require_dtypes
 
 
 def set_filler(
-    directory: str, keys: str | Iterable[str] | None, *, prefix: str | None, renamed: bool, values: bool
+    directory: Place, keys: str | Iterable[str] | None, *, prefix: str | None, renamed: bool, values: bool
 ) -> Filler:
     """The checkpoint in a directory.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastckpt.io.source import Source
+from fastckpt.io.open_source import open_source
 from fastckpt.layout.selection import select_names
 from fastckpt.sets.contents import names_in
 from fastckpt.sets.judge import tensors_in
@@ -41,7 +41,7 @@ def load_shards(
         if not own:
             continue
         require_there(checkpoint, [member])
-        with Source(member.path) as source:
+        with open_source(member.place) as source:
             there = tensors_in(source)
             require_indexed(own, there, member.path, whole=wanted is None)
             # A shard that is wanted whole is read as a whole: nothing has to be looked up by name.

@@ -9,10 +9,11 @@ from typing import Any, Literal
 import torch
 
 from fastckpt.collector import collector_paused
-from fastckpt.io.file_object import Readables
+from fastckpt.io.file_object import Readables, is_path
+from fastckpt.io.unpacked import is_directory_of_checkpoints
 from fastckpt.layout.entries import by_storage
 from fastckpt.loading.opening import opened
-from fastckpt.remote.path import Options, located
+from fastckpt.remote.path import Options, as_place, located
 from fastckpt.staging.device import device_of, parse_device
 from fastckpt.staging.regions import Region
 from fastckpt.staging.ring import Ring
@@ -39,7 +40,8 @@ def stream(
     memory. Closing the generator, or leaving the loop over it, stops the reading.
 
     Args:
-        path: What `fastckpt.load` takes.
+        path: What `fastckpt.load` takes. Of several files 64 MiB, or a larger tensor, are read at a time, and always
+            verified as far as they can be.
         device: Where the tensors shall be.
         keys: Flat names or globs; only these tensors are read.
         verify: See `fastckpt.load`.
@@ -63,8 +65,14 @@ def stream(
         >>> {name: tensor.shape for name, tensor in fastckpt.stream("weights.fckpt")}
         {'w': torch.Size([4])}
     """
-    how = staging_for(device_of(parse_device(device)), verify=verify, ring=ring, engine=engine, threads=threads)
-    return stream_through(located(path, storage_options), how, keys)
+    where = parse_device(device)
+    how = staging_for(device_of(where), verify=verify, ring=ring, engine=engine, threads=threads)
+    place = located(path, storage_options)
+    if is_path(place) and is_directory_of_checkpoints(place):
+        from fastckpt.loading.stream_set import stream_set
+
+        return stream_set(as_place(place), where, keys, threads=threads)
+    return stream_through(place, how, keys)
 
 
 def stream_through(

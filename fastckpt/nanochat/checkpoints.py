@@ -34,7 +34,7 @@ from fastckpt.nanochat.meta import parse_meta, read_meta_bytes
 from fastckpt.nanochat.names import META, MODEL, OPTIM, Stem, ask_doctor, place_of_step
 from fastckpt.nanochat.save_mark import SaveMark, is_first_rank, meta_digest, read_mark, save_digest, world_size
 from fastckpt.nanochat.step_change import drop_kept, keep_whole
-from fastckpt.nanochat.steps import Step, list_numbers, read_steps
+from fastckpt.nanochat.steps import Step, directory_here, list_numbers, read_steps
 from fastckpt.needs import needs_torch
 from fastckpt.text import quoted
 
@@ -94,7 +94,7 @@ def _save(
     rank: int | None,
     ranks: int,
 ) -> None:
-    directory = os.fsdecode(checkpoint_dir)
+    directory = directory_here(checkpoint_dir)
     with needs_torch("save_checkpoint"):
         from fastckpt.saving.save import save
 
@@ -148,7 +148,7 @@ def load_checkpoint(
         >>> meta["step"]
         20
     """
-    directory = os.fsdecode(checkpoint_dir)
+    directory = directory_here(checkpoint_dir)
     here, files = choose_files(_find_step(directory, step))
     model = _require(files, here.model, directory)
     stem = optimizer_stem(files, step, rank)

@@ -19,7 +19,7 @@ from fastckpt.nanochat.completeness import StepState, newest_complete, unread_er
 from fastckpt.nanochat.names import ask_doctor
 from fastckpt.nanochat.places import BASE, DEPTH, MID, RL, SFT
 from fastckpt.nanochat.save_mark import is_first_rank
-from fastckpt.nanochat.steps import read_steps
+from fastckpt.nanochat.steps import directory_here, read_steps
 
 logger = logging.getLogger("fastckpt.nanochat")
 
@@ -57,7 +57,7 @@ def find_largest_model(checkpoints_dir: str | os.PathLike[str]) -> str:
         >>> fastckpt.nanochat.find_largest_model("base_checkpoints")
         'd4'
     """
-    parent = os.fsdecode(checkpoints_dir)
+    parent = directory_here(checkpoints_dir)
     try:
         with os.scandir(parent) as listing:
             directories = {item.name: item.stat().st_mtime for item in listing if item.is_dir()}
@@ -97,7 +97,7 @@ def find_last_step(checkpoint_dir: str | os.PathLike[str]) -> int:
         >>> fastckpt.nanochat.find_last_step("base_checkpoints/d4")
         20
     """
-    directory = os.fsdecode(checkpoint_dir)
+    directory = directory_here(checkpoint_dir)
     if not exists(directory):
         raise _nothing_in(directory)
     newest, passed = newest_complete(directory, verify=True)

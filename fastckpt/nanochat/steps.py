@@ -11,6 +11,7 @@ from typing import Final
 from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
 from fastckpt.io.os_errors import exists, file_path, status, translate_os_error
 from fastckpt.nanochat.names import BEFORE, META, MODEL, OPTIM, Stem, hidden_name, parse_hidden, parse_name
+from fastckpt.remote.url import is_url, parse_url
 from fastckpt.text import quoted, some
 
 _SHOWN = 8
@@ -65,6 +66,18 @@ def versions(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
     """
     found = {os.path.basename(path): status(path) for path in paths}
     return {name: (each.st_size, each.st_mtime_ns) for name, each in found.items()}
+
+
+def directory_here(directory: str | os.PathLike[str]) -> str:
+    """The path of a directory. Raises UsageError for one in a store, which would be taken for one that is not there."""
+    path = os.fsdecode(directory)
+    if is_url(path):
+        raise UsageError(
+            "nanochat's directories are read and written on this computer, not in a store",
+            path=parse_url(path).shown,
+            next_step="fastckpt.load(URL of a file in it), or copy the directory",
+        )
+    return path
 
 
 def read_steps(directory: str) -> dict[int, Step]:

@@ -23,11 +23,13 @@ def changed(path: str, *, offset: int | None = None) -> DamagedError:
     )
 
 
-def missing(path: str) -> CheckpointNotFoundError:
-    """There is no such object."""
-    return CheckpointNotFoundError(
-        "not found: no such object, or no such bucket", errno=errno.ENOENT, path=path, next_step="check the URL"
-    )
+def missing(path: str, why: str = "") -> CheckpointNotFoundError:
+    """There is no such object; or no such bucket, if that is why."""
+    if "NoSuchBucket" in why:
+        what, advice = "there is no such bucket", "check the name of the bucket, its region and its endpoint"
+    else:
+        what, advice = "no such object, or no such bucket", "check the URL; that of a directory ends with a slash"
+    return CheckpointNotFoundError(f"not found: {what}", errno=errno.ENOENT, path=path, next_step=advice)
 
 
 def refused(path: str, why: str) -> CheckpointIOError:
@@ -38,11 +40,6 @@ def refused(path: str, why: str) -> CheckpointIOError:
         path=path,
         next_step="check the credentials: in the environment (AWS_ACCESS_KEY_ID, ...), or given as storage_options",
     )
-
-
-def there_already(path: str) -> CheckpointIOError:
-    """An object that must not be replaced has this key."""
-    return CheckpointIOError("there is an object of this name already", errno=errno.EEXIST, path=path)
 
 
 def failed(path: str, why: str, *, offset: int | None = None) -> CheckpointIOError:

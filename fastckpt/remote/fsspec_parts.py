@@ -34,3 +34,22 @@ class FsspecParts:
     def abort(self) -> None:
         with suppress(FastckptError):
             self._do(self._file.discard)
+        with suppress(AttributeError):
+            self._file.closed = True  # Where it is freed, it would be closed, and what was sent put in its place.
+
+
+class MemoryParts:
+    """The same for the file system in memory, which has an object as soon as it is opened: put there as a whole."""
+
+    def __init__(self, files: Any, name: str, do: Do) -> None:
+        self._files, self._name, self._do = files, name, do
+        self._data = bytearray()
+
+    def send(self, part: memoryview) -> None:
+        self._data += part
+
+    def complete(self) -> None:
+        self._do(lambda: self._files.pipe_file(self._name, bytes(self._data)))
+
+    def abort(self) -> None:
+        self._data.clear()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import fsspec
+from fsspec.implementations.memory import MemoryFileSystem
 
 from fastckpt.errors import FastckptError, UsageError
 from fastckpt.remote import failures
-from fastckpt.remote.fsspec_parts import FsspecParts
+from fastckpt.remote.fsspec_parts import FsspecParts, MemoryParts
 from fastckpt.remote.store import Listed, Version
 from fastckpt.remote.waiting import call, require_not_forked
 
@@ -76,15 +77,13 @@ class FsspecStore:
 
         return self._translated(key, fetch, offset=start)
 
-    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
-        mode = "create" if new else "overwrite"
-        self._wait(key, lambda: self._files.pipe_file(self._name(key), data, mode=mode))
-
-    def begin(self, key: str, *, part_size: int, workers: int) -> FsspecParts:
+    def begin(self, key: str, *, part_size: int, workers: int) -> FsspecParts | MemoryParts:
         def do(work: Callable[[], T]) -> T:
             return self._wait(key, work)
 
         name = self._name(key)
+        if isinstance(self._files, MemoryFileSystem):
+            return MemoryParts(self._files, name, do)
         file = do(lambda: self._files.open(name, "wb", block_size=part_size, autocommit=False))
         return FsspecParts(file, do)
 
@@ -92,11 +91,6 @@ class FsspecStore:
         for key in keys:
             if self._wait(key, lambda key=key: self._files.exists(self._name(key))):  # type: ignore[misc]
                 self._wait(key, lambda key=key: self._files.rm_file(self._name(key)))  # type: ignore[misc]
-
-    def list(self, prefix: str) -> Iterator[Listed]:
-        found = self._wait(prefix, lambda: self._files.find(self._name(prefix), detail=True))
-        for name in sorted(found):
-            yield Listed(self._key(name), _version(found[name]))
 
     def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
         found = self._wait(prefix, lambda: self._files.ls(self._name(prefix), detail=True))
@@ -123,8 +117,6 @@ class FsspecStore:
             raise
         except FileNotFoundError:
             raise failures.missing(path) from None
-        except FileExistsError:
-            raise failures.there_already(path) from None
         except PermissionError as error:
             raise failures.refused(path, str(error)) from None
         except Exception as error:

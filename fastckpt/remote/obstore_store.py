@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import obstore
 from obstore import exceptions
@@ -154,10 +154,6 @@ class ObstoreStore:
 
         return self._tried(key, ask, offset=start)
 
-    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
-        mode: Literal["create", "overwrite"] = "create" if new else "overwrite"
-        self._wait(key, lambda: obstore.put(self._store, key, data, mode=mode, use_multipart=False))
-
     def begin(self, key: str, *, part_size: int, workers: int) -> ObstoreParts:
         writer = obstore.open_writer(self._store, key, buffer_size=part_size, max_concurrency=workers)
         return ObstoreParts(
@@ -170,11 +166,6 @@ class ObstoreStore:
                 self._wait(key, partial(obstore.delete, self._store, key))
             except CheckpointNotFoundError:
                 continue
-
-    def list(self, prefix: str) -> Iterator[Listed]:
-        batches = iter(obstore.list(self._store, prefix or None))
-        while batch := self._wait(prefix, lambda: next(batches, ())):
-            yield from (Listed(item["path"], _version(item)) for item in batch)
 
     def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
         found = self._wait(prefix, lambda: obstore.list_with_delimiter(self._store, prefix or None))
@@ -242,12 +233,12 @@ def _translated(error: Exception, path: str, offset: int | None) -> Exception:
     """The typed error for one of obstore's. The text of that can hold secrets: only `failures` uses it."""
     why = str(error)
     if isinstance(error, FileNotFoundError) or "status code: 404" in why:  # The second is said of a listing.
-        return failures.missing(path)
+        return failures.missing(path, why)
     if isinstance(error, exceptions.PreconditionError):
         return failures.changed(path, offset=offset)
-    if isinstance(error, exceptions.AlreadyExistsError):
-        return failures.there_already(path)
-    if isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError):
+    # Of a listing obstore says it only in its text.
+    denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
+    if denied or "status code: 401" in why or "status code: 403" in why:
         return failures.refused(path, why)
     if isinstance(error, exceptions.NotSupportedError):
         return failures.without_ranges(path)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from fastckpt.errors import UsageError
 from fastckpt.needs import needs_remote
 from fastckpt.remote.url import BUCKETS, WEB, Url, is_url, local_path, parse_url, refuse_url
 
 if TYPE_CHECKING:
-    from fastckpt.remote.store import Store
+    from fastckpt.remote.store import Store, Version
 
 Options: TypeAlias = "Mapping[str, Any] | Any"
 """``storage_options``: what obstore or fsspec takes, by name; or a store of obstore that is open already."""
@@ -23,12 +23,14 @@ class RemotePath(os.PathLike[str]):
     Attributes:
         store: Where it lies.
         key: What it is called there; a directory has a slash at its end, or is empty.
+        seen: The version that a listing has shown: what is opened must be that one. None if nobody has looked.
     """
 
-    def __init__(self, store: Store, base: str, key: str) -> None:
+    def __init__(self, store: Store, base: str, key: str, seen: Version | None = None) -> None:
         self.store = store
         self._base = base
         self.key = key
+        self.seen = seen
 
     def __fspath__(self) -> str:
         return self._base + self.key
@@ -44,6 +46,11 @@ class RemotePath(os.PathLike[str]):
         """Whether it is named as one."""
         return not self.key or self.key.endswith("/")
 
+    @property
+    def parent(self) -> RemotePath:
+        """The directory that it is in."""
+        return self.at(self.key.removesuffix("/").rpartition("/")[0]).joined("")
+
     def joined(self, name: str) -> RemotePath:
         """What has this name in the directory that this is."""
         return self.at(f"{self.key}{'/' if self.key and not self.key.endswith('/') else ''}{name}")
@@ -52,9 +59,18 @@ class RemotePath(os.PathLike[str]):
         """What is called as this is, and has more at its end."""
         return self.at(self.key + suffix)
 
-    def at(self, key: str) -> RemotePath:
+    def at(self, key: str, seen: Version | None = None) -> RemotePath:
         """Another key in the same store."""
-        return RemotePath(self.store, self._base, key)
+        return RemotePath(self.store, self._base, key, seen)
+
+
+Place: TypeAlias = Union[str, RemotePath]  # noqa: UP007
+"""What names a file or directory: a path here, or where it is in a store."""
+
+
+def as_place(path: str | os.PathLike[str]) -> Place:
+    """A path of any kind as a `Place`."""
+    return path if isinstance(path, RemotePath) else os.fspath(path)
 
 
 def located(path: Any, storage_options: Options | None = None) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -23,6 +23,10 @@ class Version:
     size: int
     etag: str | None = None
     modified: float = 0.0
+
+    def may_be(self, other: Version) -> bool:
+        """Whether both can be the same content. Of times a listing says something else than an answer does."""
+        return self.size == other.size and (None in (self.etag, other.etag) or self.etag == other.etag)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Store(Protocol):
     where that may help. Errors are those of `fastckpt.errors`, with ``path`` the URL without secrets:
 
     * CheckpointNotFoundError: no such object, bucket or server;
-    * CheckpointIOError: not allowed (``errno`` EACCES), there already (EEXIST), or the last of several failures;
+    * CheckpointIOError: not allowed (``errno`` EACCES), or the last of several failures;
     * DamagedError: the object is not that version any more, or another length came than was asked for.
 
     Attributes:
@@ -75,17 +79,11 @@ class Store(Protocol):
         This one call hears no Ctrl-C: make it on a thread that nobody has to wait for.
         """
 
-    def put(self, key: str, data: bytes, *, new: bool = False) -> None:
-        """Write a small object, all of it or nothing. With ``new`` one that is there already is an error, and stays."""
-
     def begin(self, key: str, *, part_size: int, workers: int) -> Parts:
         """Begin to write an object, in parts of so many bytes, at most so many of them under way at a time."""
 
     def delete(self, keys: Sequence[str]) -> None:
         """Delete objects, one after the other in this order; one that is not there counts as deleted."""
-
-    def list(self, prefix: str) -> Iterator[Listed]:
-        """Every object whose key is below this prefix (``"a/b/"``; ``""`` is all of them), in order of keys."""
 
     def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
         """As a directory: the prefixes and the objects directly below this one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal
 
 import torch.distributed as dist
@@ -24,6 +24,7 @@ from fastckpt.keeping.series import Series
 from fastckpt.keeping.set_series import SetSeries
 from fastckpt.loading.load_into import load_into
 from fastckpt.remote.path import Options, RemotePath, located
+from fastckpt.runs.load_newest import load_newest
 from fastckpt.runs.sharded import parts_of, take
 from fastckpt.saving.save import save
 from fastckpt.saving.save_async import Pending, save_async
@@ -32,7 +33,7 @@ from fastckpt.sets.find_last_whole import newest_whole
 from fastckpt.sets.recognise import recognise_steps
 
 _NAME: Final = re.compile(r"step_\d{8,18}(?:\.fckpt)?")
-_OBJECT: Final = re.compile(r"step_(\d{8,18})\.fckpt")
+_NUMBERED: Final = re.compile(r"step_(\d{8,18})(?:\.fckpt)?")
 _logger = logging.getLogger("fastckpt")
 
 
@@ -47,7 +48,8 @@ class CheckpointDirectory:
 
     Args:
         path: The directory; made when it is first saved into. Or the URL of a prefix in an object store (see
-            `fastckpt.save`), where each step is one object; to find the newest whole one, all of it is fetched.
+            `fastckpt.save`), where each step is one object, or a set of them; to find the newest whole one, all of it
+            is fetched.
         keep: Which steps to keep; those that it does not are deleted after a save. None keeps all.
         keep_last, keep_every: Short for ``keep=Retention(keep_last, keep_every)``; without ``keep_last`` all are kept.
         sharded: Whether each rank holds a part. Then every rank calls `save`, `save_async`, `latest` and `resume`, and
@@ -56,7 +58,7 @@ class CheckpointDirectory:
 
     Raises:
         UsageError: A number is out of range, there is no such parity, ``keep`` stands beside one, or a URL beside
-            what needs a directory: ``sharded``, parity, ``min_free``.
+            what needs a disk: parity, ``min_free``.
 
     Example:
         >>> run = fastckpt.CheckpointDirectory("run", keep=fastckpt.Retention(keep_last=2))
@@ -88,9 +90,9 @@ class CheckpointDirectory:
         self.keep = rule if keep is not None or keep_last is not None else None
         self.sharded = sharded
         parity_asked_for(parity, parity_at)
-        if self._remote is not None and (sharded or parity or rule.min_free):
+        if self._remote is not None and (parity or rule.min_free):
             raise UsageError(
-                "a step in an object store is one object: not sharded, without parity, and nothing there is ever full",
+                "a step in an object store is without parity, and nothing there is ever full",
                 path=self.path,
                 next_step="save to a directory, and send its steps: fastckpt sync DIR URL --watch 60",
             )
@@ -114,7 +116,7 @@ class CheckpointDirectory:
         """
         path = self._path_of(step, metadata)
         if self.sharded:
-            save_sharded(parts_of(state), path, **self._options)
+            save_sharded(parts_of(state), self._at(path), **self._options)
         elif _is_first():
             self._begin()
             save(state, self._at(path), metadata=metadata, **self._options)
@@ -131,7 +133,7 @@ class CheckpointDirectory:
         path = self._path_of(step, metadata)
         self._prune_quietly(None)
         if self.sharded:
-            return async_save(parts_of(state), path, **self._options)
+            return async_save(parts_of(state), self._at(path), **self._options)
         if not _is_first():
             return None
         self._begin()
@@ -146,17 +148,7 @@ class CheckpointDirectory:
         Raises:
             CheckpointIOError: The system could not read a step that may be the newest.
         """
-        found: list[Any] = [None]
-        if _is_first():
-            try:
-                found = [self._newest_whole()]
-            except FastckptError as error:
-                found = [error]
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast_object_list(found)
-        if isinstance(found[0], FastckptError):
-            raise found[0]
-        return found[0]  # type: ignore[no-any-return]
+        return _said_by_the_first(self._newest_whole)
 
     def resume(self, state: object) -> bool:
         """Load the newest whole step into ``state``, see `fastckpt.load_into`.
@@ -166,16 +158,26 @@ class CheckpointDirectory:
 
         Raises: What `latest` and `fastckpt.load_into`, or `fastckpt.dcp.load`, raise.
         """
+        if self._remote is not None and not self.sharded:
+            return self._resume_from(self._remote, state)
         newest = self.latest()
         if newest is None:
             return False
         if self.sharded:
             parts = parts_of(state)
-            load_sharded(parts, newest, threads=self._options["threads"])
+            load_sharded(parts, self._at(newest), threads=self._options["threads"])
             take(state, parts)  # type: ignore[arg-type]
         else:
             load_into(state, self._at(newest), threads=self._options["threads"])
         return True
+
+    def _resume_from(self, place: RemotePath, state: object) -> bool:
+        """`resume` from a store: the first process proves a step as it loads it, so that all of it comes once."""
+        threads = self._options["threads"]
+        newest = _said_by_the_first(lambda: load_newest(self._objects(place), state, threads=threads))
+        if newest is not None and not _is_first():
+            load_into(state, self._at(newest), threads=threads)
+        return newest is not None
 
     def prune(self, *, saved: int | None = None) -> list[str]:
         """Delete the steps that are no longer to be kept, by the rule of `fastckpt.Retention`.
@@ -214,7 +216,7 @@ class CheckpointDirectory:
 
     def _at(self, path: str) -> str | RemotePath:
         """A step by its path, where it is saved and loaded: with the store that was opened."""
-        return path if self._remote is None else self._remote.joined(path.rpartition("/")[2])
+        return path if self._remote is None else self._remote.joined(path.rstrip("/").rpartition("/")[2])
 
     def _newest_whole(self) -> str | None:
         threads = thread_count(self._options["threads"])
@@ -225,7 +227,7 @@ class CheckpointDirectory:
         return newest_whole(steps, threads=threads)
 
     def _objects(self, place: RemotePath) -> ObjectSeries:
-        return ObjectSeries(place, named=_OBJECT, threads=thread_count(self._options["threads"]))
+        return ObjectSeries(place, named=_NUMBERED, threads=thread_count(self._options["threads"]))
 
     def _begin(self) -> None:
         """Make the directory, and remove what killed saves of any step left in it: the new one may need the room."""
@@ -239,6 +241,21 @@ class CheckpointDirectory:
             self.prune(saved=saved)
         except (FastckptError, OSError) as error:
             _logger.warning("Old checkpoints were not deleted: %s", error)
+
+
+def _said_by_the_first(ask: Callable[[], str | None]) -> str | None:
+    """What the first process finds, or raises, on all of them."""
+    found: list[Any] = [None]
+    if _is_first():
+        try:
+            found = [ask()]
+        except FastckptError as error:
+            found = [error]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(found)
+    if isinstance(found[0], FastckptError):
+        raise found[0]
+    return found[0]  # type: ignore[no-any-return]
 
 
 def _is_first() -> bool:

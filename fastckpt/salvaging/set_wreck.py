@@ -141,7 +141,7 @@ class SetWreck:
             return member
         message = f"{member.name} ({member.what}) is here as {os.path.basename(path)}"
         self.wreck.findings.append(Finding(Kind.INCONSISTENT, message, 0, 0, loss=False))
-        return replace(member, path=path)
+        return replace(member, place=path)
 
     @cached_property
     def _roots(self) -> dict[str, str]:

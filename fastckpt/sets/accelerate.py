@@ -32,7 +32,7 @@ _PARTS: Final = (
 
 def recognise(listing: Listing) -> list[CheckpointSet]:
     """The steps below a directory, or the one step if the directory is one."""
-    return steps_of_run(listing, _RUN)
+    return [checkpoint for checkpoint, _ in steps_of_run(listing, _RUN)]
 
 
 def _is_step(listing: Listing) -> bool:
@@ -49,7 +49,7 @@ def model_in(listing: Listing) -> CheckpointSet | None:
     """The model of a step, with what else is in its file."""
     if OWN not in listing.names:
         return model_of(listing)
-    return CheckpointSet(KIND, listing.directory, None, [Member(listing.path(OWN), "models and optimizers")])
+    return CheckpointSet(KIND, listing.directory, None, [Member(listing.place(OWN), "models and optimizers")])
 
 
 def _stated(listing: Listing) -> set[str] | None:
@@ -57,7 +57,7 @@ def _stated(listing: Listing) -> set[str] | None:
     if OWN not in listing.names:
         return None
     try:
-        with open_file(listing.path(OWN)) as file:
+        with open_file(listing.place(OWN)) as file:
             stated: Any = file.metadata.get(PARTS)
     except FastckptError:
         return None

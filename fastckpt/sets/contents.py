@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from fastckpt.constants import SET_NAME, SET_OBJECTS, SET_TENSORS
+from fastckpt.constants import SET_OBJECTS, SET_TENSORS
 from fastckpt.errors import (
     CheckpointNotFoundError,
     DamagedError,
@@ -21,18 +21,19 @@ from fastckpt.errors import (
     errors_about,
 )
 from fastckpt.foreign.model import ForeignFile
-from fastckpt.io.source import Source
+from fastckpt.io.open_source import open_source
 from fastckpt.layout.entries import Entry
 from fastckpt.layout.selection import select_names
 from fastckpt.layout.tree import AttributedDict, NamedRef, TensorRef
 from fastckpt.layout.walk import map_tensors, tensors_below
-from fastckpt.sets import dcp, dcp_metadata, own
+from fastckpt.sets import dcp, own
+from fastckpt.sets.dcp_metadata import Metadata
 from fastckpt.sets.items_of import items_of
 from fastckpt.sets.judge import tensors_in
 from fastckpt.sets.model import CheckpointSet, Member, Piece
 from fastckpt.sets.nesting import nested
 from fastckpt.sets.require_sound import require_indexed, require_manifest, require_there
-from fastckpt.sets.set_manifest import key_of, read_set_manifest
+from fastckpt.sets.set_manifest import SetManifest, key_of
 from fastckpt.sets.steps import FILE
 from fastckpt.stored.flat_tree import FlatTree
 from fastckpt.stored.foreign import OpenedForeign
@@ -95,7 +96,7 @@ class Contents(ABC):
     def open(self, member: Member) -> OpenedFile:
         """Open a file of it. Raises DamagedError if it is not there, or is another one than the manifest names."""
         require_there(self.checkpoint, [member])
-        return open_file(member.path)
+        return open_file(member.place)
 
     def found(self, file: OpenedFile, parts: Sequence[Part]) -> list[Entry]:
         """What each part is in its file. Raises DamagedError unless they are what the whole needs."""
@@ -227,7 +228,7 @@ class _Shards(Contents):
 
 def names_in(member: Member) -> list[str]:
     """The names of the tensors in a shard of which no index tells."""
-    with Source(member.path) as source:
+    with open_source(member.place) as source:
         return list(tensors_in(source))
 
 
@@ -263,7 +264,8 @@ class _OwnSet(Contents):
     def __init__(self, checkpoint: CheckpointSet, *, values: bool) -> None:
         super().__init__(checkpoint)
         require_manifest(checkpoint)
-        manifest = read_set_manifest(os.path.join(checkpoint.path, SET_NAME))
+        manifest = checkpoint.manifest
+        assert isinstance(manifest, SetManifest), "it is sound"
         self.root = manifest.root
         self.requires_grad = {name: tensor.requires_grad for name, tensor in manifest.tensors.items()}
         members = {member.name: member for member in checkpoint.members}
@@ -282,7 +284,7 @@ class _OwnSet(Contents):
 
     def open(self, member: Member) -> OpenedFile:
         with about_shard(member.path, [name.removeprefix(f"{SET_TENSORS}.") for name in member.tensors or ()]):
-            file = open_file(member.path)
+            file = open_file(member.place)
             try:
                 require_root(file, member)
             except DamagedError:
@@ -333,7 +335,8 @@ class _Pieces(Contents):
     def __init__(self, checkpoint: CheckpointSet, *, values: bool) -> None:
         super().__init__(checkpoint)
         require_manifest(checkpoint)
-        metadata = dcp_metadata.read_metadata(os.path.join(checkpoint.path, dcp_metadata.NAME))
+        metadata = checkpoint.manifest
+        assert isinstance(metadata, Metadata), "its manifest is sound"
         self.requires_grad = {name: tensor.requires_grad for name, tensor in metadata.tensors.items()}
         found: dict[str, Any] = {
             name: self._add(name, tensor.dtype, tensor.shape, kept=False) for name, tensor in metadata.tensors.items()

@@ -8,12 +8,12 @@ directory ``step-N`` for each step.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterator
 from typing import Final
 
 from fastckpt.errors import FastckptError
+from fastckpt.io.there import size_there
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.sets.dcp_metadata import NAME, Metadata, read_metadata, uncovered
 from fastckpt.sets.files_beside import files_beside
@@ -32,7 +32,7 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
 
 
 def _is_one(listing: Listing) -> bool:
-    return bool(listing.matching(_SHARD)) or (NAME in listing.names and os.path.isfile(listing.path(NAME)))
+    return bool(listing.matching(_SHARD)) or (listing.is_file(NAME))
 
 
 def _set(listing: Listing, step: int | None) -> CheckpointSet:
@@ -44,14 +44,15 @@ def _set(listing: Listing, step: int | None) -> CheckpointSet:
         checkpoint.problems.append(Problem("missing", path, message))
     else:
         try:
-            metadata = read_metadata(path)
+            metadata = read_metadata(listing.place(NAME))
         except FastckptError as error:
             checkpoint.problems.append(Problem(kind_of_fault(error), path, f"{NAME}: {error.message}"))
         else:
+            checkpoint.manifest = metadata
             _describe(checkpoint, listing, metadata)
             checkpoint.beside = [] if step is None else files_beside(listing, checkpoint.members)
             return checkpoint
-    checkpoint.members += [Member(listing.path(name), _what(name)) for name in shards]
+    checkpoint.members += [Member(listing.place(name), _what(name)) for name in shards]
     checkpoint.beside = [] if step is None else files_beside(listing, checkpoint.members)
     return checkpoint
 
@@ -74,7 +75,7 @@ def _describe(checkpoint: CheckpointSet, listing: Listing, metadata: Metadata) -
             continue
         checkpoint.problems += _misplaced(listing, file, pieces)
         names = sorted({piece.name for piece in pieces if piece.name in metadata.tensors})
-        checkpoint.members.append(Member(listing.path(file), _what(file), names, pieces=tuple(pieces)))
+        checkpoint.members.append(Member(listing.place(file), _what(file), names, pieces=tuple(pieces)))
     there = {(piece.name, piece.offsets) for piece in metadata.pieces}
     for name, tensor in metadata.tensors.items():
         wrong = uncovered(tensor)
@@ -92,7 +93,7 @@ def _describe(checkpoint: CheckpointSet, listing: Listing, metadata: Metadata) -
     for match in listing.matching(_SHARD):
         path = listing.path(match[0])
         # A rank with nothing of its own to write leaves an empty one.
-        if match[0] not in by_file and not (os.path.isfile(path) and os.path.getsize(path) == 0):
+        if match[0] not in by_file and size_there(listing.place(match[0])) != 0:
             message = f"{match[0]} is not named by {NAME}: it is of another save"
             checkpoint.problems.append(Problem("inconsistent", path, message, loss=False, exit_code=1))
 
@@ -103,7 +104,7 @@ def _misplaced(listing: Listing, file: str, pieces: list[Piece]) -> Iterator[Pro
     So no more memory is taken for the tensors than the files have bytes.
     """
     path = listing.path(file)
-    size = os.path.getsize(path) if os.path.isfile(path) else None
+    size = size_there(listing.place(file))
     end = 0
     for piece in sorted(pieces, key=lambda piece: piece.offset):
         if piece.offset < end:

@@ -7,6 +7,7 @@ which imports nothing; all that is taken from it are names and whole numbers.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise, product
@@ -16,9 +17,10 @@ from fastckpt.errors import DamagedError, errors_about
 from fastckpt.foreign.model import Opaque
 from fastckpt.foreign.pickle_reader import KEY, PickleReader
 from fastckpt.foreign.torch_semantics import TorchSemantics
-from fastckpt.io.source import Source
+from fastckpt.io.open_source import open_source
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.tree import DTypeRef, SizeRef
+from fastckpt.remote.path import Place
 from fastckpt.sets.model import Piece
 
 NAME: Final = ".metadata"
@@ -62,15 +64,16 @@ class Metadata:
     paths: dict[str, tuple[Any, ...]]
 
 
-def read_metadata(path: str) -> Metadata:
-    """What the ``.metadata`` at ``path`` says.
+def read_metadata(place: Place) -> Metadata:
+    """What the ``.metadata`` at ``place`` says.
 
     Raises:
         DamagedError: It is cut, or says what it cannot mean.
         UnsupportedStateError: It uses what such a file never does.
         CheckpointIOError: It cannot be read.
     """
-    with Source(path) as source:
+    path = os.fspath(place)
+    with open_source(place) as source:
         if source.size > MAX_SIZE:
             raise DamagedError(f"it has more than {MAX_SIZE} bytes, more than any file of its kind", path=path)
         data = bytes(source.read(0, source.size))

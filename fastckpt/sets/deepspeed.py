@@ -7,15 +7,16 @@ is the share of the optimizer that one of these had.
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Final, NamedTuple
 
 from fastckpt.errors import FastckptError
+from fastckpt.io.there import read_there
+from fastckpt.remote.path import Place
 from fastckpt.sets.expected_ranks import expected_ranks
 from fastckpt.sets.files_beside import files_beside
 from fastckpt.sets.listing import Listing
-from fastckpt.sets.model import UNREADABLE, CheckpointSet, Member, Problem
+from fastckpt.sets.model import CheckpointSet, Member, Problem, kind_of_fault
 from fastckpt.stored.open_file import open_file
 
 KIND: Final = "DeepSpeed checkpoint"
@@ -30,7 +31,7 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
     """The steps below a directory, or the one step if the directory is one."""
     if listing.matching(_MODEL) or listing.matching(_OPTIM):
         return [_step(listing)]
-    inner = [Listing(listing.path(name)) for name in listing.directories]
+    inner = [listing.inner(name) for name in listing.directories]
     steps = [step for step in inner if step.matching(_MODEL) or step.matching(_OPTIM)]
     found = sorted(map(_step, steps), key=lambda step: -1 if step.step is None else step.step)
     if found and LATEST in listing.names:
@@ -44,21 +45,20 @@ def _check_latest(listing: Listing) -> Problem | None:
     """``latest`` must name a directory that is there: DeepSpeed loads from the one that it names."""
     path = listing.path(LATEST)
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            named = file.read(_MAX_NAME).strip()
-    except OSError as error:
-        return Problem(UNREADABLE, path, f"`latest` cannot be read: {error.strerror}")
+        named = read_there(listing.place(LATEST), limit=_MAX_NAME).decode(errors="replace").strip()
+    except FastckptError as error:
+        return Problem(kind_of_fault(error), path, f"`latest` cannot be read: {error.message}")
     if named in listing.directories:
         return None
     return Problem("missing", path, f"`latest` names {named[:80]!r}, which is not there")
 
 
 def _step(listing: Listing) -> CheckpointSet:
-    number = re.search(r"(\d+)$", os.path.basename(os.path.abspath(listing.directory)))
+    number = re.search(r"(\d+)$", listing.name)
     checkpoint = CheckpointSet(KIND, listing.directory, int(number[1]) if number is not None else None)
     models = listing.matching(_MODEL)
     optims = listing.matching(_OPTIM)
-    said = _said_by([listing.path(match[0]) for match in models])
+    said = _said_by([listing.place(match[0]) for match in models])
     named = {match[1] or match[3] for match in models} | {match["mp"] for match in optims}
     width = len(min(named))
     tensor_ranks = [f"{rank:0{width}d}" for rank in expected_ranks({int(rank) for rank in named}, said.tensor_ranks)]
@@ -70,14 +70,14 @@ def _step(listing: Listing) -> CheckpointSet:
     for number_of_rank in tensor_ranks:
         if not sharded:
             name = f"mp_rank_{number_of_rank}_model_states.pt"
-            checkpoint.members.append(Member(listing.path(name), f"model, tensor-parallel rank {number_of_rank}"))
+            checkpoint.members.append(Member(listing.place(name), f"model, tensor-parallel rank {number_of_rank}"))
         for rank in ranks:
             if sharded:
                 name = f"zero_pp_rank_{rank}_mp_rank_{number_of_rank}_model_states.pt"
-                checkpoint.members.append(Member(listing.path(name), f"model, rank {rank} of {count}"))
+                checkpoint.members.append(Member(listing.place(name), f"model, rank {rank} of {count}"))
             if start:
                 name = f"{start}{rank}_mp_rank_{number_of_rank}_optim_states.pt"
-                checkpoint.members.append(Member(listing.path(name), f"optimizer, rank {rank} of {count}"))
+                checkpoint.members.append(Member(listing.place(name), f"optimizer, rank {rank} of {count}"))
     # Of a pipeline the layers, of a mixture the experts and their optimizers.
     checkpoint.beside = files_beside(listing, checkpoint.members)
     return checkpoint
@@ -91,11 +91,11 @@ class _Said(NamedTuple):
     has_shares: bool = False
 
 
-def _said_by(paths: list[str]) -> _Said:
+def _said_by(places: list[Place]) -> _Said:
     """What the first of the model files says that can be read; nothing if none can."""
-    for path in paths:
+    for place in places:
         try:
-            with open_file(path) as opened:
+            with open_file(place) as opened:
                 tree = opened.tree
         except FastckptError:
             continue  # Said when its bytes are looked at.

@@ -23,10 +23,10 @@ def files_beside(listing: Listing, members: Iterable[Member]) -> list[Member]:
     """The checkpoint files in a directory, by their suffixes, that are not among ``members``."""
     known = {member.name for member in members}
     return [
-        Member(listing.path(name), "named by nothing", is_beside=True)
+        Member(listing.place(name), "named by nothing", is_beside=True)
         for name in listing.names
         if os.path.splitext(name)[1].lower() in FORMAT_OF
         and not (name.startswith(".") or name in known or name == SET_NAME)
         and not (SHARD.fullmatch(name) or _NUMBERED_SHARD.fullmatch(name))
-        and os.path.isfile(listing.path(name))
+        and listing.is_file(name)
     ]

@@ -6,10 +6,10 @@ import logging
 import os
 from collections.abc import Sequence
 
-from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.errors import CheckpointIOError
 from fastckpt.io.os_errors import exists
 from fastckpt.io.transfer import thread_count
-from fastckpt.remote.url import is_url
+from fastckpt.remote.path import Options, RemotePath, as_place, located
 from fastckpt.sets.judge import judge
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise_steps
@@ -17,7 +17,9 @@ from fastckpt.sets.recognise import recognise_steps
 _log = logging.getLogger("fastckpt")
 
 
-def find_last_whole(directory: str | os.PathLike[str], *, threads: int | None = None) -> str | None:
+def find_last_whole(
+    directory: str | os.PathLike[str], *, threads: int | None = None, storage_options: Options | None = None
+) -> str | None:
     """The newest checkpoint in a directory of which nothing is missing or damaged.
 
     It knows what the Trainer of transformers writes (``checkpoint-500``), accelerate, torch.distributed.checkpoint
@@ -27,30 +29,31 @@ def find_last_whole(directory: str | os.PathLike[str], *, threads: int | None = 
     `fastckpt.nanochat.find_last_step`.
 
     Args:
-        directory: Where the checkpoints are.
+        directory: Where the checkpoints are. Or the URL of a directory, see `fastckpt.load`.
         threads: Worker threads; None takes one per CPU.
+        storage_options: See `fastckpt.load`.
 
     Returns:
         The path of the directory or file to resume from; None if none is whole, or there is no such directory yet.
+        In a store that is a URL, with a slash at the end of a directory's.
 
     Raises:
-        UsageError: It is a URL.
+        UsageError: A URL that cannot be used.
         CheckpointIOError: The directory, or a file of a checkpoint that may be the newest whole one, cannot be read.
 
     Example:
         >>> fastckpt.find_last_whole("checkpoints")
         'checkpoints/step_20.fckpt'
     """
-    if is_url(directory):  # None would begin the run anew
-        raise UsageError(
-            "the steps in an object store are not looked for here",
-            path=os.fspath(directory),
-            next_step="CheckpointDirectory(url).latest(), for the steps that it has saved",
-        )
-    if not exists(directory):
+    place = located(directory, storage_options)
+    if isinstance(place, RemotePath):
+        place = place.joined("")
+        if not any(place.store.list_here(place.key)):
+            return None
+    elif not exists(place):
         return None
-    path = os.fspath(directory)
-    found = recognise_steps(path)
+    path = os.fspath(place)
+    found = recognise_steps(as_place(place))
     # A model beside the steps of its run is the result, nothing to go on from.
     inside = [each for each in found if each.path != path]
     return newest_whole(inside or found, threads=thread_count(threads))

@@ -58,7 +58,7 @@ def model_of(listing: Listing) -> CheckpointSet | None:
         return sharded[0]
     for name in (*_SINGLE, *map(own_name, _SINGLE)):
         if name in listing.names:
-            return CheckpointSet("model", listing.directory, None, [Member(listing.path(name), "model")])
+            return CheckpointSet("model", listing.directory, None, [Member(listing.place(name), "model")])
     return None
 
 
@@ -67,7 +67,7 @@ def read_index(listing: Listing, name: str) -> CheckpointSet:
     path = listing.path(name)
     checkpoint = CheckpointSet(f"{KIND} ({name})", listing.directory)
     try:
-        index = read_json(path)
+        index = read_json(listing.place(name))
     except FastckptError as error:
         checkpoint.problems.append(Problem(kind_of_fault(error), path, f"{name}: {error.message}", next_step=_HUB))
         return checkpoint
@@ -82,7 +82,7 @@ def read_index(listing: Listing, name: str) -> CheckpointSet:
     checkpoint.total_size = total if isinstance(total, int) and not isinstance(total, bool) else None
     names = sorted(shards)
     for number, shard in enumerate(names, 1):
-        checkpoint.members.append(Member(listing.path(shard), f"shard {number} of {len(names)}", shards[shard]))
+        checkpoint.members.append(Member(listing.place(shard), f"shard {number} of {len(names)}", shards[shard]))
     checkpoint.problems += _left_out(listing, name, names)
     return checkpoint
 
@@ -134,7 +134,7 @@ def _by_numbers(listing: Listing, stem: str, suffix: str, count: int) -> Checkpo
         names = [name for name in names if name in there]
     for name in names:
         number = int(name[len(stem) + 1 : len(stem) + 6])
-        checkpoint.members.append(Member(listing.path(name), f"shard {number} of {count}"))
+        checkpoint.members.append(Member(listing.place(name), f"shard {number} of {count}"))
     index = f"{stem}.{suffix}{INDEX_SUFFIX}"
     message = f"{index} is not there: nothing tells which tensors the model should have"
     problem = Problem("missing", listing.path(index), message, loss=False, exit_code=1, next_step=_HUB)

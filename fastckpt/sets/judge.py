@@ -14,8 +14,9 @@ from fastckpt.foreign.model import ForeignFile
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.safetensors_table import read_table
 from fastckpt.foreign.sniff import kind_of
-from fastckpt.io.os_errors import exists
+from fastckpt.io.open_source import open_source
 from fastckpt.io.source import Source
+from fastckpt.io.there import is_there
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.tree import TensorRef
 from fastckpt.sets.items_of import items_of
@@ -167,12 +168,12 @@ class _LookedAt:
 
 
 def _look_at(member: Member, twins: Mapping[str | None, str], threads: int, progress: Progress | None) -> _LookedAt:
-    if not exists(member.path):
+    if not is_there(member.place):
         message = f"{member.name} is not there: {member.what}{_holding(member)}"
         return _LookedAt([Problem("missing", member.path, message, tuple(member.tensors or ()))])
     if member.read_as == JSON:
         try:
-            read_json(member.path)
+            read_json(member.place)
         except FastckptError as error:
             return _LookedAt([_refused(member, error)])
         return _LookedAt()
@@ -202,7 +203,7 @@ def _holding(member: Member) -> str:
 
 
 def _verify(member: Member, twins: Mapping[str | None, str], threads: int, progress: Progress | None) -> _LookedAt:
-    with Source(member.path) as source:
+    with open_source(member.place) as source:
         if not source.size and member.path.endswith(".distcp") and not member.pieces:
             return _LookedAt()  # A rank that had nothing of its own to write.
         report = verify_source(source, threads=threads, progress=progress)

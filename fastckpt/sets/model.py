@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, TypedDict
 
 from fastckpt.errors import CheckpointIOError, FastckptError
+from fastckpt.remote.path import Place
 
 JSON: Final = "JSON"
 """What a member is read as if it is no checkpoint file."""
@@ -96,7 +97,7 @@ class Member:
     """A file that belongs to a set.
 
     Attributes:
-        path: Where it should be.
+        place: Where it should be.
         what: What it is: ``shard 2 of 5``, ``optimizer``.
         tensors: Flat names of the tensors that the manifest of the set puts into it; None if it does not say.
         read_as: ``""`` for a checkpoint file, whose bytes are verified; `JSON` for one that only has to be valid.
@@ -106,7 +107,7 @@ class Member:
         is_beside: Whether nothing names it, and it only lies beside the others.
     """
 
-    path: str
+    place: Place
     what: str
     tensors: Sequence[str] | None = None
     read_as: str = ""
@@ -114,6 +115,11 @@ class Member:
     root: str = ""
     content: ShardContent | None = None
     is_beside: bool = False
+
+    @property
+    def path(self) -> str:
+        """The path of the file."""
+        return os.fspath(self.place)
 
     @property
     def name(self) -> str:
@@ -134,6 +140,7 @@ class CheckpointSet:
         total_size: Bytes of all tensors, as the manifest says; None if it does not.
         index: The file that says which shard has which tensor; None if there is none that could be read.
         beside: Checkpoint files in its directory that nothing names.
+        manifest: What its own manifest says, if it has one that could be read: a `SetManifest`, or a `Metadata`.
     """
 
     kind: str
@@ -144,6 +151,12 @@ class CheckpointSet:
     total_size: int | None = None
     index: str | None = None
     beside: list[Member] = field(default_factory=list)
+    manifest: object = None
+
+    @property
+    def is_one_file(self) -> bool:
+        """Whether it is one file, and no directory."""
+        return [member.path for member in self.members] == [self.path]
 
     @property
     def files(self) -> list[Member]:

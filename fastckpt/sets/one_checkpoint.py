@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from fastckpt.errors import NotACheckpointError, UsageError
+from fastckpt.remote.path import Place
 from fastckpt.sets import dcp, huggingface, own
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise_steps
@@ -21,7 +22,7 @@ def is_one_state(checkpoint: CheckpointSet) -> bool:
     return checkpoint.kind.startswith(huggingface.KIND) or checkpoint.kind in (dcp.KIND, own.KIND)
 
 
-def one_checkpoint(directory: str) -> CheckpointSet:
+def one_checkpoint(directory: Place) -> CheckpointSet:
     """The checkpoint in a directory whose files together are one state.
 
     Raises:
@@ -36,7 +37,7 @@ def one_checkpoint(directory: str) -> CheckpointSet:
         raise NotACheckpointError(
             "this is a directory, and no checkpoint of several files",
             path=directory,
-            next_step=f"name a file in it; fastckpt inspect {quoted(directory)} shows what there is",
+            next_step=f"name a file in it; fastckpt inspect {quoted(os.fspath(directory))} shows what there is",
         )
     # The newest checkpoint comes first, and of one the model.
     paths = [member.path for member in one.members] if one is not None else [each.path for each in found[::-1]]

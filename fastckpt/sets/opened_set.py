@@ -9,7 +9,6 @@ Without torch.
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from fastckpt.constants import ENTRY_FLAG_CONJ, ENTRY_FLAG_NEG, ENTRY_FLAG_REQUI
 from fastckpt.errors import errors_about
 from fastckpt.foreign.safetensors_content import is_plain
 from fastckpt.io.memory import allocate_regions
+from fastckpt.io.there import size_there
 from fastckpt.io.transfer import Progress
 from fastckpt.layout.dtypes import BY_NAME
 from fastckpt.layout.entries import Entry, StorageBytes, contiguous_stride
@@ -116,7 +116,7 @@ class OpenedSet(Opened):
         entries, self._storages = _laid_out(contents, pieces, order, apart=apart)
         sizes = [storage.nbytes for storage in self._storages]
         kind = _FORMATS.get(checkpoint.kind, "shards")
-        size = sum(os.path.getsize(each.path) for each in checkpoint.members if os.path.exists(each.path))
+        size = sum(size_there(each.place) or 0 for each in checkpoint.members)
         super().__init__(checkpoint.path, kind, size, lambda: tree, with_names(entries, tree), sizes)
         self.is_bare = formats == {"safetensors"}
         self.root = contents.root

@@ -32,14 +32,14 @@ def _set(listing: Listing, step: int | None) -> CheckpointSet:
     if SET_NAME not in listing.names:
         message = f"{SET_NAME}, which is written last and names every shard, is not there: the save did not end"
         checkpoint.problems.append(Problem("missing", path, message))
-        checkpoint.members += [Member(listing.path(name), "shard") for name in shards]
+        checkpoint.members += [Member(listing.place(name), "shard") for name in shards]
         return checkpoint
-    checkpoint.members.append(Member(path, "manifest of the set"))
+    checkpoint.members.append(Member(listing.place(SET_NAME), "manifest of the set"))
     try:
-        manifest = read_set_manifest(path)
+        manifest = checkpoint.manifest = read_set_manifest(listing.place(SET_NAME))
     except FastckptError as error:
         checkpoint.problems.append(Problem(kind_of_fault(error), path, f"{SET_NAME}: {error.message}"))
-        checkpoint.members += [Member(listing.path(name), "shard") for name in shards]
+        checkpoint.members += [Member(listing.place(name), "shard") for name in shards]
         return checkpoint
     checkpoint.members += _members(listing, manifest)
     for name, tensor in manifest.tensors.items():
@@ -60,7 +60,7 @@ def _members(listing: Listing, manifest: SetManifest) -> list[Member]:
     count = len(manifest.shards)
     return [
         Member(
-            listing.path(name),
+            listing.place(name),
             f"shard {number} of {count}",
             [f"{SET_TENSORS}.{key}" for key in parts[name]],
             root=shard.root,

@@ -51,7 +51,7 @@ def parts_of(checkpoint: CheckpointSet) -> dict[str, StatePart]:
     """
     if is_one_state(checkpoint):
         return {WHOLE: _set(checkpoint)} | _files(checkpoint.beside, set())
-    if [member.path for member in checkpoint.members] == [checkpoint.path]:
+    if checkpoint.is_one_file:
         return {WHOLE: StatePart.of_file(checkpoint.path)}
     parts: dict[str, StatePart] = {}
     taken: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from fastckpt.remote.path import Place
 from fastckpt.sets import accelerate, dcp, deepspeed, huggingface, own, steps, trainer
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet
@@ -20,7 +21,7 @@ _KINDS = (
 """In this order: what a Trainer saves has a model in it that alone is one of Hugging Face."""
 
 
-def recognise(directory: str) -> list[CheckpointSet]:
+def recognise(directory: Place) -> list[CheckpointSet]:
     """The checkpoints with several files in a directory, the oldest first; none if it has only single files.
 
     A directory can have steps of several kinds, of a run that changed how it saves, and a model beside them.
@@ -41,7 +42,7 @@ def _sets(listing: Listing) -> list[CheckpointSet]:
     return sorted(found, key=age)
 
 
-def recognise_steps(directory: str, *, named: Callable[[str], bool] | None = None) -> list[CheckpointSet]:
+def recognise_steps(directory: Place, *, named: Callable[[str], bool] | None = None) -> list[CheckpointSet]:
     """All checkpoints in a directory, the oldest first, also those that are one file.
 
     Single files beside checkpoints of several files are none, but for those of a run whose names are known.

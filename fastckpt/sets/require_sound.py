@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 
 from fastckpt.errors import CheckpointIOError, DamagedError
-from fastckpt.io.os_errors import exists
+from fastckpt.io.there import is_there
 from fastckpt.sets.judge import judge
 from fastckpt.sets.model import CheckpointSet, Member
 from fastckpt.text import quoted, some
@@ -21,7 +21,7 @@ def require_manifest(checkpoint: CheckpointSet) -> None:
 def require_there(checkpoint: CheckpointSet, members: Iterable[Member]) -> None:
     """Raise DamagedError, which names its tensors, for a file that is not there."""
     for member in members:
-        if not exists(member.path):
+        if not is_there(member.place):
             tensors = f" with {some(member.tensors)}" if member.tensors else ""
             raise DamagedError(
                 f"{member.what}{tensors} is not there",

@@ -6,7 +6,6 @@ have what the other steps of the same run have.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -44,24 +43,25 @@ class RunKind(NamedTuple):
     stated: Callable[[Listing], set[str] | None] = lambda _: None
 
 
-def steps_of_run(listing: Listing, kind: RunKind) -> list[CheckpointSet]:
-    """The steps below a directory, or the one step if the directory is one."""
+def steps_of_run(listing: Listing, kind: RunKind) -> list[tuple[CheckpointSet, Listing]]:
+    """The steps below a directory, or the one step if the directory is one; each with what is in its directory."""
     steps = {name: int(match[1]) for name in listing.directories if (match := re.fullmatch(kind.directory, name))}
-    inner = {name: Listing(listing.path(name)) for name in steps}
+    inner = {name: listing.inner(name) for name in steps}
     if any(map(kind.is_step, inner.values())):
         usual = set().union(*map(kind.parts, inner.values()))
-        return [_step(inner[name], kind, number, usual) for name, number in sorted(steps.items(), key=lambda it: it[1])]
+        in_order = sorted(steps.items(), key=lambda step: step[1])
+        return [(_step(inner[name], kind, number, usual), inner[name]) for name, number in in_order]
     if not kind.is_step(listing):
         return []
-    match = re.fullmatch(kind.directory, os.path.basename(os.path.abspath(listing.directory)))
-    return [_step(listing, kind, int(match[1]) if match is not None else None, kind.parts(listing))]
+    match = re.fullmatch(kind.directory, listing.name)
+    return [(_step(listing, kind, int(match[1]) if match is not None else None, kind.parts(listing)), listing)]
 
 
 def _step(listing: Listing, kind: RunKind, number: int | None, usual: set[str]) -> CheckpointSet:
     checkpoint = CheckpointSet(kind.kind, listing.directory, number)
     model = kind.model(listing)
     sharded = [name for name in listing.directories if re.fullmatch(_SHARDED, name)]
-    for inner in (each for name in sharded for each in dcp.recognise(Listing(listing.path(name)))):
+    for inner in (each for name in sharded for each in dcp.recognise(listing.inner(name))):
         checkpoint.members += inner.members
         checkpoint.problems += inner.problems
     if model is not None:
@@ -77,7 +77,7 @@ def _step(listing: Listing, kind: RunKind, number: int | None, usual: set[str]) 
         parts = {part for part in usual if not re.fullmatch(kind.random, part)} | kind.parts(listing)
     for part in sorted(parts):
         if is_file_name(part):
-            checkpoint.members.append(Member(listing.path(part), _what(part, kind)))
+            checkpoint.members.append(Member(listing.place(part), _what(part, kind)))
         else:
             message = f"it says that it has {part[:80]!r}, which is no name of a file in it"
             checkpoint.problems.append(Problem("inconsistent", listing.directory, message))

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from fastckpt.constants import SET_SHARD, SET_VERSION, SET_VERSION_KEY
 from fastckpt.errors import DamagedError
 from fastckpt.layout.tree import DTypeRef, SizeRef
+from fastckpt.remote.path import Place
 from fastckpt.sets.dcp_metadata import MAX_DIMS, MAX_EXTENT, GlobalTensor
 from fastckpt.stored.open_file import open_file
 
@@ -69,19 +70,19 @@ def key_of(name: str, offsets: Sequence[int], sizes: Sequence[int], shape: Seque
     return f"{name}[{','.join(f'{at}:{at + size}' for at, size in zip(offsets, sizes, strict=True))}]"
 
 
-def read_set_manifest(path: str) -> SetManifest:
-    """What the ``set.fckpt`` at ``path`` says.
+def read_set_manifest(place: Place) -> SetManifest:
+    """What the ``set.fckpt`` at ``place`` says.
 
     Raises:
         DamagedError: It is damaged, or says what it cannot mean.
         UnsupportedVersionError, NotACheckpointError, CheckpointIOError
     """
-    with open_file(path) as file:
+    with open_file(place) as file:
         tree, root = file.tree, file.root
     try:
         return _decode(tree, root)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError):
-        raise DamagedError("this is not the manifest of a set", path=path) from None
+        raise DamagedError("this is not the manifest of a set", path=place) from None
 
 
 def _decode(tree: Any, root: str | None) -> SetManifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from typing import Final
@@ -24,12 +23,12 @@ def checkpoints_in(
         describe: What that checkpoint is, with its step.
     """
     if is_one(listing):
-        match = _STEP.fullmatch(os.path.basename(os.path.abspath(listing.directory)))
+        match = _STEP.fullmatch(listing.name)
         return [describe(listing, int(match[1]) if match is not None else None)]
     found = []
     for name in listing.directories:
         match = _STEP.fullmatch(name)
-        inner = Listing(listing.path(name)) if match is not None else None
+        inner = listing.inner(name) if match is not None else None
         if match is not None and inner is not None and is_one(inner):
             found.append(describe(inner, int(match[1])))
     return sorted(found, key=lambda each: each.step or 0)

@@ -11,6 +11,7 @@ import re
 from typing import Final
 
 from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.io.there import written_there
 from fastckpt.sets.listing import Listing
 from fastckpt.sets.model import CheckpointSet, Member
 
@@ -29,14 +30,14 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
     found = []
     for name in listing.names:
         suffix = os.path.splitext(name)[1].lower()
-        if name.startswith(".") or suffix not in FORMAT_OF or os.path.isdir(listing.path(name)):
+        if name.startswith(".") or suffix not in FORMAT_OF or listing.is_directory(name):
             continue
-        path = listing.path(name)
+        place = listing.place(name)
         kind = _LIGHTNING if suffix == ".ckpt" else FILE
-        found.append(CheckpointSet(kind, path, step_in(name), [Member(path, kind)]))
+        found.append(CheckpointSet(kind, os.fspath(place), step_in(name), [Member(place, kind)]))
     for name in listing.directories:
         match = re.fullmatch(_STEP_DIRECTORY, name)
-        members = _members(Listing(listing.path(name))) if match is not None else []
+        members = _members(listing.inner(name)) if match is not None else []
         if match is not None and members:
             found.append(CheckpointSet(_DIRECTORY, listing.path(name), int(match[1]), members))
     return sorted(found, key=age)
@@ -78,8 +79,8 @@ def _stem(name: str) -> str:
 
 
 def _members(listing: Listing) -> list[Member]:
-    paths = [listing.path(name) for name in listing.names if os.path.splitext(name)[1].lower() in FORMAT_OF]
-    return [Member(path, FILE) for path in paths if os.path.isfile(path)]
+    names = [name for name in listing.names if os.path.splitext(name)[1].lower() in FORMAT_OF]
+    return [Member(listing.place(name), FILE) for name in names if listing.is_file(name)]
 
 
 def age(checkpoint: CheckpointSet) -> tuple[bool, bool, int, int]:
@@ -87,11 +88,8 @@ def age(checkpoint: CheckpointSet) -> tuple[bool, bool, int, int]:
 
     A file with some number in its name (``vocab_50257.pt``) is older than those that say that it is their step.
     """
-    path = os.path.abspath(checkpoint.path)
-    name = _stem(os.path.basename(path)).lower()
-    says = checkpoint.step is not None and (says_its_step(os.path.basename(path)) or os.path.isdir(path))
-    try:
-        written = os.stat(checkpoint.path).st_mtime_ns
-    except OSError:
-        written = 0
+    full_name = os.path.basename(os.path.abspath(checkpoint.path))
+    name = _stem(full_name).lower()
+    says = checkpoint.step is not None and (says_its_step(full_name) or not checkpoint.is_one_file)
+    written = written_there(checkpoint.members[0].place if checkpoint.is_one_file else checkpoint.path)
     return name in _LAST, says, -1 if checkpoint.step is None else checkpoint.step, written

@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 from fastckpt.errors import FastckptError
+from fastckpt.remote.path import Place
 from fastckpt.sets.expected_ranks import expected_ranks
 from fastckpt.sets.listing import Listing, read_json
 from fastckpt.sets.model import JSON, CheckpointSet, Member, Problem
@@ -35,18 +36,18 @@ _TOGETHER: Final[tuple[str, ...]] = ("optimizer.pt", "scheduler.pt")
 def recognise(listing: Listing) -> list[CheckpointSet]:
     """The steps in the output directory of a Trainer, or the one step if the directory is one."""
     found = steps_of_run(listing, _RUN)
-    for checkpoint in found:
-        path = os.path.join(checkpoint.path, STATE)
-        checkpoint.members.append(Member(path, "state of the Trainer", read_as=JSON))
-        checkpoint.problems += _wrong_step(path, checkpoint.step)
-    return found
+    for checkpoint, inside in found:
+        state = inside.place(STATE)
+        checkpoint.members.append(Member(state, "state of the Trainer", read_as=JSON))
+        checkpoint.problems += _wrong_step(state, checkpoint.step)
+    return [checkpoint for checkpoint, _ in found]
 
 
 def _is_step(listing: Listing) -> bool:
     """Also of a save that was cut short. What `Trainer.save_model` writes for use has no such name."""
     if STATE in listing.names:
         return True
-    named = re.fullmatch(_DIRECTORY, os.path.basename(os.path.abspath(listing.directory))) is not None
+    named = re.fullmatch(_DIRECTORY, listing.name) is not None
     return "training_args.bin" in listing.names and (named or "scheduler.pt" in listing.names)
 
 
@@ -64,16 +65,16 @@ def _parts(listing: Listing) -> set[str]:
 _RUN: Final = RunKind(KIND, _DIRECTORY, _RANDOM, _is_step, _parts)
 
 
-def _wrong_step(path: str, number: int | None) -> list[Problem]:
+def _wrong_step(place: Place, number: int | None) -> list[Problem]:
     """The state must be of the step that the directory is named after."""
     if number is None:
         return []
     try:
-        state = read_json(path)
+        state = read_json(place)
     except FastckptError:
         return []  # Missing or damaged: said when the members are looked at.
     stated = state.get("global_step") if isinstance(state, dict) else None
     if stated == number:
         return []
     message = f"{STATE} is of step {stated}" if stated is not None else f"{STATE} does not state its step"
-    return [Problem("inconsistent", path, message)]
+    return [Problem("inconsistent", os.fspath(place), message)]

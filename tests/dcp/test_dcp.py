@@ -172,7 +172,7 @@ def test_bad_arguments(tmp_path: Path) -> None:
         fastckpt.dcp.FastckptWriter(tmp_path, codec="rar")
     with pytest.raises(UsageError):
         fastckpt.dcp.FastckptReader(tmp_path, threads=0)
-    assert not fastckpt.dcp.FastckptWriter.validate_checkpoint_id("s3://bucket/x")
+    assert not fastckpt.dcp.FastckptWriter.validate_checkpoint_id("s3://")
     assert not fastckpt.dcp.FastckptReader.validate_checkpoint_id(str(tmp_path))
     with pytest.raises(UnsupportedStateError):
         fastckpt.dcp.FastckptWriter(tmp_path).set_up_storage_writer(True, use_collectives=False)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from bucket import QUICK, Bucket
-from faulty_proxy import EVERY
+from faulty_proxy import EVERY, Request
 from states import pattern
 
 import fastckpt
-from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, UsageError
+from fastckpt.errors import CheckpointIOError, CheckpointNotFoundError, DamagedError, UsageError
+from fastckpt.io.remote_source import TAIL
+from fastckpt.keeping.object_series import ObjectSeries
+from fastckpt.remote.path import located
 
 
 def state(number: int) -> dict[str, Any]:
@@ -69,8 +73,8 @@ def test_by_a_number_in_the_metadata(bucket: Bucket) -> None:
 
 
 def test_what_needs_a_directory(bucket: Bucket) -> None:
-    for options in ({"sharded": True}, {"parity": "3%"}, {"keep": fastckpt.Retention(min_free="5GB")}):
-        with pytest.raises(UsageError, match="a step in an object store is one object"):
+    for options in ({"parity": "3%"}, {"keep": fastckpt.Retention(min_free="5GB")}):
+        with pytest.raises(UsageError, match="a step in an object store is without parity"):
             run_of(bucket, **options)
     assert bucket.proxy.requests == []
 
@@ -79,3 +83,62 @@ def test_a_bucket_that_is_not_there(bucket: Bucket) -> None:
     """It has no newest step, and that is not the same as having none yet."""
     with pytest.raises(CheckpointNotFoundError, match="no such bucket"):
         fastckpt.CheckpointDirectory("s3://no-such-bucket/run").latest()
+
+
+def test_resume_fetches_a_step_once(bucket: Bucket) -> None:
+    """And not a second time to find out that it is whole."""
+    run = run_of(bucket)
+    for step in (10, 20):
+        run.save({"w": pattern(2_500_000, step), "step": step}, step)
+    size = len(bucket.get("run/step_00000020.fckpt") or b"")
+    bucket.proxy.reset()
+    into = {"w": pattern(2_500_000, 0), "step": 0}
+    assert run.resume(into)
+    assert into["step"] == 20
+    assert sum(map(span, bucket.proxy.requests)) <= size + TAIL
+    assert {request.key for request in bucket.proxy.requests if request.kind == "get"} == {"run/step_00000020.fckpt"}
+
+
+def span(request: Request) -> int:
+    """How many bytes a request asked for."""
+    first, _, last = request.range.removeprefix("bytes=").partition("-")
+    return int(last) - int(first) + 1 if first and last else int(last or 0)
+
+
+def test_resume_passes_over_what_is_damaged(bucket: Bucket) -> None:
+    """The state is one step, whole; without any, as it was, or an error says that it is no longer."""
+    run = run_of(bucket)
+    for step in (10, 20, 30):
+        run.save(state(step), step)
+    for step in (20, 30):
+        data = bytearray(bucket.get(f"run/step_{step:08d}.fckpt") or b"")
+        data[data.index(state(step)["w"].numpy().tobytes()) + 7] ^= 1
+        bucket.put(f"run/step_{step:08d}.fckpt", bytes(data))
+    into = state(0)
+    assert run.resume(into)
+    assert (into["step"], torch.equal(into["w"], state(10)["w"])) == (10, True)
+    bucket.delete("run/step_00000010.fckpt")
+    with pytest.raises(DamagedError, match="partly overwritten"):
+        run.resume(state(0))
+    bucket.put("run/step_00000020.fckpt", b"cut")
+    bucket.put("run/step_00000030.fckpt", b"cut")
+    into = state(0)
+    assert not run.resume(into)
+    assert torch.equal(into["w"], state(0)["w"])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_sharded_steps(bucket: Bucket) -> None:
+    """A step is a set; one without its manifest is none; what goes, goes with the manifest first."""
+    run = run_of(bucket, sharded=True, keep_last=2)
+    for step in (10, 20, 30):
+        assert run.save(state(step), step) == bucket.url(f"run/step_{step:08d}")
+    assert {key.split("/")[1] for key in bucket.names()} == {"step_00000020", "step_00000030"}
+    place = located(bucket.url("run"))
+    series = ObjectSeries(place, named=re.compile(r"step_(\d+)"), threads=1)
+    assert [path.rpartition("/")[2][:5] for path in series.files(20)] == ["set.f", "shard"]
+    assert run.latest() == bucket.url("run/step_00000030/")
+    bucket.delete("run/step_00000030/set.fckpt")
+    into = state(0)
+    assert run.resume(into)
+    assert (into["step"], torch.equal(into["w"], state(20)["w"])) == (20, True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from objects import put
 from safetensors.torch import save_file
 from states import assert_same
 
@@ -272,20 +273,20 @@ def test_a_store_that_is_open_already(files: Path) -> None:
 
     store = MemoryStore()
     path = located("s3://bucket/a.pt", store)
-    path.store.put(path.key, (files / "a.pt").read_bytes())
+    put(path, (files / "a.pt").read_bytes())
     assert_same(fastckpt.load("s3://bucket/a.pt", storage_options=store), STATE)
 
 
 def test_file_systems_of_fsspec(files: Path) -> None:
     path = located("memory://bucket/a.fckpt")
-    path.store.put(path.key, (files / "a.fckpt").read_bytes())
+    put(path, (files / "a.fckpt").read_bytes())
     assert_same(fastckpt.load("memory://bucket/a.fckpt"), STATE)
 
 
 def test_a_file_of_fsspec_that_is_replaced_is_never_mixed(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = located("memory://bucket/a.safetensors")
     data = (files / "a.safetensors").read_bytes()
-    path.store.put(path.key, data)
+    put(path, data)
     get, asked = FsspecStore.get, []
 
     def replaced(store: FsspecStore, key: str, *arguments: Any) -> Any:
@@ -305,10 +306,11 @@ def test_a_file_url_is_a_path(files: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "dir/"])
 def test_a_directory_is_no_file(bucket: Bucket, key: str) -> None:
-    for read in (fastckpt.load, fastckpt.verify, fastckpt.open, fastckpt.salvage):
+    """And what it is is shown by the command that the error names."""
+    for read in (fastckpt.verify, fastckpt.salvage):
         with pytest.raises(FastckptError, match="this is a directory") as error:
             read(bucket.url(key))
-        assert "local directory" in str(error.value)
+        assert f"fastckpt inspect {bucket.url(key)}" in str(error.value)
 
 
 def test_hostile_lengths_take_no_memory(bucket: Bucket) -> None:

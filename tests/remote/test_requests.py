@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from objects import put
 from safetensors.torch import save_file
 from states import assert_same
 
@@ -58,7 +59,7 @@ class Bucket:
     def put(self, path: Path) -> str:
         url = f"s3://bucket/{path.name}"
         place = located(url, self.store)
-        place.store.put(place.key, path.read_bytes())
+        put(place, path.read_bytes())
         self.requests.clear()
         return url
 

@@ -22,7 +22,7 @@ from set_builds import (
 )
 
 import fastckpt
-from fastckpt.errors import CheckpointIOError, UsageError
+from fastckpt.errors import CheckpointIOError
 from fastckpt.sets.judge import SetReport, judge
 from fastckpt.sets.recognise import recognise, recognise_steps
 
@@ -303,8 +303,3 @@ def test_what_cannot_be_read_does_not_make_an_older_step_the_newest(
     monkeypatch.setattr(os, "open", refuse)
     with pytest.raises(CheckpointIOError, match=r"optimizer\.pt"):
         fastckpt.find_last_whole(tmp_path)
-
-
-def test_a_url_is_refused_and_not_taken_for_an_empty_directory() -> None:
-    with pytest.raises(UsageError, match=r"CheckpointDirectory\(url\).latest"):
-        fastckpt.find_last_whole("s3://bucket/run")
