@@ -292,7 +292,7 @@ def test_a_file_of_fsspec_that_is_replaced_is_never_mixed(files: Path, monkeypat
     def replaced(store: FsspecStore, key: str, *arguments: Any) -> Any:
         asked.append(key)
         if len(asked) == 3:  # After the last bytes and the first ones.
-            store.put(key, bytes(len(data)))
+            put(path, bytes(len(data)))
         return get(store, key, *arguments)
 
     monkeypatch.setattr(FsspecStore, "get", replaced)
