@@ -38,6 +38,27 @@ def local_copy(place: RemotePath, beside: str) -> Iterator[str]:
             raise
 
 
+@contextmanager
+def local_directory(place: RemotePath) -> Iterator[str]:
+    """The path of a copy of a directory in a store: of all objects directly in it, under their own names.
+
+    An error in the block about what is in the copy becomes one about the object.
+
+    Raises:
+        CheckpointIOError, OutOfSpaceError
+    """
+    with tempfile.TemporaryDirectory(prefix="fastckpt-") as directory:
+        for found in place.store.list_here(place.key)[1]:
+            if name := found.key[len(place.key) :]:
+                copy_object(place.at(found.key, found.version), os.path.join(directory, name))
+        try:
+            yield directory
+        except FastckptError as error:
+            if error.path is not None:
+                error.path = str(error.path).replace(directory + os.sep, str(place)).replace(directory, str(place))
+            raise
+
+
 def copy_object(place: RemotePath, path: str) -> None:
     """Copy an object into a new file."""
     from fastckpt.io.remote_source import RemoteSource  # only here: it would slow down the start of every command

@@ -17,7 +17,7 @@ from fastckpt.errors import (
 from fastckpt.findings import UNSETTLED, Finding, Kind
 from fastckpt.io.file_object import Readables, is_path, name_of, require_path
 from fastckpt.io.how import How
-from fastckpt.io.local_copy import local_copy
+from fastckpt.io.local_copy import local_copy, local_directory
 from fastckpt.io.open_source import open_source, source_of
 from fastckpt.io.refuse_overwriting import refuse_overwriting
 from fastckpt.io.source import Source
@@ -64,10 +64,11 @@ def salvage(
 
     Args:
         src: A ``.fckpt``, ``.pt`` or ``.safetensors`` file in any state. It is only read.
-            Or a binary file object: that is copied to a temporary file. Or the URL of a file, see `fastckpt.load`: it
-            is copied to a temporary directory, with its seal if there is one.
+            Or a binary file object: that is copied to a temporary file.
             Or a directory that one checkpoint of
             torch.distributed.checkpoint is in, or a set of shards: its tensors are put together.
+            Or the URL of a file, or of such a directory, see `fastckpt.load`: it is copied to a temporary directory,
+            with the seal of a file if there is one.
         dst: The file to write: ``.fckpt``, ``.pt`` or ``.safetensors`` by suffix. None only reports.
         like: Another checkpoint of the same structure, for names, shapes and dtypes that are lost;
             of a directory, another directory.
@@ -189,13 +190,19 @@ def salvage(
 
 
 def _salvage_copy(place: RemotePath, dst: str | os.PathLike[str] | None, **how: Any) -> SalvageReport:
-    """`salvage` of a remote file."""
-    url = os.fspath(place)
-    with local_copy(place, SUMS_SUFFIX) as copy:
+    """`salvage` of a remote file, or of the files of one checkpoint in a directory."""
+    if place.is_directory:
+        set_in(place)  # Nothing is copied of a directory that is something else.
+    with local_directory(place) if place.is_directory else local_copy(place, SUMS_SUFFIX) as copy:
         report = salvage(copy, dst, **how)
-    report.path = url
-    report.next_step = report.next_step.replace(copy, url)
-    report.notes = ["what was looked at is a local copy of it", *(note.replace(copy, url) for note in report.notes)]
+    report.path = os.fspath(place)
+
+    def about_it(text: str) -> str:
+        inside = text.replace(f"{copy}{os.sep}", report.path) if place.is_directory else text
+        return inside.replace(copy, report.path)
+
+    report.next_step = about_it(report.next_step)
+    report.notes = ["what was looked at is a local copy of it", *map(about_it, report.notes)]
     return report
 
 

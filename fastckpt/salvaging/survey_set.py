@@ -11,6 +11,7 @@ from fastckpt.errors import FastckptError, UsageError
 from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
+from fastckpt.remote.path import Place
 from fastckpt.salvaging.set_fragments import Outline, outline_of
 from fastckpt.salvaging.set_spool import SetSpool
 from fastckpt.salvaging.set_wreck import SetWreck
@@ -23,16 +24,16 @@ from fastckpt.surveying.wreck import Wreck
 from fastckpt.text import quoted
 
 
-def the_one(found: Sequence[CheckpointSet], directory: str) -> CheckpointSet | None:
+def the_one(found: Sequence[CheckpointSet], directory: Place) -> CheckpointSet | None:
     """Of what was recognised, the one checkpoint that the directory is and that can be put together; None without one.
 
     It can if its manifest says of which pieces each tensor is made.
     """
-    is_one = len(found) == 1 and found[0].kind in (dcp.KIND, own.KIND) and found[0].path == directory
+    is_one = len(found) == 1 and found[0].kind in (dcp.KIND, own.KIND) and found[0].path == os.fspath(directory)
     return found[0] if is_one else None
 
 
-def set_in(directory: str) -> CheckpointSet:
+def set_in(directory: Place) -> CheckpointSet:
     """The one checkpoint that a directory is; see `the_one`.
 
     Raises:
@@ -42,10 +43,11 @@ def set_in(directory: str) -> CheckpointSet:
     one = the_one(recognise(directory), directory)
     if one is not None:
         return one
+    command = "salvage" if isinstance(directory, str) else "inspect"
     raise UsageError(
         "this is a directory of several checkpoints, or files that are salvaged one by one",
         path=directory,
-        next_step=f"fastckpt salvage {quoted(directory)} shows what there is; then name one",
+        next_step=f"fastckpt {command} {quoted(os.fspath(directory))} shows what there is; then name one",
     )
 
 

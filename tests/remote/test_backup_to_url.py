@@ -114,3 +114,20 @@ def test_nanochat(bucket: Bucket, tmp_path: Path) -> None:
     assert [left.taken for left in fastckpt.backup(tmp_path / "d4", bucket.url("copies")).left_out] == [True]
     with pytest.raises(UsageError, match="copies to directories"):
         fastckpt.nanochat.backup(tmp_path / "d4", bucket.url("copies"))
+
+
+def test_what_already_there_claims(bucket: Bucket, run: Path) -> None:
+    """Of a ``.fckpt`` the size and the root: another content has another one. What rotted since, verify finds."""
+    fastckpt.backup(run, bucket.url("copies"))
+    key = next(key for key in bucket.names() if "shard-" in key)
+    whole = bucket.get(key) or b""
+    bucket.put(key, whole[:5000] + bytes([whole[5000] ^ 1]) + whole[5001:])
+    again = fastckpt.backup(run, bucket.url("copies"))
+    assert {file.how for files in again.steps.values() for file in files} == {"already there"}
+    assert not fastckpt.verify(bucket.url(key)).ok
+    other = run.parent / "other" / "step_00000010"
+    fastckpt.dcp.save({"w": pattern(5000, 99), "step": 10}, other)
+    (shard,) = other.glob("shard-*")
+    assert shard.stat().st_size == len(whole)
+    bucket.put(key, shard.read_bytes())
+    assert [left.step for left in fastckpt.backup(run, bucket.url("copies")).left_out] == [10]

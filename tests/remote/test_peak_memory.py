@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from bucket import Bucket
 
 import fastckpt
 
@@ -53,10 +54,14 @@ def _bytes_beside_the_tensors(directory: Path, megabytes: int) -> int:
         assert serving.stdout is not None
         assert serving.stdin is not None
         url = f"http://127.0.0.1:{int(serving.stdout.readline())}/large"
-        ran = subprocess.run(
-            [sys.executable, "-c", _LOAD, url, str(elements)], capture_output=True, text=True, timeout=120, check=False
-        )
+        used = _bytes_of_a_load(url, elements)
         serving.stdin.close()
+    return used
+
+
+def _bytes_of_a_load(url: str, elements: int) -> int:
+    line = [sys.executable, "-c", _LOAD, url, str(elements)]
+    ran = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
     assert not ran.returncode, ran.stderr
     return int(ran.stdout)
 
@@ -65,3 +70,14 @@ def _bytes_beside_the_tensors(directory: Path, megabytes: int) -> int:
 def test_a_large_file_takes_no_more_than_its_ranges(tmp_path: Path) -> None:
     # Eight ranges of 8 MiB, each of which its connection can hold twice while it arrives.
     assert _bytes_beside_the_tensors(tmp_path, 300) < 160 * 2**20
+
+
+@pytest.mark.thorough
+def test_a_set_takes_no_more_than_the_ranges_of_its_shards(bucket: Bucket, tmp_path: Path) -> None:
+    elements = 25 * 10**6
+    fastckpt.save({str(n): torch.full((elements,), float(n)) for n in range(3)}, tmp_path / "a.fckpt", durable=False)
+    fastckpt.convert(tmp_path / "a.fckpt", tmp_path / "large", shard_size=10**8, durable=False)
+    fastckpt.dcp.save({"warm": torch.ones(1)}, tmp_path / "small", no_dist=True)
+    for path in (*(tmp_path / "large").iterdir(), *(tmp_path / "small").iterdir()):
+        bucket.put(f"{path.parent.name}/{path.name}", path.read_bytes())
+    assert _bytes_of_a_load(bucket.url("large/"), elements) < 160 * 2**20

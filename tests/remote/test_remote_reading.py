@@ -307,7 +307,7 @@ def test_a_file_url_is_a_path(files: Path) -> None:
 @pytest.mark.parametrize("key", ["", "dir/"])
 def test_a_directory_is_no_file(bucket: Bucket, key: str) -> None:
     """And what it is is shown by the command that the error names."""
-    for read in (fastckpt.verify, fastckpt.salvage):
+    for read in (fastckpt.verify, fastckpt.convert):
         with pytest.raises(FastckptError, match="this is a directory") as error:
             read(bucket.url(key))
         assert f"fastckpt inspect {bucket.url(key)}" in str(error.value)

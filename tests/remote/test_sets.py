@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import set_builds
 import torch
 import torch.distributed.checkpoint
 from bucket import Bucket
-from objects import put_all
+from objects import put, put_all
 from states import assert_same, pattern
 
 import fastckpt
@@ -26,11 +27,14 @@ from fastckpt.errors import (
     NotACheckpointError,
     UsageError,
 )
+from fastckpt.remote.path import located
+from fastckpt.sets.judge import judge
+from fastckpt.sets.recognise import recognise_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 STATE = {f"layers.{n}.w": torch.full((1000,), float(n)) for n in range(6)}
-NESTED = {"model": {"w": pattern(5000, 1), "b": pattern(10, 2)}, "step": 7}
+NESTED = {"model": {"w": pattern(50_000, 1), "b": pattern(10, 2)}, "step": 7}
 
 
 def hugging_face(directory: Path) -> None:
@@ -258,6 +262,28 @@ def test_an_error_about_no_file_names_none(bucket: Bucket, tmp_path: Path) -> No
     assert error.value.path is None
 
 
+@pytest.mark.parametrize("kind", ["trainer", "accelerate", "deepspeed"])
+def test_runs_of_others(tmp_path: Path, kind: str) -> None:
+    """Directories of steps with directories in them: judged as on a disk, whole or with a file missing."""
+    pytest.importorskip("fsspec")
+    write: Callable[..., object] = getattr(set_builds, f"write_{kind}_step")
+    for step in (5, 10):
+        write(tmp_path / "run", step)
+    for gone in (None, "rng_state.pth", "random_states_0.pkl", "mp_rank_00_model_states.pt"):
+        for path in (tmp_path / "run").rglob(gone or "-"):
+            path.unlink()
+        url = f"memory://runs/{kind}-{gone}/"
+        for path in sorted((tmp_path / "run").rglob("*")):
+            if path.is_file():
+                put(located(url).joined(str(path.relative_to(tmp_path / "run"))), path.read_bytes())
+        here = [judge(each, threads=1).as_dict() for each in recognise_steps(str(tmp_path / "run"))]
+        there = [judge(each, threads=1).as_dict() for each in recognise_steps(located(url))]
+        said = json.dumps(without_times(here)).replace(f"{tmp_path}/run/", url)
+        assert json.dumps(without_times(there)).replace('/"', '"') == said
+        if gone is None:
+            assert [each["verdict"] for each in there] == ["whole", "whole"]
+
+
 def test_doctor_and_the_newest_whole(bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Steps in a store: which are whole, and which to go on from; what is not examined there is refused by its URL."""
     own(tmp_path)
@@ -289,3 +315,26 @@ def test_nanochat_says_that_it_reads_no_store() -> None:
     for call in calls:
         with pytest.raises(UsageError, match="on this computer, not in a store"):
             call("s3://bucket/d4")
+
+
+def test_salvage_works_on_a_copy(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the files of one set; of what is something else nothing is copied."""
+    monkeypatch.undo()
+    for name, value in bucket.environment.items():
+        monkeypatch.setenv(name, value)
+    own(tmp_path)
+    (shard,) = (tmp_path / "set").glob("shard-*")
+    data = bytearray(shard.read_bytes())
+    data[data.index(NESTED["model"]["w"].numpy().tobytes()[:64]) + 5] ^= 1  # type: ignore[index]
+    shard.write_bytes(data)
+    url = upload(bucket, tmp_path / "set")
+    there = fastckpt.salvage(url, tmp_path / "rescued.fckpt")
+    here = fastckpt.salvage(tmp_path / "set", tmp_path / "rescued2.fckpt")
+    assert there.written == here.written == ["model.b"]
+    assert (there.path, there.exit_code) == (url, here.exit_code)
+    assert "/tmp" not in there.next_step.replace(str(tmp_path), "")
+    bucket.put("run/step_5.fckpt", b"x")
+    bucket.proxy.reset()
+    with pytest.raises(UsageError, match="several checkpoints"):
+        fastckpt.salvage(bucket.url("run/"))
+    assert bucket.proxy.counts["get"] == 0
