@@ -62,7 +62,7 @@ def delete(place: Place) -> None:
         os.unlink(place)
 
 
-def read_there(place: Place, *, limit: int) -> bytes:
+def read_whole(place: Place, *, limit: int) -> bytes:
     """All bytes of a small file, which may be empty.
 
     Args:

@@ -11,7 +11,7 @@ import re
 from typing import Final, NamedTuple
 
 from fastckpt.errors import FastckptError
-from fastckpt.io.there import read_there
+from fastckpt.io.there import read_whole
 from fastckpt.remote.path import Place
 from fastckpt.sets.expected_ranks import expected_ranks
 from fastckpt.sets.files_beside import files_beside
@@ -45,7 +45,7 @@ def _check_latest(listing: Listing) -> Problem | None:
     """``latest`` must name a directory that is there: DeepSpeed loads from the one that it names."""
     path = listing.path(LATEST)
     try:
-        named = read_there(listing.place(LATEST), limit=_MAX_NAME).decode(errors="replace").strip()
+        named = read_whole(listing.place(LATEST), limit=_MAX_NAME).decode(errors="replace").strip()
     except FastckptError as error:
         return Problem(kind_of_fault(error), path, f"`latest` cannot be read: {error.message}")
     if named in listing.directories:

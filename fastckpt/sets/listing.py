@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fastckpt.errors import CheckpointNotFoundError, DamagedError
 from fastckpt.io.os_errors import typed_os_errors
-from fastckpt.io.there import read_there
+from fastckpt.io.there import read_whole
 from fastckpt.remote.path import Place, RemotePath
 from fastckpt.remote.store import Version
 
@@ -132,7 +132,7 @@ def read_json(place: Place) -> Any:
         CheckpointIOError: It cannot be read.
         DamagedError: It is no JSON, or larger than such files are.
     """
-    content = read_there(place, limit=MAX_JSON)
+    content = read_whole(place, limit=MAX_JSON)
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:

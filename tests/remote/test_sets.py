@@ -105,6 +105,8 @@ def empty(state: Any) -> Any:
 def test_as_on_a_disk(bucket: Bucket, here: Path) -> None:
     url, whole = upload(bucket, here), fastckpt.load(here)
     assert_same(fastckpt.load(url), whole)
+    assert bucket.proxy.counts["list"] == 1
+    assert bucket.proxy.counts["get"] + bucket.proxy.counts["head"] <= 4 * len(list(here.iterdir()))
     into = empty(whole)
     fastckpt.load_into(into, url)
     assert_same(into, whole)
