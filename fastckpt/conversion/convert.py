@@ -34,7 +34,7 @@ from fastckpt.sets.opened_set import OpenedSet
 from fastckpt.sets.recognise import recognise
 from fastckpt.sets.steps import one_file
 from fastckpt.stored.open_file import open_file
-from fastckpt.text import parse_size
+from fastckpt.text import parse_size, quoted
 
 
 def convert(
@@ -102,6 +102,12 @@ def convert(
         [True]
     """
     source = located(source, storage_options if is_url(source) or not is_url(destination) else None)
+    if isinstance(source, RemotePath) and source.is_directory:
+        raise UsageError(
+            "this is a directory in a store: files are converted from there, one by one",
+            path=os.fspath(source),
+            next_step=f"fastckpt inspect {quoted(os.fspath(source))}, then name a file; or copy the directory",
+        )
     if isinstance(source, RemotePath) and (replace or destination is None):
         raise UsageError(
             "a remote file has no place beside it here, and is never deleted",

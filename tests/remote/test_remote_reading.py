@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -307,7 +308,7 @@ def test_a_file_url_is_a_path(files: Path) -> None:
 @pytest.mark.parametrize("key", ["", "dir/"])
 def test_a_directory_is_no_file(bucket: Bucket, key: str) -> None:
     """And what it is is shown by the command that the error names."""
-    for read in (fastckpt.verify, fastckpt.convert):
+    for read in (fastckpt.verify, partial(fastckpt.convert, destination="x.fckpt")):
         with pytest.raises(FastckptError, match="this is a directory") as error:
             read(bucket.url(key))
         assert f"fastckpt inspect {bucket.url(key)}" in str(error.value)
