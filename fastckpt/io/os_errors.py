@@ -85,8 +85,8 @@ def exists(path: str | os.PathLike[str]) -> bool:
 
 
 def refuse_missing(path: str | os.PathLike[str]) -> None:
-    """Raise CheckpointNotFoundError, as opening it would, if nothing has this name."""
-    if not exists(path):
+    """Raise CheckpointNotFoundError, as opening it would, if nothing has this name; UsageError for a URL."""
+    if not exists(file_path(path)):
         raise translate_os_error(FileNotFoundError(errno.ENOENT, ""), path)
 
 
