@@ -295,6 +295,12 @@ def own_inputs() -> None:
             for part, (start, end) in places.items():
                 if part != "section 3":
                     put("blocks", f"{key} {part}", raw[start : end - 16].rstrip(b"\0").ljust(16, b"\0"))
+        fastckpt.save(states["tiny"], path, parity="3%", parity_at="inside", durable=False)
+        raw = path.read_bytes()
+        for flags in (0, 1):
+            put("fckpt", f"parity {flags}", bytes((flags,)) + packed(raw))
+        put("fckpt", "parity damaged", b"\0" + packed(bytes(4096) + raw[4096:]))
+        put("fckpt", "parity without footer", b"\0" + packed(raw[:-4096] + bytes(4096)))
         torch.save({"w": torch.arange(4.0)}, path.with_suffix(".pt"))
         fastckpt.convert(path.with_suffix(".pt"), path, durable=False)
         put("fckpt", "source 1", b"\1" + packed(path.read_bytes()))
