@@ -49,7 +49,10 @@ class Verdict(str, Enum):
     """The SHA-256 of the file is the one that the signature beside it states; nobody looked who signed that."""
     HEALED = "healed: every byte as sealed"
     """A file that was damaged, or its seal, is again what was sealed: every byte of the file that was written was
-    compared with the seal before it took its name, or, with parity inside, proven by its own checksums."""
+    compared with the seal before it took its name."""
+    HEALED_INSIDE = "healed: every byte as saved"
+    """A .fckpt that was damaged is again what was saved with its parity inside: every byte of it is proven by its own
+    checksums. Nothing is said of a seal beside it."""
     VERIFIED = "verified"
     """What was written was read back, and its checksums match."""
 

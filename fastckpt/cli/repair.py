@@ -95,9 +95,10 @@ def _lines(report: RepairReport) -> Iterator[str | Styled]:
 def _what_is_wrong(report: RepairReport) -> str:
     said = []
     if report.lost:
-        said.append(f"{report.lost} of {report.leaves} leaves are not what was sealed")
+        made = "sealed" if report.parity_at == "beside" else "saved"
+        said.append(f"{report.lost} of {report.leaves} leaves are not what was {made}")
     if report.parity_at == "inside" and report.findings and not report.lost:
-        said.append("what stands behind its tensors is damaged, the parity among it")
+        said.append("what stands behind its tensors is damaged")
     elif report.findings and not report.lost:
         said.append("there are bytes behind all that was sealed")
     if report.sums_damaged:
@@ -107,7 +108,7 @@ def _what_is_wrong(report: RepairReport) -> str:
 
 def _outcome(report: RepairReport) -> Iterator[str | Styled]:
     share = f"{report.healed} of {report.lost} lost leaves"
-    if report.verdict is Verdict.HEALED:
+    if report.verdict in (Verdict.HEALED, Verdict.HEALED_INSIDE):
         where = f"{report.output} ({size_text(report.size)})" if report.output is not None else report.path
         yield Styled(f"{where}: {report.verdict}", "good")
     elif report.state == "would heal":

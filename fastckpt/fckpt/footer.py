@@ -37,10 +37,9 @@ def read_footer(source: Source) -> Footer:
     head = source.head(SUPERBLOCK_SIZE)
     if size < SUPERBLOCK_SIZE + FOOTER_SIZE and head[: len(MAGIC_SUPERBLOCK)] != MAGIC_SUPERBLOCK:
         raise source.unread_head or _not_fckpt(source, head)
-    offset = max(size - FOOTER_SIZE, 0)
     try:
-        footer = decode_footer(source.read(offset, size - offset), file_size=size)
-    except DamagedError as error:
+        footer = footer_at_the_end(source)
+    except DamagedError:
         # Is it a cut checkpoint, or no checkpoint at all? The superblock tells.
         if source.unread_head is not None:
             raise source.unread_head from None
@@ -49,15 +48,23 @@ def read_footer(source: Source) -> Footer:
             raise _not_fckpt(source, head) from None
         if decode_failure is not None:
             raise located(decode_failure, 0, source.path) from None
-        error.message = f"the save was cut short or the end is damaged: {error.message}"
-        raise located(error, offset, source.path) from None
-    except FastckptError as error:
-        raise located(error, offset, source.path) from None
+        raise
     # A damaged superblock costs nothing as long as the footer is whole.
     failure = _head_failure(head)
     if failure is not None and not isinstance(failure, DamagedError | NotACheckpointError):
         raise located(failure, 0, source.path)
     return footer
+
+
+def footer_at_the_end(source: Source) -> Footer:
+    """The footer of an open file, whatever stands in front of it. Raises as `read_footer`, but NotACheckpointError."""
+    offset = max(source.size - FOOTER_SIZE, 0)
+    try:
+        return decode_footer(source.read(offset, source.size - offset), file_size=source.size)
+    except FastckptError as error:
+        if isinstance(error, DamagedError):
+            error.message = f"the save was cut short or the end is damaged: {error.message}"
+        raise located(error, offset, source.path) from None
 
 
 def _footer_from_afar(source: Source) -> Footer | None:

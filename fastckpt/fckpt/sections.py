@@ -35,6 +35,9 @@ _KNOWN: Final = {
     SECTION_PARITY: ("parity", MAGIC_PARITY),
 }
 
+SECTION_KINDS: Final = frozenset(_KNOWN)
+"""Kinds of sections that are written."""
+
 _AT_A_TIME: Final = 16 * 2**20
 
 

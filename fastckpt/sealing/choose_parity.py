@@ -40,10 +40,17 @@ class Wanted:
 
 
 class Chosen(NamedTuple):
-    """Where the parity is, and how the file stands to it."""
+    """What a file is healed by.
+
+    Attributes:
+        remains: Where the parity is.
+        standing: How the file stands to it.
+        no_seal: Why the seal beside it is not used, if there is one and it is of another file or damaged.
+    """
 
     remains: SumsRemains | InsideRemains
     standing: Standing
+    no_seal: FastckptError | None = None
 
 
 def choose_parity(wanted: Wanted, stack: ExitStack) -> Chosen:
@@ -71,11 +78,11 @@ def choose_parity(wanted: Wanted, stack: ExitStack) -> Chosen:
     except FastckptError as error:
         inside, failure = None, failure or error
     if inside is not None and (beside is None or _heals_all(inside)):
-        return inside
+        return inside._replace(no_seal=failure)
     if beside is not None:
         return beside
     raise failure or MismatchError(
-        "it was never sealed, and has no parity inside, so nothing tells what it was",
+        "there is no seal beside it, and no parity was found inside, so nothing tells what it was",
         path=source.path,
         next_step=f"fastckpt salvage {quoted(source.path)}, if it is a checkpoint",
     )

@@ -117,7 +117,7 @@ def repair(
     with Source(name, may_be_empty=True) as source, ExitStack() as stack:
         how = How(reading_threads(source, threads), durable)
         wanted = Wanted(source, how, progress, as_sealed=output is not None)
-        remains, standing = choose_parity(wanted, stack)
+        remains, standing, no_seal = choose_parity(wanted, stack)
         report = _planned(source, remains, standing)
         if isinstance(remains, SumsRemains):
             report.sums_damaged = not is_whole_by_itself(beside, threads=how.threads)
@@ -131,6 +131,8 @@ def repair(
             sums = replace(remains.sums, name=sealed_name(report.output), parity=None)
             write_sums(sums, sums_path(report.output), how)
         if isinstance(remains, InsideRemains) and not report.findings:
+            if no_seal is not None:
+                raise no_seal  # It is what is wrong, and parity inside does not heal that.
             _require_intact(source, how)
         if report.output is None:
             source.require_unchanged(next_step="repair it when nobody writes to it")

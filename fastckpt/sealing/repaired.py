@@ -76,20 +76,22 @@ class RepairReport:
 
     @property
     def verdict(self) -> Verdict | None:
-        """What is promised of it: `Verdict.HEALED` of a file that was healed; of one that needed nothing
-        `Verdict.AS_SEALED`, or, with parity inside, `Verdict.INTACT`; or None.
+        """What is promised of it: `Verdict.HEALED` of a file that was healed, `Verdict.AS_SEALED` of one that needed
+        nothing; with parity inside `Verdict.HEALED_INSIDE` and `Verdict.INTACT`; or None.
         """
         if self.is_sound:
             return Verdict.AS_SEALED if self.parity_at == "beside" else Verdict.INTACT
         whole = self.output is not None if self.findings else self.sums_renewed
-        return Verdict.HEALED if whole and not self.left else None
+        if not whole or self.left:
+            return None
+        return Verdict.HEALED if self.parity_at == "beside" else Verdict.HEALED_INSIDE
 
     @property
     def state(self) -> str:
         """``as sealed``, ``healed``, ``would heal``, ``partly healed`` or ``not healed``."""
         if self.is_sound:
             return "as sealed"
-        if self.verdict is Verdict.HEALED:
+        if self.verdict is not None:
             return "healed"
         if self.left or (self.findings and not self.dry_run):
             return "partly healed" if self.output is not None else "not healed"

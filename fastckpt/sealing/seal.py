@@ -33,6 +33,7 @@ from fastckpt.seals.names import is_sums_path, sealed_name, sums_path
 from fastckpt.seals.parity import Parity, parity_asked_for, share_of
 from fastckpt.seals.sums import Sums, TensorRange, read_sums, write_sums
 from fastckpt.seals.tensor_ranges import tensors_in_fckpt, tensors_in_foreign
+from fastckpt.stored.command_that_heals import command_that_heals
 from fastckpt.stored.verify import is_whole_by_itself, verify_source
 from fastckpt.text import quoted
 
@@ -255,5 +256,5 @@ def _refusal(path: str, error: FastckptError) -> DamagedError:
         path=path,
         offset=error.offset,
         tensor=error.tensor,
-        next_step=f"fastckpt salvage {quoted(path)}",
+        next_step=command_that_heals(path) or f"fastckpt salvage {quoted(path)}",
     )

@@ -75,7 +75,7 @@ def findings_of(sums: Sums, bad: Sequence[BadLeaves], *, size: int) -> list[Find
     return [
         Finding(
             run.kind,
-            _message(run, named),
+            _message(run, named, sums.made),
             min(extent.offset, size),
             max(min(extent.end, size) - extent.offset, 0),
             tensors=tuple(named),
@@ -84,12 +84,12 @@ def findings_of(sums: Sums, bad: Sequence[BadLeaves], *, size: int) -> list[Find
     ]
 
 
-def _message(run: BadLeaves, names: Sequence[str]) -> str:
+def _message(run: BadLeaves, names: Sequence[str], made: str) -> str:
     leaves = f"leaf {run.first}" if run.leaves == 1 else f"leaves {run.first} to {run.end - 1}"
     be = "is" if run.leaves == 1 else "are"
     what = {
-        Kind.CHANGED: f"{be} not what was sealed",
-        Kind.MISSING: f"{be} missing: the file ends before, which was longer when it was sealed",
+        Kind.CHANGED: f"{be} not what was {made}",
+        Kind.MISSING: f"{be} missing: the file ends before, which was longer when it was {made}",
         Kind.UNREADABLE: f"cannot be read (error {run.errno})",
     }[run.kind]
     return f"{leaves} {what}: {some(names) or 'no tensor'}"

@@ -15,10 +15,11 @@ from fastckpt.constants import (
     SECTION_PARITY,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedVersionError
 from fastckpt.fckpt.file import CheckpointFile
+from fastckpt.fckpt.footer import footer_at_the_end
 from fastckpt.fckpt.remains import scan
-from fastckpt.fckpt.sections import finding_of, require_sealed
+from fastckpt.fckpt.sections import SECTION_KINDS, finding_of, require_sealed
 from fastckpt.findings import Finding
 from fastckpt.foreign.sniff import kind_of
 from fastckpt.io.beginning import Beginning
@@ -26,7 +27,7 @@ from fastckpt.io.memory import allocate
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import MEMORY, Move, Progress
 from fastckpt.layout.blocks import Extent
-from fastckpt.layout.frame import Footer, decode_footer
+from fastckpt.layout.frame import Footer
 from fastckpt.seals.made_again import copy_behind, make_again
 from fastckpt.seals.names import sealed_name
 from fastckpt.seals.parity import share_of
@@ -53,7 +54,12 @@ class InsideRemains:
         tensors = list(tensors_in_records(scan(source, threads=threads).records.values()))
         inside = [tensor for tensor in tensors if tensor.end <= section.covered]
         self.sums = Sums(
-            sealed_name(source.path), section.covered, digests[:leaves], tensors=inside, parity=section.parity
+            sealed_name(source.path),
+            section.covered,
+            digests[:leaves],
+            tensors=inside,
+            parity=section.parity,
+            made="saved",
         )
 
     def rows(self, groups: Sequence[int]) -> Rows:
@@ -87,8 +93,8 @@ class InsideRemains:
     def damage_behind(self, source: Source) -> list[Finding]:
         """See `ParitySource`: the sections behind, this one among them, and the footer."""
         try:
-            footer = CheckpointFile(source).footer
-        except FastckptError as error:
+            footer = footer_at_the_end(source)
+        except (DamagedError, CheckpointIOError) as error:
             error.expected = None  # What stands there instead tells nobody anything.
             end = Extent(max(source.size - FOOTER_SIZE, 0), min(source.size, FOOTER_SIZE))
             return [finding_of(error, end)]
@@ -127,6 +133,7 @@ def open_inside(source: Source, *, threads: int) -> InsideRemains | None:
 
     Raises:
         DamagedError: There is some, and it does not prove any more what was saved.
+        UnsupportedVersionError: A later version saved it, with more than this one can make again.
         CheckpointIOError: It cannot be read.
     """
     if source.far or source.unpacked is not None or kind_of(source) not in (None, "fckpt"):
@@ -136,6 +143,7 @@ def open_inside(source: Source, *, threads: int) -> InsideRemains | None:
         section = footer.section(SECTION_PARITY)
         if section is None:
             return None
+        _require_known(footer, source.path)
         found = {
             page
             for page in _sections(source, *section.extent, threads)
@@ -154,9 +162,20 @@ def open_inside(source: Source, *, threads: int) -> InsideRemains | None:
 
 def _footer(source: Source) -> Footer | None:
     try:
-        return decode_footer(source.read(source.size - FOOTER_SIZE, FOOTER_SIZE), file_size=source.size)
-    except FastckptError:
+        return footer_at_the_end(source)
+    except (DamagedError, CheckpointIOError):
         return None
+
+
+def _require_known(footer: Footer, path: str) -> None:
+    """What stands behind the parity is made again from all in front: nothing else may be there."""
+    unknown = {section.kind for section in footer.sections} - SECTION_KINDS
+    if unknown:
+        raise UnsupportedVersionError(
+            f"this file has a section of kind {min(unknown)}, which repair does not know",
+            path=path,
+            next_step="pip install --upgrade fastckpt",
+        )
 
 
 def _sections(source: Source, begin: int, size: int, threads: int) -> Iterator[ParitySection]:

@@ -19,7 +19,8 @@ from fastckpt.constants import (
     SECTION_SOURCE,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.errors import CheckpointIOError, DamagedError
+from fastckpt.fckpt.footer import footer_at_the_end
 from fastckpt.fckpt.remains import read_block, scan
 from fastckpt.fckpt.tail import write_tail
 from fastckpt.io.beginning import Beginning
@@ -28,7 +29,7 @@ from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.source import Source
 from fastckpt.io.unreadable import read_there
 from fastckpt.layout.blocks import Extent, block_digest
-from fastckpt.layout.frame import decode_footer, encode_superblock, root_digest
+from fastckpt.layout.frame import encode_footer, encode_superblock, root_digest
 from fastckpt.seals.encoded import encoded
 from fastckpt.seals.parity_inside import section_pieces
 from fastckpt.seals.parity_section import ParitySection
@@ -94,11 +95,10 @@ def _structure(healed: Source, section: ParitySection, threads: int) -> tuple[by
 def _require_same_footer(source: Source, made: bytes) -> None:
     """Raise DamagedError if the footer of the damaged file is whole, and another one."""
     try:
-        block = source.read(source.size - FOOTER_SIZE, FOOTER_SIZE)
-        decode_footer(block, file_size=source.size)
-    except FastckptError:
+        footer = footer_at_the_end(source)
+    except (DamagedError, CheckpointIOError):
         return
-    if block != made:
+    if encode_footer(footer) != made:
         raise DamagedError("the end of the file that was made again is not the one that is there", path=source.path)
 
 

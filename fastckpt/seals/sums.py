@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from fastckpt import _core
 from fastckpt.constants import (
@@ -68,6 +68,7 @@ class Sums:
         sha256: SHA-256 of all of it, in hex, if that was wanted.
         tensors: Where its tensors lie, as far as that was known.
         parity: How much parity the sums file has.
+        made: What was done to the file then: ``sealed``, or ``saved`` with its parity inside.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Sums:
     sha256: str | None = None
     tensors: Sequence[TensorRange] = ()
     parity: Parity | None = None
+    made: Literal["sealed", "saved"] = "sealed"
 
     @property
     def leaves(self) -> int:

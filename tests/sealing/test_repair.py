@@ -244,7 +244,7 @@ def test_what_is_refused(path: Path, tmp_path: Path) -> None:
         with pytest.raises(UsageError):
             fastckpt.repair(path, own)
     Path(sums_path(path)).unlink()
-    with pytest.raises(MismatchError, match="never sealed"):
+    with pytest.raises(MismatchError, match="no seal beside it, and no parity was found inside"):
         fastckpt.repair(path)
     fastckpt.seal(path, parity="3%")
     path.unlink()

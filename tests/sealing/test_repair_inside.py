@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ torch = pytest.importorskip("torch")
 
 import fastckpt  # noqa: E402
 from fastckpt.cli.main import main  # noqa: E402
-from fastckpt.errors import DamagedError, MismatchError  # noqa: E402
+from fastckpt.constants import ALIGNMENT, SECTION_INDEX  # noqa: E402
+from fastckpt.errors import DamagedError, MismatchError, UnsupportedVersionError  # noqa: E402
+from fastckpt.layout.blocks import Extent, seal  # noqa: E402
+from fastckpt.layout.frame import Section, decode_footer, encode_footer  # noqa: E402
 from fastckpt.seals.names import sums_path  # noqa: E402
 from fastckpt.verdicts import Verdict  # noqa: E402
 
@@ -87,7 +91,7 @@ def test_damage_in_the_parity_alone_is_named_and_mended(path: Path, capsys: pyte
     assert all(torch.equal(fastckpt.load(path)[name], state()[name]) for name in "ab")
     assert main(["repair", "--in-place", str(path)]) == 0
     told = capsys.readouterr().out
-    assert "what stands behind its tensors is damaged, the parity among it" in told
+    assert "what stands behind its tensors is damaged" in told
     assert f"{path} " in told
     assert path.read_bytes() == good
 
@@ -137,6 +141,72 @@ def test_a_sealed_file_with_parity_inside_is_sealed_as_any(path: Path, capsys: p
     assert json.loads(capsys.readouterr().out)["parity"] == "3%"
 
 
+def test_a_file_that_is_whole_and_has_the_seal_of_another_save(path: Path) -> None:
+    """It heals by itself; what is wrong then is the seal."""
+    save(path)
+    fastckpt.seal(path)
+    good = save(path, 1)
+    change(path, flip(200_000))
+    report = fastckpt.repair(path, durable=False)
+    assert (report.verdict, path.read_bytes() == good) == (Verdict.HEALED_INSIDE, True)
+    assert {"saved" in finding.message for finding in report.findings} == {True}
+    with pytest.raises(MismatchError, match="not the file that was sealed"):
+        fastckpt.repair(path)
+    change(Path(sums_path(path)), zero(0, 10**6))
+    with pytest.raises(DamagedError):
+        fastckpt.repair(path)
+    assert fastckpt.verify(path).verdict is None
+
+
+def test_what_seal_advises_of_a_damaged_file(path: Path) -> None:
+    save(path)
+    change(path, flip(200_000))
+    with pytest.raises(DamagedError, match="damaged already") as caught:
+        fastckpt.seal(path)
+    assert caught.value.next_step == f"fastckpt repair {path}"
+
+
+def test_what_is_said_of_the_end_where_the_beginning_is_lost_too(path: Path) -> None:
+    good = save(path)
+    change(path, zero(0, 4096))
+    change(path, of_the_end(4096))
+    report = fastckpt.repair(path, durable=False)
+    assert path.read_bytes() == good
+    assert [finding.message.partition(":")[0] for finding in report.findings] == [
+        "leaf 0 is not what was saved",
+        "the save was cut short or the end is damaged",
+    ]
+
+
+@pytest.mark.parametrize("flags", [0, 1])
+def test_a_section_that_a_later_version_keeps_behind_is_not_lost(path: Path, flags: int) -> None:
+    """What stands behind the parity is made again: nothing may be there that this version cannot make."""
+    good = save(path)
+    footer = decode_footer(good[-ALIGNMENT:], file_size=len(good))
+    block = seal(b"FCKPTNEW", b"later")
+    rows: list[Section] = []
+    for row in footer.sections:
+        begin, size = row.extent
+        if row.kind == SECTION_INDEX:
+            rows.append(Section(8, flags, Extent(begin, len(block)), block[-16:]))
+        moved = len(block) if len(rows) > 2 else 0
+        rows.append(row._replace(extent=Extent(begin + moved, size)))
+    at = rows[2].extent.offset
+    later = good[:at] + block + good[at:-ALIGNMENT]
+    later += encode_footer(replace(footer, file_size=len(good) + len(block), sections=tuple(rows)))
+    path.write_bytes(later)
+    if not flags:
+        assert fastckpt.verify(path).verdict is Verdict.INTACT
+    change(path, flip(200_000, reference_inside.read(good).rows))
+    damaged = path.read_bytes()
+    for keep in (True, False):
+        with pytest.raises(UnsupportedVersionError, match="section of kind 8"):
+            fastckpt.repair(path, keep=keep)
+    assert path.read_bytes() == damaged
+    if not flags:
+        assert fastckpt.verify(path).next_step == f"fastckpt salvage {path}"
+
+
 @pytest.mark.parametrize("cut", [0, 4096])
 @pytest.mark.parametrize("at", [300_000, 1_500_000])
 def test_two_saves_in_one_file(tmp_path: Path, path: Path, cut: int, at: int) -> None:
@@ -182,7 +252,7 @@ def test_the_parity_of_a_file_in_a_tensor_is_not_taken_for_its_own(tmp_path: Pat
     value = {"file": torch.frombuffer(bytearray(inner), dtype=torch.uint8)}
     fastckpt.save(value, path, durable=False)
     change(path, lambda raw: raw[:-4096])
-    with pytest.raises(MismatchError, match="no parity inside"):
+    with pytest.raises(MismatchError, match="no parity was found inside"):
         fastckpt.repair(path)
     fastckpt.save(value, path, parity="10%", parity_at="inside", durable=False)
     good = path.read_bytes()
