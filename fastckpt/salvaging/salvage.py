@@ -126,7 +126,6 @@ def salvage(
         is_one_file = os.path.exists(other) and not is_directory_of_checkpoints(other)
         if not is_one_file and (of_several is None or other != request.like):
             raise CheckpointNotFoundError("not found, or not a file", path=other)
-    heals_all = False
     with ExitStack() as stack:
         count = thread_count(threads)
         if of_several is not None:
@@ -150,7 +149,7 @@ def salvage(
             if view is not None and damaged is not None:
                 # What is looked at may be longer than the file: healed, or with its records inflated.
                 wreck.size, wreck.healed, wreck.notes[:0] = damaged.file_size, view.healed, view.notes
-                heals_all = view.heals_all
+                wreck.repairs = [f"fastckpt repair {quoted(path)}"] if view.heals_all else []
         donor = survey_as_named(request.backfill, threads=count) if request.backfill is not None else None
         fates = wreck.fates()
         selection = choose(wreck, fates, request.include, donor)
@@ -182,10 +181,11 @@ def salvage(
         understood = not (wreck.opaque or wreck.unnamed)
         following = next_step(report, request, selection.tree if understood else None, threads=count)
         report.next_step = for_file_object(following)
-        if heals_all and destination is None:
-            report.next_step = f"fastckpt repair {quoted(path)}  # makes the whole file what it was"
-        elif heals_all:
-            report.notes.append(f"its parity heals the whole file: fastckpt repair {quoted(path)}")
+        repairs = wreck.repairs
+        if repairs and destination is None:
+            report.next_step = f"{repairs[0]}  # makes the whole file what it was"
+            repairs = repairs[1:]
+        report.notes += [f"its parity heals the whole file: {command}" for command in repairs]
         return report
 
 

@@ -96,14 +96,20 @@ class Outline:
     unknown: list[str] = field(default_factory=list)
 
 
+def manifest_path(kind: str, directory: str) -> str:
+    """Where the manifest of a checkpoint of several files is."""
+    return os.path.join(directory, METADATA if kind == dcp.KIND else SET_NAME)
+
+
 def outline_of(kind: str, directory: str) -> Outline:
     """What the manifest in a directory says.
 
     Raises:
         DamagedError, CheckpointNotFoundError, CheckpointIOError, UnsupportedStateError: There is none that can be read.
     """
+    path = manifest_path(kind, directory)
     if kind == dcp.KIND:
-        metadata = read_metadata(os.path.join(directory, METADATA))
+        metadata = read_metadata(path)
         outline = Outline(metadata.tensors, metadata.paths)
         sizes = {name: dict(tensor.chunks) for name, tensor in metadata.tensors.items()}
         for piece in metadata.pieces:
@@ -111,7 +117,7 @@ def outline_of(kind: str, directory: str) -> Outline:
             box = box_at(piece.offsets or (), extents) if extents is not None else None
             outline.wanted.setdefault(piece.file, []).append(Wanted(piece.name, box, piece))
         return outline
-    manifest = read_set_manifest(os.path.join(directory, SET_NAME))
+    manifest = read_set_manifest(path)
     outline = Outline(dict(manifest.tensors), manifest.paths)
     for name, tensor in manifest.tensors.items():
         for (offsets, extents), shard in zip(tensor.chunks, tensor.shards, strict=True):

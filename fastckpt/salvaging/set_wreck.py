@@ -32,7 +32,7 @@ from fastckpt.sets.part_bytes import runs
 from fastckpt.surveying.fates import THERE, Status
 from fastckpt.surveying.holes import Hole, merge_holes
 from fastckpt.surveying.wreck import StorageState, Wreck
-from fastckpt.text import some
+from fastckpt.text import quoted, some
 
 _MOST_HOLES: Final = 100_000
 """Holes of one tensor that are told apart; of more, all between the first and the last counts as lost."""
@@ -181,6 +181,8 @@ class SetWreck:
         view = healed_view(source, self.spool.path if self.spool is not None else None, stack, threads=self.threads)
         self.wreck.healed += [replace(found, message=f"{label}: {found.message}") for found in view.healed]
         self.wreck.notes += [f"{label}: {note}" for note in view.notes]
+        if view.heals_all:
+            self.wreck.repairs.append(f"fastckpt repair {quoted(source.path)}")
         return view.source
 
     def _take(self, source: Source, fragment: Fragment) -> None:

@@ -12,7 +12,7 @@ from fastckpt.findings import Finding, Kind
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
 from fastckpt.remote.path import Place
-from fastckpt.salvaging.set_fragments import Outline, outline_of
+from fastckpt.salvaging.set_fragments import Outline, manifest_path, outline_of
 from fastckpt.salvaging.set_spool import SetSpool
 from fastckpt.salvaging.set_wreck import SetWreck
 from fastckpt.salvaging.shard_outline import outline_of_shards
@@ -20,6 +20,7 @@ from fastckpt.sets import dcp, own
 from fastckpt.sets.judge import judge
 from fastckpt.sets.model import CheckpointSet
 from fastckpt.sets.recognise import recognise
+from fastckpt.stored.command_that_heals import command_that_heals
 from fastckpt.surveying.wreck import Wreck
 from fastckpt.text import quoted
 
@@ -74,24 +75,33 @@ def survey_set(
         DamagedError, CheckpointNotFoundError, UnsupportedStateError: There is no manifest that can be read.
         OutOfSpaceError, CheckpointIOError: There is no room, or a file cannot be read.
     """
+    repair: str | None = None
     try:
         outline = outline_of(checkpoint.kind, checkpoint.path)
     except FastckptError as error:
+        repair = command_that_heals(manifest_path(checkpoint.kind, checkpoint.path))
         said = outline_of_shards(checkpoint) if checkpoint.kind == own.KIND else None
         if said is None and like is None:
-            error.next_step = "name another checkpoint of the same run, for the names: --like DIR"
+            error.next_step = repair or "name another checkpoint of the same run, for the names: --like DIR"
             raise
         other = outline_of(checkpoint.kind, like) if like is not None else None
         outline = _either(said, other)
     if destination is None:
-        return SetWreck(checkpoint, outline, None, threads=threads, progress=progress).run(), None
+        wreck = SetWreck(checkpoint, outline, None, threads=threads, progress=progress).run()
+        return _first_repair(wreck, repair), None
     beside = os.path.dirname(os.path.realpath(destination))
     directory = stack.enter_context(tempfile.TemporaryDirectory(prefix=".fastckpt-", dir=beside))
     spool = stack.enter_context(SetSpool(os.path.join(directory, "tensors"), threads=threads))
     wreck = SetWreck(checkpoint, outline, spool, threads=threads, progress=progress).run()
     source = stack.enter_context(Source(spool.path))
     wreck.path, wreck.identity = source.path, source.identity
-    return wreck, source
+    return _first_repair(wreck, repair), source
+
+
+def _first_repair(wreck: Wreck, command: str | None) -> Wreck:
+    """Of all files the one without which nothing tells what the others are comes first."""
+    wreck.repairs[:0] = [command] if command is not None else []
+    return wreck
 
 
 def _either(said: Outline | None, other: Outline | None) -> Outline:

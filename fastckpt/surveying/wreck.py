@@ -114,6 +114,7 @@ class Wreck:
         findings: All damage.
         healed: What of the damage is not in what was looked at: parity has healed it there.
         notes: What else the user should know.
+        repairs: Commands that make damaged files of it what they were.
         doubt: Why names, shapes and dtypes are not proven; "" if they are.
         unsettled: Why it is not certain that all of it is of one save; "" if it is.
         is_open: Whether something may be missing that nothing names.
@@ -136,6 +137,7 @@ class Wreck:
     findings: list[Finding] = field(default_factory=list)
     healed: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
     doubt: str = ""
     unsettled: str = ""
     is_open: bool = False

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint
 
 import fastckpt
 import fastckpt.dcp
 from fastckpt.cli.main import main
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.errors import OutOfSpaceError
+from fastckpt.errors import FastckptError, OutOfSpaceError
 from fastckpt.io.source import Source
 from fastckpt.salvaging import healed_view
 from fastckpt.seals import healed_copy, remains, standing
@@ -183,6 +184,38 @@ def test_a_shard_of_a_set(tmp_path: Path) -> None:
     assert torch.equal(fastckpt.load(tmp_path / "out.fckpt")["a"], torch.arange(300_000))
     assert shard.read_bytes() == damaged
     assert sorted(os.listdir(tmp_path)) == ["out.fckpt", "set"]
+
+
+@pytest.mark.parametrize(("which", "at"), [("set.fckpt", "inside"), ("shard", "inside"), ("shard", "beside")])
+def test_what_makes_a_set_whole_is_named(tmp_path: Path, which: str, at: Any) -> None:
+    """Whichever of its files is damaged: without its manifest nothing tells which shards are of one save."""
+    place = tmp_path / "set"
+    fastckpt.dcp.save(state(), place, parity="3%", parity_at=at, no_dist=True, durable=False)
+    path = next(each for each in place.iterdir() if each.name.startswith(which) and each.suffix == ".fckpt")
+    good = path.read_bytes()
+    zero(path, 4096, 4096)
+    path.write_bytes(path.read_bytes()[:-4096])
+    command = f"fastckpt repair {path}"
+    assert fastckpt.salvage(place).next_step == f"{command}  # makes the whole file what it was"
+    written = fastckpt.salvage(place, tmp_path / "out.fckpt", durable=False)
+    assert f"its parity heals the whole file: {command}" in written.notes
+    assert fastckpt.repair(path, durable=False).state == "healed"
+    assert path.read_bytes() == good
+    path.with_name(f"{path.name}.damaged").unlink()
+    assert (fastckpt.salvage(place).exit_code, fastckpt.salvage(place).notes) == (0, [])
+
+
+def test_a_sealed_manifest_without_which_nothing_is_known(tmp_path: Path) -> None:
+    place = tmp_path / "step"
+    many = {f"layer{n}": torch.full((3,), n) for n in range(400)}
+    torch.distributed.checkpoint.save(many, checkpoint_id=str(place), no_dist=True)
+    fastckpt.seal(place / ".metadata", parity="3%", durable=False)
+    zero(place / ".metadata", 0, 100)
+    with pytest.raises(FastckptError) as caught:
+        fastckpt.salvage(place)
+    assert caught.value.next_step == f"fastckpt repair {place / '.metadata'}"
+    assert fastckpt.repair(place / ".metadata", durable=False).state == "healed"
+    assert len(fastckpt.salvage(place).tensors) == 400
 
 
 def test_without_parity_nothing_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
