@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from fastckpt.constants import LEAF_SIZE
-from fastckpt.errors import DamagedError, FastckptError
+from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
 from fastckpt.fckpt.bad_ranges import BadRange
 from fastckpt.fckpt.file import CheckpointFile
 from fastckpt.fckpt.payload import Reading, Target, read_targets
@@ -27,7 +27,8 @@ def proven_where_it_differs(source: Source, standing: Standing, *, threads: int)
     """
     changed = changed_leaves(standing)
     try:
-        if not changed or kind_of(source) != "fckpt":
+        # Of one whose both ends are lost nothing tells at once what it is: its records do.
+        if not changed or kind_of(source) not in (None, "fckpt"):
             return None
         records = [record for record in _records(source, threads) if record.is_raw]
         bad = read_targets(source, list(_parts(records, changed)), Reading(threads))
@@ -47,7 +48,7 @@ def _records(source: Source, threads: int) -> Sequence[Record]:
     """All records that say what they are."""
     try:
         return CheckpointFile(source).records
-    except DamagedError:
+    except (DamagedError, NotACheckpointError):
         found = scan_shifted(source, threads=threads).records.values()
         return sorted(found, key=lambda record: record.header.offset)
 

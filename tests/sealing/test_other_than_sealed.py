@@ -85,14 +85,18 @@ def test_a_checkpoint_saved_anew_is_not_made_the_old_one(
     assert path.read_bytes() == new
 
 
-@pytest.mark.parametrize("where", [3_000_000, 5000, -6000, -60], ids=["payload", "manifest", "its copy", "footer"])
-def test_a_checkpoint_saved_anew_and_damaged_then_is_not_made_the_old_one(tmp_path: Path, where: int) -> None:
+@pytest.mark.parametrize(
+    "where",
+    [[3_000_000], [5000], [-6000], [-60], [3, -60], [3, 8300, -60]],
+    ids=["payload", "manifest", "its copy", "footer", "both ends", "both ends and the record's header"],
+)
+def test_a_checkpoint_saved_anew_and_damaged_then_is_not_made_the_old_one(tmp_path: Path, where: list[int]) -> None:
     path, weight = tmp_path / "m.fckpt", torch.randn(1000, 1000)
     fastckpt.save({"w": weight, "step": 1}, path, parity="10%", durable=False)
     old = path.read_bytes()
     weight[500] = 2
     fastckpt.save({"w": weight, "step": 2}, path, durable=False)
-    flip(path, where)
+    flip(path, *where)
     new = path.read_bytes()
     assert check(path).state == "stale"
     report = fastckpt.verify(path)
