@@ -21,7 +21,7 @@ from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.file_object import Readables, Writables, is_path, name_of, require_path, write_whole
 from fastckpt.io.how import How
 from fastckpt.io.open_source import open_source
-from fastckpt.io.os_errors import is_directory
+from fastckpt.io.os_errors import is_directory, refuse_missing
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
 from fastckpt.io.transfer import Progress
@@ -147,6 +147,8 @@ def convert(
 
         return convert_directory(directory, directory if into is None else into, request, to=to, step=step)
     if step is not None:
+        if is_path(source) and not isinstance(source, RemotePath):
+            refuse_missing(source)
         raise UsageError("a step can be chosen only when a directory is converted", path=name_of(source))
     if replace and not (is_path(source) and (destination is None or is_path(destination))):
         raise UsageError("replace takes files: a file object cannot be deleted or read back", path=name_of(source))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fastckpt.conversion.convert_file import convert_file
@@ -16,7 +17,7 @@ from fastckpt.conversion.finished import find_finished
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.errors import ABOUT_ONE_FILE, FastckptError, UsageError
-from fastckpt.foreign.suffixes import FORMAT_OF
+from fastckpt.foreign.suffixes import FORMAT_OF, name_before, own_name
 from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import exists, is_directory
 from fastckpt.io.source import Source
@@ -62,14 +63,10 @@ def convert_step_files(
     """
     is_back = to is None and all(each.path.endswith(".fckpt") for each in files)
     wanted = to or (None if is_back else "fckpt")
-    # Of a step that is there in two formats, the .fckpt, which is looked at last.
-    by_stem = {
-        os.path.splitext(each.path)[0]: each
-        for each in sorted(files, key=lambda each: each.path.endswith(".fckpt"))
-        if FORMAT_OF[os.path.splitext(each.path)[1].lower()] != wanted and step in (None, each.step)
-    }
-    kept = {each.path for each in by_stem.values()}
-    chosen = [each for each in files if each.path in kept]
+    targets = _targets(
+        [each.path for each in files if FORMAT_OF[os.path.splitext(each.path)[1].lower()] != wanted], wanted
+    )
+    chosen = [each for each in files if each.path in targets and step in (None, each.step)]
     if not chosen:
         there = some(sorted({each.step for each in files if each.step is not None}), 8)
         raise UsageError(
@@ -85,7 +82,7 @@ def convert_step_files(
     failures: list[FastckptError] = []
     for each in chosen:
         try:
-            done.append(_convert(each.path, target_directory, request, to=wanted, origin=origin))
+            done.append(_convert(each.path, target_directory, request, name=targets[each.path], origin=origin))
         except ABOUT_ONE_FILE as error:
             failures.append(error)
     if failures:
@@ -98,15 +95,33 @@ def convert_step_files(
     return done
 
 
+def _targets(paths: Sequence[str], to: Format | None) -> dict[str, str | None]:
+    """What each file is called when it is converted, by its path; None if that is up to what it was made of.
+
+    To ``.fckpt``, two that would be one keep their whole names. To another format, of what is there as a ``.fckpt``
+    and as another file, the ``.fckpt`` is taken.
+    """
+    own = {path: _own_name(os.path.basename(path)) for path in paths}
+    if to == "fckpt":
+        several = {name for name, count in Counter(own.values()).items() if count > 1}
+        return {path: f"{os.path.basename(path)}.fckpt" if name in several else name for path, name in own.items()}
+    by_name = {own[path]: path for path in sorted(paths, key=lambda path: path.endswith(".fckpt"))}
+    return {path: None if to is None else name_before(os.path.basename(path), to) for path in by_name.values()}
+
+
+def _own_name(name: str) -> str:
+    return name if name.endswith(".fckpt") else own_name(name)
+
+
 def _convert(
-    path: str, directory: str, request: Request, *, to: Format | None, origin: Callable[[Source], Format]
+    path: str, directory: str, request: Request, *, name: str | None, origin: Callable[[Source], Format]
 ) -> Conversion:
-    if to is None:
+    if name is None:
         with Source(path) as source:
-            to = origin(source)
-    target = os.path.join(directory, f"{os.path.splitext(os.path.basename(path))[0]}.{to}")
+            name = name_before(os.path.basename(path), origin(source))
+    target = os.path.join(directory, name)
     if exists(target):
         found = find_finished(path, target, request, threads=thread_count(request.threads))
         if found is not None:
             return found
-    return convert_file(path, target, request, to=to)
+    return convert_file(path, target, request, to=FORMAT_OF[os.path.splitext(name)[1].lower()])

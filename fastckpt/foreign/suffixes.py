@@ -40,7 +40,7 @@ def own_name(name: str) -> str:
 def name_before(name: str, to: Format) -> str:
     """The other way: what a ``.fckpt`` is called that becomes a file of another format."""
     stem, suffix = os.path.splitext(name)
-    kept = FORMAT_OF.get(os.path.splitext(stem)[1])
+    kept = FORMAT_OF.get(os.path.splitext(stem)[1].lower())
     return stem if suffix == ".fckpt" and kept == to else f"{stem}.{to}"
 
 

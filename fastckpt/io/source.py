@@ -21,6 +21,7 @@ from fastckpt.io.slots import SlotReads, SlotRequest
 from fastckpt.io.transfer import Move, Moved, Progress, transfer
 from fastckpt.io.unpacked import Unpacked, pack, unpacked_folder
 from fastckpt.layout.blocks import Extent
+from fastckpt.text import quoted
 
 _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 """Maps a file larger than memory writable: pages are only paid for when written.
@@ -102,7 +103,7 @@ class Source:
                 raise NotACheckpointError(
                     "this is a directory, not a checkpoint file",
                     path=self.path,
-                    next_step=f"name a file in it; a nanochat directory is taken by fastckpt convert {self.path} DST",
+                    next_step=f"name a file in it; fastckpt inspect {quoted(self.path)} shows what there is",
                 )
             self.unpacked = pack(folder)
             self.read_instead(self.unpacked.fd)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 from fastckpt.errors import NotACheckpointError, UsageError
 from fastckpt.keeping.nanochat_series import NanochatSeries
 from fastckpt.keeping.series import FileSeries
 from fastckpt.keeping.set_series import SetSeries
 from fastckpt.nanochat.steps import choose_steps
+from fastckpt.sets.steps import is_step_directory
+from fastckpt.text import quoted
 
 
 def series_of(directory: str, *, command: str) -> FileSeries:
@@ -28,6 +32,10 @@ def series_of(directory: str, *, command: str) -> FileSeries:
     if others.is_one:
         raise UsageError("this is one step", path=directory, next_step="name the directory that has the steps")
     if others.left_out:
+        path = os.path.normpath(directory)
+        if is_step_directory(os.path.basename(path)):
+            above = os.path.dirname(path) or "."
+            raise UsageError("this is one step", path=directory, next_step=command.format(quoted(above)))
         raise UsageError(
             "no name here says which step it is of",
             path=directory,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from fastckpt.errors import FastckptError, NotACheckpointError, UsageError
+from fastckpt.foreign.suffixes import FORMAT_OF
 from fastckpt.io.os_errors import exists, file_path, status, translate_os_error
 from fastckpt.nanochat.names import BEFORE, META, MODEL, OPTIM, Stem, hidden_name, parse_hidden, parse_name
 from fastckpt.remote.url import is_url, parse_url
@@ -158,6 +159,8 @@ def list_numbers(numbers: Iterable[int]) -> str:
 def _no_steps(directory: str, command: str) -> FastckptError:
     tags = find_tags(directory)
     if not tags:
+        if not _may_hold_some(directory):
+            return NotACheckpointError("there is no checkpoint in this directory", path=directory)
         return NotACheckpointError(
             "the directory holds no nanochat checkpoint: no file is named like model_000500.pt or model_000500.fckpt",
             path=directory,
@@ -185,6 +188,12 @@ def find_tags(directory: str, *, levels: int = 2) -> list[str]:
         elif levels > 1:
             tags += find_tags(path, levels=levels - 1)
     return tags
+
+
+def _may_hold_some(directory: str) -> bool:
+    """Whether there is a file with the suffix of a checkpoint, or a directory, in which one may be."""
+    with os.scandir(directory) as listing:
+        return any(item.is_dir() or os.path.splitext(item.name)[1].lower() in FORMAT_OF for item in listing)
 
 
 def _subdirectories(directory: str) -> list[str]:

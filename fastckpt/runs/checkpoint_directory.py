@@ -15,7 +15,7 @@ from fastckpt.dcp.loading import load as load_sharded
 from fastckpt.dcp.saving import save as save_sharded
 from fastckpt.errors import FastckptError, UsageError
 from fastckpt.io.commit import make_directory
-from fastckpt.io.os_errors import exists
+from fastckpt.io.os_errors import exists, path_text
 from fastckpt.io.temp_file import sweep_matching
 from fastckpt.io.transfer import thread_count
 from fastckpt.keeping.object_series import ObjectSeries
@@ -85,7 +85,7 @@ class CheckpointDirectory:
             raise UsageError("keep_last and keep_every are in keep", next_step="keep=Retention(keep_last=2)")
         rule = keep or Retention(1 if keep_last is None else keep_last, keep_every)
         place = located(path, storage_options)
-        self.path: str = os.fspath(place)
+        self.path: str = path_text(place)
         self._remote = place if isinstance(place, RemotePath) else None
         self.keep = rule if keep is not None or keep_last is not None else None
         self.sharded = sharded

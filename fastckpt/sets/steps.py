@@ -43,6 +43,11 @@ def recognise(listing: Listing) -> list[CheckpointSet]:
     return sorted(found, key=age)
 
 
+def is_step_directory(name: str) -> bool:
+    """Whether a directory of this name is a step, if there are checkpoint files in it."""
+    return re.fullmatch(_STEP_DIRECTORY, name) is not None
+
+
 def says_its_step(name: str) -> bool:
     """Whether the name of a file says that it is of a step: it does not only have a number in it."""
     return _NAMED.fullmatch(name) is not None
@@ -64,9 +69,10 @@ def one_file(path: str) -> CheckpointSet:
 
 
 def step_in(name: str) -> int | None:
-    """The step that a file is named after: what stands behind ``step``, else the last number in its name."""
+    """The step that a file is named after: what stands behind ``step``, else ``epoch=``, else its last number."""
     stem = _stem(name)
-    stated = re.search(r"step[s]?[-_=]?(\d+)", stem)
+    # Behind epoch= Lightning puts numbers that are none: epoch=3-val_loss=0.25.ckpt.
+    stated = re.search(r"step[s]?[-_=]?(\d+)", stem) or re.search(r"epoch=(\d+)", stem)
     numbers = re.findall(r"\d+", stem)
     text = stated[1] if stated is not None else numbers[-1] if numbers else ""
     return int(text) if text and len(text) < 19 else None
@@ -74,7 +80,7 @@ def step_in(name: str) -> int | None:
 
 def _stem(name: str) -> str:
     """A name without its suffix, and without the ``-v1`` that Lightning gives to a name that is taken."""
-    stem, suffix = os.path.splitext(name)
+    stem, suffix = os.path.splitext(name.removesuffix(".fckpt") if name.endswith(".ckpt.fckpt") else name)
     return re.sub(r"-v\d+$", "", stem) if suffix.lower() == ".ckpt" else stem
 
 

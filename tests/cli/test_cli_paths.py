@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from fastckpt.cli.parsers import COMMANDS
 
 TAKES: dict[str, list[list[str]]] = {
-    "convert": [["convert", "PATH", "made.fckpt"], ["convert", "PATH"]],
+    "convert": [["convert", "PATH", "made.fckpt"], ["convert", "PATH"], ["convert", "PATH", "--step", "5"]],
     "inspect": [["inspect", "PATH"], ["inspect", "PATH", "--values", "w"]],
     "verify": [["verify", "PATH"]],
     "seal": [["seal", "PATH"], ["seal", "--check", "PATH"]],
@@ -74,7 +75,7 @@ def test_what_is_no_checkpoint_is_4(
     Path("notes.pt").write_text("A text, and no checkpoint. " * 99)
     Path("empty").mkdir()
     for path in ("notes.pt", "empty"):
-        is_steps_of_file = path == "notes.pt" and "--steps" in call
+        is_steps_of_file = path == "notes.pt" and ("--steps" in call or "--step" in call)
         assert here(*put(call, path)).code == (64 if is_steps_of_file else 4)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["empty", "notes.pt"]
 
@@ -89,3 +90,27 @@ def test_a_directory_without_steps_is_4_and_a_file_is_none(
     assert here(*put(call, "empty")).code == 4
     ended = here(*put(call, "notes.pt"))
     assert (ended.code, "Not a directory" in ended.err) == (5, True)
+
+
+@pytest.mark.parametrize("call", calls(OF_ANY_FILE, {"doctor"}), ids=" ".join)
+def test_an_empty_directory_is_said_to_hold_nothing(
+    call: list[str], here: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    ended = here(*put(call, "empty"))
+    assert "nanochat" not in ended.err
+    told = "there is no checkpoint (file )?in this directory"
+    assert re.search("this is a directory" if "--values" in call else told, ended.err)
+
+
+@pytest.mark.parametrize("call", [["plot", "PATH"], ["prune", "PATH"], ["backup", "PATH", "copies"]], ids=" ".join)
+def test_a_step_that_is_a_directory_names_the_one_above(
+    call: list[str], here: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run/step_500").mkdir(parents=True)
+    torch.save({"w": torch.ones(3)}, "run/step_500/model.pt")
+    ended = here(*put(call, "run/step_500/"))
+    assert ended.code == 64
+    assert f"this is one step. Next: fastckpt {call[0]} run" in ended.err

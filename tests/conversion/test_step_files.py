@@ -57,3 +57,17 @@ def test_a_damaged_step_does_not_keep_the_others_from_it(run: Path) -> None:
         fastckpt.convert(run)
     assert caught.value.path == str(run / "ckpt_10.pt")
     assert sorted(path.name for path in run.glob("*.fckpt")) == ["ckpt_11.fckpt", "ckpt_9.fckpt"]
+
+
+def test_the_way_back_gives_the_names_again(tmp_path: Path) -> None:
+    names = ["checkpoint_7.pth", "epoch=3-step=8-v1.ckpt", "epoch=9.bin", "step_10.pt", "step_10.safetensors"]
+    (tmp_path / "run").mkdir()
+    for name in names[:-1]:
+        torch.save({"w": torch.full((9,), 1.5), "name": name}, tmp_path / "run" / name)
+    fastckpt.convert(tmp_path / "run" / "step_10.pt", tmp_path / "run" / "step_10.safetensors")
+    for _ in range(2):  # The second one finds all of it done.
+        done = fastckpt.convert(tmp_path / "run", tmp_path / "made")
+        assert [Path(each.destination).name for each in done] == [f"{name}.fckpt" for name in names]
+        fastckpt.convert(tmp_path / "made", tmp_path / "again")
+    before = {name: (tmp_path / "run" / name).read_bytes() for name in names}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == before

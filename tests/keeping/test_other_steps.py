@@ -192,3 +192,10 @@ def test_killed_at_every_deletion(kind: str, tmp_path: Path) -> None:
         Retention(keep_last=1).apply(directory)
         assert [path.name for path in directory.iterdir()] == [paths[3].name]
     assert at > 2
+
+
+def test_a_number_behind_the_epoch_is_no_step(tmp_path: Path) -> None:
+    for name in ("epoch=3-val_loss=0.25.ckpt", "epoch=4-val_loss=0.12.ckpt", "epoch=5-acc=1.ckpt"):
+        torch.save({"w": torch.ones(3)}, tmp_path / name)
+    assert fastckpt.find_last_whole(tmp_path) == str(tmp_path / "epoch=5-acc=1.ckpt")
+    assert [each.step for each in Retention(keep_last=9).plan(tmp_path)] == [3, 4, 5]

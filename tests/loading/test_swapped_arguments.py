@@ -48,6 +48,7 @@ def test_text_can_be_a_state(tmp_path: Path) -> None:
         fastckpt.seal,
         fastckpt.repair,
         fastckpt.find_last_whole,
+        fastckpt.CheckpointDirectory,
         lambda state: fastckpt.backup(state, "copies"),
         lambda state: fastckpt.save({}, state),
     ],
