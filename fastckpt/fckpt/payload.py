@@ -22,6 +22,7 @@ from fastckpt.constants import CHUNK_SIZE, CODEC_NONE, CODEC_PLANES, LEAF_SIZE, 
 from fastckpt.errors import CheckpointIOError, DamagedError, UnsupportedVersionError, UsageError
 from fastckpt.fckpt.bad_ranges import BadRange, differing_runs
 from fastckpt.findings import Kind
+from fastckpt.io.anew import until_right
 from fastckpt.io.memory import view
 from fastckpt.io.pool import map_in_order
 from fastckpt.io.source import Source
@@ -97,13 +98,10 @@ def read_targets(source: Source, targets: Sequence[Target], reading: Reading) ->
     if source.is_closed:
         # To the engine, -1 means memory: a closed file must not get there.
         raise UsageError("the checkpoint is closed", path=source.path)
-    bad = _read_once(source, targets, reading)
-    for _ in range(source.attempts - 1 if reading.verify else 0):
-        if not bad:
-            break
-        # They may have changed on their way: the same bytes again, and no others.
-        again = list(_targets_of(targets, bad))
-        bad = _read_once(source, again, replace(reading, progress=None))
+    bad: Sequence[BadRange] = _read_once(source, targets, reading)
+    if reading.verify:
+        again = replace(reading, progress=None)
+        bad = until_right(source, bad, lambda bad: _read_once(source, list(_targets_of(targets, bad)), again))
     return sorted(bad, key=lambda b: (b.record.number, b.leaf))
 
 

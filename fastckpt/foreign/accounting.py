@@ -21,6 +21,7 @@ from fastckpt.foreign.model import OUTSIDE, ForeignFile, ForeignStorage
 from fastckpt.foreign.open_foreign import open_foreign
 from fastckpt.foreign.zip_account import account_for, unaccounted
 from fastckpt.foreign.zip_records import ZipRecord
+from fastckpt.io.anew import until_right
 from fastckpt.io.source import Source
 from fastckpt.io.sums import sum_parts
 from fastckpt.io.transfer import Move, Progress
@@ -103,6 +104,18 @@ def check_sums(
     parts = [Move(records[number].offset, 0, records[number].nbytes) for number in proven]
     moved = sum_parts(source, parts, threads=threads, progress=progress)
     unreadable = {fault.move: fault.errno for fault in moved.faults}
+    crcs = [*moved.crcs]
+
+    def wrong(positions: Iterable[int]) -> list[int]:
+        return [at for at in positions if at not in unreadable and crcs[at] != records[proven[at]].crc]
+
+    def again(positions: Sequence[int]) -> list[int]:
+        anew = sum_parts(source, [parts[at] for at in positions], threads=threads)
+        for at, crc in zip(positions, anew.crcs, strict=True):
+            crcs[at] = crc
+        return wrong(positions)
+
+    until_right(source, wrong(range(len(proven))), again)
     for position, number in enumerate(proven):
         record, tensors = records[number], tuple(entry.name for entry in on_storage.get(number, ()))
         shown = ", ".join(tensors) or record.key
@@ -111,8 +124,8 @@ def check_sums(
                 Kind.UNREADABLE,
                 f"record {record.key} cannot be read (error {unreadable[position]}): {shown}",
             )
-        elif moved.crcs[position] != record.crc:
-            sums = f"(expected {record.crc:08x}, found {moved.crcs[position]:08x})"
+        elif crcs[position] != record.crc:
+            sums = f"(expected {record.crc:08x}, found {crcs[position]:08x})"
             kind, message = Kind.ROTTED, f"the CRC-32 of record {record.key} does not match: {shown} {sums}"
         else:
             report.verified += record.nbytes

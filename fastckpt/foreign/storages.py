@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fastckpt import _core
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.foreign.byte_order import turn_round_at
-from fastckpt.foreign.checks import check_crcs
+from fastckpt.foreign.checks import check_crcs, wrong_crcs
 from fastckpt.foreign.model import ForeignFile
+from fastckpt.io.anew import until_right
 from fastckpt.io.memory import allocate_regions
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
@@ -66,11 +67,15 @@ class StorageReader:
 
     def fill(self, places: Mapping[int, int]) -> None:
         """Read storages to the addresses given for them. Raises what `bring` does."""
-        self._transfer(
-            list(places),
-            [Move(self._storages[n].offset, address, self._storages[n].nbytes) for n, address in places.items()],
-            in_place=False,
-        )
+
+        def read(wanted: Sequence[int], progress: Progress | None) -> list[int]:
+            moves = [Move(self._storages[n].offset, places[n], self._storages[n].nbytes) for n in wanted]
+            self._transfer(wanted, moves, in_place=False, progress=progress)
+            return wrong_crcs(self._foreign, self._crcs) if self._verify else []
+
+        wrong = read([*places], self._told())
+        until_right(self._source, wrong, lambda wrong: read([n for n in wrong if n in places], None))
+        self._done += sum(self._storages[n].nbytes for n in places)
         self._source.require_unchanged(next_step="load it again")
         if self._verify:
             check_crcs(self._foreign, self._crcs)
@@ -81,14 +86,17 @@ class StorageReader:
         """Take what proves storages that are mapped from the address ``base`` on; `fill` compares it."""
         proven = [n for n in storages if self._storages[n].crc is not None]
         moves = [Move(base + self._storages[n].offset, 0, self._storages[n].nbytes) for n in proven]
-        self._transfer(proven, moves, in_place=True)
+        self._transfer(proven, moves, in_place=True, progress=self._told())
+        self._done += sum(move.size for move in moves)
 
     def _told(self) -> Progress | None:
         """What reports what is done of this move as a part of all."""
         progress, done = self._progress, self._done
         return None if progress is None else lambda count: progress(done + count)
 
-    def _transfer(self, storages: Sequence[int], moves: Sequence[Move], *, in_place: bool) -> None:
+    def _transfer(
+        self, storages: Sequence[int], moves: Sequence[Move], *, in_place: bool, progress: Progress | None
+    ) -> None:
         if not moves:
             return
         if in_place:
@@ -100,7 +108,7 @@ class StorageReader:
                 leaves=False,
                 crcs=self._verify,
                 mapped=True,
-                progress=self._told(),
+                progress=progress,
             )
         else:
             moved = self._source.transfer(
@@ -109,7 +117,7 @@ class StorageReader:
                 threads=reading_threads(self._source, self._threads),
                 leaves=False,
                 crcs=self._verify,
-                progress=self._told(),
+                progress=progress,
             )
         for fault in moved.faults:
             offset, errno = self._storages[storages[fault.move]].offset + fault.offset, fault.errno
@@ -118,4 +126,3 @@ class StorageReader:
             self._source.raise_fault(offset, errno)
         for storage, crc in zip(storages, moved.crcs, strict=False):
             self._crcs[storage] = crc
-        self._done += sum(move.size for move in moves)

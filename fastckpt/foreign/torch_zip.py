@@ -187,16 +187,18 @@ def _read_record(source: Source, record: ZipRecord, *, limit: int) -> bytes:
         raise UnsupportedStateError(
             f"the record {record.name} is too large to read", expected=f"at most {limit} bytes", actual=record.size
         )
-    raw = source.read(record.offset, record.size, what=f"record {record.name}")
-    crc = zlib.crc32(raw)
-    if record.crc not in (0, crc):
-        raise DamagedError(
-            f"the record {record.name} is damaged: its CRC-32 does not match",
-            offset=record.offset,
-            expected=f"{record.crc:#010x}",
-            actual=f"{crc:#010x}",
-        )
-    return raw
+    for _ in range(source.attempts):
+        raw = source.read(record.offset, record.size, what=f"record {record.name}")
+        crc = zlib.crc32(raw)
+        if record.crc in (0, crc):
+            return raw
+        source.drop_cache()
+    raise DamagedError(
+        f"the record {record.name} is damaged: its CRC-32 does not match",
+        offset=record.offset,
+        expected=f"{record.crc:#010x}",
+        actual=f"{crc:#010x}",
+    )
 
 
 def _check_storages(state: TorchState, records: dict[str, ZipRecord]) -> None:

@@ -174,10 +174,11 @@ class RemoteSource(Source):
             return b"".join(fetches)
 
     def _here(self, start: int, stop: int) -> memoryview | None:
-        tail_at = self.size - self._tail.nbytes
+        tail, front = self._tail, self._front  # Another thread may drop them meanwhile.
+        tail_at = self.size - tail.nbytes
         if start >= tail_at:
-            return self._tail[start - tail_at : stop - tail_at]
-        return self._front[start:stop] if stop <= self._front.nbytes else None
+            return tail[start - tail_at : stop - tail_at]
+        return front[start:stop] if stop <= front.nbytes else None
 
     def _get(self, start: int, stop: int) -> memoryview:
         here = self._here(start, stop)
@@ -317,5 +318,8 @@ class RemoteSource(Source):
             raise DamagedError("another object has taken its place", path=self.path, next_step=next_step)
 
     def drop_cache(self) -> None:
-        """What is read next comes from the store."""
-        self._tail = self._front = memoryview(b"")
+        """What is read next comes from the store: the last bytes at once, as who reads them reads few at a time."""
+        self._front = memoryview(b"")
+        if size := self._tail.nbytes:
+            get, key = self.place.store.get, self.place.key
+            self._tail = call(lambda: get(key, self.size - size, self.size, self.version)).result()

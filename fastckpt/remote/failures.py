@@ -52,6 +52,17 @@ def failed(path: str, why: str, *, offset: int | None = None) -> CheckpointIOErr
     )
 
 
+def unusable_name(path: str, why: str) -> CheckpointIOError:
+    """A listing holds a name that is none: obstore lists nothing then."""
+    name = why.partition("Path ")[2].partition('"')[2].partition('"')[0]
+    return CheckpointIOError(
+        "an object below this has a name that no URL can have: an empty part, . or .., or a control character"
+        + (f": {name!r}" if name else ""),
+        path=path,
+        next_step="give that object another name, or put the checkpoints below another prefix",
+    )
+
+
 def without_ranges(path: str) -> CheckpointIOError:
     """The server gives whole objects only."""
     return CheckpointIOError(

@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-from fastckpt.errors import FastckptError, UsageError
+from fastckpt.errors import CheckpointNotFoundError, FastckptError, UsageError
 from fastckpt.remote import failures
 from fastckpt.remote.fsspec_parts import FsspecParts, MemoryParts
 from fastckpt.remote.store import Listed, Version
@@ -93,7 +93,14 @@ class FsspecStore:
                 self._wait(key, lambda key=key: self._files.rm_file(self._name(key)))  # type: ignore[misc]
 
     def list_here(self, prefix: str) -> tuple[Sequence[str], Sequence[Listed]]:
-        found = self._wait(prefix, lambda: self._files.ls(self._name(prefix), detail=True))
+        def ask() -> Any:
+            self._files.invalidate_cache()  # As for `head`.
+            return self._files.ls(self._name(prefix), detail=True)
+
+        try:
+            found = self._wait(prefix, ask)
+        except CheckpointNotFoundError:
+            return [], []  # As of any store: a directory is what the keys begin with.
         folders = [self._key(item["name"]) for item in found if item["type"] == "directory"]
         return folders, [Listed(self._key(item["name"]), _version(item)) for item in found if item["type"] == "file"]
 

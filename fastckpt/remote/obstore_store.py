@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -37,6 +38,7 @@ _ENDPOINTS: Final = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 _ATTEMPTS: Final = 3
 """How often an answer that breaks off is asked for, in all."""
 _PAUSE: Final = 0.1
+_OTHER_RANGE: Final = re.compile(r"Requested (\d+\.\.\d+), got (\d+\.\.\d+)")
 _DISTINCT: Final = 1.5
 """Seconds after which the time in whole seconds is another one, with half of one for clocks that do not agree."""
 
@@ -121,6 +123,7 @@ class ObstoreStore:
             except exceptions.BaseError as error:
                 if _is_no_range(error):  # An object without bytes has no last ones.
                     return None
+                _refuse_other_range(error)
                 raise
             version = _version(answer.meta)
             if (left := _until_distinct(version)) > 0:
@@ -147,6 +150,7 @@ class ObstoreStore:
             except exceptions.BaseError as error:
                 if _is_no_range(error):  # It has become shorter.
                     raise failures.changed(self._base + key, offset=start) from None
+                _refuse_other_range(error)
                 raise
             if _version(answer.meta) != version:  # Not every server looks at the condition.
                 raise failures.changed(self._base + key, offset=start)
@@ -213,6 +217,12 @@ def _is_no_range(error: Exception) -> bool:
     return "status code: 416" in str(error)
 
 
+def _refuse_other_range(error: Exception) -> None:
+    """Raise BrokenAnswerError if an error of obstore says that other bytes came than were asked for."""
+    if (found := _OTHER_RANGE.search(str(error))) is not None:
+        raise BrokenAnswerError(f"the answer had the bytes {found[2]}, where {found[1]} were asked for") from None
+
+
 def _version(meta: Any) -> Version:
     return Version(meta["size"], meta["e_tag"], meta["last_modified"].timestamp())
 
@@ -240,6 +250,8 @@ def _translated(error: Exception, path: str, offset: int | None) -> Exception:
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or "status code: 401" in why or "status code: 403" in why:
         return failures.refused(path, why)
+    if "object with invalid path" in why:
+        return failures.unusable_name(path, why)
     if isinstance(error, exceptions.NotSupportedError):
         return failures.without_ranges(path)
     return failures.failed(path, why, offset=offset)

@@ -119,7 +119,9 @@ def _remote(url: Url, options: Options | None) -> RemotePath:
 def _require_key(url: Url) -> None:
     """Raise UsageError for a key that obstore refuses, or takes for another one."""
     parts = url.key.removesuffix("/").split("/") if url.key else []
-    if not {"", ".", ".."}.isdisjoint(parts) or any(ord(character) < 32 for character in url.key):
+    if not {"", ".", ".."}.isdisjoint(parts) or any(
+        ord(character) < 32 or character == "\x7f" for character in url.key
+    ):
         raise UsageError(
             "no part of a key can be empty, . or .., or have a control character in it",
             path=url.shown,

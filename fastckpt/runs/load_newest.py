@@ -17,8 +17,8 @@ _log = logging.getLogger("fastckpt")
 def load_newest(series: ObjectSeries, state: object, *, threads: int | None) -> str | None:
     """Load the newest whole step into a state; its path, or None if there is none.
 
-    Where bytes of a step turn out to be damaged while they come, the state is overwritten in part: the older one that
-    is loaded over that is proven before.
+    A set of shards is proven before it is loaded. Where bytes of another step turn out to be damaged while they come,
+    the state is overwritten in part: the older one that is loaded over that is proven before.
 
     Raises:
         DamagedError: The state is overwritten in part, and no older step is whole.
@@ -27,6 +27,8 @@ def load_newest(series: ObjectSeries, state: object, *, threads: int | None) -> 
     """
     for number in reversed(series.numbers):
         place = series.place(number)
+        if place.is_directory:
+            return _load_proven(series, state, before=number + 1, threads=threads)
         begun = False
         try:
             with open_source(place) as source:
@@ -38,9 +40,16 @@ def load_newest(series: ObjectSeries, state: object, *, threads: int | None) -> 
             _log.warning("%s is not whole: %s", place, error)
             if not begun:
                 continue
-            older = series.newest_whole(before=number)
+            older = _load_proven(series, state, before=number, threads=threads)
             if older is None:
                 raise
-            load_into(state, older, threads=threads)
-            return os.fspath(older)
+            return older
     return None
+
+
+def _load_proven(series: ObjectSeries, state: object, *, before: int, threads: int | None) -> str | None:
+    """Load the newest step before one that is whole, all of which is read first."""
+    newest = series.newest_whole(before=before)
+    if newest is not None:
+        load_into(state, newest, threads=threads)
+    return None if newest is None else os.fspath(newest)

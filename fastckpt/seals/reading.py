@@ -12,6 +12,7 @@ from typing import Final
 
 from fastckpt import _core
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
+from fastckpt.io.anew import until_right
 from fastckpt.io.memory import allocate
 from fastckpt.io.residency import reading_threads
 from fastckpt.io.source import Source
@@ -43,6 +44,20 @@ def prove(
     source: Source, sums: Sums, ranges: Iterable[tuple[int, int]], *, threads: int, progress: Progress | None = None
 ) -> list[BadLeaves]:
     """Hash the leaves that ranges of the file lie in; those that are not as they were sealed."""
+    bad = _prove_once(source, sums, ranges, threads=threads, progress=progress)
+    return list(until_right(source, bad, lambda bad: prove_again(source, sums, bad, threads=threads)))
+
+
+def prove_again(source: Source, sums: Sums, bad: Sequence[BadLeaves], *, threads: int) -> list[BadLeaves]:
+    """Hash leaves that were bad once more, for `until_right`; those that still are."""
+    extents = [sums.leaf_extent(run.first, run.leaves) for run in bad]
+    return _prove_once(source, sums, [(extent.offset, extent.end) for extent in extents], threads=threads)
+
+
+def _prove_once(
+    source: Source, sums: Sums, ranges: Iterable[tuple[int, int]], *, threads: int, progress: Progress | None = None
+) -> list[BadLeaves]:
+    """`prove` of bytes as they come the first time."""
     runs = runs_around(sums, ranges)
     moved = hash_parts(source, [Move(run.offset, 0, run.size) for run in runs], threads=threads, progress=progress)
     return _compare(sums, runs, moved)
@@ -82,6 +97,27 @@ def read_proven(
     Returns:
         The leaves in them that are not as they were sealed. Then what was read must not be handed out.
     """
+
+    def again(bad: Sequence[BadLeaves]) -> list[BadLeaves]:
+        return _read_proven_once(source, sums, list(_within(moves, sums, bad)), threads=threads, progress=None)
+
+    bad = _read_proven_once(source, sums, moves, threads=threads, progress=progress)
+    return list(until_right(source, bad, again))
+
+
+def _within(moves: Sequence[Move], sums: Sums, bad: Sequence[BadLeaves]) -> Iterator[Move]:
+    """What of moves lies in bad leaves."""
+    for run in bad:
+        extent = sums.leaf_extent(run.first, run.leaves)
+        for offset, address, size in moves:
+            begin, end = max(offset, extent.offset), min(offset + size, extent.end)
+            if begin < end:
+                yield Move(begin, address + begin - offset, end - begin)
+
+
+def _read_proven_once(
+    source: Source, sums: Sums, moves: Sequence[Move], *, threads: int | None, progress: Progress | None
+) -> list[BadLeaves]:
     inner: list[Move] = []
     edges: list[tuple[int, Move]] = []
     for offset, address, size in moves:
@@ -120,8 +156,11 @@ def read_leaves(source: Source, sums: Sums, leaves: Extent) -> tuple[memoryview,
     """Whole leaves in memory of their own, and which of them are not as they were sealed."""
     region = allocate(leaves.size)
     move = Move(leaves.offset, _core.address(region) if leaves.size else 0, leaves.size)
-    moved = source.transfer([move], sink=MEMORY, threads=1, past_the_cache=False)
-    return region, _compare(sums, [leaves], moved)
+
+    def read() -> list[BadLeaves]:
+        return _compare(sums, [leaves], source.transfer([move], sink=MEMORY, threads=1, past_the_cache=False))
+
+    return region, list(until_right(source, read(), lambda _: read()))
 
 
 def _read_edges(source: Source, sums: Sums, wanted: Sequence[tuple[int, list[Move]]], threads: int) -> list[BadLeaves]:

@@ -14,12 +14,14 @@ from typing import Final
 
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.findings import Finding, Kind
+from fastckpt.io.anew import until_right
 from fastckpt.io.source import Source
 from fastckpt.io.sums import hash_parts
 from fastckpt.io.transfer import Move, Progress
 from fastckpt.seals.bad_leaves import BadLeaves, differing, findings_of, merged
 from fastckpt.seals.beside import why_of_another
 from fastckpt.seals.names import sealed_name
+from fastckpt.seals.reading import prove_again
 from fastckpt.seals.sums import Sums
 from fastckpt.text import count_text
 
@@ -94,7 +96,8 @@ def standing_of(source: Source, sums: Sums, *, threads: int, progress: Progress 
         leaves = sums.leaves_around(begin, stop)
         told = None if progress is None else _told_from(begin, progress)
         moved = hash_parts(source, [Move(begin, 0, stop - begin)], threads=threads, progress=told)
-        bad += differing(moved.leaves, sums.digests_of(leaves), begin // LEAF_SIZE, moved.faults)
+        found = differing(moved.leaves, sums.digests_of(leaves), begin // LEAF_SIZE, moved.faults)
+        bad += until_right(source, found, lambda found: prove_again(source, sums, found, threads=threads))
     changed = sum(run.leaves for run in bad if run.kind is Kind.CHANGED)
     compared = whole - sum(run.leaves for run in bad if run.kind is not Kind.CHANGED)
     standing = Standing(sums, size)

@@ -18,6 +18,7 @@ import torch
 from fastckpt.constants import LEAF_SIZE
 from fastckpt.fckpt.bad_ranges import BadRange
 from fastckpt.fckpt.payload import EncodedPiece, Reading, Target, encoded_pieces, read_piece
+from fastckpt.io.anew import until_right
 from fastckpt.io.pool import Pool, Task
 from fastckpt.io.residency import is_warm
 from fastckpt.io.slots import SlotRequest
@@ -154,7 +155,7 @@ class RawFiller:
     ) -> None:
         self._filler = RowFiller(source, turns, slots, threads=threads, leaves=verify)
         self._leaves = Leaves(turns) if verify else None
-        self._attempts = source.attempts
+        self._source = source
         self._passed = 0
 
     def wait(self, turn: int) -> list[Suspect]:
@@ -170,14 +171,15 @@ class RawFiller:
                 suspects += self._leaves.suspects(turn, self._still_bad(turn, bad, expected))
         return suspects
 
-    def _still_bad(self, turn: int, bad: list[int], expected: bytearray) -> list[int]:
+    def _still_bad(self, turn: int, bad: list[int], expected: bytearray) -> Sequence[int]:
         """The leaves that are bad however often they are read: others changed on their way."""
-        for _ in range(self._attempts - 1):
-            if bad:
-                digests = self._filler.read_again(turn, bad)
-                again = enumerate(bad)
-                bad = [leaf for n, leaf in again if digests[8 * n : 8 * n + 8] != expected[8 * leaf : 8 * leaf + 8]]
-        return bad
+
+        def again(bad: Sequence[int]) -> list[int]:
+            digests = self._filler.read_again(turn, bad)
+            read = enumerate(bad)
+            return [leaf for n, leaf in read if digests[8 * n : 8 * n + 8] != expected[8 * leaf : 8 * leaf + 8]]
+
+        return until_right(self._source, bad, again)
 
     def release(self) -> None:
         self._filler.release()
@@ -289,11 +291,11 @@ _AT_ONCE: Final = 4 * 1024 * 1024
 
 
 def _decode(source: Source, chunk: EncodedPiece, reading: Reading, piece: Piece, part: Part) -> list[Suspect]:
-    found = read_piece(source, chunk, reading)
-    for _ in range(source.attempts - 1):
-        if found:
-            with source.ahead([chunk.target.record.chunk_extent(chunk.chunk)], threads=1):  # Asked for anew.
-                found = read_piece(source, chunk, reading)
+    def again(_: Sequence[BadRange]) -> list[BadRange]:
+        with source.ahead([chunk.target.record.chunk_extent(chunk.chunk)], threads=1):
+            return read_piece(source, chunk, reading)
+
+    found = until_right(source, read_piece(source, chunk, reading), again)
     return [_suspect(piece, part, bad) for bad in found]
 
 

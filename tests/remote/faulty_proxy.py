@@ -9,6 +9,7 @@ Kinds of requests: head, get, list, put, create, part, complete, abort, delete, 
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,13 +19,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
-Fault = Literal["drop", "no answer", "500", "slow down", "denied", "short body", "fewer bytes", "wrong bit", "hang"]
+Fault = Literal[
+    "drop", "no answer", "500", "slow down", "denied", "short body", "fewer bytes", "other range", "wrong bit", "hang"
+]
 """How a request fails.
 
 ``drop``: the connection is closed before the server hears of it; ``no answer``: after it did what was asked. ``500``,
 ``slow down`` (503), ``denied`` (403): an answer of that kind. ``short body``: the answer ends in its middle; ``fewer
-bytes``: it is shorter, and says so. ``wrong bit``: one bit of the body is another one, of the request's if it has one,
-else of the answer's. ``hang``: nothing comes until the proxy is closed.
+bytes``: it is shorter, and says so. ``other range``: it says that it has the next bytes. ``wrong bit``: one bit of the
+body is another one, of the request's if it has one, else of the answer's. ``hang``: nothing comes until the proxy is
+closed.
 """
 
 EVERY = -1
@@ -160,6 +164,10 @@ def _handler(proxy: FaultyProxy, server: tuple[str, int]) -> type[BaseHTTPReques
                 data = _with_wrong_bit(data)
             if fault == "fewer bytes":
                 data = data[: len(data) // 2]
+            if fault == "other range" and "Content-Range" in headers:
+                headers["Content-Range"] = re.sub(
+                    r"\d+(?=[-/])", lambda at: str(int(at[0]) + 1), headers["Content-Range"]
+                )
             self._answer(status, headers, data, cut=fault == "short body")
 
         def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:

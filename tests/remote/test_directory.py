@@ -128,6 +128,28 @@ def test_resume_passes_over_what_is_damaged(bucket: Bucket) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_resume_takes_what_latest_finds(bucket: Bucket) -> None:
+    """A run that saved sets before, and one object for a step now."""
+    run = run_of(bucket)
+    run.save(state(10), 10)
+    run_of(bucket, sharded=True).save(state(20), 20)
+    assert run.latest() == bucket.url("run/step_00000020/")
+    into = state(0)
+    assert run.resume(into)
+    assert into["step"] == 20
+    bucket.delete("run/step_00000020/set.fckpt")
+    assert run.resume(into)
+    assert into["step"] == 10
+
+
+@pytest.mark.parametrize("key", ["run//x", "run/%2E%2E/x"])
+def test_a_name_that_cannot_be_listed_is_named(bucket: Bucket, key: str) -> None:
+    bucket.put(key, b"x")
+    with pytest.raises(CheckpointIOError, match=r"a name that no URL can have.*'run/.*give that object another name"):
+        run_of(bucket).latest()
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_sharded_steps(bucket: Bucket) -> None:
     """A step is a set; one without its manifest is none; what goes, goes with the manifest first."""
     run = run_of(bucket, sharded=True, keep_last=2)

@@ -71,6 +71,20 @@ def test_listing_and_deleting(path: RemotePath) -> None:
     path.store.delete(["a/b/1", "a/nothing", "a/b/2"])
     assert [each.key for each in path.store.list_here("")[1]] == ["c"]
     assert not path.store.list_here("a/")[0]
+    assert path.store.list_here("nothing/") == ([], [])
+
+
+def test_a_listing_is_that_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many file systems of fsspec keep the listings that they have seen."""
+    files = fsspec.filesystem("memory")
+    kept: dict[str, Any] = {}
+    ask = files.ls
+    monkeypatch.setattr(files, "ls", lambda name, **options: kept.setdefault(name, ask(name, **options)))
+    monkeypatch.setattr(files, "invalidate_cache", lambda *_: kept.clear())
+    path = in_fsspec()
+    for count in range(3):
+        assert len(path.store.list_here("a/")[1]) == count
+        files.pipe_file(f"/bucket/a/{count}", b"1")
 
 
 def test_a_range_of_another_version_is_refused() -> None:

@@ -107,7 +107,7 @@ def test_a_url_that_is_no_text_is_refused(path: Path | bytes) -> None:
         located(path)
 
 
-@pytest.mark.parametrize("key", ["a//b", "../x", "a/../b", "./x", "/x", "a/b//", "a\nb"])
+@pytest.mark.parametrize("key", ["a//b", "../x", "a/../b", "./x", "/x", "a/b//", "a\nb", "a\x7fb"])
 def test_keys_that_would_be_others_are_refused(key: str) -> None:
     with pytest.raises(UsageError, match="no part of a key"):
         located(f"s3://bucket/{key}")
