@@ -44,6 +44,7 @@ class Listing:
     def __init__(self, directory: Place, named: Callable[[str], bool] | None = None) -> None:
         self._inner: dict[str, Listing] = {}
         self._objects: dict[str, Version] = {}
+        folders: list[str] = []
         if isinstance(directory, RemotePath):
             directory = directory.joined("")
             folders, self._objects = _in_store(directory)
@@ -54,6 +55,7 @@ class Listing:
         self._place = directory
         self.directory = os.fspath(directory)
         self.names = sorted(name for name in names if named is None or named(name))
+        self._folders = frozenset(folders).intersection(self.names)
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class Listing:
         """Whether a name is that of a directory."""
         if isinstance(self._place, str):
             return os.path.isdir(self.path(name))
-        return name in self.names and name not in self._objects
+        return name in self._folders
 
     @cached_property
     def directories(self) -> list[str]:
