@@ -27,8 +27,10 @@ def nothing_there(path: str) -> Diagnosis:
     near = _near(path)
     what = f"{path}: " + ("no nanochat checkpoint here" if there else "there is no such file or directory")
     if not near:
-        cause = f"$NANOCHAT_BASE_DIR is {'not set' if 'NANOCHAT_BASE_DIR' not in os.environ else 'set'}; "
-        cause += "nothing near it holds files like model_000500.pt"
+        cause = "nothing near it holds files like model_000500.pt"
+        if path == base_directory():  # Of a directory that was named, the variable is no cause.
+            is_set = "set" if "NANOCHAT_BASE_DIR" in os.environ else "not set"
+            cause = f"$NANOCHAT_BASE_DIR is {is_set}; {cause}"
         search = "find ~ -name 'model_[0-9]*.pt' -o -name 'model_[0-9]*.fckpt'"
         return Diagnosis("not-found", "bad", path, None, what, cause, search)
     wanted = os.path.basename(os.path.abspath(path))

@@ -221,3 +221,9 @@ def test_of_several_that_are_not_alike_none_is_picked(run_of, tmp_path: Path, do
     assert command == f"fastckpt doctor {tmp_path}"
     assert shell(command).returncode == 0
     assert doctor("base_checkpoints/d2_").the("not-found")["next"] == "fastckpt doctor base_checkpoints/d2"
+
+
+def test_the_variable_is_no_cause_where_a_directory_was_named(doctor: Doctor, tmp_path: Path):
+    (tmp_path / "empty").mkdir()
+    assert "NANOCHAT_BASE_DIR" not in doctor(tmp_path / "empty").the("not-found")["cause"]
+    assert "NANOCHAT_BASE_DIR" in doctor(base_directory()).the("not-found")["cause"]
