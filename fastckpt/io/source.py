@@ -27,13 +27,11 @@ _MAP_NORESERVE: Final = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform ==
 """Maps a file larger than memory writable: pages are only paid for when written.
 The mmap module names it from Python 3.11 on."""
 
-
 BECAME_SHORTER: Final = "the file became shorter while it was open"
 """What is said of bytes that were there when a file was opened."""
 
 Openable: TypeAlias = "Readables | Source"
 """A path or binary file object, or the open file itself: whoever looks at a file twice opens it once."""
-
 
 Identity = tuple[int, int, int, int]
 """Device, inode, size in bytes and time of the last write in nanoseconds."""

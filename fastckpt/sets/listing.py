@@ -8,13 +8,15 @@ import os
 import re
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fastckpt.errors import CheckpointNotFoundError, DamagedError
 from fastckpt.io.os_errors import typed_os_errors
 from fastckpt.io.there import read_whole
 from fastckpt.remote.path import Place, RemotePath
-from fastckpt.remote.store import Version
+
+if TYPE_CHECKING:
+    from fastckpt.remote.store import Version
 
 MAX_JSON: Final = 256 * 2**20
 """Bytes of a JSON file that are read. The index of a model with a million tensors has some 150 MB."""
