@@ -133,7 +133,7 @@ def test_permission_denied(public_dir: Path, unprivileged: Unprivileged) -> None
 def test_directory(tmp_path: Path) -> None:
     with pytest.raises(NotACheckpointError, match="directory") as caught:
         Source(tmp_path)
-    assert f"fastckpt convert {tmp_path}" in str(caught.value)
+    assert f"fastckpt inspect {tmp_path}" in str(caught.value)
 
 
 def test_empty_file(tmp_path: Path) -> None:
