@@ -33,6 +33,7 @@ from fastckpt.conversion.finished import ALREADY_THERE, confirm, find_finished, 
 from fastckpt.conversion.from_fckpt import require_nothing_lost
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
+from fastckpt.conversion.step_by_step import with_notes
 from fastckpt.conversion.to_fckpt import require_all_carried
 from fastckpt.errors import ABOUT_ONE_FILE, FastckptError, MismatchError, UsageError
 from fastckpt.fckpt.file import CheckpointFile
@@ -138,7 +139,7 @@ class _Run:
             except ABOUT_ONE_FILE as error:
                 failures[step.number] = error
         if not failures:
-            return _with_notes(done, others)
+            return with_notes(done, others)
         number, failure = next(iter(failures.items()))
         if len(ready) > 1:
             good = list_numbers(step.number for step in ready if step.number not in failures) or "none"
@@ -165,7 +166,7 @@ class _Run:
         converted += [self.convert_state(plan[stem], stem) for stem in ordered if stem in plan and stem.role == MODEL]
         if self.replace:
             _delete_sources(converted, threads=self.threads)
-        return _with_notes(converted, notes)
+        return with_notes(converted, notes)
 
     def require_deletable(self, path: str) -> None:
         """Raise if deleting a file would lose what its conversion does not hold."""
@@ -231,13 +232,6 @@ def _refuse_unfinished(step: Step, directory: str) -> None:
             path=directory,
             next_step=f"{ask_doctor(directory)} tells how to give it its names back",
         )
-
-
-def _with_notes(converted: list[Conversion], notes: list[str]) -> list[Conversion]:
-    if not converted:
-        return converted
-    first, *rest = converted
-    return [dataclasses.replace(first, notes=(*first.notes, *notes)), *rest]
 
 
 def _delete_sources(converted: list[Conversion], *, threads: int) -> None:

@@ -21,9 +21,10 @@ from fastckpt.conversion.finished import ALREADY_THERE, find_finished
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
 from fastckpt.conversion.set_directory import convert_shards, put_together
-from fastckpt.errors import ABOUT_ONE_FILE, FastckptError, NotACheckpointError, UnsupportedStateError, UsageError
+from fastckpt.conversion.step_by_step import step_by_step
+from fastckpt.errors import NotACheckpointError, UnsupportedStateError, UsageError
 from fastckpt.foreign.sniff import kind_of
-from fastckpt.foreign.suffixes import FORMAT_OF, name_before, own_name
+from fastckpt.foreign.suffixes import FORMAT_OF, name_before, own_name, told_apart
 from fastckpt.io.cloning import clone, same_bytes
 from fastckpt.io.commit import fsync_directory, make_directory
 from fastckpt.io.os_errors import exists, is_directory, status, typed_os_errors
@@ -98,21 +99,8 @@ def convert_step_directories(
     wanted = to or _direction(steps, directory, in_place=in_place)
     others = [os.path.basename(path) for path in files_by_name(Listing(directory))]
     run = _Run(target, in_place, wanted, request, origin, thread_count(request.threads))
-    done: list[Conversion] = []
-    failures: list[FastckptError] = []
-    for each in chosen:
-        try:
-            done += run.convert(each)
-        except ABOUT_ONE_FILE as error:
-            failures.append(error)
-    if failures:
-        if len(chosen) > 1:
-            failures[0].message += f" ({len(failures)} of {len(chosen)} steps failed; the others are converted)"
-        raise failures[0]
-    if others and step is None and done:
-        note = f"left out, since they are of no step: {some(others)}"
-        done[0] = dataclasses.replace(done[0], notes=(*done[0].notes, note))
-    return done
+    notes = [f"left out, since they are of no step: {some(others)}"] if others and step is None else []
+    return step_by_step(chosen, run.convert, what="steps", notes=notes)
 
 
 def _direction(steps: Sequence[CheckpointSet], directory: str, *, in_place: bool) -> Format | None:
@@ -211,35 +199,28 @@ class _Run:
         for model in models:
             yield from convert_shards(model, step.path, target, self.request, to=self.to)
         taken = {path for model in models for path in (model.index, *(member.path for member in model.members))}
-        names = self.names([path for path in paths if path not in taken], step.path)
-        for path, name in sorted(names.items(), key=lambda each: _is_other(each[0])):
+        before = {path: os.path.relpath(path, step.path) for path in paths if path not in taken}
+        others = {path for path in before if _is_other(path)}
+        kept = {path for path in before if path in others or FORMAT_OF.get(os.path.splitext(path)[1]) == self.to}
+        wanted = {path: name if path in kept else self.name(path, name) for path, name in before.items()}
+        for path, name in sorted(told_apart(wanted, before).items(), key=lambda each: each[0] in others):
             place = os.path.join(target, name)
             if not self.in_place:
                 make_directory(os.path.dirname(place), durable=False)
-            yield from self.convert_or_copy(path, place, os.path.join(target, os.path.relpath(path, step.path)))
-
-    def names(self, paths: Sequence[str], directory: str) -> dict[str, str]:
-        """What each file becomes, by its path; two that would be one keep their whole names."""
-        before = {path: os.path.relpath(path, directory) for path in paths}
-        wanted = {path: self.name(path, name) for path, name in before.items()}
-        several = [name for name in wanted.values() if list(wanted.values()).count(name) > 1]
-        return {path: f"{before[path]}.{self.to}" if name in several else name for path, name in wanted.items()}
+            same = os.path.join(target, before[path])
+            yield from self.convert_or_copy(path, None if path in kept else place, same)
 
     def name(self, path: str, name: str) -> str:
-        if _is_other(path) or self.is_as_wanted(path):
-            return name
+        """What a file that is converted becomes."""
         if self.to == "fckpt":
             return own_name(name)
         with Source(path) as source:
             return name_before(name, self.to or self.origin(source))
 
-    def is_as_wanted(self, path: str) -> bool:
-        return FORMAT_OF.get(os.path.splitext(path)[1]) == self.to
-
-    def convert_or_copy(self, path: str, target: str, same: str) -> Iterator[Conversion]:
+    def convert_or_copy(self, path: str, target: str | None, same: str) -> Iterator[Conversion]:
         """A file converted to ``target``; if there is nothing to convert, a copy of it, ``same``."""
         reason = ""
-        if not _is_other(path) and not self.is_as_wanted(path):
+        if target is not None:
             to = FORMAT_OF[os.path.splitext(target)[1]]
             try:
                 found = find_finished(path, target, self.request, threads=self.threads) if exists(target) else None

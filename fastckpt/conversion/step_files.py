@@ -7,17 +7,16 @@ converted, and the error comes at the end.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections import Counter
 from collections.abc import Callable, Sequence
 
 from fastckpt.conversion.convert_file import convert_file
 from fastckpt.conversion.finished import find_finished
 from fastckpt.conversion.request import Request
 from fastckpt.conversion.result import Conversion, Format
-from fastckpt.errors import ABOUT_ONE_FILE, FastckptError, UsageError
-from fastckpt.foreign.suffixes import FORMAT_OF, name_before, own_name
+from fastckpt.conversion.step_by_step import step_by_step
+from fastckpt.errors import UsageError
+from fastckpt.foreign.suffixes import FORMAT_OF, name_before, own_name, told_apart
 from fastckpt.io.commit import make_directory
 from fastckpt.io.os_errors import exists, is_directory
 from fastckpt.io.source import Source
@@ -78,21 +77,12 @@ def convert_step_files(
     known = {each.path for each in files}
     # Before anything is written: what is made here may lie beside its source.
     others = [os.path.basename(path) for path in files_by_name(Listing(directory)) if path not in known]
-    done: list[Conversion] = []
-    failures: list[FastckptError] = []
-    for each in chosen:
-        try:
-            done.append(_convert(each.path, target_directory, request, name=targets[each.path], origin=origin))
-        except ABOUT_ONE_FILE as error:
-            failures.append(error)
-    if failures:
-        if len(chosen) > 1:
-            failures[0].message += f" ({len(failures)} of {len(chosen)} files failed; the others are converted)"
-        raise failures[0]
-    if others and step is None:
-        note = f"left out, since their names say no step: {some(others)}"
-        done[0] = dataclasses.replace(done[0], notes=(*done[0].notes, note))
-    return done
+    notes = [f"left out, since their names say no step: {some(others)}"] if others and step is None else []
+
+    def convert(each: CheckpointSet) -> list[Conversion]:
+        return [_convert(each.path, target_directory, request, name=targets[each.path], origin=origin)]
+
+    return step_by_step(chosen, convert, what="files", notes=notes)
 
 
 def _targets(paths: Sequence[str], to: Format | None) -> dict[str, str | None]:
@@ -103,8 +93,7 @@ def _targets(paths: Sequence[str], to: Format | None) -> dict[str, str | None]:
     """
     own = {path: _own_name(os.path.basename(path)) for path in paths}
     if to == "fckpt":
-        several = {name for name, count in Counter(own.values()).items() if count > 1}
-        return {path: f"{os.path.basename(path)}.fckpt" if name in several else name for path, name in own.items()}
+        return {**told_apart(own, {path: os.path.basename(path) for path in paths})}
     by_name = {own[path]: path for path in sorted(paths, key=lambda path: path.endswith(".fckpt"))}
     return {path: None if to is None else name_before(os.path.basename(path), to) for path in by_name.values()}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Literal
 
@@ -42,6 +44,19 @@ def name_before(name: str, to: Format) -> str:
     stem, suffix = os.path.splitext(name)
     kept = FORMAT_OF.get(os.path.splitext(stem)[1].lower())
     return stem if suffix == ".fckpt" and kept == to else f"{stem}.{to}"
+
+
+def told_apart(wanted: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """What each file is called, by its path; of two that would be one, each keeps its whole name under the new suffix.
+
+    Args:
+        wanted: What each shall be called.
+        before: What each is called.
+    """
+    count = Counter(wanted.values())
+    return {
+        path: before[path] + os.path.splitext(name)[1] if count[name] > 1 else name for path, name in wanted.items()
+    }
 
 
 def is_index(path: Place) -> bool:

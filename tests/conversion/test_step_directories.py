@@ -117,6 +117,16 @@ def test_two_files_that_would_be_one_keep_their_names(run: Path, tmp_path: Path)
     assert content(tmp_path / "again" / "step_9") == before
 
 
+def test_two_files_that_would_be_one_on_the_way_back_keep_their_names(tmp_path: Path) -> None:
+    step = tmp_path / "run" / "step_1"
+    step.mkdir(parents=True)
+    for name in ("model.fckpt", "model.pt.fckpt"):
+        torch.save({"w": torch.ones(3)}, tmp_path / "model.pt")
+        fastckpt.convert(tmp_path / "model.pt", step / name)
+    fastckpt.convert(tmp_path / "run", tmp_path / "back")
+    assert sorted(content(tmp_path / "back" / "step_1")) == ["model.fckpt.pt", "model.pt.fckpt.pt"]
+
+
 def test_what_is_for_one_checkpoint_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="for one checkpoint"):
         fastckpt.convert(run, tmp_path / "made", keys="*")
