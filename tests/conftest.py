@@ -7,6 +7,7 @@ import gc
 import os
 import random
 import signal
+import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
@@ -140,3 +141,15 @@ def _locked(path: Path, how: int) -> Iterator[None]:
         # Said, because a child that was forked meanwhile would otherwise hold it too.
         fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
+
+
+@pytest.fixture
+def small_fs(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 1 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(path)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting is not permitted here")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)

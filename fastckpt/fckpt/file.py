@@ -21,6 +21,7 @@ from fastckpt.constants import (
 )
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError
 from fastckpt.fckpt.footer import located, read_footer
+from fastckpt.io.anew import read_until
 from fastckpt.io.open_source import open_source
 from fastckpt.io.source import Openable, Source
 from fastckpt.layout.blocks import PROLOGUE_SIZE, read_prologue
@@ -74,12 +75,12 @@ class CheckpointFile:
         return located(error, offset, self.path)
 
     def _section(self, section: Section) -> bytes:
-        for attempt in range(self.source.attempts):
-            if attempt:
-                self.source.drop_cache()
-            block = self.source.read(*section.extent)
-            if block[-len(section.digest) :] == section.digest:
-                return block
+        def is_right(block: bytes) -> bool:
+            return block[-len(section.digest) :] == section.digest
+
+        block = read_until(self.source, lambda: self.source.read(*section.extent), is_right)
+        if is_right(block):
+            return block
         raise DamagedError(
             f"the section of kind {section.kind} is not the one the footer names",
             expected=section.digest.hex(),

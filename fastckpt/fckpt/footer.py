@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from fastckpt.constants import FOOTER_SIZE, MAGIC_SUPERBLOCK, SUPERBLOCK_SIZE
-from fastckpt.errors import DamagedError, FastckptError, NotACheckpointError
+from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, NotACheckpointError
 from fastckpt.foreign.sniff import not_a_checkpoint, sniff
 from fastckpt.io.source import Source
 from fastckpt.layout.frame import Footer, decode_footer, decode_superblock
@@ -65,6 +65,14 @@ def footer_at_the_end(source: Source) -> Footer:
         if isinstance(error, DamagedError):
             error.message = f"the save was cut short or the end is damaged: {error.message}"
         raise located(error, offset, source.path) from None
+
+
+def footer_if_whole(source: Source) -> Footer | None:
+    """The footer of an open file, or None if that is damaged or cannot be read. Raises UnsupportedVersionError."""
+    try:
+        return footer_at_the_end(source)
+    except (DamagedError, CheckpointIOError):
+        return None
 
 
 def _footer_from_afar(source: Source) -> Footer | None:

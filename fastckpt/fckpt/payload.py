@@ -182,7 +182,7 @@ def _read_raw(source: Source, targets: Sequence[Target], reading: Reading, progr
         at = 0
         for number, target in enumerate(targets):
             first = target.start // LEAF_SIZE
-            count = -(-target.size // LEAF_SIZE)
+            count = count_leaves(target.size)
             actual = moved.leaves[at * 8 : (at + count) * 8]
             expected = target.record.leaves[first * 8 : (first + count) * 8]
             skip = unreadable.get(number, set())

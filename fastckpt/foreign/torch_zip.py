@@ -15,6 +15,7 @@ from fastckpt.foreign.torch_export import EXPORT_CONSTANTS, EXPORT_WEIGHTS, read
 from fastckpt.foreign.torch_export_old import OLD_EXPORT_PROGRAM, open_old_export
 from fastckpt.foreign.torch_state import TorchState, missing_storages, read_state
 from fastckpt.foreign.zip_records import ZipArchive, ZipRecord, folders_of, read_archives
+from fastckpt.io.anew import read_until
 from fastckpt.io.source import Source
 from fastckpt.layout.tree import TensorRef
 from fastckpt.layout.walk import map_tensors
@@ -187,12 +188,14 @@ def _read_record(source: Source, record: ZipRecord, *, limit: int) -> bytes:
         raise UnsupportedStateError(
             f"the record {record.name} is too large to read", expected=f"at most {limit} bytes", actual=record.size
         )
-    for _ in range(source.attempts):
-        raw = source.read(record.offset, record.size, what=f"record {record.name}")
-        crc = zlib.crc32(raw)
-        if record.crc in (0, crc):
-            return raw
-        source.drop_cache()
+    raw = read_until(
+        source,
+        lambda: source.read(record.offset, record.size, what=f"record {record.name}"),
+        lambda raw: record.crc in (0, zlib.crc32(raw)),
+    )
+    crc = zlib.crc32(raw)
+    if record.crc in (0, crc):
+        return raw
     raise DamagedError(
         f"the record {record.name} is damaged: its CRC-32 does not match",
         offset=record.offset,

@@ -27,3 +27,17 @@ def until_right(source: Source, bad: Sequence[T], again: Callable[[Sequence[T]],
         source.drop_cache()  # The wrong ones may be kept: the last bytes of an object come with its first request.
         bad = again(bad)
     return bad
+
+
+def read_until(source: Source, read: Callable[[], bytes], is_right: Callable[[bytes], bool]) -> bytes:
+    """What ``read`` gives; while it is not right it is asked for again, as often as `Source.attempts` says.
+
+    Whoever gets it looks at it, too: of a file here, which has one attempt, nothing is looked at twice.
+    """
+    found = read()
+    for _ in range(source.attempts - 1):
+        if is_right(found):
+            break
+        source.drop_cache()
+        found = read()
+    return found

@@ -10,6 +10,7 @@ from fastckpt import _core
 from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
 from fastckpt.io.ranges import Piece
 from fastckpt.io.transfer import MEMORY, Fault, Move, transfer
+from fastckpt.layout.records import count_leaves
 
 
 class Landing:
@@ -68,7 +69,7 @@ class Landing:
         for number, piece in enumerate(pieces):
             if moved.leaves.nbytes and self._leaves is not None:
                 begin = (self._first_leaf[piece.move] + piece.start // LEAF_SIZE) * LEAF_DIGEST_SIZE
-                size = -(-piece.size // LEAF_SIZE) * LEAF_DIGEST_SIZE
+                size = count_leaves(piece.size) * LEAF_DIGEST_SIZE
                 self._leaves[begin : begin + size] = moved.leaves[at : at + size]
                 at += size
             with self._lock:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from itertools import accumulate
 from typing import Any, Final, TypeVar
 
-from fastckpt.constants import LEAF_DIGEST_SIZE, LEAF_SIZE
+from fastckpt.constants import LEAF_DIGEST_SIZE
 from fastckpt.errors import DamagedError, NotACheckpointError, UsageError
 from fastckpt.io.fetches import Ahead, Fetches, RemoteSlots
 from fastckpt.io.landing import Landing
@@ -22,6 +22,7 @@ from fastckpt.io.source import Identity, Source
 from fastckpt.io.space import check_space
 from fastckpt.io.transfer import Move, Moved, Progress
 from fastckpt.layout.blocks import Extent
+from fastckpt.layout.records import count_leaves
 from fastckpt.remote import failures
 from fastckpt.remote.path import RemotePath
 from fastckpt.remote.waiting import call
@@ -262,7 +263,7 @@ class RemoteSource(Source):
             )
         self._require_open()
         moves = [*moves]
-        first_leaf = [0, *accumulate(-(-move.size // LEAF_SIZE) for move in moves)]
+        first_leaf = [0, *accumulate(count_leaves(move.size) for move in moves)]
         digests = bytearray(LEAF_DIGEST_SIZE * first_leaf[-1] if leaves else 0)
         sums = array("I", bytes(4 * len(moves) if crcs else 0))
         landing = Landing(

@@ -17,7 +17,7 @@ from fastckpt.constants import (
 )
 from fastckpt.errors import CheckpointIOError, DamagedError, FastckptError, UnsupportedVersionError
 from fastckpt.fckpt.file import CheckpointFile
-from fastckpt.fckpt.footer import footer_at_the_end
+from fastckpt.fckpt.footer import footer_at_the_end, footer_if_whole
 from fastckpt.fckpt.remains import scan
 from fastckpt.fckpt.sections import SECTION_KINDS, finding_of, require_sealed
 from fastckpt.findings import Finding
@@ -138,7 +138,7 @@ def open_inside(source: Source, *, threads: int) -> InsideRemains | None:
     """
     if source.far or source.unpacked is not None or kind_of(source) not in (None, "fckpt"):
         return None
-    footer = _footer(source)
+    footer = footer_if_whole(source)
     if footer is not None:
         section = footer.section(SECTION_PARITY)
         if section is None:
@@ -158,13 +158,6 @@ def open_inside(source: Source, *, threads: int) -> InsideRemains | None:
         what = "parity of several saves stands in it" if whole else "the digests in the parity inside are damaged"
         raise DamagedError(f"{what}, so nothing proves what was saved", path=source.path)
     return InsideRemains(source, *whole[0], threads)
-
-
-def _footer(source: Source) -> Footer | None:
-    try:
-        return footer_at_the_end(source)
-    except (DamagedError, CheckpointIOError):
-        return None
 
 
 def _require_known(footer: Footer, path: str) -> None:

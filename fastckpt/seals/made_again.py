@@ -19,8 +19,8 @@ from fastckpt.constants import (
     SECTION_SOURCE,
     SUPERBLOCK_SIZE,
 )
-from fastckpt.errors import CheckpointIOError, DamagedError
-from fastckpt.fckpt.footer import footer_at_the_end
+from fastckpt.errors import DamagedError
+from fastckpt.fckpt.footer import footer_if_whole
 from fastckpt.fckpt.remains import read_block, scan
 from fastckpt.fckpt.tail import write_tail
 from fastckpt.io.beginning import Beginning
@@ -94,11 +94,8 @@ def _structure(healed: Source, section: ParitySection, threads: int) -> tuple[by
 
 def _require_same_footer(source: Source, made: bytes) -> None:
     """Raise DamagedError if the footer of the damaged file is whole, and another one."""
-    try:
-        footer = footer_at_the_end(source)
-    except (DamagedError, CheckpointIOError):
-        return
-    if encode_footer(footer) != made:
+    footer = footer_if_whole(source)
+    if footer is not None and encode_footer(footer) != made:
         raise DamagedError("the end of the file that was made again is not the one that is there", path=source.path)
 
 

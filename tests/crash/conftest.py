@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from crash_lab import CrashLab, OpenLab, compile_shim
+from crash_lab import CrashLab, Host, OpenLab, compile_shim
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +28,11 @@ def open_lab(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
             return labs[script]
 
         yield open_lab
+
+
+@pytest.fixture(scope="module")
+def repair_host(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]]:
+    """Runs repairs, and the directory that they are in."""
+    root = tmp_path_factory.mktemp("repair").resolve()
+    with Host(Path(__file__).parent / "repair_file.py", root, shim) as running:
+        yield running, root

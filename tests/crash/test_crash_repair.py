@@ -15,7 +15,6 @@ from crash_lab import TEMP_SUFFIX, Action, Host, Outcome
 
 import fastckpt
 
-HERE = Path(__file__).parent
 GOOD = random.Random(1).randbytes(300_000)
 
 
@@ -34,18 +33,11 @@ def sealed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def host(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]]:
-    root = tmp_path_factory.mktemp("repair").resolve()
-    with Host(HERE / "repair_file.py", root, shim) as running:
-        yield running, root
-
-
 def at_every_call(
-    host: tuple[Host, Path], sealed: Path, version: int, action: Action, every: int, error: int = 0
+    repair_host: tuple[Host, Path], sealed: Path, version: int, action: Action, every: int, error: int = 0
 ) -> Iterator[Outcome]:
     """Repair with the action at every so many-th call, until there are no more."""
-    running, root = host
+    running, root = repair_host
     for number in range(1 + (every > 1), 1000, every):
         shutil.rmtree(root)
         shutil.copytree(sealed, root)
@@ -81,10 +73,10 @@ def check(root: Path, sealed: Path, version: int) -> None:
         pytest.param(1, Action.TEAR, 5, marks=pytest.mark.slow),
     ],
 )
-def test_killed(host: tuple[Host, Path], sealed: Path, version: int, action: Action, every: int) -> None:
+def test_killed(repair_host: tuple[Host, Path], sealed: Path, version: int, action: Action, every: int) -> None:
     """At each of its calls in the long form; else at some of them."""
-    running, root = host
-    for _ in at_every_call(host, sealed, version, action, every):
+    running, root = repair_host
+    for _ in at_every_call(repair_host, sealed, version, action, every):
         check(root, sealed, version)
         assert running.run(root / "f", version).how == "saved"
         check(root, sealed, version)
@@ -97,10 +89,10 @@ def test_killed(host: tuple[Host, Path], sealed: Path, version: int, action: Act
 @pytest.mark.parametrize("every", [17, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("action", [Action.FAIL, Action.FAIL_FROM])
-def test_failing(host: tuple[Host, Path], sealed: Path, error: int, action: Action, every: int) -> None:
+def test_failing(repair_host: tuple[Host, Path], sealed: Path, error: int, action: Action, every: int) -> None:
     """One call, or all from one on: a typed error, and no temporary file where it can be removed."""
-    _, root = host
-    for outcome in at_every_call(host, sealed, 1, action, every, error):
+    _, root = repair_host
+    for outcome in at_every_call(repair_host, sealed, 1, action, every, error):
         check(root, sealed, 1)
         assert outcome.how in ("saved", "typed error"), outcome
         if action is Action.FAIL:
@@ -109,9 +101,9 @@ def test_failing(host: tuple[Host, Path], sealed: Path, error: int, action: Acti
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("every", [13, pytest.param(3, marks=pytest.mark.slow)])
-def test_interrupted(host: tuple[Host, Path], sealed: Path, every: int) -> None:
-    _, root = host
-    for outcome in at_every_call(host, sealed, 1, Action.INTERRUPT, every):
+def test_interrupted(repair_host: tuple[Host, Path], sealed: Path, every: int) -> None:
+    _, root = repair_host
+    for outcome in at_every_call(repair_host, sealed, 1, Action.INTERRUPT, every):
         check(root, sealed, 1)
         assert outcome.how in ("saved", "KeyboardInterrupt"), outcome
         assert not [path for path in root.iterdir() if path.name.endswith(TEMP_SUFFIX)], outcome

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,6 @@ from crash_lab import TEMP_SUFFIX, Action, Host
 torch = pytest.importorskip("torch")
 
 import fastckpt  # noqa: E402
-
-HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +29,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes]:
     return good, bytes(damaged)
 
 
-@pytest.fixture(scope="module")
-def host(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Host, Path]]:
-    root = tmp_path_factory.mktemp("repair").resolve()
-    with Host(HERE / "repair_file.py", root, shim) as running:
-        yield running, root
-
-
 @pytest.mark.parametrize(
     ("version", "action", "every"),
     [
@@ -48,8 +38,10 @@ def host(shim: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple
         pytest.param(2, Action.KILL, 1, marks=pytest.mark.slow),
     ],
 )
-def test_killed(host: tuple[Host, Path], files: tuple[bytes, bytes], version: int, action: Action, every: int) -> None:
-    running, root = host
+def test_killed(
+    repair_host: tuple[Host, Path], files: tuple[bytes, bytes], version: int, action: Action, every: int
+) -> None:
+    running, root = repair_host
     good, damaged = files
     for number in range(2, 1000, every):
         shutil.rmtree(root)

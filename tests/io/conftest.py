@@ -1,10 +1,9 @@
-"""Fixtures for tests of files: another user's rights, a small file system."""
+"""Fixtures for tests of files: another user's rights, and a file to replace."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -47,18 +46,6 @@ def _unprivileged() -> Iterator[None]:
 def unprivileged() -> Callable[[], AbstractContextManager[None]]:
     """Within it, root has the rights of nobody; any other user keeps their own."""
     return _unprivileged
-
-
-@pytest.fixture
-def small_fs(tmp_path: Path) -> Iterator[Path]:
-    """An empty file system of 1 MiB."""
-    path = tmp_path / "small"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(path)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting is not permitted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
 
 
 @pytest.fixture

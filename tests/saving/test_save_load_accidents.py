@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -104,17 +103,6 @@ def test_no_permission(tmp_path: Path) -> None:
         os.seteuid(0)
     assert path.read_bytes() == before
     assert len(list(path.parent.iterdir())) == 1
-
-
-@pytest.fixture
-def small_fs(tmp_path: Path) -> Any:
-    path = tmp_path / "small"
-    path.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(path)]
-    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting is not permitted here")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
 
 
 @pytest.mark.parametrize("codec", ["none", "zstd", "planes"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 
 from fastckpt.constants import LEAF_SIZE as LEAF
@@ -58,3 +59,15 @@ def nothing(raw: bytearray, rng: random.Random, unit: int) -> None:
 KINDS: list[Callable[[bytearray, random.Random, int], None]] = [
     flips, burst, hole, sectors, cut, longer, shifted, nothing
 ]  # fmt: skip
+
+
+def run_cases(cases: int, run: Callable[[int], str]) -> Counter[str]:
+    """How often a case became what; ``run`` is given the number of each, which an error names."""
+    became: Counter[str] = Counter()
+    for seed in range(cases):
+        try:
+            became[run(seed)] += 1
+        except BaseException as error:
+            error.add_note(f"case {seed}")
+            raise
+    return became

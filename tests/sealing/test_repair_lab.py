@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 import reference_reader
-from random_damage import KINDS, burst, flips, hole, nothing, sectors
+from random_damage import KINDS, burst, flips, hole, nothing, run_cases, sectors
 
 import fastckpt
 from fastckpt.constants import LEAF_SIZE, SEAL_ROWS
@@ -164,12 +164,6 @@ def _compare(good: Good, damaged: bytes, sums: bytes, path: Path, out: Path) -> 
 
 @pytest.mark.parametrize("cases", [CASES or 150, pytest.param(1000, marks=pytest.mark.thorough)])
 def test_cases(goods: list[Good], cases: int, tmp_path: Path) -> None:
-    became: Counter[str] = Counter()
-    for seed in range(cases):
-        try:
-            became[run_case(goods, seed, tmp_path)] += 1
-        except BaseException as error:
-            error.add_note(f"case {seed}")
-            raise
+    became = run_cases(cases, lambda seed: run_case(goods, seed, tmp_path))
     assert {"healed", "partly healed", "not healed", "nothing", "no digests"} <= became.keys(), became
     assert became["healed"] > cases / 4, became
